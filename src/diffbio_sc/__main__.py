@@ -1,0 +1,3 @@
+from diffbio_sc._cli import main
+
+raise SystemExit(main())

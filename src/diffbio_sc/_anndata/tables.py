@@ -1,0 +1,63 @@
+"""Reading labels, numbers and coordinates, checked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def _column(frame: pd.DataFrame, key: str, name: str) -> pd.Series:
+    if key not in frame:
+        raise KeyError(f"{name} has no column {key!r}; columns: {list(map(str, frame.columns))}.")
+    return frame[key]
+
+
+def read_labels(frame: pd.DataFrame, key: str, *, name: str) -> tuple[np.ndarray, list[str]]:
+    """Codes (-1: missing) and names of a column of labels; names in categorical order, else sorted."""
+    column = _column(frame, key, name)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.cat.remove_unused_categories()
+        categories = [str(label) for label in column.cat.categories]
+        codes = column.cat.codes.to_numpy()
+    else:
+        missing = column.isna().to_numpy()
+        text = column.astype(str).to_numpy(dtype=object)
+        categories = sorted(set(text[~missing]))
+        codes = pd.Index(categories, dtype=object).get_indexer(pd.Index(text, dtype=object))
+        codes = np.where(missing, -1, codes)
+    if not categories:
+        raise ValueError(f"{name}[{key!r}] has no labels: all of its {len(column)} values are missing.")
+    return codes.astype(np.int32), categories
+
+
+def read_numbers(frame: pd.DataFrame, key: str, *, name: str, positive: bool = False) -> np.ndarray:
+    """Finite numbers of a column, in float64."""
+    column = _column(frame, key, name)
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(values) | ((values <= 0) if positive else False)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"{name}[{key!r}] must hold {'positive ' if positive else ''}finite numbers, found {column.iloc[first]!r} "
+            f"at {frame.index[first]!r} ({int(bad.sum())} such values)."
+        )
+    return values
+
+
+def read_coordinates(adata: AnnData, key: str) -> np.ndarray:
+    """Coordinates (observations, 2 or 3) from ``adata.obsm``, finite, in float64."""
+    if key not in adata.obsm:
+        raise KeyError(f"adata.obsm has no {key!r}; keys: {list(adata.obsm.keys())}.")
+    values = np.asarray(adata.obsm[key], dtype=np.float64)
+    if values.ndim != 2 or values.shape[1] not in (2, 3):
+        raise ValueError(f"adata.obsm[{key!r}] must have 2 or 3 columns, found shape {values.shape}.")
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        names = list(adata.obs_names[bad][:5])
+        raise ValueError(f"adata.obsm[{key!r}] must be finite, found {int(bad.sum())} bad rows, first: {names}.")
+    return values

@@ -1,0 +1,1 @@
+from ._pbmc_tissue import pbmc_tissue

@@ -1,0 +1,1 @@
+from . import count_likelihoods, count_regression, quadratic, signatures, spike_and_slab

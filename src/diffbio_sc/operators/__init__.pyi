@@ -1,0 +1,2 @@
+from . import multiomics
+from ._operator import FitReport, NotFittedWarning, Operator, OperatorConfig

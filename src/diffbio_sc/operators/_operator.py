@@ -1,0 +1,322 @@
+"""The contract that all operators keep: configuration, ``apply``, ``loss``, ``fit``, and one-file saving."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from diffbio_sc.operators import _storage
+from diffbio_sc.operators._config import OperatorConfig
+
+__all__ = [
+    "FILE_FORMAT",
+    "FitReport",
+    "FittedStatistic",
+    "NotFittedWarning",
+    "Operator",
+    "OperatorConfig",
+    "as_float_array",
+    "check_axis_size",
+]
+
+FILE_FORMAT = 1
+
+
+class NotFittedWarning(UserWarning):
+    """A network was applied before it was fitted."""
+
+
+class FitReport(NamedTuple):
+    """What a fit did.
+
+    Attributes
+    ----------
+    history
+        Curves by name, one value a step.
+    converged
+        Whether the stopping rule was met before the steps ran out.
+    steps
+        Steps (rounds, epochs) taken.
+    seconds
+        Wall time.
+    """
+
+    history: dict[str, np.ndarray]
+    converged: bool
+    steps: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report in types that h5ad and zarr store."""
+        history = {name: np.asarray(curve, dtype=np.float64) for name, curve in self.history.items()}
+        return {
+            "history": history,
+            "converged": bool(self.converged),
+            "steps": int(self.steps),
+            "seconds": float(self.seconds),
+        }
+
+    def __repr__(self) -> str:
+        ending = "converged" if self.converged else "not converged"
+        curves = [
+            f"{name} {curve[0]:.6g} -> {curve[-1]:.6g}" for name, curve in self.history.items() if np.size(curve) > 0
+        ]
+        return f"FitReport({', '.join([ending, f'{self.steps} steps', f'{self.seconds:.3g} s', *curves])})"
+
+
+class FittedStatistic(nnx.Variable):
+    """A quantity that ``fit`` estimates from data and that no gradient step changes."""
+
+
+def as_float_array(data: Mapping[str, Any], key: str, ranks: Iterable[int]) -> Float[Array, "..."]:
+    """Return ``data[key]`` as a floating-point array, checking its number of axes.
+
+    Parameters
+    ----------
+    data
+        Arrays by name; integers, booleans, lists and numpy arrays are taken too.
+    key
+        Name of the array.
+    ranks
+        Numbers of axes that are allowed.
+
+    Returns
+    -------
+    The array: float32, or as it was if already of a JAX floating-point type.
+
+    Raises
+    ------
+    TypeError
+        If the value is sparse or does not hold real numbers.
+    ValueError
+        If the number of axes is another.
+    """
+    value = data[key]
+    _refuse_sparse(key, value)
+    if not isinstance(value, jax.Array):
+        value = np.asarray(value)
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"data[{key!r}] must hold real numbers, found dtype {value.dtype}.")
+    array = jnp.asarray(value)
+    ranks = tuple(ranks)
+    if array.ndim not in ranks:
+        raise ValueError(f"data[{key!r}] must have {' or '.join(map(str, ranks))} axes, found shape {array.shape}.")
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(jnp.float32)
+
+
+def check_axis_size(key: str, array: Array, axis: int, size: int, meaning: str) -> None:
+    """Raise ValueError unless ``array`` has ``size`` entries along ``axis``.
+
+    Parameters
+    ----------
+    key
+        Name of the array in ``data``.
+    array
+        The array.
+    axis
+        Axis to check, may be negative.
+    size
+        Entries expected.
+    meaning
+        Where the expectation comes from, as in ``"config.n_genes"``.
+    """
+    if array.shape[axis] != size:
+        raise ValueError(
+            f"data[{key!r}] must have {size} entries along axis {axis} ({meaning}), found shape {array.shape}."
+        )
+
+
+class Operator(nnx.Module):
+    """A differentiable operator on a dict of arrays.
+
+    Subclasses set the class attributes and write ``__call__`` (the new outputs), ``loss``, and ``fit`` where a
+    better method than gradient descent exists.
+
+    Parameters
+    ----------
+    config
+        Settings of the operator.
+    rngs
+        Random streams of the initial parameters.
+
+    Attributes
+    ----------
+    config_class
+        Class that ``config`` must have.
+    required_keys, optional_keys
+        Names that the operator reads from ``data``.
+    is_network
+        Whether the outputs mean nothing before training. Such an operator warns when it is applied unfitted.
+    loss_takes_weights
+        Whether ``loss`` is an average over samples that follows ``data["sample_weight"]`` when that is there.
+        :func:`diffbio_sc.training.train` says what it does with it.
+    """
+
+    config_class: ClassVar[type[OperatorConfig]] = OperatorConfig
+    required_keys: ClassVar[tuple[str, ...]] = ()
+    optional_keys: ClassVar[tuple[str, ...]] = ()
+    is_network: ClassVar[bool] = False
+    loss_takes_weights: ClassVar[bool] = False
+
+    def __init__(self, config: OperatorConfig, *, rngs: nnx.Rngs):
+        if not isinstance(config, self.config_class):
+            raise TypeError(
+                f"{type(self).__name__} takes a {self.config_class.__name__}, found {type(config).__name__}."
+            )
+        self.config = config
+        if self.is_network:
+            # An array, not a Python bool: it is saved with the rest, and setting it compiles nothing anew.
+            self.fitted = FittedStatistic(jnp.zeros((), bool))
+
+    def apply(
+        self, data: Mapping[str, Any], state: Any = None, metadata: Any = None
+    ) -> tuple[dict[str, Any], Any, Any]:
+        """Add the operator's outputs to ``data``.
+
+        Parameters
+        ----------
+        data
+            Arrays by name. Names that the operator does not know pass through.
+        state, metadata
+            Passed through unchanged.
+
+        Returns
+        -------
+        The inputs and outputs in one dict, ``state`` and ``metadata``.
+
+        Raises
+        ------
+        KeyError
+            If a required name is missing.
+        TypeError
+            If an input of the operator is a sparse matrix.
+
+        Warns
+        -----
+        NotFittedWarning
+            If the operator is a network that was neither fitted nor marked so.
+        """
+        self.check_keys(data)
+        self._warn_if_unfitted()
+        return {**data, **self(data)}, state, metadata
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Array]:
+        """Return the new outputs alone."""
+        raise NotImplementedError(f"{type(self).__name__} is abstract: it has no __call__.")
+
+    def loss(self, data: Mapping[str, Any]) -> Float[Array, ""]:
+        """Return the scalar that ``fit`` lowers."""
+        raise NotImplementedError(f"{type(self).__name__} is abstract: it has no loss.")
+
+    def fit(self, data: Mapping[str, Any], *arguments: Any, **options: Any) -> FitReport:
+        """Lower ``loss`` by gradient descent on minibatches.
+
+        Parameters
+        ----------
+        data
+            Arrays by name, samples along the first axis.
+        arguments, options
+            Further arguments of :func:`diffbio_sc.training.train`.
+
+        Returns
+        -------
+        History, whether the stopping rule was met, epochs and seconds.
+        """
+        from diffbio_sc.training.loop import train
+
+        return train(self, data, *arguments, **options)
+
+    def check_keys(self, data: Mapping[str, Any]) -> None:
+        """Raise KeyError if a required key is missing, TypeError if an input is sparse."""
+        missing = [key for key in self.required_keys if key not in data]
+        if missing:
+            needed = ", ".join(f"data[{key!r}]" for key in missing)
+            raise KeyError(f"{type(self).__name__} needs {needed}; found the keys {sorted(map(str, data))}.")
+        for key in (*self.required_keys, *self.optional_keys):
+            if key in data:
+                _refuse_sparse(key, data[key])
+
+    def mark_fitted(self) -> None:
+        """Say that the parameters are trained, after a training loop of one's own; ``fit`` does so itself."""
+        if self.is_network:
+            self.fitted[...] = jnp.ones((), bool)
+
+    def _warn_if_unfitted(self) -> None:
+        if not self.is_network:
+            return
+        # Traced variables mean that the operator is just being trained, or that the flag cannot be read.
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(nnx.state(self))):
+            return
+        if not bool(self.fitted[...]):
+            warnings.warn(
+                f"{type(self).__name__} is a network that was not fitted: its outputs come from initial parameters. "
+                "Call fit(), or load a fitted one; after training in your own loop call mark_fitted().",
+                NotFittedWarning,
+                stacklevel=3,
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write configuration and all variables into one file (``.npz``, no pickle), at exactly ``path``.
+
+        Parameters
+        ----------
+        path
+            File to write; its folder must exist. An existing file is replaced in one step.
+        """
+        header = {"kind": "operator", "format": FILE_FORMAT, **self.identity()}
+        _storage.write_file(path, header, _storage.variables(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, rngs: nnx.Rngs | None = None) -> Self:
+        """Read an operator that ``save`` wrote.
+
+        Parameters
+        ----------
+        path
+            File to read.
+        rngs
+            Random streams to build the operator with before its variables, random keys included, are replaced by
+            the saved ones. Needed only if the operator keeps streams of other names than the default.
+
+        Returns
+        -------
+        The operator, with the same outputs bit for bit.
+
+        Raises
+        ------
+        ValueError
+            If the file holds another operator, another format, or other arrays than the configuration asks for.
+        """
+        where = repr(os.fspath(path))
+        header, arrays = _storage.read_file(path, kind="operator", newest_format=FILE_FORMAT)
+        if header["operator"] != cls.__name__:
+            raise ValueError(f"{where} holds a {header['operator']}, not a {cls.__name__}.")
+        try:
+            config = cls.config_class.from_dict(header["config"])
+        except ValueError as error:
+            raise ValueError(f"{where}, written by diffbio_sc {header['version']}: {error}") from error
+        operator = cls(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
+        nnx.update(operator, _storage.restore(nnx.state(operator), arrays, where=where))
+        return operator
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a file needs to say about this operator: class name, package version and configuration."""
+        from diffbio_sc import __version__
+
+        return {"operator": type(self).__name__, "version": __version__, "config": self.config.to_dict()}
+
+
+def _refuse_sparse(key: str, value: Any) -> None:
+    if hasattr(value, "tocsr"):
+        raise TypeError(
+            f"data[{key!r}] is a scipy sparse matrix, operators take arrays: pass data[{key!r}].toarray(), "
+            "or use the function of diffbio_sc.tl, which streams sparse matrices."
+        )

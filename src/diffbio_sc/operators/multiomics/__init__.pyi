@@ -1,0 +1,1 @@
+from .spatial_deconvolution import SpatialDeconvolution, SpatialDeconvolutionConfig

@@ -1,0 +1,591 @@
+"""Cell-type composition of spatial spots, by regression of counts on reference profiles.
+
+The model. The counts of gene g in spot s are negative binomial with
+
+    mean       m_sg = d_s * sum_k w_sk * mu_kg
+    variance   m_sg * (1 + alpha * m_sg)
+    signature  mu_kg = p_kg * gamma_g * theta_kg
+
+where d_s is the spot's depth, w_sk >= 0 the share of its RNA from type k, p_k the reference profile scaled to sum 1,
+gamma_g a factor of the gene between the two platforms and theta_kg what sets the type in this tissue apart from the
+type in the reference. Proportions are w_sk divided by the row sums of the reference profiles: profiles in counts a
+cell give fractions of cells, profiles that sum to one give fractions of RNA.
+
+Untrained, gamma and theta are 1 and the operator returns the optimum of the regression. ``fit`` estimates
+
+1. gamma from the counts of all spots summed (a robust regression on the log scale), and again from the spots, as far as
+   the sum leaves the composition open;
+2. theta by expectation maximisation under a Gamma prior at 1, without what other signatures could explain as well
+   (a mixture of signatures is not a new signature);
+3. how often each type is present, which turns the regression's estimate into a posterior mean (spike and slab).
+
+The platform factor and the likelihood follow RCTD (Cable et al. 2022, Nature Biotechnology 40:517) and cell2location
+(Kleshchevnikov et al. 2022, Nature Biotechnology 40:661); estimating signatures on the spots follows the idea of
+BayesPrism (Chu et al. 2022, Nature Cancer 3:505).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from diffbio_sc.numerics import count_likelihoods, count_regression, signatures
+from diffbio_sc.numerics.spike_and_slab import learn_presence, spike_and_slab
+from diffbio_sc.operators._operator import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
+
+FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all of a large slide
+_GENE_BUCKET = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpatialDeconvolutionConfig(OperatorConfig):
+    """Settings of :class:`SpatialDeconvolution`.
+
+    Parameters
+    ----------
+    n_cell_types
+        Number of cell types, rows of the reference.
+    n_genes
+        Number of genes, columns of both inputs.
+    hidden_dim
+        Width of the learnable correction of the log proportions; 0 leaves it out. It is exactly 0 until trained.
+    temperature
+        1 gives the regression's proportions; towards 0 each spot gets its largest type alone, above 1 they even out.
+    dispersion
+        Initial overdispersion alpha of the counts.
+    solver_steps
+        Steps of Fisher scoring in the regression.
+    fit_rounds
+        Rounds of ``fit``.
+    prior_counts
+        Strength of the prior of theta: the counts with which each entry is drawn to 1.
+    relative_prior
+        Strength of the prior of theta that grows with the data, times types / genes: the fewer genes there are for
+        each type, the less the spots can say about signatures.
+    """
+
+    n_cell_types: int = 10
+    n_genes: int = 2000
+    hidden_dim: int = 128
+    temperature: float = 1.0
+    dispersion: float = 0.05
+    solver_steps: int = 8
+    fit_rounds: int = 30
+    prior_counts: float = 10.0
+    relative_prior: float = 10.0
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the field, if a value is not allowed."""
+        self.require_integers("n_cell_types", "n_genes", "solver_steps", "fit_rounds")
+        self.require_integers("hidden_dim", minimum=0)
+        self.require_positive("temperature", "dispersion", "prior_counts")
+        self.require_positive("relative_prior", zero_allowed=True)
+
+
+class SpotSolution(NamedTuple):
+    """Regression of a block of spots.
+
+    Attributes
+    ----------
+    weights
+        Share of the spot's RNA from each type; sums to about 1.
+    deviation
+        Standard deviation of each weight with the others held, inflated where the model misfits the spot.
+    inflation
+        Variance with the others free over variance with the others held; at least 1.
+    misfit
+        Pearson's chi-square over its degrees of freedom.
+    explained
+        Share of the deviance from the tissue's mean profile that the mixture explains.
+    """
+
+    weights: Float[Array, "spots types"]
+    deviation: Float[Array, "spots types"]
+    inflation: Float[Array, "spots types"]
+    misfit: Float[Array, " spots"]
+    explained: Float[Array, " spots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpotSolver:
+    """The regression of blocks of spots on fixed signatures: compiled, on host arrays, picklable.
+
+    Parameters
+    ----------
+    signatures
+        Signatures mu (types, genes).
+    dispersion
+        Overdispersion alpha.
+    steps
+        Steps of Fisher scoring.
+    """
+
+    signatures: np.ndarray
+    dispersion: float
+    steps: int
+
+    def __call__(
+        self,
+        counts: np.ndarray,
+        prior_mean: np.ndarray | None = None,
+        prior_precision: np.ndarray | None = None,
+    ) -> SpotSolution:
+        """Regress a block of spots; a Gaussian prior of the weights may be given, such as the neighbours' mean."""
+        spots, genes = counts.shape
+        types = len(self.signatures)
+        shape = (_spot_bucket(spots), _bucket(genes, _GENE_BUCKET))
+        if prior_mean is None or prior_precision is None:
+            prior_mean, prior_precision = np.zeros((spots, types)), np.zeros(types)
+        solution = _solve_block(
+            _pad(counts.astype(np.float32, copy=False), shape),
+            _pad(self.signatures, (types, shape[1])),
+            np.float32(self.dispersion),
+            _pad(np.ones(genes, np.float32), (shape[1],)),
+            _pad(prior_mean.astype(np.float32), (shape[0], types)),
+            prior_precision.astype(np.float32),
+            self.steps,
+        )
+        return SpotSolution(*(np.asarray(part)[:spots] for part in solution))
+
+
+class SpatialDeconvolution(Operator):
+    """Cell-type proportions of spots, by a count regression on reference profiles that can be trained.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    rngs
+        Random streams; the ``params`` stream makes the correction network.
+
+    Notes
+    -----
+    Inputs of ``apply``: ``spatial_expression`` (spots, genes), one spot (genes,) or batches (..., genes), counts;
+    ``reference_profiles`` (types, genes).
+
+    Outputs: ``proportions`` (spots, types), rows sum to 1; ``reconstructed`` (spots, genes), expected counts;
+    ``proportions_std``; ``abundance``, the coefficients of the reference profiles before scaling to sum 1. A spot
+    without counts gets equal proportions here; :func:`diffbio_sc.tl.deconvolve` reports it as missing.
+
+    Gradients run through the regression by implicit differentiation, to counts, profiles and parameters.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from diffbio_sc.operators.multiomics import SpatialDeconvolution, SpatialDeconvolutionConfig
+    >>> profiles = jnp.array([[8.0, 1.0, 1.0], [1.0, 1.0, 8.0]])
+    >>> operator = SpatialDeconvolution(
+    ...     SpatialDeconvolutionConfig(n_cell_types=2, n_genes=3), rngs=nnx.Rngs(0)
+    ... )
+    >>> counts = 10 * (jnp.array([[0.25, 0.75]]) @ profiles)
+    >>> result, _, _ = operator.apply({"spatial_expression": counts, "reference_profiles": profiles}, {}, None)
+    >>> result["proportions"].round(2).tolist()
+    [[0.25, 0.75]]
+    """
+
+    config_class: ClassVar[type[OperatorConfig]] = SpatialDeconvolutionConfig
+    required_keys: ClassVar[tuple[str, ...]] = ("spatial_expression", "reference_profiles")
+    config: SpatialDeconvolutionConfig
+
+    def __init__(self, config: SpatialDeconvolutionConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        types, genes = config.n_cell_types, config.n_genes
+        self.log_platform = nnx.Param(jnp.zeros(genes))
+        self.log_deviation = nnx.Param(jnp.zeros((types, genes)))
+        self.log_dispersion = nnx.Param(jnp.log(jnp.float32(config.dispersion)))
+        self.correction = Correction(types, genes, config.hidden_dim, rngs=rngs) if config.hidden_dim else None
+        self.fitted = FittedStatistic(jnp.zeros(()))
+        self.presence_probability = FittedStatistic(jnp.full(types, 0.5))
+        self.typical_weight = FittedStatistic(jnp.full(types, 1.0 / types))
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Array]:
+        """Return ``proportions``, ``reconstructed``, ``proportions_std`` and ``abundance``."""
+        counts, profiles = self._inputs(data)
+        leading = counts.shape[:-1]
+        counts = counts.reshape(-1, counts.shape[-1])
+        depth = counts.sum(-1)
+        size = profiles.sum(-1)
+        mu = self.signatures(profiles)
+        dispersion = jnp.exp(self.log_dispersion[...])
+        weights = count_regression.regression_weights(counts, depth, mu, dispersion, self.config.solver_steps)
+        solution = _diagnose(
+            *jax.lax.stop_gradient((weights, counts, depth, mu, dispersion)), jnp.ones(counts.shape[1], counts.dtype)
+        )
+        deviation = jnp.where(solution.deviation > 0, solution.deviation, 1.0)
+        posterior = spike_and_slab(weights, deviation, self.presence_probability[...], self.typical_weight[...])
+        fitted = self.fitted[...] > 0
+        weights = jnp.where(fitted, posterior.mean, weights)
+        variance = jnp.where(fitted, posterior.variance, deviation**2) * solution.inflation
+
+        coefficients = weights / size
+        total = coefficients.sum(-1, keepdims=True)
+        empty = (depth <= 0)[:, None] | (total <= 0)
+        coefficients = jnp.where(empty, 1.0, coefficients)
+        proportions = self._proportions(coefficients, counts, depth)
+        abundance = jnp.where(empty, 0.0, depth[:, None] * total) * proportions
+        result = {
+            "proportions": proportions,
+            "reconstructed": abundance @ (mu * size[:, None]),
+            "proportions_std": proportion_deviation(coefficients, variance / size**2),
+            "abundance": abundance,
+        }
+        return {name: value.reshape(*leading, -1) for name, value in result.items()}
+
+    def loss(self, data: Mapping[str, Any]) -> Float[Array, ""]:
+        """Negative log-likelihood of the reconstruction, a spot and gene."""
+        counts, profiles = self._inputs(data)
+        mean = self({"spatial_expression": counts, "reference_profiles": profiles})["reconstructed"]
+        dispersion = jnp.exp(self.log_dispersion[...])
+        return -count_likelihoods.negative_binomial_log_likelihood(counts, mean, dispersion).mean()
+
+    def fit(
+        self,
+        data: Mapping[str, Any],
+        *,
+        platform_effect: bool = True,
+        refine: bool = True,
+        cells: np.ndarray | None = None,
+        max_spots: int = FIT_SPOTS,
+        rng: int | np.random.Generator = 0,
+    ) -> FitReport:
+        """Estimate platform effect, signatures and presence of types from spots.
+
+        Parameters
+        ----------
+        data
+            ``spatial_expression`` (spots, genes) and ``reference_profiles`` (types, genes).
+        platform_effect
+            Whether to estimate gamma.
+        refine
+            Whether to estimate theta.
+        cells
+            Cells in each spot, if known.
+        max_spots
+            Signatures are estimated on at most so many spots, drawn at random.
+        rng
+            Seed or generator of that draw.
+
+        Returns
+        -------
+        Report with the deviance a count of each round.
+        """
+        started = time.perf_counter()
+        self.check_keys(data)
+        counts, profiles = self._inputs(data)
+        if counts.ndim != 2:
+            raise ValueError(f"fit needs data['spatial_expression'] of shape (spots, genes), found {counts.shape}.")
+        sample = np.asarray(counts)
+        sample = sample[sample.sum(1) > 0]
+        if not len(sample):
+            raise ValueError("fit needs at least one spot with counts, data['spatial_expression'] has none.")
+        if len(sample) > max_spots:
+            generator = np.random.default_rng(rng)
+            sample = sample[np.sort(generator.choice(len(sample), max_spots, replace=False))]
+        history, converged = self._fit_signatures(sample, profiles, platform_effect, refine)
+        solution = self.solve(counts, profiles)
+        filled = np.asarray(counts.sum(-1)) > 0
+        self.set_presence(
+            np.asarray(solution.weights)[filled],
+            np.asarray(solution.deviation)[filled],
+            None if cells is None else np.asarray(cells)[filled],
+        )
+        return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
+
+    def fit_signatures(
+        self, counts: np.ndarray, profiles: np.ndarray, *, platform_effect: bool = True, refine: bool = True
+    ) -> FitReport:
+        """Estimate gamma and theta alone, on exactly these spots (all with counts)."""
+        started = time.perf_counter()
+        history, converged = self._fit_signatures(counts, jnp.asarray(profiles), platform_effect, refine)
+        return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
+
+    def adapt_platform(self, counts: np.ndarray, profiles: np.ndarray) -> None:
+        """Re-estimate gamma alone on one slide, starting from and drawn to the present one."""
+        counts = np.asarray(counts, np.float32)
+        base = np.asarray(self.signatures(jnp.asarray(profiles)))
+        log_platform, _, _ = self._rounds(
+            counts, base, np.zeros(counts.shape[1]), spread=0.3, openness=1.0, refine=False, platform_effect=True
+        )
+        self.log_platform[...] = self.log_platform[...] + jnp.asarray(log_platform)
+
+    def solve(
+        self,
+        counts: Float[Array, "spots genes"],
+        profiles: Float[Array, "types genes"],
+        prior_mean: np.ndarray | None = None,
+        prior_precision: np.ndarray | None = None,
+    ) -> SpotSolution:
+        """Regress a block of spots under the present signatures; see :class:`SpotSolver`."""
+        return self.solver(profiles)(np.asarray(counts), prior_mean, prior_precision)
+
+    def solver(self, profiles: Float[Array, "types genes"]) -> SpotSolver:
+        """Return the regression under the present signatures as a function of counts that can be sent to workers."""
+        return SpotSolver(
+            np.asarray(self.signatures(jnp.asarray(profiles)), np.float32),
+            float(jnp.exp(self.log_dispersion[...])),
+            self.config.solver_steps,
+        )
+
+    def set_presence(self, weights: np.ndarray, deviation: np.ndarray, cells: np.ndarray | None = None) -> None:
+        """Learn from regressed spots how often each type is present; from then on proportions are posterior means."""
+        prior = learn_presence(weights, np.maximum(deviation, 1e-12), cells=cells)
+        if prior.probability.ndim == 2:
+            prior = type(prior)(prior.probability.mean(0), prior.typical_weight.mean(0))
+        self.presence_probability[...] = jnp.asarray(prior.probability, jnp.float32)
+        self.typical_weight[...] = jnp.asarray(prior.typical_weight, jnp.float32)
+        self.fitted[...] = jnp.ones(())
+
+    def signatures(self, profiles: Float[Array, "types genes"]) -> Float[Array, "types genes"]:
+        """Signatures mu: profiles scaled to sum 1, times platform factor and deviation."""
+        scaled = profiles / profiles.sum(-1, keepdims=True)
+        return scaled * jnp.exp(self.log_platform[...] + self.log_deviation[...])
+
+    def _proportions(self, coefficients, counts, depth):
+        temperature = self.config.temperature
+        share = coefficients / coefficients.max(-1, keepdims=True)
+        positive = share > 0
+        log_share = jnp.log(jnp.where(positive, share, 1.0))
+        if self.correction is not None:
+            log_share = log_share + self.correction(counts / jnp.maximum(depth, 1.0)[:, None])
+        # Not softmax of a floored logarithm: a type of weight 0 stays at exactly 0 and its gradient stays finite.
+        top = jnp.where(positive, log_share, -jnp.inf).max(-1, keepdims=True)
+        raised = jnp.where(positive, jnp.exp((log_share - jax.lax.stop_gradient(top)) / temperature), 0.0)
+        return raised / raised.sum(-1, keepdims=True)
+
+    def _inputs(self, data):
+        counts = as_float_array(data, "spatial_expression", range(1, 9))
+        profiles = as_float_array(data, "reference_profiles", (2,))
+        types, genes = self.config.n_cell_types, self.config.n_genes
+        if profiles.shape != (types, genes):
+            raise ValueError(
+                f"data['reference_profiles'] must have shape (n_cell_types, n_genes) = ({types}, {genes}), "
+                f"found {profiles.shape}."
+            )
+        if counts.shape[-1] != genes:
+            raise ValueError(
+                f"data['spatial_expression'] must have n_genes = {genes} columns, found shape {counts.shape}."
+            )
+        return jnp.maximum(counts, 0.0), profiles
+
+    def _fit_signatures(self, counts, profiles, platform_effect, refine):
+        counts = np.asarray(counts, np.float32)
+        base = np.asarray(profiles / profiles.sum(-1, keepdims=True))
+        spread, openness, anchor = 0.0, 0.0, np.zeros(counts.shape[1])
+        if platform_effect:
+            bulk = signatures.fit_bulk(counts.sum(0, dtype=np.float64), base.astype(np.float64))
+            spread, anchor = bulk.spread, bulk.log_ratio
+            # How far the summed counts leave the composition open, against the accuracy of the spots' own answer.
+            openness = bulk.composition_variance**2 / (bulk.composition_variance**2 + _SPOT_VARIANCE**2)
+        log_platform, log_deviation, history = self._rounds(
+            counts, base, anchor, spread=spread, openness=openness, refine=refine, platform_effect=platform_effect
+        )
+        self.log_platform[...] = jnp.asarray(log_platform)
+        self.log_deviation[...] = jnp.asarray(log_deviation)
+        history = np.asarray(history, np.float64)
+        converged = len(history) > 1 and abs(history[-1] - history[-2]) <= 1e-3 * abs(history[-2])
+        return history, bool(converged)
+
+    def _rounds(self, counts, base, anchor, *, spread, openness, refine, platform_effect):
+        spots, genes = counts.shape
+        types = base.shape[0]
+        shape = (_spot_bucket(spots), _bucket(genes, _GENE_BUCKET))
+        rate = max(0.05, self.config.relative_prior * types / genes)
+        updates = refine or (platform_effect and openness > 0)
+        log_platform, log_theta, history = _refinement_rounds(
+            _pad(counts, shape),
+            _pad(base.astype(np.float32), (types, shape[1])),
+            _pad(np.asarray(anchor, np.float32), (shape[1],)),
+            _pad(np.ones(genes, np.float32), (shape[1],)),
+            jnp.exp(self.log_dispersion[...]),
+            jnp.float32(spread),
+            jnp.float32(openness),
+            jnp.float32(self.config.prior_counts),
+            jnp.float32(rate),
+            jnp.bool_(refine),
+            jnp.bool_(platform_effect),
+            self.config.fit_rounds if updates else 1,
+        )
+        return np.asarray(log_platform)[:genes], np.asarray(log_theta)[:, :genes], history
+
+
+class Correction(nnx.Module):
+    """A small network minus its own initial state: exactly 0 until trained, with gradients in every parameter."""
+
+    def __init__(self, types: int, genes: int, width: int, *, rngs: nnx.Rngs):
+        self.hidden = nnx.Linear(genes, width, rngs=rngs)
+        self.output = nnx.Linear(width, types, rngs=rngs)
+        self.initial = FittedStatistics(
+            hidden_kernel=self.hidden.kernel[...],
+            hidden_bias=self.hidden.bias[...],
+            output_kernel=self.output.kernel[...],
+            output_bias=self.output.bias[...],
+        )
+
+    def __call__(self, shares: Float[Array, "spots genes"]) -> Float[Array, "spots types"]:
+        """Correction of the log proportions, from the share of each gene in the spot's counts."""
+        # Shares times the number of genes are about 1 on average, whatever the panel.
+        features = jnp.log1p(shares * shares.shape[-1])
+        start = self.initial
+        hidden = jnp.tanh(features @ start.hidden_kernel[...] + start.hidden_bias[...])
+        initial = hidden @ start.output_kernel[...] + start.output_bias[...]
+        return self.output(jnp.tanh(self.hidden(features))) - jax.lax.stop_gradient(initial)
+
+
+class FittedStatistics(nnx.Module):
+    """Named arrays that are stored with the operator but not trained."""
+
+    def __init__(self, **arrays: Array):
+        for name, value in arrays.items():
+            setattr(self, name, FittedStatistic(jnp.array(value)))
+
+
+_SPOT_VARIANCE = 0.12**2  # of the log composition as re-estimated from spots: model error, not sampling
+_DAMPING = 0.5
+_CLIPPED_RESIDUAL = 1.0  # in units of the spread of gamma, the width of its robust prior
+_RESIDUAL_NOISE = 0.15  # of a gene's log ratio, from what sampling and model error leave
+_UNEXPLAINED_ONLY = 0.7  # of the part of a deviation that other signatures explain as well, how much is taken out
+
+
+def proportion_deviation(
+    coefficients: Float[Array, "spots types"], variance: Float[Array, "spots types"]
+) -> Float[Array, "spots types"]:
+    """Standard deviation of ``c_k / sum(c)`` from the variances of c, to first order."""
+    total = coefficients.sum(-1, keepdims=True)
+    share = coefficients / total
+    others = variance.sum(-1, keepdims=True) - variance
+    return jnp.sqrt((1.0 - share) ** 2 * variance + share**2 * others) / total
+
+
+def _bucket(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _spot_bucket(spots: int) -> int:
+    """Powers of two up to 2048, then multiples of 2048: few compiled shapes, little waste."""
+    return max(32, 1 << (spots - 1).bit_length()) if spots <= 2048 else _bucket(spots, 2048)
+
+
+def _pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.shape == shape:
+        return array
+    padded = np.zeros(shape, array.dtype)
+    padded[tuple(slice(size) for size in array.shape)] = array
+    return padded
+
+
+def _diagnose(weights, counts, depth, mu, dispersion, used, information=None) -> SpotSolution:
+    types = weights.shape[1]
+    mean = count_regression.expected_counts(weights, depth, mu)
+    if information is None:
+        products = count_regression.pair_products(mu)
+        information = count_regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0)[1]
+    freedom = jnp.maximum(used.sum() - types, 1.0)
+    pearson = (counts - mean) ** 2 / (jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean)) * used
+    misfit = pearson.sum(-1) / freedom
+    diagonal = jnp.diagonal(information, axis1=1, axis2=2)
+    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+    # Correlation form with a small ridge: collinear signatures give a large, finite inflation.
+    correlation = information / (scale[:, :, None] * scale[:, None, :]) + 1e-4 * jnp.eye(types, dtype=mean.dtype)
+    active = weights > 1e-6
+    both = active[:, :, None] & active[:, None, :]
+    correlation = jnp.where(both, correlation, jnp.eye(types, dtype=mean.dtype))
+    inflation = jnp.diagonal(jnp.linalg.inv(correlation), axis1=1, axis2=2)
+    deviation = jnp.sqrt(jnp.maximum(misfit, 1.0))[:, None] / scale
+    pooled = (weights * (depth > 0)[:, None]).mean(0) @ mu
+    null = depth[:, None] * pooled / jnp.maximum(pooled.sum(), 1e-12)
+    residual = (count_likelihoods.negative_binomial_deviance(counts, mean, dispersion) * used).sum(-1)
+    total = (count_likelihoods.negative_binomial_deviance(counts, null, dispersion) * used).sum(-1)
+    explained = 1.0 - residual / jnp.maximum(total, 1e-6)
+    return SpotSolution(weights, deviation, jnp.maximum(inflation, 1.0), misfit, explained)
+
+
+@partial(jax.jit, static_argnums=(6,))
+def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, steps) -> SpotSolution:
+    depth = counts.sum(-1)
+    weights, information = count_regression.regress(
+        counts, depth, mu, dispersion, None, prior_mean, prior_precision, steps=steps
+    )
+    return _diagnose(weights, counts, depth, mu, dispersion, used, information)
+
+
+def _masked_median(values, used):
+    return jnp.nanmedian(jnp.where(used > 0, values, jnp.nan))
+
+
+@partial(jax.jit, static_argnums=(11,))
+def _refinement_rounds(
+    counts, base, anchor, used, dispersion, spread, openness, prior_counts, rate, refine, platform_effect, rounds
+):
+    """Alternate spots, platform factor and deviations for a fixed number of rounds."""
+    depth = counts.sum(-1)
+    types = base.shape[0]
+    kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
+
+    def shrink(log_ratio):
+        # Soft towards 0 for ratios within the spread, by a constant beyond it: gammas have heavy tails.
+        limit = _CLIPPED_RESIDUAL * spread * (1.0 - kept)
+        return log_ratio - jnp.clip((1.0 - kept) * log_ratio, -limit, limit)
+
+    anchor = jnp.where(platform_effect, kept * anchor, 0.0)
+
+    def signature(log_platform, theta):
+        return base * jnp.exp(log_platform) * theta
+
+    def weighted(weights, mu):
+        mean = count_regression.expected_counts(weights, depth, mu)
+        return mean, 1.0 / (1.0 + dispersion * mean)
+
+    def update_platform(weights, log_platform, theta):
+        mean, trust = weighted(weights, signature(log_platform, theta))
+        step = jnp.log(((trust * counts).sum(0) + 0.5) / ((trust * mean).sum(0) + 0.5))
+        target = log_platform + step
+        target = shrink(target - _masked_median(target, used))
+        target = anchor + openness * (target - anchor)
+        new = log_platform + _DAMPING * (target - log_platform)
+        new = (new - _masked_median(new, used)) * used
+        return jnp.where(platform_effect, new, log_platform)
+
+    def update_deviation(weights, log_platform, theta):
+        scaled = base * jnp.exp(log_platform)
+        mean, trust = weighted(weights, scaled * theta)
+        exposure = (weights * depth[:, None]).T
+        expected = scaled * (exposure @ trust)
+        observed = scaled * theta * (exposure @ (trust * counts / mean))
+        prior = prior_counts + rate * expected.mean(0, keepdims=True)
+        deviation = scaled * ((observed + prior) / (expected + prior) - 1.0)
+        # What the other signatures could explain as well is a change of weights, not of signatures.
+        average = mean.mean(0)
+        metric = used / (average * (1.0 + dispersion * average))
+        gram = (scaled * metric) @ scaled.T
+        gram = gram + 1e-3 * jnp.trace(gram) / types * jnp.eye(types, dtype=gram.dtype)
+        explained = jnp.linalg.solve(gram, (scaled * metric) @ deviation.T).T @ scaled
+        deviation = deviation - _UNEXPLAINED_ONLY * explained
+        new = 1.0 + deviation / jnp.where(scaled > 0, scaled, 1.0)
+        return jnp.where(refine, jnp.clip(new, 0.02, 50.0), theta)
+
+    def one_round(carry, _):
+        weights, log_platform, theta = carry
+        log_platform = update_platform(weights, log_platform, theta)
+        theta = update_deviation(weights, log_platform, theta)
+        mu = signature(log_platform, theta)
+        products = count_regression.pair_products(mu)
+        weights = count_regression.fisher_step(weights, counts, depth, mu, dispersion, products).weights
+        mean, _ = weighted(weights, mu)
+        deviance = (count_likelihoods.negative_binomial_deviance(counts, mean, dispersion) * used).sum()
+        return (weights, log_platform, theta), deviance / jnp.maximum(counts.sum(), 1.0)
+
+    theta = jnp.ones_like(base)
+    log_platform = anchor - _masked_median(anchor, used) * used
+    weights = count_regression.regress(counts, depth, signature(log_platform, theta), dispersion, steps=4).weights
+    (_, log_platform, theta), history = jax.lax.scan(one_round, (weights, log_platform, theta), None, length=rounds)
+    return log_platform * used, jnp.log(theta) * used, history

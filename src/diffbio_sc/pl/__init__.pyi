@@ -1,0 +1,1 @@
+from ._deconvolution import deconvolution
