@@ -52,13 +52,13 @@ def _draw(spots, path: Path) -> None:
 
     truth, estimate = spots.obsm["truth"], spots.obsm["deconvolution"]
     types = list(truth.mean().sort_values(ascending=False).index[:_SHOWN])
-    figure, grid = plt.subplots(2, _SHOWN + 1, figsize=(3.1 * (_SHOWN + 1), 5.6), layout="constrained")
+    figure, grid = plt.subplots(2, _SHOWN + 1, figsize=(3.2 * (_SHOWN + 1), 6.0), layout="constrained")
     coordinates = spots.obsm["spatial"]
     for column, name in enumerate(types):
         for row, (label, table) in enumerate((("true", truth), ("estimated", estimate))):
             axis = grid[row, column]
             points = axis.scatter(*coordinates.T, c=table[name], s=26, marker="s", vmin=0, vmax=1, cmap="viridis")
-            axis.set(title=f"{name}: {label}", xticks=[], yticks=[], aspect="equal")
+            axis.set(title=f"{name}\n{label}", xticks=[], yticks=[], aspect="equal")
     figure.colorbar(points, ax=grid[:, _SHOWN - 1], label="proportion", shrink=0.6)
     axis = grid[0, _SHOWN]
     axis.plot([0, 1], [0, 1], color="tab:red", linewidth=1)

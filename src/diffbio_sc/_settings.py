@@ -65,7 +65,9 @@ class Settings:
         if isinstance(value, str) and value.lower() in _LEVELS:
             value = _LEVELS.index(value.lower())
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < len(_LEVELS):
-            raise ValueError(f"settings.verbosity must be 0 to {len(_LEVELS) - 1} or one of {_LEVELS}, found {value!r}.")
+            raise ValueError(
+                f"settings.verbosity must be 0 to {len(_LEVELS) - 1} or one of {_LEVELS}, found {value!r}."
+            )
         self._verbosity = value
         self._logger.setLevel(_LOGGING_LEVELS[value])
 

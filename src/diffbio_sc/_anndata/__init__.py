@@ -1,9 +1,9 @@
 """The access layer: the only place that takes matrices and tables out of AnnData and writes results back."""
 
+from diffbio_sc._anndata.matrix import CountMatrix, read_counts
 from diffbio_sc._anndata.names import align_names, require_unique
 from diffbio_sc._anndata.results import make_record, storable_names, write_results
 from diffbio_sc._anndata.tables import read_coordinates, read_labels, read_numbers
-from diffbio_sc._anndata.matrix import CountMatrix, read_counts
 
 __all__ = [
     "CountMatrix",

@@ -35,17 +35,14 @@ def make_record(params: Mapping[str, Any], report: Any, **extra: Any) -> dict[st
 
     Values become types that h5ad and zarr store: None is left out, tuples become arrays, other objects their text.
     """
-    import anndata
-    import jax
+    from importlib.metadata import version as installed
 
     from diffbio_sc import __version__
 
     report = report.as_dict() if hasattr(report, "as_dict") else report
     version = {
         "diffbio_sc": __version__,
-        "jax": jax.__version__,
-        "anndata": anndata.__version__,
-        "numpy": np.__version__,
+        **{package: installed(package) for package in ("jax", "anndata", "numpy")},
     }
     return storable({"params": dict(params), "version": version, "report": report, **extra})
 
@@ -53,9 +50,7 @@ def make_record(params: Mapping[str, Any], report: Any, **extra: Any) -> dict[st
 def storable(value: Any) -> Any:
     """Return ``value`` in types that h5ad and zarr store."""
     if isinstance(value, Mapping):
-        return {
-            str(key).replace("/", "|"): storable(item) for key, item in value.items() if item is not None
-        }
+        return {str(key).replace("/", "|"): storable(item) for key, item in value.items() if item is not None}
     if isinstance(value, np.random.Generator):
         return "Generator"
     if isinstance(value, list | tuple):

@@ -49,7 +49,7 @@ def pbmc_tissue(
     >>> import diffbio_sc as dbio
     >>> spots, reference = dbio.datasets.pbmc_tissue(n_spots=100)
     >>> spots.shape, reference.obs["cell_type"].nunique()
-    ((100, 765), 8)
+    ((100, 765), 7)
     """
     import anndata
     import scanpy

@@ -62,9 +62,7 @@ def composition(estimate: pd.DataFrame | np.ndarray, truth: pd.DataFrame | np.nd
 
 def _jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     middle = (p + q) / 2
-    parts = [
-        np.where(a > 0, a * np.log2(np.maximum(a, _TINY) / np.maximum(middle, _TINY)), 0.0).sum(1) for a in (p, q)
-    ]
+    parts = [np.where(a > 0, a * np.log2(np.maximum(a, _TINY) / np.maximum(middle, _TINY)), 0.0).sum(1) for a in (p, q)]
     return (parts[0] + parts[1]) / 2
 
 

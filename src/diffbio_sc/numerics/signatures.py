@@ -49,7 +49,12 @@ def remove_batch_effect(sums: np.ndarray, *, strength: float = 10.0, iterations:
 
 
 def informative_genes(
-    profiles: np.ndarray, spot_counts: np.ndarray, reference_counts: np.ndarray, *, n_top: int, minimum_counts: float = 5
+    profiles: np.ndarray,
+    spot_counts: np.ndarray,
+    reference_counts: np.ndarray,
+    *,
+    n_top: int,
+    minimum_counts: float = 5,
 ) -> np.ndarray:
     """Indices of the genes to use: all usable ones if there are at most ``n_top``, else the best of each type.
 

@@ -230,6 +230,7 @@ class Operator(nnx.Module):
         -------
         History, whether the stopping rule was met, epochs and seconds.
         """
+        # An open signature, because operators with a better method than this have options of their own.
         from diffbio_sc.training.loop import train
 
         return train(self, data, *arguments, **options)

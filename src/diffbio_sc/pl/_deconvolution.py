@@ -38,7 +38,7 @@ def deconvolution(
     kind
         ``"maps"``: a map of each cell type's proportion, drawn by squidpy. ``"stacked"``: the composition of each spot
         as a stacked bar, spots ordered by their largest type. ``"fit"``: goodness of fit of each spot against its
-        counts' logarithm and as a histogram of the platform effect.
+        total abundance, and a histogram of the genes' platform effects.
     cell_types
         Types to draw; default all, the most abundant first.
     key
@@ -174,8 +174,7 @@ def _fit(adata: AnnData, key: str) -> list[Axes]:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     abundance = adata.obsm[f"{key}_abundance"].sum(axis=1).to_numpy()
     axes[0].scatter(np.maximum(abundance, 1e-3), fit, s=8, color="0.3", linewidth=0)
-    axes[0].axhline(-3, color="tab:red", linewidth=1, linestyle="--")
-    axes[0].set(xscale="log", xlabel="total abundance (cells)", ylabel="goodness of fit (sd)", title="spots")
+    axes[0].set(xscale="log", xlabel="total abundance (cells)", ylabel="goodness of fit", title="spots")
     axes[1].hist(effect, bins=50, color="0.5")
     axes[1].set(xlabel="log platform effect", ylabel="genes", title="genes")
     return list(axes)

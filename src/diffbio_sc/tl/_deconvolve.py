@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _MINIMUM_GENES = 10
 _FEW_CELLS = 5
 _NEIGHBOURS = 6
+_SOLVER_STEPS = 6
+_UNKNOWN_STEPS = 3
 
 
 def deconvolve(
@@ -123,8 +125,9 @@ def deconvolve(
     `.obsm["deconvolution_abundance"]` : :class:`pandas.DataFrame` (float32, spots × types)
         Cells of each type: the spot's counts in units of a reference cell's, or ``n_cells_key`` times proportion.
     `.obs["deconvolution_fit"]` : float32
-        How well the mixture explains the spot, compared with spots of its depth; about 0 (standard deviation 1) on the
-        whole, clearly negative for a spot with a type that the reference lacks.
+        1 minus the share of the spot's RNA that a signature outside the reference would take, the one signature that
+        explains most of what the reference leaves over on all spots. Near 1 for a spot that the reference explains,
+        lower where a type that the reference lacks is present.
     `.var["deconvolution_log_platform_effect"]` : float32
         Natural log of the gene's factor between the platforms; missing for genes not used.
     `.layers["deconvolution_reconstructed"]` : float32
@@ -147,7 +150,7 @@ def deconvolve(
     >>> spots, reference = dbio.datasets.pbmc_tissue(n_spots=100)
     >>> dbio.tl.deconvolve(spots, reference, cell_type_key="cell_type")
     >>> spots.obsm["deconvolution"].shape
-    (100, 8)
+    (100, 7)
     """
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "reference", "started")}
@@ -170,12 +173,12 @@ def deconvolve(
             f"{int(depth.max())}."
         )
 
-    operator, report = _fit(counts, columns, profiles, libraries, filled, platform_effect, refine, rng)
-    solvers = _slide_solvers(operator, counts, columns, profiles, libraries, filled, platform_effect, rng)
-    solution = _solve(counts, columns, solvers, libraries)
+    operator, report, unknown = _fit(counts, columns, profiles, libraries, filled, platform_effect, refine, rng)
+    solvers = _slide_solvers(operator, counts, columns, profiles, libraries, filled, platform_effect, rng, unknown)
+    solution, fit = _solve(counts, columns, solvers, libraries)
     if coordinates is not None:
         prior = _neighbour_prior(solution.weights, coordinates, libraries, filled, smoothing)
-        solution = _solve(counts, columns, solvers, libraries, prior)
+        solution, fit = _solve(counts, columns, solvers, libraries, prior)
     estimate = _posterior(solution, profiles, filled, cells)
 
     n_empty = int((~filled).sum())
@@ -220,7 +223,7 @@ def deconvolve(
             f"{key_added}_std": frame(np.where(filled[:, None], estimate.deviation, np.nan)),
             f"{key_added}_abundance": frame(size * proportions),
         },
-        obs={f"{key_added}_fit": _relative_fit(solution, depth, filled)},
+        obs={f"{key_added}_fit": np.where(filled, fit, np.nan).astype(np.float32)},
         var={f"{key_added}_log_platform_effect": log_platform},
         layers=layers,
         uns={key_added: record},
@@ -267,7 +270,9 @@ def _read_libraries(adata: AnnData, library_key: str | None) -> np.ndarray:
         return np.zeros(adata.n_obs, np.int32)
     codes, _ = read_labels(adata.obs, library_key, name="adata.obs")
     if (codes < 0).any():
-        raise ValueError(f"adata.obs[{library_key!r}] must name a slide for each spot, {(codes < 0).sum()} are missing.")
+        raise ValueError(
+            f"adata.obs[{library_key!r}] must name a slide for each spot, {(codes < 0).sum()} are missing."
+        )
     return codes
 
 
@@ -334,7 +339,10 @@ def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) ->
 def _choose_genes(adata, counts: CountMatrix, table: _Reference, genes, n_top_genes, fraction_of):
     """Columns of adata to use and the types' profiles on them, in counts a cell or scaled to RNA."""
     columns, reference_columns = align_names(
-        adata.var_names, table.genes, left_name="adata.var_names", right_name="the reference's genes",
+        adata.var_names,
+        table.genes,
+        left_name="adata.var_names",
+        right_name="the reference's genes",
         minimum=_MINIMUM_GENES,
     )
     if genes is not None:
@@ -373,6 +381,7 @@ def _sample(filled: np.ndarray, size: int, generator: np.random.Generator) -> np
 
 
 def _fit(counts, columns, profiles, libraries, filled, platform_effect, refine, rng):
+    """Operator fitted on a sample of spots, its report, and the signature of what the reference lacks."""
     from flax import nnx
 
     from diffbio_sc.operators.multiomics.spatial_deconvolution import (
@@ -382,26 +391,37 @@ def _fit(counts, columns, profiles, libraries, filled, platform_effect, refine, 
     )
 
     types, genes = profiles.shape
-    config = SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0)
+    config = SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0, solver_steps=_SOLVER_STEPS)
     operator = SpatialDeconvolution(config, rngs=nnx.Rngs(0))
     generator = np.random.default_rng(rng)
     slides = np.unique(libraries)
-    sample = np.concatenate(
-        [_sample(filled & (libraries == slide), max(FIT_SPOTS // len(slides), 50), generator) for slide in slides]
-    )
-    report = operator.fit_signatures(
-        counts.rows(np.sort(sample), columns), profiles, platform_effect=platform_effect, refine=refine
-    )
-    return operator, report
+    parts = [_sample(filled & (libraries == slide), max(FIT_SPOTS // len(slides), 50), generator) for slide in slides]
+    sample = counts.rows(np.sort(np.concatenate(parts)), columns)
+    report = operator.fit_signatures(sample, profiles, platform_effect=platform_effect, refine=refine)
+    return operator, report, operator.unknown_signature(sample, profiles)
 
 
-def _slide_solvers(operator, counts, columns, profiles, libraries, filled, platform_effect, rng) -> list[SpotSolver]:
-    """One solver for each slide: the common signatures, each with the slide's own platform effect."""
+class _SlideSolver(NamedTuple):
+    """Regressions of one slide: on the reference alone, and with the unknown signature added."""
+
+    known: SpotSolver
+    with_unknown: SpotSolver
+
+
+def _slide_solvers(
+    operator, counts, columns, profiles, libraries, filled, platform_effect, rng, unknown
+) -> list[_SlideSolver]:
+    """Regressions of each slide: the common signatures, each slide with its own platform effect."""
+    from diffbio_sc.operators.multiomics.spatial_deconvolution import FIT_SPOTS, SpotSolver
+
+    def solver() -> _SlideSolver:
+        known = operator.solver(profiles)
+        extended = np.concatenate([operator.platform_signatures(profiles), unknown[None]]).astype(np.float32)
+        return _SlideSolver(known, SpotSolver(extended, known.dispersion, _UNKNOWN_STEPS))
+
     slides = np.unique(libraries)
     if len(slides) == 1 or not platform_effect:
-        return [operator.solver(profiles)] * len(slides)
-    from diffbio_sc.operators.multiomics.spatial_deconvolution import FIT_SPOTS
-
+        return [solver()] * len(slides)
     generator = np.random.default_rng(rng)
     common = operator.log_platform[...]
     solvers = []
@@ -409,7 +429,7 @@ def _slide_solvers(operator, counts, columns, profiles, libraries, filled, platf
         sample = _sample(filled & (libraries == slide), FIT_SPOTS, generator)
         if len(sample):
             operator.adapt_platform(counts.rows(sample, columns), profiles)
-        solvers.append(operator.solver(profiles))
+        solvers.append(solver())
         operator.log_platform[...] = common
     return solvers
 
@@ -417,18 +437,21 @@ def _slide_solvers(operator, counts, columns, profiles, libraries, filled, platf
 class _SolveBlock:
     """Regression of one block of spots, each row with the solver of its slide; picklable for dask workers."""
 
-    def __init__(self, solvers: list[SpotSolver], libraries: np.ndarray, prior: tuple[np.ndarray, np.ndarray] | None):
+    def __init__(self, solvers: list[_SlideSolver], libraries: np.ndarray, prior: tuple[np.ndarray, np.ndarray] | None):
         self.solvers, self.libraries, self.prior = solvers, libraries, prior
 
-    def __call__(self, block: np.ndarray, start: int) -> SpotSolution:
+    def __call__(self, block: np.ndarray, start: int) -> tuple[SpotSolution, np.ndarray]:
         libraries = self.libraries[start : start + len(block)]
-        parts, order = [], []
+        parts, fits, order = [], [], []
         for slide in np.unique(libraries):
             rows = np.flatnonzero(libraries == slide)
             prior = () if self.prior is None else (self.prior[0][start + rows], self.prior[1])
-            parts.append(self.solvers[slide](block[rows], *prior))
+            parts.append(self.solvers[slide].known(block[rows], *prior))
+            weights = self.solvers[slide].with_unknown(block[rows]).weights
+            fits.append(1.0 - weights[:, -1] / np.maximum(weights.sum(1), 1e-12))
             order.append(rows)
-        return _concatenate(parts, np.argsort(np.concatenate(order)))
+        position = np.argsort(np.concatenate(order))
+        return _concatenate(parts, position), np.concatenate(fits)[position]
 
 
 def _concatenate(parts: list[SpotSolution], order: np.ndarray | None = None) -> SpotSolution:
@@ -436,9 +459,12 @@ def _concatenate(parts: list[SpotSolution], order: np.ndarray | None = None) -> 
     return type(parts[0])(*(field if order is None else field[order] for field in fields))
 
 
-def _solve(counts, columns, solvers, libraries, prior=None) -> SpotSolution:
+def _solve(counts, columns, solvers, libraries, prior=None) -> tuple[SpotSolution, np.ndarray]:
+    """Regression and fit of all spots."""
     function = _SolveBlock(solvers, libraries, prior)
-    return _concatenate(counts.map_row_blocks(function, columns=columns, description="Deconvolution"))
+    blocks = counts.map_row_blocks(function, columns=columns, description="Deconvolution")
+    solutions, fits = zip(*blocks, strict=True)
+    return _concatenate(list(solutions)), np.concatenate(fits)
 
 
 def _neighbour_prior(weights, coordinates, libraries, filled, smoothing) -> tuple[np.ndarray, np.ndarray]:
@@ -457,7 +483,7 @@ def _neighbour_prior(weights, coordinates, libraries, filled, smoothing) -> tupl
 def _posterior(solution: SpotSolution, profiles: np.ndarray, filled: np.ndarray, cells: np.ndarray | None) -> _Estimate:
     """Posterior mean and standard deviation of the proportions, with presence learned from all spots."""
     from diffbio_sc.numerics.spike_and_slab import learn_presence, spike_and_slab
-    from diffbio_sc.operators.multiomics.spatial_deconvolution import proportion_deviation
+    from diffbio_sc.operators.multiomics.spatial_deconvolution import SIGNATURE_INFLATION, proportion_deviation
 
     prior = learn_presence(
         solution.weights[filled], solution.deviation[filled], cells=None if cells is None else cells[filled]
@@ -473,30 +499,16 @@ def _posterior(solution: SpotSolution, profiles: np.ndarray, filled: np.ndarray,
     size = profiles.sum(1)
     coefficients = weights / size
     total = coefficients.sum(1, keepdims=True)
-    variance = np.asarray(posterior.variance) * solution.inflation / size**2
+    variance = SIGNATURE_INFLATION * np.asarray(posterior.variance) * solution.inflation
     with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = np.asarray(proportion_deviation(coefficients, variance))
+        deviation = np.asarray(proportion_deviation(coefficients, variance / size**2))
         proportions = coefficients / total
     return _Estimate(weights, proportions, deviation, probability.mean(0) if cells is not None else probability)
-
-
-def _relative_fit(solution: SpotSolution, depth: np.ndarray, filled: np.ndarray) -> np.ndarray:
-    """Misfit of each spot against the trend over depth, in robust standard deviations; negative is worse."""
-    result = np.full(len(depth), np.nan, np.float32)
-    log_misfit, log_depth = np.log(np.maximum(solution.misfit[filled], 1e-6)), np.log(depth[filled])
-    slope = 0.0
-    if len(log_depth) > 2 and log_depth.std() > 1e-6:
-        slope = float(np.polyfit(log_depth, log_misfit, 1)[0])
-    residual = log_misfit - slope * log_depth
-    residual -= np.median(residual)
-    spread = 1.4826 * np.median(np.abs(residual))
-    result[filled] = -residual / max(spread, 1e-6)
-    return result
 
 
 def _reconstruct(shape, columns, solvers, libraries, depth, weights) -> np.ndarray:
     result = np.full(shape, np.nan, np.float32)
     for slide in np.unique(libraries):
         rows = np.flatnonzero(libraries == slide)
-        result[np.ix_(rows, columns)] = depth[rows, None] * (weights[rows] @ solvers[slide].signatures)
+        result[np.ix_(rows, columns)] = depth[rows, None] * (weights[rows] @ solvers[slide].known.signatures)
     return result

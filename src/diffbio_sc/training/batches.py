@@ -119,7 +119,8 @@ def split_samples(key: Array, size: int, fraction: float) -> tuple[np.ndarray, n
             f"validation_fraction {fraction} of {size} samples leaves none to train on: give more samples or a smaller "
             "fraction."
         )
-    order = np.asarray(jax.random.permutation(key, size))
+    # Not ``jax.random.permutation``, which is compiled for each size; draws are for each bucket.
+    order = np.argsort(np.asarray(jax.random.uniform(key, (bucket_size(size),)))[:size], kind="stable")
     return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 

@@ -252,7 +252,7 @@ def train(
         history, first_epoch, seconds_before = found["history"], found["epochs"], found["seconds"]
         stopping.best, stopping.reference, stopping.waited = found["stopping"]
     best = _copy(best)
-    failures = _Failures(jnp.int32(0), jnp.int32(0), jnp.float32(0))
+    failures = jax.device_put(_Failures(jnp.int32(0), jnp.int32(0), jnp.float32(0)), placement.replicated)
 
     def elapsed() -> float:
         return seconds_before + time.perf_counter() - started
@@ -261,9 +261,7 @@ def train(
     for epoch in progress(range(first_epoch, max_epochs), description):
         if stopping.stops:
             break
-        variables, failures, averages = _run_epoch(
-            plan, variables, failures._replace(count=jnp.int32(0)), training_set, epoch, order_key, loss_key
-        )
+        variables, failures, averages = _run_epoch(plan, variables, failures, training_set, epoch, order_key, loss_key)
         record = {name: float(value) for name, value in averages.items()}
         in_a_row = int(failures.in_a_row)
         if in_a_row >= max_nonfinite_steps:
@@ -336,6 +334,7 @@ def _run_epoch(
     loss_key: Array,
 ) -> tuple[_Variables, _Failures, dict[str, Array]]:
     """Take one step for each batch; average loss and terms over the samples of the finite steps."""
+    failures = failures._replace(count=jnp.int32(0))
     bucket = data.index.shape[0]
     order = batches.epoch_order(jax.random.fold_in(order_key, epoch), data.size, bucket)
     epoch_key = jax.random.fold_in(loss_key, epoch)
@@ -351,12 +350,14 @@ def _run_epoch(
         )  # fmt: skip
 
         def objective(trained: nnx.State) -> Any:
-            operator = nnx.merge(plan.training, trained, variables.other)
+            operator = _merge(plan.training, trained, variables.other)
             value, terms = _loss_and_terms(plan.loss, operator, batch, jax.random.fold_in(epoch_key, number))
             return value, (terms, nnx.split(operator, plan.wrt, ...)[2])
 
         (value, (terms, other)), gradient = jax.value_and_grad(objective, has_aux=True)(variables.trained)
-        finite = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))
+        finite = jnp.isfinite(value)
+        for leaf in jax.tree.leaves(gradient):
+            finite &= jnp.isfinite(leaf).all()
         change, optimizer_state = plan.optimizer.update(gradient, variables.optimizer, variables.trained)
         stepped = _Variables(optax.apply_updates(variables.trained, change), other, optimizer_state)
         variables = jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, variables)
@@ -417,7 +418,7 @@ def _evaluate(
             data.samples, data.shared, data.index, order, number * batch_size, taken, size,
             weighted=plan.weighted, sharding=sharding,
         )  # fmt: skip
-        operator = nnx.merge(plan.evaluation, trained, other)
+        operator = _merge(plan.evaluation, trained, other)
         # Keys beyond the reach of epochs, which count up from 0.
         key = jax.random.fold_in(jax.random.fold_in(loss_key, np.uint32(2**32 - 1)), number)
         value, terms = _loss_and_terms(plan.loss, operator, batch, key)
@@ -430,6 +431,12 @@ def _evaluate(
     if remainder:
         totals = jax.tree.map(jnp.add, totals, summed(steps, remainder))
     return {name: total / size for name, total in totals.items()}
+
+
+def _merge(graph: nnx.GraphDef[Any], *states: nnx.State) -> Any:
+    """Build an operator that may change its variables (random streams, running averages) under the current trace."""
+    # A variable belongs to the trace in which it was made, and mapping makes new ones.
+    return nnx.merge(graph, *(jax.tree.map(lambda leaf: leaf, state) for state in states))
 
 
 def _loss_and_terms(loss: Loss, operator: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict[str, Array]]:

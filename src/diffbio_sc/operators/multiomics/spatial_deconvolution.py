@@ -104,15 +104,12 @@ class SpotSolution(NamedTuple):
         Variance with the others free over variance with the others held; at least 1.
     misfit
         Pearson's chi-square over its degrees of freedom.
-    explained
-        Share of the deviance from the tissue's mean profile that the mixture explains.
     """
 
     weights: Float[Array, "spots types"]
     deviation: Float[Array, "spots types"]
     inflation: Float[Array, "spots types"]
     misfit: Float[Array, " spots"]
-    explained: Float[Array, " spots"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +181,7 @@ class SpatialDeconvolution(Operator):
     >>> from flax import nnx
     >>> from diffbio_sc.operators.multiomics import SpatialDeconvolution, SpatialDeconvolutionConfig
     >>> profiles = jnp.array([[8.0, 1.0, 1.0], [1.0, 1.0, 8.0]])
-    >>> operator = SpatialDeconvolution(
-    ...     SpatialDeconvolutionConfig(n_cell_types=2, n_genes=3), rngs=nnx.Rngs(0)
-    ... )
+    >>> operator = SpatialDeconvolution(SpatialDeconvolutionConfig(n_cell_types=2, n_genes=3), rngs=nnx.Rngs(0))
     >>> counts = 10 * (jnp.array([[0.25, 0.75]]) @ profiles)
     >>> result, _, _ = operator.apply({"spatial_expression": counts, "reference_profiles": profiles}, {}, None)
     >>> result["proportions"].round(2).tolist()
@@ -226,6 +221,7 @@ class SpatialDeconvolution(Operator):
         fitted = self.fitted[...] > 0
         weights = jnp.where(fitted, posterior.mean, weights)
         variance = jnp.where(fitted, posterior.variance, deviation**2) * solution.inflation
+        variance = SIGNATURE_INFLATION * variance
 
         coefficients = weights / size
         total = coefficients.sum(-1, keepdims=True)
@@ -335,6 +331,43 @@ class SpatialDeconvolution(Operator):
             float(jnp.exp(self.log_dispersion[...])),
             self.config.solver_steps,
         )
+
+    def unknown_signature(
+        self, counts: np.ndarray, profiles: Float[Array, "types genes"], rounds: int = 20
+    ) -> np.ndarray:
+        """Learn the one signature outside the reference that explains most of what the reference leaves over.
+
+        It starts from the leading component of the residuals, turned so that few spots have much of it, and is
+        refined by expectation maximisation with the reference's signatures (platform effect only) held.
+
+        Parameters
+        ----------
+        counts
+            Spots by genes, all with counts.
+        profiles
+            Types by genes.
+        rounds
+            Rounds of expectation maximisation.
+
+        Returns
+        -------
+        Signature of sum 1 (genes,).
+        """
+        spots, genes = counts.shape
+        shape = (_spot_bucket(spots), _bucket(genes, _GENE_BUCKET))
+        signature = _unknown_rounds(
+            _pad(counts.astype(np.float32, copy=False), shape),
+            _pad(self.platform_signatures(profiles), (profiles.shape[0], shape[1])),
+            jnp.exp(self.log_dispersion[...]),
+            _pad(np.ones(genes, np.float32), (shape[1],)),
+            rounds,
+        )
+        return np.asarray(signature)[:genes]
+
+    def platform_signatures(self, profiles: Float[Array, "types genes"]) -> np.ndarray:
+        """Profiles scaled to sum 1 times the platform factor, without the types' own deviations."""
+        scaled = np.asarray(profiles) / np.asarray(profiles).sum(-1, keepdims=True)
+        return (scaled * np.exp(np.asarray(self.log_platform[...]))).astype(np.float32)
 
     def set_presence(self, weights: np.ndarray, deviation: np.ndarray, cells: np.ndarray | None = None) -> None:
         """Learn from regressed spots how often each type is present; from then on proportions are posterior means."""
@@ -449,6 +482,9 @@ class FittedStatistics(nnx.Module):
             setattr(self, name, FittedStatistic(jnp.array(value)))
 
 
+# Errors of the signatures are shared by all spots and no single spot shows them. Without this factor the 90 % intervals
+# of present types cover 80 to 86 % on simulated spots (benchmarks/deconvolution.py, calibration).
+SIGNATURE_INFLATION = 1.25**2
 _SPOT_VARIANCE = 0.12**2  # of the log composition as re-estimated from spots: model error, not sampling
 _DAMPING = 0.5
 _CLIPPED_RESIDUAL = 1.0  # in units of the spread of gamma, the width of its robust prior
@@ -501,12 +537,7 @@ def _diagnose(weights, counts, depth, mu, dispersion, used, information=None) ->
     correlation = jnp.where(both, correlation, jnp.eye(types, dtype=mean.dtype))
     inflation = jnp.diagonal(jnp.linalg.inv(correlation), axis1=1, axis2=2)
     deviation = jnp.sqrt(jnp.maximum(misfit, 1.0))[:, None] / scale
-    pooled = (weights * (depth > 0)[:, None]).mean(0) @ mu
-    null = depth[:, None] * pooled / jnp.maximum(pooled.sum(), 1e-12)
-    residual = (count_likelihoods.negative_binomial_deviance(counts, mean, dispersion) * used).sum(-1)
-    total = (count_likelihoods.negative_binomial_deviance(counts, null, dispersion) * used).sum(-1)
-    explained = 1.0 - residual / jnp.maximum(total, 1e-6)
-    return SpotSolution(weights, deviation, jnp.maximum(inflation, 1.0), misfit, explained)
+    return SpotSolution(weights, deviation, jnp.maximum(inflation, 1.0), misfit)
 
 
 @partial(jax.jit, static_argnums=(6,))
@@ -589,3 +620,44 @@ def _refinement_rounds(
     weights = count_regression.regress(counts, depth, signature(log_platform, theta), dispersion, steps=4).weights
     (_, log_platform, theta), history = jax.lax.scan(one_round, (weights, log_platform, theta), None, length=rounds)
     return log_platform * used, jnp.log(theta) * used, history
+
+
+@partial(jax.jit, static_argnums=(4,))
+def _unknown_rounds(counts, mu, dispersion, used, rounds):
+    """Signature of sum 1 that, added to ``mu``, explains most of the residuals."""
+    depth = counts.sum(-1)
+    filled = (depth > 0).astype(counts.dtype)
+    weights = count_regression.regress(counts, depth, mu, dispersion, steps=4).weights
+    mean = count_regression.expected_counts(weights, depth, mu)
+    residual = (counts - mean) / jnp.sqrt(jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean))
+    residual = jnp.clip(residual, -5.0, 10.0) * used * filled[:, None]
+    # Power iteration on genes: the leading right singular vector, without the full decomposition.
+    start = residual.T @ jnp.abs(residual).sum(1)
+
+    def power(_, vector):
+        vector = residual.T @ (residual @ vector)
+        return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
+
+    loading = jax.lax.fori_loop(0, 50, power, start / jnp.maximum(jnp.linalg.norm(start), 1e-12))
+    scores = residual @ loading
+    centred = (scores - scores.sum() / filled.sum()) * filled
+    loading = jnp.maximum(loading * jnp.sign((centred**3).sum()), 0.0)
+    average = mean.sum(0) / filled.sum()
+    signature = loading * jnp.sqrt(average * (1.0 + dispersion * average))
+    signature = (signature + 1e-3 * loading.max() * average / average.sum()) * used
+    signature = signature / signature.sum()
+    weights = jnp.concatenate([0.95 * weights, jnp.full((len(depth), 1), 0.05, weights.dtype)], axis=1)
+
+    def one_round(carry, _):
+        weights, signature = carry
+        both = jnp.concatenate([mu, signature[None]])
+        products = count_regression.pair_products(both)
+        weights = count_regression.fisher_step(weights, counts, depth, both, dispersion, products).weights
+        mean = count_regression.expected_counts(weights, depth, both)
+        trust = 1.0 / (1.0 + dispersion * mean)
+        exposure = weights[:, -1] * depth
+        signature = signature * (exposure @ (trust * counts / mean) + 1e-9) / (exposure @ trust + 1e-9)
+        signature = (signature + 1e-8) * used
+        return (weights, signature / signature.sum()), None
+
+    return jax.lax.scan(one_round, (weights, signature), None, length=rounds)[0][1]
