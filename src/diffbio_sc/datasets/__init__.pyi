@@ -1,1 +1,3 @@
 from ._pbmc_tissue import pbmc_tissue
+
+__all__ = ["pbmc_tissue"]

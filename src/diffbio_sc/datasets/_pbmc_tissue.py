@@ -17,8 +17,8 @@ def pbmc_tissue(
 ) -> tuple[AnnData, AnnData]:
     """Mix real blood cells into a tissue of spots with known composition; no download.
 
-    The cells are those that scanpy bundles (:func:`scanpy.datasets.pbmc68k_reduced`, 10x Genomics). Half of the cells of
-    each type make the reference, the other half the spots. Each type has a region of the square tissue; spots draw
+    The cells are those that scanpy bundles (:func:`scanpy.datasets.pbmc68k_reduced`, 10x Genomics). Half of the cells
+    of each type make the reference, the other half the spots. Each type has a region of the square tissue; spots draw
     their cells from the types of their neighbourhood, and their counts are the sums of those cells' counts.
 
     The bundled ``raw`` holds ``log1p(counts / total * 10,000)``. Counts are recovered exactly up to rounding: the
@@ -81,13 +81,16 @@ def pbmc_tissue(
 
     n_cells = np.maximum(generator.poisson(cells_per_spot, n_spots), 2)
     truth = np.zeros((n_spots, len(names)))
-    rows, columns = [], []
+    spot_rows: list[int] = []
+    cell_columns: list[int] = []
     for spot in range(n_spots):
         drawn = generator.choice(len(names), n_cells[spot], p=chance[spot])
         truth[spot] = np.bincount(drawn, minlength=len(names)) / n_cells[spot]
-        rows.extend([spot] * len(drawn))
-        columns.extend(generator.choice(pools[kind]) for kind in drawn)
-    mixing = sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(n_spots, cells.n_obs))
+        spot_rows.extend([spot] * len(drawn))
+        cell_columns.extend(generator.choice(pools[kind]) for kind in drawn)
+    mixing = sp.csr_matrix(
+        (np.ones(len(spot_rows), np.float32), (spot_rows, cell_columns)), shape=(n_spots, cells.n_obs)
+    )
 
     spot_names = pd.Index([f"spot_{i}" for i in range(n_spots)])
     genes = pd.DataFrame(index=pd.Index(cells.raw.var_names.astype(str)))

@@ -1,1 +1,3 @@
 from ._proportions import proportions
+
+__all__ = ["proportions"]

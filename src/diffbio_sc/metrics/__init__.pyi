@@ -1,1 +1,3 @@
 from ._composition import composition
+
+__all__ = ["composition"]

@@ -18,10 +18,19 @@ def composition(estimate: pd.DataFrame | np.ndarray, truth: pd.DataFrame | np.nd
 
     Returns
     -------
-    ``rmse`` and ``jsd`` (Jensen-Shannon divergence, base 2): means over spots; ``aupr``: area under the precision-recall
-    curve (average precision) of presence, truth above 0, over all pairs of spot and type; ``pearson``: mean over types
-    present of the correlation over spots; ``absent_mass``: mean proportion put on types absent from all of the truth;
-    ``failed_spots``: rows that counted as uniform.
+    Dict of
+
+    ``rmse``, ``jsd``
+        Root mean square error and Jensen-Shannon divergence (base 2), means over spots.
+    ``aupr``
+        Area under the precision-recall curve (average precision) of presence, truth above 0, over all pairs of spot
+        and type.
+    ``pearson``
+        Correlation over spots, mean of the types present in the truth.
+    ``absent_mass``
+        Mean proportion put on types absent from all of the truth.
+    ``failed_spots``
+        Rows that counted as uniform.
 
     Raises
     ------

@@ -141,7 +141,7 @@ def _forward(counts, depth, signatures, dispersion, steps, sweeps):
 
 def _backward(steps, sweeps, residuals, cotangent):
     weights, counts, depth, signatures, dispersion = residuals
-    active = weights > 0
+    active = (weights > 0) & (depth > 0)[:, None]  # a spot without counts constrains nothing
     both = active[:, :, None] & active[:, None, :]
 
     def one(weights, counts, depth):

@@ -1,1 +1,3 @@
 from ._deconvolution import deconvolution
+
+__all__ = ["deconvolution"]

@@ -1,1 +1,3 @@
 from ._deconvolve import deconvolve
+
+__all__ = ["deconvolve"]

@@ -1,1 +1,3 @@
 from .loop import train
+
+__all__ = ["train"]

@@ -1,1 +1,3 @@
 from .spatial_deconvolution import SpatialDeconvolution, SpatialDeconvolutionConfig
+
+__all__ = ["SpatialDeconvolution", "SpatialDeconvolutionConfig"]

@@ -213,9 +213,8 @@ class SpatialDeconvolution(Operator):
         mu = self.signatures(profiles)
         dispersion = jnp.exp(self.log_dispersion[...])
         weights = count_regression.regression_weights(counts, depth, mu, dispersion, self.config.solver_steps)
-        solution = _diagnose(
-            *jax.lax.stop_gradient((weights, counts, depth, mu, dispersion)), jnp.ones(counts.shape[1], counts.dtype)
-        )
+        used = jnp.ones(counts.shape[1], counts.dtype)
+        solution = _diagnose(*jax.lax.stop_gradient((weights, counts, depth, mu, dispersion, used)))
         deviation = jnp.where(solution.deviation > 0, solution.deviation, 1.0)
         posterior = spike_and_slab(weights, deviation, self.presence_probability[...], self.typical_weight[...])
         fitted = self.fitted[...] > 0

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize, nnls
+from scipy.stats import nbinom
+
+from diffbio_sc.numerics.count_regression import regress, regression_weights
+from diffbio_sc.numerics.quadratic import nonnegative_quadratic
+
+DISPERSION = 0.1
+
+
+@pytest.fixture(scope="module")
+def case():
+    rng = np.random.default_rng(0)
+    signatures = rng.gamma(0.5, 1.0, (4, 60))
+    signatures /= signatures.sum(1, keepdims=True)
+    weights = rng.dirichlet(np.ones(4) * 0.5, 12)
+    weights[weights < 0.1] = 0
+    depth = rng.uniform(2000, 5000, 12)
+    counts = rng.poisson(depth[:, None] * weights @ signatures).astype(np.float32)
+    return counts, counts.sum(1), signatures.astype(np.float32)
+
+
+def test_quadratic_equals_scipy_nnls():
+    rng = np.random.default_rng(1)
+    design, target = rng.normal(size=(20, 30, 5)), rng.normal(size=(20, 30))
+    hessian = np.einsum("sgk,sgl->skl", design, design)
+    linear = np.einsum("sgk,sg->sk", design, target)
+    found = nonnegative_quadratic(jnp.asarray(hessian), jnp.asarray(linear), jnp.ones((20, 5)), sweeps=200)
+    expected = np.stack([nnls(a, b)[0] for a, b in zip(design, target, strict=True)])
+    assert (expected == 0).any()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_coordinate_without_curvature_keeps_its_start():
+    hessian = jnp.diag(jnp.array([2.0, 0.0]))[None]
+    found = nonnegative_quadratic(hessian, jnp.array([[4.0, 0.0]]), jnp.array([[1.0, 0.7]]))
+    np.testing.assert_allclose(found, [[2.0, 0.7]])
+
+
+def test_regression_reaches_the_maximum_of_the_likelihood(case):
+    counts, depth, signatures = case
+    found = np.asarray(regress(counts, depth, signatures, jnp.float32(DISPERSION), steps=30, sweeps=30).weights)
+    size = 1 / DISPERSION
+    for spot in range(len(counts)):
+
+        def loss(w, spot=spot):
+            mean = depth[spot] * w @ signatures.astype(float) + 1e-10
+            return -nbinom.logpmf(counts[spot], size, size / (size + mean)).sum()
+
+        best = minimize(loss, np.full(4, 0.25), bounds=[(0, None)] * 4, method="L-BFGS-B", options={"ftol": 1e-14})
+        assert loss(found[spot].astype(float)) <= best.fun + 1e-3
+        np.testing.assert_allclose(found[spot], best.x, atol=2e-3)
+
+
+def test_default_steps_have_converged(case):
+    counts, depth, signatures = case
+    few = regress(counts, depth, signatures, jnp.float32(DISPERSION), steps=6).weights
+    many = regress(counts, depth, signatures, jnp.float32(DISPERSION), steps=60, sweeps=60).weights
+    np.testing.assert_allclose(few, many, atol=2e-3)
+
+
+def test_strong_prior_wins(case):
+    counts, depth, signatures = case
+    prior = jnp.full((len(counts), 4), 0.25)
+    found = regress(counts, depth, signatures, jnp.float32(DISPERSION), None, prior, jnp.full(4, 1e7)).weights
+    np.testing.assert_allclose(found, prior, atol=1e-3)
+
+
+def test_implicit_gradients_equal_finite_differences(case):
+    counts, depth, signatures = case
+    direction_rng = np.random.default_rng(2)
+    cotangent = direction_rng.normal(size=(len(counts), 4))
+
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+        start = [jnp.asarray(part, jnp.float64) for part in (counts, depth, signatures, DISPERSION)]
+
+        def objective(counts, depth, signatures, dispersion):
+            return (regression_weights(counts, depth, signatures, dispersion, 60, 60) * cotangent).sum()
+
+        gradients = jax.grad(objective, argnums=(0, 1, 2, 3))(*start)
+        for position, gradient in enumerate(gradients):
+            direction = direction_rng.normal(size=start[position].shape) * np.asarray(start[position])
+            if position == 0:  # counts of 0 must not become negative
+                direction = np.abs(direction)
+            step = 1e-6
+            moved = [
+                objective(*start[:position], start[position] + sign * step * direction, *start[position + 1 :])
+                for sign in (1, -1)
+            ]
+            expected = float(moved[0] - moved[1]) / (2 * step)
+            assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
