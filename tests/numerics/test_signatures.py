@@ -2,7 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffbio_sc.numerics.signatures import fit_bulk, informative_genes, remove_batch_effect, shrunken_profiles
+from diffbio_sc.numerics.signatures import (
+    fit_bulk,
+    informative_genes,
+    remove_batch_effect,
+    shrunken_profiles,
+    size_without_batch_depth,
+)
 
 
 def test_shrunken_profiles_have_no_zero_and_sum_to_one():
@@ -61,3 +67,10 @@ def test_bulk_composition_is_recovered_under_heavy_tailed_platform_effects():
     expected = np.log(factor) - np.median(np.log(factor))
     assert np.corrcoef(fit.log_ratio, expected)[0, 1] > 0.98
     assert 0 < fit.composition_variance < 0.05
+
+
+def test_sizes_of_types_do_not_follow_the_depth_of_their_batch():
+    size, depth = np.array([1000.0, 3000.0, 2000.0]), np.array([1.0, 4.0])
+    cells = np.array([[50, 20, 0], [5, 0, 30]])
+    found = size_without_batch_depth(cells * size * depth[:, None], cells)
+    np.testing.assert_allclose(found / found[0], size / size[0], rtol=1e-3)

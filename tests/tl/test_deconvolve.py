@@ -189,18 +189,21 @@ def test_fraction_of_rna_differs_by_the_size_of_types():
 
 
 def test_batch_effect_in_the_reference_is_removed(simulate):
-    adata, reference = simulate(seed=4, platform=0.0, genes=300)
-    rng = np.random.default_rng(4)
-    batch = np.where(rng.random(reference.n_obs) < 0.5, "a", "b")
-    # Confounded in part: the first two types come from batch b only.
-    batch[reference.obs["cell_type"].cat.codes.to_numpy() < 2] = "b"
-    factor = np.where((batch == "b")[:, None], rng.lognormal(0, 1.0, reference.n_vars), 1.0)
-    reference.X = sp.csr_matrix(rng.poisson(reference.X.toarray() * factor).astype(np.float32))
-    reference.obs["batch"] = batch
-    run(adata, reference, refine=False)
-    ignored = error(adata)
-    run(adata, reference, refine=False, batch_key="batch")
-    assert error(adata) < 0.6 * ignored
+    ignored, removed = [], []
+    for seed in range(4, 8):
+        adata, reference = simulate(seed=seed, platform=0.0, genes=300)
+        rng = np.random.default_rng(seed)
+        batch = np.where(rng.random(reference.n_obs) < 0.5, "a", "b")
+        # Confounded in part: the first two types come from batch b only.
+        batch[reference.obs["cell_type"].cat.codes.to_numpy() < 2] = "b"
+        factor = np.where((batch == "b")[:, None], rng.lognormal(0, 1.0, reference.n_vars), 1.0)
+        reference.X = sp.csr_matrix(rng.poisson(reference.X.toarray() * factor).astype(np.float32))
+        reference.obs["batch"] = batch
+        run(adata, reference)
+        ignored.append(error(adata))
+        run(adata, reference, batch_key="batch")
+        removed.append(error(adata))
+    assert np.mean(removed) < 0.8 * np.mean(ignored), (removed, ignored)
 
 
 def test_each_slide_gets_its_own_platform_effect(simulate):

@@ -48,6 +48,25 @@ def remove_batch_effect(sums: np.ndarray, *, strength: float = 10.0, iterations:
     return profile / np.maximum(profile.sum(1, keepdims=True), 1e-12) * totals.sum(0)[:, None]
 
 
+def size_without_batch_depth(totals: np.ndarray, cells: np.ndarray, *, iterations: int = 50) -> np.ndarray:
+    """Mean counts of a cell of each type, as if all batches were sequenced equally deep.
+
+    Fits total[b, k] ~ Poisson(cells[b, k] * size[k] * depth[b]) by alternating closed-form updates.
+
+    Parameters
+    ----------
+    totals, cells
+        Counts and number of cells, by batch and type.
+    """
+    depth = np.ones(len(totals))
+    share = cells.sum(1) / max(cells.sum(), 1)
+    for _ in range(iterations):
+        size = totals.sum(0) / np.maximum(depth @ cells, 1e-12)
+        depth = totals.sum(1) / np.maximum(cells @ size, 1e-12)
+        depth /= max(share @ depth, 1e-12)
+    return totals.sum(0) / np.maximum(depth @ cells, 1e-12)
+
+
 def informative_genes(
     profiles: np.ndarray,
     spot_counts: np.ndarray,

@@ -328,12 +328,15 @@ def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) ->
         logger.warning(f"{int((codes < 0).sum())} reference cells without {cell_type_key!r} are left out.")
     if batch_key is None:
         sums = matrix.sum_by_group(codes, len(types))
+        counts_a_cell = sums.sum(1) / np.maximum(n_cells, 1)
     else:
         batches, names = read_labels(reference.obs, batch_key, name="reference.obs")
         both = np.where((codes >= 0) & (batches >= 0), batches * len(types) + codes, -1)
         sums = matrix.sum_by_group(both, len(names) * len(types)).reshape(len(names), len(types), -1)
+        cells = np.bincount(both[both >= 0], minlength=len(names) * len(types)).reshape(len(names), len(types))
+        counts_a_cell = signatures.size_without_batch_depth(sums.sum(2), cells)
         sums = signatures.remove_batch_effect(sums)
-    return _Reference(types, reference.var_names, sums, sums.sum(1) / np.maximum(n_cells, 1), exact=False)
+    return _Reference(types, reference.var_names, sums, counts_a_cell, exact=False)
 
 
 def _choose_genes(adata, counts: CountMatrix, table: _Reference, genes, n_top_genes, fraction_of):

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from diffbio_sc._anndata import matrix as matrix_module
+from diffbio_sc._anndata import read_counts
+
+ROWS, COLUMNS = 130, 17
+KINDS = ["dense", "csr", "csc", "csr_array", "coo-layer", "uint16", "bool", "int64", "backed-csr", "backed-csc",
+         "backed-dense", "dask-dense", "dask-sparse", "view"]  # fmt: skip
+
+
+def plain() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.poisson(0.7, (ROWS, COLUMNS)).astype(np.float32)
+
+
+def build(kind: str, folder) -> ad.AnnData:
+    values = plain()
+    names = {"obs": pd.DataFrame(index=[f"o{i}" for i in range(ROWS)])}
+    names["var"] = pd.DataFrame(index=[f"v{i}" for i in range(COLUMNS)])
+    if kind.startswith("backed"):
+        made = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}[kind.split("-")[1]](values)
+        ad.AnnData(made, **names).write_h5ad(folder / "a.h5ad")
+        return ad.read_h5ad(folder / "a.h5ad", backed="r")
+    if kind.startswith("dask"):
+        da = pytest.importorskip("dask.array")
+        array = da.from_array(values, chunks=(40, 9))
+        return ad.AnnData(array if kind.endswith("dense") else array.map_blocks(sp.csr_matrix), **names)
+    if kind == "view":
+        return ad.AnnData(sp.csr_matrix(np.concatenate([values, values])))[:ROWS]
+    if kind == "coo-layer":
+        return ad.AnnData(sp.csr_matrix((ROWS, COLUMNS)), layers={"counts": sp.csc_array(values)}, **names)
+    if kind in ("uint16", "int64"):
+        return ad.AnnData(sp.csr_matrix(values.astype(kind)), **names)
+    if kind == "bool":
+        return ad.AnnData(sp.csr_matrix(values > 0), **names)
+    make = {"dense": np.asarray, "csr": sp.csr_matrix, "csc": sp.csc_matrix, "csr_array": sp.csr_array}[kind]
+    return ad.AnnData(make(values), **names)
+
+
+@pytest.fixture(params=KINDS)
+def matrix_and_values(request, tmp_path):
+    adata = build(request.param, tmp_path)
+    values = plain() > 0 if request.param == "bool" else plain()
+    yield read_counts(adata, layer="counts" if request.param == "coo-layer" else None), values.astype(np.float32)
+    if adata.isbacked:
+        adata.file.close()
+
+
+def _block_and_start(block, start):
+    return start, block
+
+
+def test_every_kind_gives_the_plain_answer(matrix_and_values):
+    matrix, values = matrix_and_values
+    assert tuple(matrix.shape) == values.shape
+    np.testing.assert_array_equal(matrix.column_sums(), values.sum(0, dtype=float))
+    np.testing.assert_array_equal(matrix.row_sums(), values.sum(1, dtype=float))
+    codes = np.arange(ROWS) % 4 - 1
+    expected = np.stack([values[codes == group].sum(0) for group in range(3)])
+    np.testing.assert_array_equal(matrix.sum_by_group(codes, 3), expected)
+    columns = np.array([5, 2, 11])
+    rows = np.array([0, 3, 64, 129])
+    np.testing.assert_array_equal(matrix.rows(rows, columns), values[np.ix_(rows, columns)])
+    blocks = matrix.map_row_blocks(_block_and_start, columns=columns, size=50)
+    assert [start for start, _ in blocks] == [0, 50, 100]
+    assert all(block.dtype == np.float32 and block.flags.c_contiguous for _, block in blocks)
+    np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), values[:, columns])
+
+
+def test_sums_of_small_integers_do_not_overflow():
+    adata = ad.AnnData(sp.csr_matrix(np.full((300, 2), 60_000, np.uint16)))
+    np.testing.assert_array_equal(read_counts(adata).column_sums(), [1.8e7, 1.8e7])
+
+
+def test_no_block_is_larger_than_asked_for(monkeypatch):
+    adata = ad.AnnData(sp.random(20_000, 500, density=0.01, format="csr", dtype=np.float32, random_state=0))
+    adata.X.data[:] = 1
+    largest = []
+    original = matrix_module.dense_block
+
+    def recording(block, columns=None):
+        result = original(block, columns)
+        largest.append(result.size)
+        return result
+
+    monkeypatch.setattr(matrix_module, "dense_block", recording)
+    counts = read_counts(adata)
+    counts.column_sums()
+    counts.sum_by_group(np.arange(20_000) % 3, 3)
+    counts.map_row_blocks(lambda block, start: None, columns=np.arange(100))
+    assert max(largest) <= 2048 * 100
+
+
+@pytest.mark.parametrize("kind", ["csr", "dense", "backed-csr", "dask-sparse"])
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [(np.nan, "missing or infinite"), (np.inf, "missing or infinite"), (-2.0, "negative"), (0.5, "non-integer")],
+)
+def test_bad_values_are_located(tmp_path, kind, value, problem):
+    values = plain()
+    values[77, 4] = value
+    obs = pd.DataFrame(index=[f"cell{i}" for i in range(ROWS)])
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(COLUMNS)])
+    if kind == "dask-sparse":
+        da = pytest.importorskip("dask.array")
+        made = da.from_array(values, chunks=(40, 9)).map_blocks(sp.csr_matrix)
+    else:
+        made = values if kind == "dense" else sp.csr_matrix(values)
+    adata = ad.AnnData(made, obs=obs, var=var, layers={"other": values})
+    if kind.startswith("backed"):
+        adata.write_h5ad(tmp_path / "a.h5ad")
+        adata = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(ValueError, match=rf"adata\.X must.*{problem}.*'cell77'.*'gene4'.*layer=.*'other'"):
+        read_counts(adata)
+
+
+def test_empty_and_missing_matrices_are_refused():
+    with pytest.raises(ValueError, match=r"empty: shape \(0, 3\)"):
+        read_counts(ad.AnnData(np.zeros((0, 3), np.float32)))
+    with pytest.raises(ValueError, match="X is None"):
+        read_counts(ad.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["b"])))
+    with pytest.raises(KeyError, match=r"reference\.layers has no 'x'"):
+        read_counts(ad.AnnData(np.ones((2, 2), np.float32)), layer="x", name="reference")
