@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import time
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def _draw(spots, path: Path) -> None:
         for row, (label, table) in enumerate((("true", truth), ("estimated", estimate))):
             axis = grid[row, column]
             points = axis.scatter(*coordinates.T, c=table[name], s=26, marker="s", vmin=0, vmax=1, cmap="viridis")
-            axis.set(title=f"{name}\n{label}", xticks=[], yticks=[], aspect="equal")
+            axis.set(title=f"{textwrap.fill(name, 20)}\n{label}", xticks=[], yticks=[], aspect="equal")
     figure.colorbar(points, ax=grid[:, _SHOWN - 1], label="proportion", shrink=0.6)
     axis = grid[0, _SHOWN]
     axis.plot([0, 1], [0, 1], color="tab:red", linewidth=1)
