@@ -48,13 +48,18 @@ def spike_and_slab(
     probability: Float[Array, "..."],
     typical_weight: Float[Array, "..."],
 ) -> Posterior:
-    """Posterior of weights observed as ``estimate`` with standard deviation ``deviation``, under the prior."""
-    log_odds, standard = _log_odds(estimate, deviation, probability, typical_weight, jnp, jax.scipy.special.log_ndtr)
-    presence = jax.nn.sigmoid(jnp.clip(log_odds, -_RANGE, _RANGE))
+    """Posterior of weights observed as ``estimate`` with standard deviation ``deviation``, under the prior.
+
+    Numpy arrays are worked on by numpy, which spares compiling for each number of spots; JAX arrays by JAX.
+    """
+    on_host = isinstance(estimate, np.ndarray)
+    xp, log_cdf = (np, log_ndtr) if on_host else (jnp, jax.scipy.special.log_ndtr)
+    log_odds, standard = _log_odds(estimate, deviation, probability, typical_weight, xp, log_cdf)
+    presence = 1.0 / (1.0 + xp.exp(-xp.clip(log_odds, -_RANGE, _RANGE)))
     # Mean and variance of a Gaussian cut at 0; the ratio density / mass is taken in log space.
-    ratio = jnp.exp(-0.5 * standard**2 - _LOG_SQRT_2PI - jax.scipy.special.log_ndtr(standard))
-    slab_mean = jnp.maximum(deviation * (standard + ratio), 0.0)
-    slab_variance = deviation**2 * jnp.clip(1.0 - ratio * (standard + ratio), 0.0, 1.0)
+    ratio = xp.exp(-0.5 * standard**2 - _LOG_SQRT_2PI - log_cdf(standard))
+    slab_mean = xp.maximum(deviation * (standard + ratio), 0.0)
+    slab_variance = deviation**2 * xp.clip(1.0 - ratio * (standard + ratio), 0.0, 1.0)
     mean = presence * slab_mean
     return Posterior(presence, mean, presence * (slab_variance + slab_mean**2) - mean**2)
 

@@ -498,13 +498,13 @@ def _posterior(solution: SpotSolution, profiles: np.ndarray, filled: np.ndarray,
     posterior = spike_and_slab(
         solution.weights, solution.deviation, probability.astype(np.float32), typical.astype(np.float32)
     )
-    weights = np.asarray(posterior.mean)
+    weights = posterior.mean
     size = profiles.sum(1)
     coefficients = weights / size
     total = coefficients.sum(1, keepdims=True)
-    variance = SIGNATURE_INFLATION * np.asarray(posterior.variance) * solution.inflation
+    variance = SIGNATURE_INFLATION * posterior.variance * solution.inflation
     with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = np.asarray(proportion_deviation(coefficients, variance / size**2))
+        deviation = proportion_deviation(coefficients, variance / size**2)
         proportions = coefficients / total
     return _Estimate(weights, proportions, deviation, probability.mean(0) if cells is not None else probability)
 

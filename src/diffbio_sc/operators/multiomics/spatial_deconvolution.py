@@ -44,6 +44,8 @@ from diffbio_sc.operators._operator import FitReport, FittedStatistic, Operator,
 
 FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all of a large slide
 _GENE_BUCKET = 128
+_TYPE_BUCKET = 4
+_FIRST_STEPS = 4  # of Fisher scoring, before signatures are updated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,11 +126,14 @@ class SpotSolver:
         Overdispersion alpha.
     steps
         Steps of Fisher scoring.
+    room
+        Types for which the compiled code leaves room: solvers of 12 types and of 13 can then share it.
     """
 
     signatures: np.ndarray
     dispersion: float
     steps: int
+    room: int = 0
 
     def __call__(
         self,
@@ -140,18 +145,20 @@ class SpotSolver:
         spots, genes = counts.shape
         types = len(self.signatures)
         shape = (_spot_bucket(spots), _bucket(genes, _GENE_BUCKET))
+        padded_types = _bucket(types + self.room, _TYPE_BUCKET)
         if prior_mean is None or prior_precision is None:
             prior_mean, prior_precision = np.zeros((spots, types)), np.zeros(types)
         solution = _solve_block(
             _pad(counts.astype(np.float32, copy=False), shape),
-            _pad(self.signatures, (types, shape[1])),
+            _pad(self.signatures, (padded_types, shape[1])),
             np.float32(self.dispersion),
             _pad(np.ones(genes, np.float32), (shape[1],)),
-            _pad(prior_mean.astype(np.float32), (shape[0], types)),
-            prior_precision.astype(np.float32),
-            self.steps,
+            _pad(prior_mean.astype(np.float32), (shape[0], padded_types)),
+            _pad(prior_precision.astype(np.float32), (padded_types,)),
+            np.int32(self.steps),
         )
-        return SpotSolution(*(np.asarray(part)[:spots] for part in solution))
+        weights, deviation, inflation, misfit = (np.asarray(part)[:spots] for part in solution)
+        return SpotSolution(weights[:, :types], deviation[:, :types], inflation[:, :types], misfit)
 
 
 class SpatialDeconvolution(Operator):
@@ -329,6 +336,7 @@ class SpatialDeconvolution(Operator):
             np.asarray(self.signatures(jnp.asarray(profiles)), np.float32),
             float(jnp.exp(self.log_dispersion[...])),
             self.config.solver_steps,
+            room=1,
         )
 
     def unknown_signature(
@@ -354,10 +362,14 @@ class SpatialDeconvolution(Operator):
         """
         spots, genes = counts.shape
         shape = (_spot_bucket(spots), _bucket(genes, _GENE_BUCKET))
+        mu = self.platform_signatures(profiles)
+        dispersion = np.exp(np.asarray(self.log_dispersion[...]))
+        weights = SpotSolver(mu, float(dispersion), _FIRST_STEPS, room=1)(counts).weights
         signature = _unknown_rounds(
             _pad(counts.astype(np.float32, copy=False), shape),
-            _pad(self.platform_signatures(profiles), (profiles.shape[0], shape[1])),
-            jnp.exp(self.log_dispersion[...]),
+            _pad(weights, (shape[0], len(mu))),
+            _pad(mu, (len(mu), shape[1])),
+            dispersion,
             _pad(np.ones(genes, np.float32), (shape[1],)),
             rounds,
         )
@@ -498,7 +510,7 @@ def proportion_deviation(
     total = coefficients.sum(-1, keepdims=True)
     share = coefficients / total
     others = variance.sum(-1, keepdims=True) - variance
-    return jnp.sqrt((1.0 - share) ** 2 * variance + share**2 * others) / total
+    return ((1.0 - share) ** 2 * variance + share**2 * others) ** 0.5 / total
 
 
 def _bucket(size: int, multiple: int) -> int:
@@ -506,8 +518,9 @@ def _bucket(size: int, multiple: int) -> int:
 
 
 def _spot_bucket(spots: int) -> int:
-    """Powers of two up to 2048, then multiples of 2048: few compiled shapes, little waste."""
-    return max(32, 1 << (spots - 1).bit_length()) if spots <= 2048 else _bucket(spots, 2048)
+    """Four steps to each power of two up to 2048, then multiples of 2048: few compiled shapes, little waste."""
+    step = max(32, (1 << (spots - 1).bit_length()) // 8)
+    return _bucket(spots, min(step, 2048))
 
 
 def _pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -520,11 +533,12 @@ def _pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def _diagnose(weights, counts, depth, mu, dispersion, used, information=None) -> SpotSolution:
     types = weights.shape[1]
+    real = (mu.sum(1) > 0).sum()
     mean = count_regression.expected_counts(weights, depth, mu)
     if information is None:
         products = count_regression.pair_products(mu)
         information = count_regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0)[1]
-    freedom = jnp.maximum(used.sum() - types, 1.0)
+    freedom = jnp.maximum(used.sum() - real, 1.0)
     pearson = (counts - mean) ** 2 / (jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean)) * used
     misfit = pearson.sum(-1) / freedom
     diagonal = jnp.diagonal(information, axis1=1, axis2=2)
@@ -539,11 +553,13 @@ def _diagnose(weights, counts, depth, mu, dispersion, used, information=None) ->
     return SpotSolution(weights, deviation, jnp.maximum(inflation, 1.0), misfit)
 
 
-@partial(jax.jit, static_argnums=(6,))
+@jax.jit
 def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, steps) -> SpotSolution:
     depth = counts.sum(-1)
+    real = (mu.sum(1) > 0).astype(mu.dtype)  # not types that only pad the shape
+    start = jnp.broadcast_to(real / real.sum(), (len(counts), len(mu)))
     weights, information = count_regression.regress(
-        counts, depth, mu, dispersion, None, prior_mean, prior_precision, steps=steps
+        counts, depth, mu, dispersion, start, prior_mean, prior_precision, steps=steps
     )
     return _diagnose(weights, counts, depth, mu, dispersion, used, information)
 
@@ -603,10 +619,12 @@ def _refinement_rounds(
         new = 1.0 + deviation / jnp.where(scaled > 0, scaled, 1.0)
         return jnp.where(refine, jnp.clip(new, 0.02, 50.0), theta)
 
-    def one_round(carry, _):
+    def one_round(carry, step):
         weights, log_platform, theta = carry
-        log_platform = update_platform(weights, log_platform, theta)
-        theta = update_deviation(weights, log_platform, theta)
+        # The first steps find the weights alone; in the same loop, so that they are compiled once.
+        first = step < _FIRST_STEPS
+        log_platform = jnp.where(first, log_platform, update_platform(weights, log_platform, theta))
+        theta = jnp.where(first, theta, update_deviation(weights, log_platform, theta))
         mu = signature(log_platform, theta)
         products = count_regression.pair_products(mu)
         weights = count_regression.fisher_step(weights, counts, depth, mu, dispersion, products).weights
@@ -616,17 +634,17 @@ def _refinement_rounds(
 
     theta = jnp.ones_like(base)
     log_platform = anchor - _masked_median(anchor, used) * used
-    weights = count_regression.regress(counts, depth, signature(log_platform, theta), dispersion, steps=4).weights
-    (_, log_platform, theta), history = jax.lax.scan(one_round, (weights, log_platform, theta), None, length=rounds)
-    return log_platform * used, jnp.log(theta) * used, history
+    weights = jnp.full((len(counts), types), 1.0 / types, base.dtype)
+    steps = jnp.arange(_FIRST_STEPS + rounds)
+    (_, log_platform, theta), history = jax.lax.scan(one_round, (weights, log_platform, theta), steps)
+    return log_platform * used, jnp.log(theta) * used, history[_FIRST_STEPS:]
 
 
-@partial(jax.jit, static_argnums=(4,))
-def _unknown_rounds(counts, mu, dispersion, used, rounds):
-    """Signature of sum 1 that, added to ``mu``, explains most of the residuals."""
+@partial(jax.jit, static_argnums=(5,))
+def _unknown_rounds(counts, weights, mu, dispersion, used, rounds):
+    """Signature of sum 1 that, added to ``mu``, explains most of the residuals of ``weights``."""
     depth = counts.sum(-1)
     filled = (depth > 0).astype(counts.dtype)
-    weights = count_regression.regress(counts, depth, mu, dispersion, steps=4).weights
     mean = count_regression.expected_counts(weights, depth, mu)
     residual = (counts - mean) / jnp.sqrt(jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean))
     residual = jnp.clip(residual, -5.0, 10.0) * used * filled[:, None]

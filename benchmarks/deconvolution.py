@@ -1,0 +1,361 @@
+"""Accuracy, speed, calibration and memory of ``dbio.tl.deconvolve``.
+
+python benchmarks/deconvolution.py [truth] [panels] [exact] [calibration] [missing] [scale] [wide]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+import diffbio_sc as dbio
+
+CASES = ("merfish_poa", "starmap_cortex", "pbmc_pseudospots", "cellmix_celseq2")
+
+
+def load(case: str):
+    folder = Path(os.environ["DIFFBIO_SC_DATA"]) / "deconvolution" / case
+    spots, reference = ad.read_h5ad(folder / "spots.h5ad"), ad.read_h5ad(folder / "ref.h5ad")
+    spots.obs_names_make_unique()
+    spots.obsm["truth"] = spots.obsm["truth"].set_axis(spots.obs_names)
+    return spots, reference
+
+
+def simulate(seed, *, spots, genes, types, cells, platform, present=4, scattered=False):
+    """Negative binomial spots of a few types each, and reference cells; the truth is the share of RNA."""
+    rng = np.random.default_rng(seed)
+    profiles = rng.gamma(0.3, 1.0, (types, genes)) * rng.lognormal(0, 1, genes)
+    profiles /= profiles.sum(1, keepdims=True)
+    factor = rng.lognormal(0, platform, genes)
+    side = int(np.ceil(np.sqrt(spots)))
+    place = np.stack([np.arange(spots) % side, np.arange(spots) // side], 1).astype(float)
+    centres = rng.uniform(0, side, (types, 2))
+    truth, blocks = np.zeros((spots, types)), []
+    for start in range(0, spots, 2000):
+        here = place[start : start + 2000]
+        distance = ((here[:, None] - centres[None]) ** 2).sum(-1) / (side / 4) ** 2
+        order = (0.0 if scattered else -distance) + rng.gumbel(size=distance.shape)
+        top = np.argsort(-order, axis=1)[:, :present]
+        np.put_along_axis(truth[start : start + 2000], top, rng.dirichlet(np.ones(present), len(here)), 1)
+        mean = truth[start : start + 2000] @ (profiles * factor)
+        mean *= (rng.lognormal(np.log(3000), 0.4, len(here)) / mean.sum(1))[:, None]
+        blocks.append(sp.csr_matrix(rng.poisson(mean * rng.gamma(20.0, 1 / 20, mean.shape)).astype(np.float32)))
+    names = [f"type{k:02d}" for k in range(types)]
+    labels = np.repeat(names, cells)
+    reference = []
+    for profile in profiles:
+        mean = profile * rng.lognormal(np.log(4000), 0.3, cells)[:, None]
+        reference.append(sp.csr_matrix(rng.poisson(mean * rng.gamma(2.0, 0.5, mean.shape)).astype(np.float32)))
+    var = pd.DataFrame(index=[f"gene{g}" for g in range(genes)])
+    adata = ad.AnnData(
+        sp.vstack(blocks).tocsr(), obs=pd.DataFrame(index=[f"spot{i}" for i in range(spots)]), var=var.copy()
+    )
+    adata.obsm["spatial"] = place
+    adata.obsm["truth"] = pd.DataFrame(truth, index=adata.obs_names, columns=names)
+    obs = pd.DataFrame({"cell_type": pd.Categorical(labels)}, index=[f"cell{i}" for i in range(len(labels))])
+    return adata, ad.AnnData(sp.vstack(reference).tocsr(), obs=obs, var=var)
+
+
+def profiles_of(reference, *, scaled: bool) -> np.ndarray:
+    counts = sp.csr_matrix(reference.X).astype(float)
+    if scaled:
+        counts = sp.diags(1 / np.maximum(np.asarray(counts.sum(1)).ravel(), 1)) @ counts
+    labels = reference.obs["cell_type"].astype(str).to_numpy()
+    return np.stack([np.asarray(counts[labels == name].mean(0)).ravel() for name in types_of(reference)])
+
+
+def types_of(reference) -> list[str]:
+    return sorted(reference.obs["cell_type"].astype(str).unique())
+
+
+def ours(spots, reference, **options) -> pd.DataFrame:
+    dbio.tl.deconvolve(spots, reference, cell_type_key="cell_type", **options)
+    return spots.obsm["deconvolution"].set_axis(spots.uns["deconvolution"]["cell_types"], axis=1)
+
+
+def plain(spots, reference) -> pd.DataFrame:
+    return ours(spots, reference, refine=False)
+
+
+def nnls(spots, reference) -> pd.DataFrame:
+    from scipy.optimize import nnls as solve
+
+    counts = spots.X.toarray().astype(float)
+    counts /= np.maximum(counts.sum(1, keepdims=True), 1)
+    matrix = profiles_of(reference, scaled=True).T
+    return pd.DataFrame([solve(matrix, row)[0] for row in counts], index=spots.obs_names, columns=types_of(reference))
+
+
+def flashdeconv(spots, reference) -> pd.DataFrame:
+    from flashdeconv import FlashDeconv
+
+    known = "spatial" in spots.obsm
+    place = np.asarray(spots.obsm["spatial"]) if known else np.c_[np.arange(spots.n_obs) * 1.0, np.zeros(spots.n_obs)]
+    model = FlashDeconv() if known else FlashDeconv(lambda_spatial=0.0)
+    table = model.fit_transform(sp.csr_matrix(spots.X).astype(float), profiles_of(reference, scaled=False), place)
+    return pd.DataFrame(table, index=spots.obs_names, columns=types_of(reference))
+
+
+def rctd(spots, reference) -> pd.DataFrame:
+    import rctd as package
+    import torch
+
+    torch.manual_seed(0)
+    spots = spots.copy()
+    if "spatial" not in spots.obsm:
+        spots.obsm["spatial"] = np.c_[np.arange(spots.n_obs) * 1.0, np.zeros(spots.n_obs)]
+    cells = package.Reference(reference.copy(), cell_type_col="cell_type", cell_min=2, min_UMI=1)
+    settings = package.RCTDConfig(UMI_min=1, counts_MIN=0, device="cpu", compile=False)
+    result = package.run_rctd(spots, cells, mode="full", config=settings)
+    weights = np.asarray(result.weights)
+    table = np.full((spots.n_obs, weights.shape[1]), np.nan)
+    kept = getattr(result, "pixel_mask", None)
+    table[slice(None) if kept is None or len(weights) == spots.n_obs else np.asarray(kept)] = weights
+    names = [str(name) for name in (getattr(result, "cell_type_names", None) or cells.cell_type_names)]
+    return pd.DataFrame(table, index=spots.obs_names, columns=names)
+
+
+METHODS = {
+    "diffbio_sc": ours,
+    "diffbio_sc, refine=False": plain,
+    "NNLS": nnls,
+    "flashdeconv": flashdeconv,
+    "RCTD": rctd,
+}
+
+
+def available(name: str) -> str | None:
+    """Why a method cannot run here, or None."""
+    module = {"flashdeconv": "flashdeconv", "RCTD": "rctd"}.get(name)
+    if module and importlib.util.find_spec(module) is None:
+        return "not installed"
+    if name == "RCTD" and "RCTD_Q_MATRICES" not in os.environ:
+        return "RCTD_Q_MATRICES not set"
+    return None
+
+
+def score(table: pd.DataFrame, truth: pd.DataFrame) -> dict[str, float]:
+    return dbio.metrics.composition(
+        table.rename(columns=lambda name: name.replace("/", "|")).reindex(columns=truth.columns).fillna(0.0), truth
+    )
+
+
+def quiet(function, *arguments):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return function(*arguments)
+
+
+def truth() -> None:
+    print("\n## truth: real spots of known composition, one set of defaults\n")
+    print("| set | method | RMSE | JSD | AUPR | absent mass | CPU s, warm | CPU over ours | wall s, first call |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for case in CASES:
+        spots, reference = load(case)
+        base = None
+        for name, method in METHODS.items():
+            reason = available(name)
+            if reason:
+                print(f"| {case} | {name} | {reason} |")
+                continue
+            wall = time.perf_counter()
+            quiet(method, spots, reference)
+            wall = time.perf_counter() - wall
+            cpu = time.process_time()
+            table = quiet(method, spots, reference)
+            cpu = time.process_time() - cpu
+            base = base or cpu
+            s = score(table, spots.obsm["truth"])
+            print(
+                f"| {case} | {name} | {s['rmse']:.4f} | {s['jsd']:.4f} | {s['aupr']:.3f} | {s['absent_mass']:.3f} "
+                f"| {cpu:.2f} | {cpu / base:.1f} | {wall:.1f} |",
+                flush=True,
+            )
+
+
+def panels() -> None:
+    print("\n## panels: random subsets of the genes, five each; mean (standard error) over subsets\n")
+    print("| set | genes | RMSE | RMSE, refine=False | RMSE ratio | JSD | JSD, refine=False |")
+    print("|---|---|---|---|---|---|---|")
+    for case in CASES:
+        spots, reference = load(case)
+        shared = spots.var_names.intersection(reference.var_names)
+        expressed = np.asarray(spots[:, shared].X.sum(0)).ravel() >= 5
+        for genes in (50, 200):
+            if genes > expressed.sum():
+                continue
+            rows = []
+            for seed in range(5):
+                chosen = np.sort(np.random.default_rng(seed).choice(np.flatnonzero(expressed), genes, replace=False))
+                small = spots[:, shared[chosen]].copy()
+                row = []
+                for method in (ours, plain):
+                    s = score(method(small, reference), spots.obsm["truth"])
+                    row += [s["rmse"], s["jsd"]]
+                rows.append(row)
+            mean, error = np.mean(rows, 0), np.std(rows, 0, ddof=1) / np.sqrt(len(rows))
+            print(
+                f"| {case} | {genes} | {mean[0]:.4f} ({error[0]:.4f}) | {mean[2]:.4f} ({error[2]:.4f}) "
+                f"| {mean[0] / mean[2]:.3f} | {mean[1]:.4f} | {mean[3]:.4f} |",
+                flush=True,
+            )
+
+
+def exact() -> None:
+    print("\n## exact: simulated spots whose reference is exact, or differs by a platform factor; five seeds\n")
+    print("| reference | RMSE | RMSE, refine=False | ratio |")
+    print("|---|---|---|---|")
+    for label, cells, platform in (
+        ("exact, 60 cells a type", 60, 0.0),
+        ("exact, 400 cells a type", 400, 0.0),
+        ("platform factor, sd 0.5", 60, 0.5),
+    ):
+        rows = []
+        for seed in range(5):
+            spots, reference = simulate(seed, spots=600, genes=800, types=15, cells=cells, platform=platform)
+            truth = spots.obsm["truth"]
+            rows.append(
+                [score(ours(spots, reference, fraction_of="rna", refine=on), truth)["rmse"] for on in (True, False)]
+            )
+        mean = np.mean(rows, 0)
+        print(f"| {label} | {mean[0]:.4f} | {mean[1]:.4f} | {mean[0] / mean[1]:.3f} |", flush=True)
+
+
+def covered(spots) -> tuple[float, float]:
+    true = spots.obsm["truth"].to_numpy()
+    inside = np.abs(spots.obsm["deconvolution"].to_numpy() - true) <= 1.645 * spots.obsm["deconvolution_std"].to_numpy()
+    return inside.mean(), inside[true > 0.02].mean()
+
+
+def calibration() -> None:
+    print("\n## calibration: share of the truth inside the 90 % interval\n")
+    print("| spots | all entries | types present (above 2 %) |")
+    print("|---|---|---|")
+    for label, options in (
+        ("simulated, 15 types, platform sd 0.5", {"types": 15, "genes": 800, "cells": 60, "platform": 0.5}),
+        ("simulated, 8 types, exact reference", {"types": 8, "genes": 500, "cells": 60, "platform": 0.0}),
+        ("simulated, 30 types, platform sd 0.5", {"types": 30, "genes": 1500, "cells": 60, "platform": 0.5}),
+    ):
+        rows = []
+        for seed in range(5):
+            spots, reference = simulate(seed, spots=400, **options)
+            ours(spots, reference, fraction_of="rna")
+            rows.append(covered(spots))
+        print(f"| {label}, five seeds | {np.mean(rows, 0)[0]:.3f} | {np.mean(rows, 0)[1]:.3f} |", flush=True)
+    if "DIFFBIO_SC_DATA" in os.environ:
+        for case in CASES:
+            spots, reference = load(case)
+            ours(spots, reference)
+            every, present = covered(spots)
+            print(f"| {case} | {every:.3f} | {present:.3f} |", flush=True)
+
+
+def auroc(values: np.ndarray, positive: np.ndarray) -> float:
+    from scipy.stats import mannwhitneyu
+
+    return mannwhitneyu(values[positive], values[~positive]).statistic / (positive.sum() * (~positive).sum())
+
+
+def missing() -> None:
+    print("\n## missing: a type is taken out of the reference; AUROC of a low fit where it is above 30 %\n")
+    print("| spots | missing type | spots with it | AUROC |")
+    print("|---|---|---|---|")
+    cases = {}
+    for seed in range(3):
+        cases[f"simulated, seed {seed}"] = simulate(
+            seed, spots=600, genes=800, types=12, cells=60, platform=0.5, present=3, scattered=True
+        )
+    if "DIFFBIO_SC_DATA" in os.environ:
+        cases |= {case: load(case) for case in CASES}
+    for case, (spots, reference) in cases.items():
+        labels = reference.obs["cell_type"].astype(str).to_numpy()
+        by_share = spots.obsm["truth"].mean().sort_values(ascending=False).index
+        for column in list(by_share)[: 2 if case.startswith("sim") else 4]:
+            kept = np.array([name.replace("/", "|") != column.replace("/", "|") for name in labels])
+            if len(set(labels[kept])) < 2:
+                continue
+            ours(spots, reference[kept].copy())
+            true = spots.obsm["truth"][column].to_numpy()
+            used = (true > 0.3) | (true == 0)
+            area = auroc(-spots.obs["deconvolution_fit"].to_numpy()[used], true[used] > 0.3)
+            print(f"| {case} | {column} | {(true > 0.3).sum()} | {area:.3f} |", flush=True)
+
+
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _scale(spots: int, genes: int, types: int, method: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder)
+        command = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import deconvolution as d; "
+            f"s, r = d.simulate(0, spots={spots}, genes={genes}, types={types}, cells=60, platform=0.5); "
+            f"s.write_h5ad({str(made / 's.h5ad')!r}); r.write_h5ad({str(made / 'r.h5ad')!r})"
+        )
+        # In a process of its own, so that the memory it takes is not counted.
+        import subprocess
+
+        subprocess.run([sys.executable, "-c", command], check=True)
+        measure = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import deconvolution as d; "
+            f"d.measure({str(made)!r}, {method!r})"
+        )
+        subprocess.run([sys.executable, "-c", measure], check=True)
+
+
+def measure(folder: str, method: str) -> None:
+    import scanpy  # noqa: F401  counted before, as any notebook has it
+
+    spots, reference = ad.read_h5ad(Path(folder) / "s.h5ad"), ad.read_h5ad(Path(folder) / "r.h5ad")
+    before, wall, cpu = peak_gib(), time.perf_counter(), time.process_time()
+    options = {"fraction_of": "rna"} if method == "diffbio_sc" else {}
+    table = quiet(lambda: METHODS[method](spots, reference, **options))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    s = score(table, spots.obsm["truth"])
+    print(
+        f"| {spots.n_obs} x {spots.n_vars} x {len(types_of(reference))} | {method} | {wall:.0f} | {cpu:.0f} "
+        f"| {before:.2f} | {peak_gib():.2f} | {s['rmse']:.4f} | {s['jsd']:.4f} | {s['aupr']:.3f} |",
+        flush=True,
+    )
+
+
+SCALE_HEAD = (
+    "| spots x genes x types | method | wall s | CPU s | GiB before | GiB peak | RMSE | JSD | AUPR |\n"
+    + "|---" * 9
+    + "|"
+)
+
+
+def scale() -> None:
+    print("\n## scale: simulated sparse spots, first call (compilation included)\n\n" + SCALE_HEAD)
+    for spots in (12_500, 50_000):
+        for method in ("diffbio_sc", "flashdeconv"):
+            if available(method) is None:
+                _scale(spots, 2000, 50, method)
+
+
+def wide() -> None:
+    print("\n## wide: 15,000 genes given, informative ones chosen\n\n" + SCALE_HEAD)
+    _scale(50_000, 15_000, 50, "diffbio_sc")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    parts = {f.__name__: f for f in (truth, panels, exact, calibration, missing, scale, wide)}
+    for part in sys.argv[1:] or parts:
+        parts[part]()
