@@ -1,6 +1,6 @@
 """Tabulate the likelihood that rctd-py looks up: python benchmarks/rctd_tables.py tables.npz (about two minutes).
 
-P(Y = k | lambda, sigma) = integral of Poisson(k; lambda * exp(y)) h(y / sigma) / sigma dy, with the package's own grid of
+P(Y = k | lambda, sigma) = integral of Poisson(k; lambda * exp(y)) h(y / sigma) / sigma dy, with the package's grid of
 lambda and heavy-tailed density h. On a grid of log(lambda) + y the integral is a convolution.
 """
 

@@ -45,6 +45,7 @@ from diffbio_sc.operators._operator import FitReport, FittedStatistic, Operator,
 FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all of a large slide
 _GENE_BUCKET = 128
 _TYPE_BUCKET = 4
+_CONVERGED = 2e-4  # relative change of the deviance over two rounds
 _FIRST_STEPS = 4  # of Fisher scoring, before signatures are updated
 
 
@@ -340,7 +341,7 @@ class SpatialDeconvolution(Operator):
         )
 
     def unknown_signature(
-        self, counts: np.ndarray, profiles: Float[Array, "types genes"], rounds: int = 20
+        self, counts: np.ndarray, profiles: Float[Array, "types genes"], rounds: int = 10
     ) -> np.ndarray:
         """Learn the one signature outside the reference that explains most of what the reference leaves over.
 
@@ -436,8 +437,9 @@ class SpatialDeconvolution(Operator):
         self.log_platform[...] = jnp.asarray(log_platform)
         self.log_deviation[...] = jnp.asarray(log_deviation)
         history = np.asarray(history, np.float64)
-        converged = len(history) > 1 and abs(history[-1] - history[-2]) <= 1e-3 * abs(history[-2])
-        return history, bool(converged)
+        history = history[np.isfinite(history)]
+        settled = len(history) > 2 and abs(history[-1] - history[-3]) <= 5 * _CONVERGED * abs(history[-1])
+        return history, bool(settled or len(history) < self.config.fit_rounds)
 
     def _rounds(self, counts, base, anchor, *, spread, openness, refine, platform_effect):
         spots, genes = counts.shape
@@ -568,11 +570,21 @@ def _masked_median(values, used):
     return jnp.nanmedian(jnp.where(used > 0, values, jnp.nan))
 
 
+class _Refinement(NamedTuple):
+    """State between rounds; ``history`` is the deviance by step, NaN for steps not taken."""
+
+    step: Array
+    weights: Array
+    log_platform: Array
+    theta: Array
+    history: Array
+
+
 @partial(jax.jit, static_argnums=(11,))
 def _refinement_rounds(
     counts, base, anchor, used, dispersion, spread, openness, prior_counts, rate, refine, platform_effect, rounds
 ):
-    """Alternate spots, platform factor and deviations for a fixed number of rounds."""
+    """Alternate spots, platform factor and deviations until the deviance settles; unused rounds of it are NaN."""
     depth = counts.sum(-1)
     types = base.shape[0]
     kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
@@ -619,25 +631,39 @@ def _refinement_rounds(
         new = 1.0 + deviation / jnp.where(scaled > 0, scaled, 1.0)
         return jnp.where(refine, jnp.clip(new, 0.02, 50.0), theta)
 
-    def one_round(carry, step):
-        weights, log_platform, theta = carry
+    def one_round(now: _Refinement) -> _Refinement:
         # The first steps find the weights alone; in the same loop, so that they are compiled once.
-        first = step < _FIRST_STEPS
-        log_platform = jnp.where(first, log_platform, update_platform(weights, log_platform, theta))
-        theta = jnp.where(first, theta, update_deviation(weights, log_platform, theta))
+        first = now.step < _FIRST_STEPS
+        log_platform = update_platform(now.weights, now.log_platform, now.theta)
+        log_platform = jnp.where(first, now.log_platform, log_platform)
+        theta = jnp.where(first, now.theta, update_deviation(now.weights, log_platform, now.theta))
         mu = signature(log_platform, theta)
         products = count_regression.pair_products(mu)
-        weights = count_regression.fisher_step(weights, counts, depth, mu, dispersion, products).weights
+        weights = count_regression.fisher_step(now.weights, counts, depth, mu, dispersion, products).weights
         mean, _ = weighted(weights, mu)
         deviance = (count_likelihoods.negative_binomial_deviance(counts, mean, dispersion) * used).sum()
-        return (weights, log_platform, theta), deviance / jnp.maximum(counts.sum(), 1.0)
+        history = now.history.at[now.step].set(deviance / jnp.maximum(counts.sum(), 1.0))
+        return _Refinement(now.step + 1, weights, log_platform, theta, history)
 
-    theta = jnp.ones_like(base)
-    log_platform = anchor - _masked_median(anchor, used) * used
-    weights = jnp.full((len(counts), types), 1.0 / types, base.dtype)
-    steps = jnp.arange(_FIRST_STEPS + rounds)
-    (_, log_platform, theta), history = jax.lax.scan(one_round, (weights, log_platform, theta), steps)
-    return log_platform * used, jnp.log(theta) * used, history[_FIRST_STEPS:]
+    def unfinished(now: _Refinement) -> Array:
+        # Rounds may alternate between two states of nearly the same deviance: compare with the last but one.
+        last, last_but_one = now.history[now.step - 1], now.history[now.step - 3]
+        moving = jnp.abs(last - last_but_one) > _CONVERGED * jnp.abs(last)
+        return (now.step < total) & ((now.step < _FIRST_STEPS + 4) | moving)
+
+    total = _FIRST_STEPS + rounds
+    end = jax.lax.while_loop(
+        unfinished,
+        one_round,
+        _Refinement(
+            jnp.int32(0),
+            jnp.full((len(counts), types), 1.0 / types, base.dtype),
+            anchor - _masked_median(anchor, used) * used,
+            jnp.ones_like(base),
+            jnp.full(total, jnp.nan, base.dtype),
+        ),
+    )
+    return end.log_platform * used, jnp.log(end.theta) * used, end.history[_FIRST_STEPS:]
 
 
 @partial(jax.jit, static_argnums=(5,))
