@@ -208,7 +208,7 @@ def test_fit_lowers_the_loss_and_the_error():
     report = operator.fit(data)
     assert float(operator.loss(data)) < before
     assert np.abs(operator(data)["proportions"] - truth).mean() < 0.6 * error_before
-    assert report.steps == len(report.history["deviance"]) == 30
+    assert 3 <= report.steps == len(report.history["deviance"]) <= 30
     assert report.history["deviance"][-1] < report.history["deviance"][0]
 
 

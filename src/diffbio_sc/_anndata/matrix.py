@@ -285,7 +285,7 @@ def read_counts(
     ValueError
         If the matrix is empty or holds missing, infinite, negative or (unless allowed) non-integer values.
     """
-    layers = [repr(key) for key in adata.layers.keys()]
+    layers = [repr(key) for key in adata.layers.keys() if key is not None]  # newer anndata lists X as None
     if layer is None:
         matrix, where = adata.X, f"{name}.X"
         if matrix is None:
