@@ -60,6 +60,23 @@ class CountMatrix(abc.ABC):
         steps = progress(self.blocks(size), description, total=total)
         return [function(dense_block(block, columns), start) for start, block in steps]
 
+    def map_column_blocks(
+        self,
+        function: Callable[[sp.csc_array, np.ndarray], Result],
+        columns: list[np.ndarray],
+        *,
+        description: str = "Blocks",
+    ) -> list[Result]:
+        """Apply ``function(sparse columns, their indices)`` to blocks of columns, in order.
+
+        On a dask matrix each block is one task, as in :meth:`map_row_blocks`.
+        """
+        return [function(self.columns(block), block) for block in progress(columns, description)]
+
+    def columns(self, indices: np.ndarray) -> sp.csc_array:
+        """Sparse columns at ``indices``."""
+        return sp.csc_array(sp.vstack(self.map_blocks(_Columns(indices))))
+
     def column_sums(self) -> np.ndarray:
         """Sum of each column, in float64."""
         return np.sum(self.map_blocks(_column_sums), axis=0)
@@ -88,6 +105,10 @@ class InMemory(CountMatrix):
     def rows(self, indices: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
         """Dense float32 rows at increasing ``indices``."""
         return dense_block(self.matrix[indices], columns)
+
+    def columns(self, indices: np.ndarray) -> sp.csc_array:
+        """Sparse columns at ``indices``."""
+        return sp.csc_array(self.matrix[:, indices])
 
 
 class Backed(CountMatrix):
@@ -150,6 +171,19 @@ class Dask(CountMatrix):
         """Apply ``function(dense float32 block, first row)`` to all blocks, one dask task each."""
         return self.map_blocks(_OnDense(function, columns), size)
 
+    def map_column_blocks(
+        self,
+        function: Callable[[sp.csc_array, np.ndarray], Result],
+        columns: list[np.ndarray],
+        *,
+        description: str = "Blocks",
+    ) -> list[Result]:
+        """Apply ``function(sparse columns, their indices)`` to blocks of columns, one dask task each."""
+        import dask
+
+        task = dask.delayed(_on_columns)
+        return list(dask.compute(*[task(function, self.matrix[:, block], block) for block in columns]))
+
     def rows(self, indices: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
         """Dense float32 rows at increasing ``indices``."""
         return np.concatenate(self.map_blocks(_Rows(np.asarray(indices), columns)))
@@ -179,6 +213,18 @@ class _Rows:
     def __call__(self, start: int, block: Any) -> np.ndarray:
         inside = (self.indices >= start) & (self.indices < start + block.shape[0])
         return dense_block(block[self.indices[inside] - start], self.columns)
+
+
+class _Columns:
+    def __init__(self, indices: np.ndarray):
+        self.indices = indices
+
+    def __call__(self, start: int, block: Any) -> sp.csr_array:
+        return sp.csr_array(block[:, self.indices])
+
+
+def _on_columns(function: Callable[[sp.csc_array, np.ndarray], Any], matrix: Any, block: np.ndarray) -> Any:
+    return function(sp.csc_array(matrix), block)
 
 
 class _GroupSums:
