@@ -72,6 +72,7 @@ def test_examples_of_docstrings_run():
     failed, tried = 0, 0
     for name in (
         "tl._deconvolve",
+        "tl._spatial_genes",
         "get._proportions",
         "metrics._composition",
         "datasets._pbmc_tissue",

@@ -1,3 +1,23 @@
-from . import count_likelihoods, count_regression, quadratic, signatures, spike_and_slab
+from . import (
+    count_likelihoods,
+    count_regression,
+    gaussian_processes,
+    quadratic,
+    quadratic_forms,
+    signatures,
+    spatial_kernels,
+    spatial_score_test,
+    spike_and_slab,
+)
 
-__all__ = ["count_likelihoods", "count_regression", "quadratic", "signatures", "spike_and_slab"]
+__all__ = [
+    "count_likelihoods",
+    "count_regression",
+    "gaussian_processes",
+    "quadratic",
+    "quadratic_forms",
+    "signatures",
+    "spatial_kernels",
+    "spatial_score_test",
+    "spike_and_slab",
+]

@@ -1,3 +1,4 @@
 from ._deconvolve import deconvolve
+from ._spatial_genes import spatial_genes
 
-__all__ = ["deconvolve"]
+__all__ = ["deconvolve", "spatial_genes"]

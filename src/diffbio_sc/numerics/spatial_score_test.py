@@ -1,0 +1,435 @@
+"""Score test of a spatial random effect in a negative binomial model of counts, at many lengthscales at once.
+
+1. Null model of a gene: y_i ~ NB(s_i m exp(b z_i), alpha) with depth s_i and nuisance columns z (log depth,
+   covariates; intercepts by slide). Genes of similar c = alpha m share working weights w_i = 1 / (1 + c s_i),
+   v_i = s_i w_i.
+2. Residuals, by weighted least squares on X = [1, z]: of the counts, e = w (y - s m), the score of the model; and of
+   their square roots, e = v s^(-1/2) sqrt(y + 0.4), for genes with enough reads. U = (I - V X (X'VX)^-1 X') e has
+   variance proportional to V without the random effect. The score is the more powerful for hot spots, the root for many
+   moderate changes; both are tested.
+3. Statistic at lengthscale l: T = sum over i != j of K_ij U_i U_j. Without the diagonal it does not feel the kurtosis
+   of counts. Its null law, given the sum of U^2, is that of a ratio of quadratic forms with the spectrum of
+   S^(1/2) (K - I) S^(1/2), S = V - V X (X'VX)^-1 X'V: exact where matrices are small, by its cumulants on a grid.
+4. Counts are no Gaussians: the spread of U^2 among spots rescales T, and discreteness adds to its third and fourth
+   cumulants. Scales at which that is no small correction are left out, gene by gene.
+5. Scales and residuals are combined by the Cauchy combination, fine scales and those that can see something first.
+
+After the score tests of SPARK (Sun et al. 2020, Nature Methods 17:193) and SpatialDE2 (Kats et al. 2021).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Float, Int
+
+from diffbio_sc.numerics.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
+from diffbio_sc.numerics.spatial_kernels import Level, SpotLayout
+
+# Classes of c = alpha m that share weights, and those at which spectra are computed (interpolated between).
+_CLASSES = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 40.0])
+_SPECTRUM_CLASSES = np.array([0, 0.5, 3, 40.0])
+_LARGEST_DISPERSION = 50.0
+_FEWEST_SPOTS = 3  # with reads: fewer are not tested
+_CLIP = 4.0  # residuals are cut at so many standard deviations and one read
+_ROOT_OFFSET = 0.4
+_ROOT_FROM_MEAN = 1.0
+_LARGEST_SKEWNESS = 4.0
+_LARGEST_BALANCE = 16.0  # of variances of slides: those with hardly any reads are not blown up
+_SCALE_WEIGHT = 0.85  # each scale weighs 2^-0.85 of the next finer one
+_EFFECT = 0.3  # variance on the log scale of the effect that weights are made for
+_CAUCHY_EXCESS = 0.08  # by how much the combination of such dependent tests is too small around 0.05
+_BLOCK_VALUES = 2**22
+
+
+class GeneMoments(NamedTuple):
+    """Mean rate m, method-of-moments dispersion alpha and number of spots with reads, by gene."""
+
+    mean: Float[np.ndarray, " genes"]
+    dispersion: Float[np.ndarray, " genes"]
+    spots: Int[np.ndarray, " genes"]
+
+
+class ScoreTest(NamedTuple):
+    """Result by gene; NaN where untested.
+
+    Attributes
+    ----------
+    log_p
+        Natural log of the p-value.
+    scale_log_p
+        The same by residual (score, root), lengthscale and gene, before combination.
+    """
+
+    log_p: Float[np.ndarray, " genes"]
+    scale_log_p: Float[np.ndarray, "residuals scales genes"]
+
+
+class _Weights:
+    """Working weights of a class of genes and the projection on the nuisance columns; v has mean 1."""
+
+    def __init__(self, c: float, depth: np.ndarray, design: np.ndarray):
+        w = 1.0 / (1.0 + c * depth)
+        v = depth * w
+        self.scale = v.mean()
+        self.v, self.w = v / self.scale, w / self.scale
+        self.design = design
+        self.weighted_design = self.v[:, None] * design
+        self.inverse = np.linalg.inv(design.T @ self.weighted_design)
+        self._first = design.astype(np.float32)
+        self._second = (self.inverse @ self.weighted_design.T).astype(np.float32)
+        self.trace = self.v.sum() - np.sum(self.inverse * (self.weighted_design.T @ self.weighted_design))
+
+    def project(self, residuals: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
+        """Take the nuisance columns out, in place."""
+        residuals -= (residuals @ self._first) @ self._second
+        return residuals
+
+
+class _Cumulants(NamedTuple):
+    """Of T at one scale: first three cumulants, sum K^3 v v and sum K^4 v^2 v^2 over distinct pairs."""
+
+    mean: float
+    second: float
+    third: float
+    cubes: float
+    fourths: float
+
+
+class SpatialScoreTest:
+    """The test for one set of spots, to be applied to genes block by block.
+
+    Parameters
+    ----------
+    coordinates
+        Spots by 2 or 3 axes.
+    depth
+        Depth (total counts or size factor) of each spot, above 0.
+    groups
+        Slide of each spot; kernels and depth effects do not cross slides.
+    covariates
+        Nuisance columns. Columns that others already span are dropped.
+    lengthscales
+        Scales to test; default :func:`~diffbio_sc.numerics.spatial_kernels.lengthscale_grid`.
+    most_dense_spots
+        Up to so many spots, kernels are exact matrices.
+    """
+
+    def __init__(
+        self,
+        coordinates: Float[np.ndarray, "spots axes"],
+        depth: Float[np.ndarray, " spots"],
+        *,
+        groups: Int[np.ndarray, " spots"] | None = None,
+        covariates: Float[np.ndarray, "spots columns"] | None = None,
+        lengthscales: np.ndarray | None = None,
+        most_dense_spots: int | None = None,
+    ):
+        options = {} if most_dense_spots is None else {"most_dense_spots": most_dense_spots}
+        groups = np.zeros(len(depth), np.int64) if groups is None else np.asarray(groups)
+        self.layout = SpotLayout(coordinates, groups, lengthscales, **options)
+        order = self.layout.order
+        self.depth = (depth / depth.mean())[order]
+        self._groups = groups[order]
+        names, codes = np.unique(self._groups, return_inverse=True)
+        self._indicator = np.eye(len(names), dtype=np.float32)[codes] if len(names) > 1 else None
+        self.design = nuisance_columns(self.depth, self._groups, None if covariates is None else covariates[order])
+        if len(depth) <= self.design.shape[1] + 2:
+            raise ValueError(f"{len(depth)} spots are too few for {self.design.shape[1]} nuisance columns.")
+        self._spectra = [self._class_spectra(_Weights(c, self.depth, self.design)) for c in _SPECTRUM_CLASSES]
+        self._prepared: dict[int, tuple[_Weights, list[_Cumulants], list]] = {}
+
+    @property
+    def lengthscales(self) -> np.ndarray:
+        """Scales tested."""
+        return self.layout.lengthscales
+
+    def moments(self, counts: sp.csc_array) -> GeneMoments:
+        """Mean and dispersion of each gene (columns; spots in the given order)."""
+        depth = np.empty_like(self.depth)
+        depth[self.layout.order] = self.depth
+        total = np.asarray(counts.sum(0), np.float64).ravel()
+        mean = total / depth.sum()
+        squares = np.asarray(counts.multiply(counts).sum(0), np.float64).ravel()
+        excess = squares - 2.0 * mean * (counts.T @ depth) + mean**2 * (depth**2).sum() - mean * depth.sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            dispersion = excess / (mean**2 * (depth**2).sum())
+        spots = np.asarray((counts > 0).sum(0)).ravel()
+        return GeneMoments(mean, np.clip(np.nan_to_num(dispersion), 0.0, _LARGEST_DISPERSION), spots)
+
+    def classes(self, moments: GeneMoments) -> Int[np.ndarray, " genes"]:
+        """Class of c of each gene, or -1 if it is not tested; dispersions are drawn to their median over genes."""
+        mean, dispersion, spots = moments
+        tested = spots >= _FEWEST_SPOTS
+        if not tested.any():
+            return np.full(len(mean), -1)
+        high = mean > np.median(mean[mean > 0])
+        common = max(float(np.median(dispersion[high])) if high.any() else 0.1, 1e-3)
+        error = 2.0 / len(self.depth) * (1.0 / np.maximum(mean, 1e-6) + common) ** 2
+        dispersion = (dispersion * common**2 + common * error) / (common**2 + error)
+        nearest = np.abs(np.log((dispersion * mean)[:, None] + 0.05) - np.log(_CLASSES + 0.05)).argmin(1)
+        return np.where(tested, nearest, -1)
+
+    def test(self, counts: sp.csc_array, mean: np.ndarray, classes: np.ndarray) -> ScoreTest:
+        """Test genes.
+
+        Parameters
+        ----------
+        counts
+            Spots by genes.
+        mean, classes
+            Of the same genes, from :meth:`moments` and :meth:`classes`.
+        """
+        genes, scales = counts.shape[1], len(self.lengthscales)
+        rows = sp.csr_array(counts.T.tocsr()[:, self.layout.order]).astype(np.float32)
+        log_p = np.full((2, scales, genes), np.nan)
+        skewness = np.zeros((2, scales, genes))
+        detectable = np.zeros((scales, genes))
+        size = max(8, _BLOCK_VALUES // (len(self.depth) + self.layout.grid_size))
+        for code in np.unique(classes[classes >= 0]):
+            weights, cumulants, spectra = self._prepare(int(code))
+            members = np.flatnonzero(classes == code)
+            spread = np.sqrt([one.second for one in cumulants])
+            detectable[:, members] = 0.5 * spread[:, None] * weights.scale * mean[members]
+            for kind in (0, 1):
+                kept = members if kind == 0 else members[mean[members] >= _ROOT_FROM_MEAN]
+                for start in range(0, len(kept), size):
+                    block = kept[start : start + size]
+                    residuals = self._residuals(rows[block], kind, weights, mean[block])
+                    tail = self._tails(residuals, weights, cumulants, spectra)
+                    log_p[kind][:, block], skewness[kind][:, block] = tail
+        power = (_EFFECT * detectable) ** 2
+        weight = 2.0 ** (-_SCALE_WEIGHT * np.arange(scales))[:, None] * power / (1.0 + power)
+        weight = weight[None] / (1.0 + skewness**2)
+        combined = combine_cauchy(log_p.reshape(2 * scales, genes), weight.reshape(2 * scales, genes))
+        combined = combined + np.log1p(_CAUCHY_EXCESS * -np.expm1(combined))
+        return ScoreTest(np.minimum(combined, 0.0), log_p)
+
+    def _residuals(self, counts: sp.csr_array, kind: int, weights: _Weights, mean: np.ndarray) -> np.ndarray:
+        """Residuals U (genes, spots) in float32: of the counts (kind 0) or of their roots (kind 1)."""
+        if kind == 1:
+            factor = (weights.v / np.sqrt(self.depth)).astype(np.float32)
+            roots = counts.copy()
+            roots.data = np.sqrt(roots.data + np.float32(_ROOT_OFFSET)) - np.float32(np.sqrt(_ROOT_OFFSET))
+            dense = roots.toarray()
+            dense += np.float32(np.sqrt(_ROOT_OFFSET))
+            dense *= factor
+            return weights.project(dense)
+        dense = counts.toarray()
+        dense *= weights.w.astype(np.float32)
+        weights.project(dense)
+        limit = _CLIP * np.sqrt(weights.v)[None] * np.sqrt(mean / weights.scale)[:, None] + weights.w[None]
+        np.minimum(dense, limit.astype(np.float32), out=dense)
+        return weights.project(dense)
+
+    def _balance_groups(self, residuals: np.ndarray, weights: _Weights) -> None:
+        """Scale residuals, in place, so that the slides of a gene have the variance that the weights expect.
+
+        The level of a gene, and with it its variance, may differ between slides by more than the depth does.
+        """
+        if self._indicator is None:
+            return
+        indicator = self._indicator
+        observed = (residuals**2) @ indicator
+        expected = weights.v.astype(np.float32) @ indicator
+        ratio = expected / expected.sum() * observed.sum(1, keepdims=True) / np.maximum(observed, 1e-12)
+        residuals *= np.sqrt(np.clip(ratio, 1.0 / _LARGEST_BALANCE, _LARGEST_BALANCE)) @ indicator.T
+
+    def _prepare(self, code: int) -> tuple[_Weights, list[_Cumulants], list]:
+        if code not in self._prepared:
+            c = float(_CLASSES[code])
+            weights = _Weights(c, self.depth, self.design)
+            cumulants = [
+                self._cumulants(level, scale, weights)
+                for level in self.layout.levels
+                for scale in range(len(level.scales))
+            ]
+            self._prepared[code] = weights, cumulants, self._interpolated_spectra(c)
+        return self._prepared[code]
+
+    def _moments_of(self, level: Level, scale: int, weights: _Weights) -> tuple[float, float, np.ndarray]:
+        """Mean and second cumulant of T, and K V X - V X by spot."""
+        kernels, v = level.kernels, weights.v
+        applied = kernels.apply(scale, level.sums(weights.weighted_design))[level.point_of_spot]
+        hollow = applied - weights.weighted_design
+        middle = weights.inverse @ (weights.weighted_design.T @ hollow)
+        by_point = level.sums(v)
+        pairs = by_point @ kernels.apply(scale, by_point, 2) - (v**2).sum()
+        crossed = np.sum(weights.inverse * (hollow.T @ (v[:, None] * hollow)))
+        return -np.trace(middle), 2.0 * (pairs - 2.0 * crossed + np.trace(middle @ middle)), hollow
+
+    def _cumulants(self, level: Level, scale: int, weights: _Weights) -> _Cumulants:
+        mean, second, _ = self._moments_of(level, scale, weights)
+        kernels, v = level.kernels, weights.v
+        by_point, squares = level.sums(v), level.sums(v**2)
+        reach = kernels.apply(scale, by_point)
+        hollow = reach[level.point_of_spot] - v
+        axes_factor = level.third[scale] / 3.0 ** (self._axes / 2.0)
+        third = 8.0 * np.sum(v * hollow**2) * axes_factor
+        if level.dense:
+            # The kernel with its mean over spots taken out, as the intercepts do; across slides it is 0 anyway.
+            total = np.bincount(kernels.groups, by_point)[kernels.groups]
+            both = np.bincount(kernels.groups, by_point * reach)[kernels.groups]
+            shift = reach / total
+            centred = kernels.matrices[scale] - shift[:, None] - shift[None, :] + (both / total**2)[:, None]
+            centred *= kernels.same_group
+            diagonal = np.diag(centred)
+            squared = centred * centred  # not centred**3: a power costs a hundred products
+            cubes = by_point @ ((squared * centred) @ by_point) - squares @ diagonal**3
+            fourths = squares @ ((squared * squared) @ squares) - level.sums(v**4) @ diagonal**4
+        else:
+            cubes = by_point @ kernels.apply(scale, by_point, 3) - (v**2).sum()
+            fourths = squares @ kernels.apply(scale, squares, 4) - (v**4).sum()
+        return _Cumulants(mean, second, third, max(cubes, 0.0), max(fourths, 0.0))
+
+    @property
+    def _axes(self) -> int:
+        level = self.layout.levels[0]
+        return 2 if level.dense else len(level.kernels.shape)
+
+    def _class_spectra(self, weights: _Weights) -> list:
+        """Eigenvalues of each scale at one class, with a bulk (number, value) to match the second cumulant; or None."""
+        result: list = []
+        for level in self.layout.levels:
+            for scale in range(len(level.scales)):
+                result.append(self._spectrum(level, scale, weights) if level.dense else None)
+        return result
+
+    def _spectrum(self, level: Level, scale: int, weights: _Weights):
+        v = weights.v
+        by_point = level.sums(v)
+        matrix = level.kernels.matrices[scale]
+        if level.exact:
+            matrix = matrix - np.diag(np.diag(matrix))
+        root = np.sqrt(by_point)
+        basis = level.sums(weights.weighted_design) / np.maximum(root, 1e-15)[:, None]
+        basis = basis @ np.linalg.cholesky(weights.inverse)
+        scaled = root[:, None] * matrix * root[None, :]
+        product = scaled @ basis
+        scaled = scaled - product @ basis.T - basis @ product.T + basis @ (basis.T @ product) @ basis.T
+        eigenvalues = np.linalg.eigvalsh(scaled)[::-1]
+        if level.exact:
+            return eigenvalues, (0.0, 1.0)
+        # Cells: few eigenvalues, minus the diagonal; the rest of the sum and of the sum of squares in a bulk.
+        mean, second, _ = self._moments_of(level, scale, weights)
+        diagonal = (v**2).sum() / v.sum()
+        kept = eigenvalues[eigenvalues > 1e-3 * eigenvalues[0]][: len(v) // 2] - diagonal
+        rest = kept.sum() - mean
+        square = max(second / 2.0 - (kept**2).sum(), 1e-9)
+        bulk = (rest**2 / square, square / rest) if rest > 0 else (0.0, diagonal)
+        return kept, bulk
+
+    def _interpolated_spectra(self, c: float) -> list:
+        position = _SPECTRUM_CLASSES / (1.0 + _SPECTRUM_CLASSES)
+        here = c / (1.0 + c)
+        index = int(np.clip(np.searchsorted(position, here) - 1, 0, len(position) - 2))
+        share = (here - position[index]) / (position[index + 1] - position[index])
+        result: list = []
+        for low, high in zip(self._spectra[index], self._spectra[index + 1], strict=True):
+            if low is None:
+                result.append(None)
+                continue
+            size = min(len(low[0]), len(high[0]))
+            values, counts = compress_spectrum((1 - share) * low[0][:size] + share * high[0][:size])
+            number, value = ((1 - share) * a + share * b for a, b in zip(low[1], high[1], strict=True))
+            if number > 0:
+                values, counts = np.r_[values, -value], np.r_[counts, number]
+            result.append((values, counts))
+        return result
+
+    def _tails(self, residuals, weights: _Weights, cumulants: list[_Cumulants], spectra: list):
+        """Log p-values and skewness (scales, genes); scales of too large a skewness are NaN."""
+        v = weights.v
+        self._balance_groups(residuals, weights)
+        squared = residuals * residuals
+        sum2 = squared.sum(1, dtype=np.float64)
+        sum3 = np.einsum("gi,gi->g", squared, residuals).astype(np.float64)
+        sum4 = np.einsum("gi,gi->g", squared, squared).astype(np.float64)
+        constant = sum2 <= 1e-9 * weights.trace  # no variation left once depth and covariates are out
+        sum2 = np.where(constant, 1.0, sum2)
+        statistic = self.layout.quadratic(residuals).astype(np.float64) - sum2
+        # Given |U|, the variance of T is proportional to (sum U^2)^2 - sum U^4: relative to Gaussian residuals.
+        gaussian_share = 3.0 * (v**2).sum() / (v.sum() ** 2 + 2.0 * (v**2).sum())
+        share = np.minimum(sum4 / sum2**2, 0.9)
+        stretch = np.sqrt((1.0 - gaussian_share) / (1.0 - share))
+        lower = (v**2).sum() / v.sum()
+        third_moment = sum3 / sum2 * np.sqrt(weights.trace / sum2)  # of a residual of variance v, by v
+        kurtosis = sum4 / sum2**2 * v.sum() ** 2 / (v**2).sum()
+        log_p = np.full(statistic.shape, np.nan)
+        skewness = np.full(statistic.shape, np.nan)
+        for index, (cumulant, spectrum) in enumerate(zip(cumulants, spectra, strict=True)):
+            mean, second = cumulant.mean, cumulant.second
+            third = cumulant.third if spectrum is None else 8.0 * (spectrum[1] * spectrum[0] ** 3).sum()
+            observed = mean + (statistic[index] / sum2 * weights.trace - mean) * stretch
+            ratio = observed / weights.trace
+            size = np.full(len(observed), 1.0)
+            simple = two_point_spectrum(mean * size, second * size, third * size, lower)
+            if spectrum is None:
+                tail = log_tail(*_of_ratio(simple[0], simple[1], ratio, weights.trace))
+            else:
+                values, counts = (np.broadcast_to(part, (len(observed), len(part))) for part in spectrum)
+                tail = log_tail(*_of_ratio(values, counts, ratio, weights.trace))
+            extra_third = 4.0 * cumulant.cubes * third_moment**2
+            extra_fourth = np.maximum(8.0 * cumulant.fourths * (kurtosis**2 - 9.0) / second**2, 0.0)
+            skewness[index] = np.maximum(extra_third / second**1.5, np.sqrt(extra_fourth))
+            some = skewness[index] > 0.01
+            if some.any():
+                with_extra = _with_discreteness(mean, second, third, extra_third[some], extra_fourth[some], lower)
+                corrected = log_tail(*_of_ratio(with_extra[0], with_extra[1], ratio[some], weights.trace))
+                base = log_tail(*_of_ratio(simple[0][some], simple[1][some], ratio[some], weights.trace))
+                tail[some] += corrected - base
+            if second - 2.0 * mean**2 / weights.trace < 0.02 * weights.trace:
+                continue  # the kernel is nearly constant on these spots: nothing but rounding
+            log_p[index] = np.where(skewness[index] > _LARGEST_SKEWNESS, np.nan, np.minimum(tail, 0.0))
+        log_p[:, constant] = np.nan
+        return log_p, np.nan_to_num(skewness)
+
+
+def nuisance_columns(
+    depth: np.ndarray, groups: np.ndarray, covariates: np.ndarray | None = None
+) -> Float[np.ndarray, "spots columns"]:
+    """Intercept and standardised log depth of each group, and covariates; columns that others span are left out."""
+    columns = []
+    for group in np.unique(groups):
+        inside = groups == group
+        columns.append(inside.astype(np.float64))
+        log_depth = np.log(np.maximum(depth[inside], 1e-2))
+        if log_depth.std() > 1e-6:
+            column = np.zeros(len(depth))
+            column[inside] = (log_depth - log_depth.mean()) / log_depth.std()
+            columns.append(column)
+    basis = np.linalg.qr(np.column_stack(columns))[0]
+    if covariates is None:
+        return np.column_stack(columns)
+    for column in np.asarray(covariates, np.float64).T:
+        scale = np.linalg.norm(column)
+        rest = column - basis @ (basis.T @ column)
+        rest = rest - basis @ (basis.T @ rest)
+        length = np.linalg.norm(rest)
+        if length <= 1e-6 * max(scale, 1e-300):
+            continue
+        basis = np.column_stack([basis, rest / length])
+        columns.append(rest / length * np.sqrt(len(depth)))
+    return np.column_stack(columns)
+
+
+def _of_ratio(eigenvalues, multiplicity, ratio, trace):
+    """Spectrum of the form minus ``ratio`` times the sum of squares; dimensions that no eigenvalue covers are at 0."""
+    missing = np.maximum(trace - multiplicity.sum(1), 0.0)
+    values = np.column_stack([eigenvalues, np.zeros(len(eigenvalues))]) - ratio[:, None]
+    return values, np.column_stack([multiplicity, missing])
+
+
+def _with_discreteness(mean, second, third, extra_third, extra_fourth, lower):
+    """Spectrum with the third and fourth cumulants that discrete counts add.
+
+    The fourth goes into a symmetric pair of eigenvalues that takes the share rho of the variance.
+    """
+    share = np.minimum(0.5, np.sqrt(extra_fourth / 12.0))
+    size = np.ones(len(share))
+    values, counts = two_point_spectrum(mean * size, second * (1.0 - share), third + extra_third, lower)
+    pair = np.sqrt(np.where(share > 0, extra_fourth * second / (24.0 * np.where(share > 0, share, 1.0)), 1.0))
+    number = share * second / (4.0 * pair**2)
+    return np.column_stack([pair, -pair, values]), np.column_stack([number, number, counts])
