@@ -73,6 +73,9 @@ def test_examples_of_docstrings_run():
     for name in (
         "tl._deconvolve",
         "tl._spatial_genes",
+        "tl._spatial_patterns",
+        "pl._spatial_genes",
+        "get._spatial_genes",
         "get._proportions",
         "metrics._composition",
         "datasets._pbmc_tissue",

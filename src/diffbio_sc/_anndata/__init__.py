@@ -3,7 +3,7 @@
 from diffbio_sc._anndata.matrix import CountMatrix, read_counts
 from diffbio_sc._anndata.names import align_names, require_unique
 from diffbio_sc._anndata.results import make_record, storable_names, write_results
-from diffbio_sc._anndata.tables import read_coordinates, read_labels, read_numbers
+from diffbio_sc._anndata.tables import read_coordinates, read_covariates, read_labels, read_numbers, read_slides
 
 __all__ = [
     "CountMatrix",
@@ -11,8 +11,10 @@ __all__ = [
     "make_record",
     "read_coordinates",
     "read_counts",
+    "read_covariates",
     "read_labels",
     "read_numbers",
+    "read_slides",
     "require_unique",
     "storable_names",
     "write_results",

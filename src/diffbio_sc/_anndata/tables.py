@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -60,4 +60,46 @@ def read_coordinates(adata: AnnData, key: str) -> np.ndarray:
     if bad.any():
         names = list(adata.obs_names[bad][:5])
         raise ValueError(f"adata.obsm[{key!r}] must be finite, found {int(bad.sum())} bad rows, first: {names}.")
+    return values
+
+
+def read_slides(adata: AnnData, library_key: str | None) -> np.ndarray:
+    """Code of each spot's slide, all 0 without ``library_key``."""
+    if library_key is None:
+        return np.zeros(adata.n_obs, np.int64)
+    codes, _ = read_labels(adata.obs, library_key, name="adata.obs")
+    if (codes < 0).any():
+        raise ValueError(
+            f"adata.obs[{library_key!r}] must name a slide for each spot, {(codes < 0).sum()} are missing."
+        )
+    return codes.astype(np.int64)
+
+
+def read_covariates(adata: AnnData, covariates: Any) -> np.ndarray:
+    """Matrix of covariates (spots, columns); missing values stay NaN."""
+    if isinstance(covariates, str) and covariates in adata.obsm:
+        table = adata.obsm[covariates]
+    elif isinstance(covariates, str | list | tuple) or isinstance(covariates, pd.Index):
+        names = [covariates] if isinstance(covariates, str) else list(covariates)
+        missing = [name for name in names if name not in adata.obs]
+        if missing:
+            raise KeyError(
+                f"covariates {missing} are neither in adata.obsm ({list(adata.obsm)}) nor columns of adata.obs "
+                f"({list(map(str, adata.obs.columns))})."
+            )
+        table = adata.obs[names]
+    else:
+        table = covariates
+    if isinstance(table, pd.DataFrame):
+        if not table.index.equals(adata.obs_names):
+            raise ValueError("covariates must be a table indexed by adata.obs_names, in the same order.")
+        whole = table.isna().any(axis=1).to_numpy()
+        table = pd.get_dummies(table, dtype=np.float64).to_numpy(np.float64)
+        table[whole] = np.nan
+    values = np.asarray(table, np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    if values.shape[0] != adata.n_obs or values.ndim != 2:
+        raise ValueError(f"covariates must have a row for each of the {adata.n_obs} spots, found shape {values.shape}.")
+    if np.isinf(values).any():
+        raise ValueError("covariates must be finite, found infinite values.")
     return values

@@ -1,3 +1,4 @@
 from ._proportions import proportions
+from ._spatial_genes import spatial_genes
 
-__all__ = ["proportions"]
+__all__ = ["proportions", "spatial_genes"]

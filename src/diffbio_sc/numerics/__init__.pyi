@@ -1,6 +1,7 @@
 from . import (
     count_likelihoods,
     count_regression,
+    gaussian_process_mixture,
     gaussian_processes,
     quadratic,
     quadratic_forms,
@@ -13,6 +14,7 @@ from . import (
 __all__ = [
     "count_likelihoods",
     "count_regression",
+    "gaussian_process_mixture",
     "gaussian_processes",
     "quadratic",
     "quadratic_forms",

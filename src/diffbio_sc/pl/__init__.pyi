@@ -1,3 +1,4 @@
 from ._deconvolution import deconvolution
+from ._spatial_genes import spatial_genes
 
-__all__ = ["deconvolution"]
+__all__ = ["deconvolution", "spatial_genes"]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from diffbio_sc._settings import settings
 from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._spatial_maps import draw_maps
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -82,7 +83,9 @@ def deconvolution(
     if missing:
         raise KeyError(f"adata.obsm[{key!r}] has no cell types {missing}; types: {list(table.columns)}.")
     if kind == "maps":
-        axes = _maps(adata, table[chosen], spatial_key, n_columns, size, color_map or settings.color_map, ax)
+        axes = draw_maps(
+            adata, table[chosen], spatial_key=spatial_key, n_columns=n_columns, size=size, color_map=color_map, ax=ax
+        )
         figure = axes[0].figure
     elif kind == "stacked":
         if ax is None:
@@ -95,57 +98,6 @@ def deconvolution(
         raise ValueError(f"kind must be 'maps', 'stacked' or 'fit', found {kind!r}.")
     show_or_save(figure, show, save)
     return axes
-
-
-def _maps(adata, table: pd.DataFrame, spatial_key, n_columns, size, color_map, ax) -> list[Axes]:
-    import anndata
-    import matplotlib.pyplot as plt
-    import squidpy
-    from scipy.spatial import cKDTree
-
-    if spatial_key not in adata.obsm:
-        raise KeyError(f"adata.obsm has no {spatial_key!r}, which maps need; keys: {list(adata.obsm)}.")
-    if ax is not None and table.shape[1] != 1:
-        raise ValueError(f"ax= draws the map of one cell type, found {table.shape[1]}: name one in cell_types.")
-    # squidpy colours by columns of obs: a small object of its own leaves the user's object as it is.
-    shown = anndata.AnnData(
-        np.zeros((adata.n_obs, 0), np.float32), obs=table.copy(), obsm={"spatial": np.asarray(adata.obsm[spatial_key])}
-    )
-    if size is None:
-        coordinates = shown.obsm["spatial"]
-        nearest = cKDTree(coordinates).query(coordinates, k=min(2, len(coordinates)))[0]
-        distance = nearest[:, 1][nearest[:, 1] > 0] if nearest.ndim == 2 else np.ones(1)
-        size = 0.9 * float(np.median(distance)) if len(distance) else 1.0
-    if ax is None:
-        rows = -(-table.shape[1] // n_columns)
-        columns = min(n_columns, table.shape[1])
-        figure, grid = plt.subplots(
-            rows, columns, figsize=(3.1 * columns, 2.8 * rows), squeeze=False, layout="constrained"
-        )
-        axes = list(grid.ravel())
-        for spare in axes[table.shape[1] :]:
-            spare.remove()
-        axes = axes[: table.shape[1]]
-    else:
-        axes = [ax]
-    for name, axis in zip(table.columns, axes, strict=True):
-        squidpy.pl.spatial_scatter(
-            shown, shape=None, library_id="spatial", color=name, cmap=color_map, size=size, ax=axis, vmin=0,
-            marker="s", title=name, axis_label=["", ""],
-        )  # fmt: skip
-        axis.set_aspect("equal")
-        # matplotlib's scatter takes points squared; squidpy's size in data units is drawn as such only with shapes
-        _size_in_data_units(axis, size)
-    return axes
-
-
-def _size_in_data_units(axis: Axes, size: float) -> None:
-    axis.figure.canvas.draw()
-    (x0, _), (x1, _) = axis.transData.transform([(0, 0), (size, 0)])
-    points = abs(x1 - x0) * 72 / axis.figure.dpi
-    for collection in axis.collections:
-        collection.set_sizes([points**2])
-        collection.set_linewidth(0)
 
 
 def _stacked(table: pd.DataFrame, axis: Axes) -> Axes:

@@ -17,6 +17,7 @@ from diffbio_sc._anndata import (
     read_counts,
     read_labels,
     read_numbers,
+    read_slides,
     require_unique,
     storable_names,
     write_results,
@@ -156,7 +157,7 @@ def deconvolve(
     params = {name: value for name, value in locals().items() if name not in ("adata", "reference", "started")}
     _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, copy)
     require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
-    libraries = _read_libraries(adata, library_key)
+    libraries = read_slides(adata, library_key)
     coordinates = read_coordinates(adata, spatial_key) if smoothing else None
     cells = None if n_cells_key is None else read_numbers(adata.obs, n_cells_key, name="adata.obs", positive=True)
     counts = read_counts(adata, layer=layer, allow_fractional=allow_fractional)
@@ -263,17 +264,6 @@ def _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, cop
         raise ValueError(f"min_counts must not be negative, found {min_counts!r}.")
     if copy and adata.isbacked:
         raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
-
-
-def _read_libraries(adata: AnnData, library_key: str | None) -> np.ndarray:
-    if library_key is None:
-        return np.zeros(adata.n_obs, np.int32)
-    codes, _ = read_labels(adata.obs, library_key, name="adata.obs")
-    if (codes < 0).any():
-        raise ValueError(
-            f"adata.obs[{library_key!r}] must name a slide for each spot, {(codes < 0).sum()} are missing."
-        )
-    return codes
 
 
 def _read_reference(reference, cell_type_key, batch_key, layer, allow_fractional) -> _Reference:

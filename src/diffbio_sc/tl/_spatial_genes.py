@@ -14,8 +14,9 @@ from diffbio_sc._anndata import (
     make_record,
     read_coordinates,
     read_counts,
-    read_labels,
+    read_covariates,
     read_numbers,
+    read_slides,
     require_unique,
     write_results,
 )
@@ -149,8 +150,8 @@ def spatial_genes(
     require_unique(adata.var_names, "adata.var_names", "Call adata.var_names_make_unique() first.")
     require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
     coordinates = read_coordinates(adata, spatial_key)
-    groups = _read_groups(adata, library_key)
-    nuisance = None if covariates is None else _read_covariates(adata, covariates)
+    groups = read_slides(adata, library_key)
+    nuisance = None if covariates is None else read_covariates(adata, covariates)
     chosen = _read_genes(adata, genes)
     counts = read_counts(adata, layer=layer, allow_fractional=allow_fractional)
     if total_counts_key is None:
@@ -226,17 +227,6 @@ def _check_arguments(adata, alpha, fdr, lengthscales, copy) -> None:
         raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
 
 
-def _read_groups(adata, library_key) -> np.ndarray:
-    if library_key is None:
-        return np.zeros(adata.n_obs, np.int64)
-    codes, _ = read_labels(adata.obs, library_key, name="adata.obs")
-    if (codes < 0).any():
-        raise ValueError(
-            f"adata.obs[{library_key!r}] must name a slide for each spot, {(codes < 0).sum()} are missing."
-        )
-    return codes.astype(np.int64)
-
-
 def _read_genes(adata, genes) -> np.ndarray:
     if genes is None:
         return np.arange(adata.n_vars)
@@ -246,36 +236,6 @@ def _read_genes(adata, genes) -> np.ndarray:
     if (position < 0).any():
         raise ValueError(f"{int((position < 0).sum())} of genes are not in adata: {list(wanted[position < 0][:5])}.")
     return np.sort(position)
-
-
-def _read_covariates(adata, covariates) -> np.ndarray:
-    """Matrix of covariates (spots, columns); missing values stay NaN."""
-    if isinstance(covariates, str) and covariates in adata.obsm:
-        table = adata.obsm[covariates]
-    elif isinstance(covariates, str | list | tuple) or isinstance(covariates, pd.Index):
-        names = [covariates] if isinstance(covariates, str) else list(covariates)
-        missing = [name for name in names if name not in adata.obs]
-        if missing:
-            raise KeyError(
-                f"covariates {missing} are neither in adata.obsm ({list(adata.obsm)}) nor columns of adata.obs "
-                f"({list(map(str, adata.obs.columns))})."
-            )
-        table = adata.obs[names]
-    else:
-        table = covariates
-    if isinstance(table, pd.DataFrame):
-        if not table.index.equals(adata.obs_names):
-            raise ValueError("covariates must be a table indexed by adata.obs_names, in the same order.")
-        whole = table.isna().any(axis=1).to_numpy()
-        table = pd.get_dummies(table, dtype=np.float64).to_numpy(np.float64)
-        table[whole] = np.nan
-    values = np.asarray(table, np.float64)
-    values = values[:, None] if values.ndim == 1 else values
-    if values.shape[0] != adata.n_obs or values.ndim != 2:
-        raise ValueError(f"covariates must have a row for each of the {adata.n_obs} spots, found shape {values.shape}.")
-    if np.isinf(values).any():
-        raise ValueError("covariates must be finite, found infinite values.")
-    return values
 
 
 def _usable_spots(adata, coordinates, groups, depth, nuisance, spatial_key) -> np.ndarray:

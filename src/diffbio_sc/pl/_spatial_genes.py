@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from diffbio_sc.pl._figure import show_or_save
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+_GENES_PERMUTED = 500
+_PERMUTATIONS = 3
+_GREY, _COLOUR = "0.72", "#c23b22"
+
+
+def spatial_genes(
+    adata: AnnData,
+    *,
+    kind: Literal["volcano", "maps", "qq", "patterns"] = "volcano",
+    genes: Sequence[str] | None = None,
+    n_top: int = 4,
+    key: str = "spatial_genes",
+    patterns_key: str = "spatial_patterns",
+    spatial_key: str | None = None,
+    layer: str | None = None,
+    n_columns: int = 4,
+    size: float | None = None,
+    color_map: str | None = None,
+    covariates: str | Sequence[str] | pd.DataFrame | np.ndarray | None = None,
+    rng: int | np.random.Generator = 0,
+    ax: Axes | None = None,
+    show: bool | None = None,
+    save: str | os.PathLike[str] | None = None,
+) -> Axes | list[Axes]:
+    """Draw the result of :func:`diffbio_sc.tl.spatial_genes` or :func:`diffbio_sc.tl.spatial_patterns`.
+
+    Parameters
+    ----------
+    adata
+        Object that was tested.
+    kind
+        ``"volcano"``: -log10 p of each gene against its fraction of spatial variance, significant genes in colour, some
+        of them named. ``"maps"``: for each of some genes the expression (log1p of counts normalised to the spots'
+        totals) and, beside it, the smooth map. ``"qq"``: p-values against uniform ones, beside p-values of the same
+        test with the coordinates shuffled, which should lie in the 95 % band if the test is calibrated. ``"patterns"``:
+        smooth maps of the patterns.
+    genes
+        Genes to name or to map; default: the ``n_top`` with the smallest p-values.
+    n_top
+        Number of genes to name or to map.
+    key
+        The ``key_added`` of the test.
+    patterns_key
+        The ``key_added`` of the patterns.
+    spatial_key
+        Coordinates in ``adata.obsm``; default: those of the test.
+    layer
+        Layer with the raw counts; default: that of the test.
+    n_columns
+        Maps in a row.
+    size
+        Size of a spot in maps, in units of the coordinates; default from the distance between spots.
+    color_map
+        Colour map of maps; default ``settings.color_map``.
+    covariates
+        Covariates of the test, for ``"qq"``; default: what the test regressed out. A table that was given to the test
+        must be given again.
+    rng
+        Seed or generator of the shuffling, and of the choice of the 500 genes that are tested again, for ``"qq"``.
+    ax
+        Axes to draw on; for ``"volcano"`` and ``"qq"``.
+    show, save
+        Show the figure; save it to this path.
+
+    Returns
+    -------
+    The axes, or a list of them for maps and patterns (for maps two a gene, expression first).
+
+    Raises
+    ------
+    KeyError
+        If the result, a gene, a layer or the coordinates are missing.
+    ValueError
+        If ``kind`` is unknown, a gene was not tested, no fraction of spatial variance was estimated (volcano), or
+        ``n_top`` or ``n_columns`` is no positive whole number.
+
+    Notes
+    -----
+    Smooth maps are log1p of ``adata.layers["spatial_smoothed"]`` where the test wrote it, else computed here: the mean
+    of the gene's Gaussian process, given its expression, lengthscale and fraction of spatial variance.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> spots, _ = dbio.datasets.pbmc_tissue(n_spots=225)
+    >>> dbio.tl.spatial_genes(spots)
+    >>> axis = dbio.pl.spatial_genes(spots, show=False)
+    """
+    import matplotlib.pyplot as plt
+
+    from diffbio_sc.get._spatial_genes import spatial_genes as read_table
+
+    if kind not in ("volcano", "maps", "qq", "patterns"):
+        raise ValueError(f"kind must be 'volcano', 'maps', 'qq' or 'patterns', found {kind!r}.")
+    for name, value in (("n_top", n_top), ("n_columns", n_columns)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}.")
+    if ax is not None and kind in ("maps", "patterns"):
+        raise ValueError(f"ax= is for kind 'volcano' and 'qq'; kind {kind!r} draws several axes.")
+    record = adata.uns.get(patterns_key if kind == "patterns" else key, {}).get("params", {})
+    spatial_key = spatial_key or str(record.get("spatial_key", "spatial"))
+    layer = layer or record.get("layer")
+    library_key = record.get("library_key")
+    axes: Axes | list[Axes]
+    if kind == "patterns":
+        axes = _patterns(adata, patterns_key, spatial_key, library_key, n_columns, size, color_map)
+        figure = axes[0].figure
+    else:
+        table = read_table(adata, key=key).set_index("gene", drop=False)
+        chosen = _choose(table, genes, n_top)
+        if kind == "maps":
+            axes = _maps(adata, table.loc[chosen], record, spatial_key, layer, key, n_columns, size, color_map)
+            figure = axes[0].figure
+        else:
+            if ax is None:
+                _, ax = plt.subplots(figsize=(4.8, 4), layout="constrained")
+            if kind == "volcano":
+                axes = _volcano(table, chosen, ax)
+            else:
+                permuted = _permuted_scores(adata, table, record, spatial_key, layer, covariates, rng)
+                axes = _quantiles(table["spatial_score"].dropna().to_numpy(), permuted, ax)
+            figure = ax.figure
+    show_or_save(figure, show, save)
+    return axes
+
+
+def _choose(table: pd.DataFrame, genes: Sequence[str] | None, n_top: int) -> list[str]:
+    tested = table.index[table["spatial_pvalue"].notna()]
+    if genes is None:
+        return list(tested[:n_top])
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    missing = [gene for gene in genes if gene not in table.index]
+    if missing:
+        raise KeyError(f"adata.var_names has no genes {missing[:5]}.")
+    untested = [gene for gene in genes if gene not in tested]
+    if untested:
+        raise ValueError(f"These genes were not tested, they have no p-value: {untested[:5]}.")
+    return genes
+
+
+def _volcano(table: pd.DataFrame, named: list[str], axis: Axes) -> Axes:
+    table = table[table["spatial_pvalue"].notna()]
+    if table["fsv"].isna().all():
+        raise ValueError(
+            "No gene has a fraction of spatial variance: run diffbio_sc.tl.spatial_genes with variance=True."
+        )
+    named = [name for name in named if np.isfinite(table.loc[name, "fsv"])]
+    significant = table["is_spatial"].to_numpy(dtype=bool)
+    for chosen, color, label in ((~significant, _GREY, "not significant"), (significant, _COLOUR, "significant")):
+        part = table[chosen]
+        axis.scatter(
+            part["fsv"], part["spatial_score"], s=9, color=color, linewidth=0, label=f"{label} ({len(part)})",
+            rasterized=len(part) > 5000,
+        )  # fmt: skip
+    axis.set(xlabel="fraction of spatial variance", ylabel="$-\\log_{10}$ p", xlim=(-0.02, 1.02))
+    axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]), top=axis.get_ylim()[1] * 1.12)
+    axis.legend(frameon=False, fontsize="small", loc="upper left")
+    _name_points(axis, table.loc[named, "fsv"].to_numpy(), table.loc[named, "spatial_score"].to_numpy(), named)
+    return axis
+
+
+def _name_points(axis: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
+    """Write names beside their points, each at the first of some places that no earlier name covers."""
+    from matplotlib.text import Text
+
+    axis.figure.canvas.draw()
+    renderer = axis.figure.canvas.get_renderer()
+    frame = axis.get_window_extent(renderer)
+    taken: list = []
+    places = [
+        (side * (4 + 7 * ring), step * 5, "left" if side > 0 else "right")
+        for ring in range(6)
+        for step in (0, *(sign * i for i in range(1, 3 + 4 * ring) for sign in (1, -1)))
+        for side in (1, -1)
+    ]
+    for i in np.argsort(-y, kind="stable"):
+        label = axis.annotate(
+            names[i], (x[i], y[i]), xytext=(4, 0), textcoords="offset points", fontsize="small", va="center",
+            arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+        for across, up, alignment in places:
+            label.set_position((across, up))
+            label.set_horizontalalignment(alignment)
+            # The text's own box: that of the annotation would include the line to the point.
+            label.update_positions(renderer)
+            box = Text.get_window_extent(label, renderer)
+            inside = box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y0 >= frame.y0 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+
+
+def _slides(adata: AnnData, library_key: str | None) -> np.ndarray | None:
+    from diffbio_sc._anndata import read_slides
+
+    return None if library_key is None else read_slides(adata, str(library_key))
+
+
+def _patterns(adata, patterns_key, spatial_key, library_key, n_columns, size, color_map) -> list[Axes]:
+    from diffbio_sc.pl._spatial_maps import draw_maps
+
+    if patterns_key not in adata.obsm:
+        raise KeyError(
+            f"adata.obsm has no {patterns_key!r}: run diffbio_sc.tl.spatial_patterns first; keys: {list(adata.obsm)}."
+        )
+    table = adata.obsm[patterns_key]
+    sizes = adata.uns.get(patterns_key, {}).get("n_genes")
+    titles = [f"pattern {name}" for name in table.columns]
+    if sizes is not None:
+        titles = [f"{title} ({size} genes)" for title, size in zip(titles, sizes, strict=True)]
+    return draw_maps(
+        adata, table, spatial_key=spatial_key, slides=_slides(adata, library_key), titles=titles, n_columns=n_columns,
+        size=size, color_map=color_map, smallest=None,
+    )  # fmt: skip
+
+
+def _maps(adata, chosen: pd.DataFrame, params, spatial_key, layer, key, n_columns, size, color_map) -> list[Axes]:
+    from diffbio_sc._anndata import read_coordinates, read_counts
+    from diffbio_sc.pl._spatial_maps import draw_maps
+    from diffbio_sc.tl._spatial_patterns import LogNormalise, spot_totals
+
+    names = list(chosen.index)
+    columns = adata.var_names.get_indexer(names)
+    slides = _slides(adata, params.get("library_key"))
+    coordinates = read_coordinates(adata, spatial_key)
+    counts = read_counts(adata, layer=layer, allow_fractional=bool(params.get("allow_fractional", False)))
+    normalise = LogNormalise(spot_totals(adata, counts, params))
+    raw = np.concatenate(counts.map_row_blocks(normalise, columns=columns, description="Expression"))
+    smooth = np.full(raw.shape, np.nan, np.float32)
+    stored = "spatial_smoothed" if key == "spatial_genes" else f"{key}_smoothed"
+    if stored in adata.layers:
+        smooth = np.log1p(np.array(adata.layers[stored][:, columns], dtype=np.float32))
+    codes = np.zeros(adata.n_obs, np.int32) if slides is None else slides
+    for number in np.flatnonzero(~np.isfinite(smooth).any(0)):
+        smooth[:, number] = _smooth(raw[:, number], coordinates, codes, chosen.iloc[number])
+    values = np.stack([raw, smooth], 2).reshape(len(raw), -1)
+    titles = [title for name in names for title in (name, f"{name}, smooth")]
+    table = pd.DataFrame(values, index=adata.obs_names, columns=range(values.shape[1]))
+    return draw_maps(
+        adata, table, spatial_key=spatial_key, slides=slides, titles=titles, n_columns=max(n_columns // 2 * 2, 2),
+        size=size, color_map=color_map, smallest=None,
+    )  # fmt: skip
+
+
+def _smooth(values: np.ndarray, coordinates: np.ndarray, slides: np.ndarray, gene: pd.Series) -> np.ndarray:
+    """Mean of the gene's Gaussian process, slide by slide, around the slide's mean."""
+    from diffbio_sc.numerics.gaussian_process_mixture import slide_bases
+
+    fraction = float(np.clip(gene["fsv"], 0.01, 0.99))
+    lengthscale = float(gene["spatial_lengthscale"])
+    if not (np.isfinite(lengthscale) and lengthscale > 0):
+        raise ValueError(f"{gene['gene']!r} has no lengthscale to smooth with, found {lengthscale}.")
+    result = np.empty(len(values), np.float32)
+    for slide, basis in enumerate(slide_bases(coordinates, slides, lengthscale)):
+        inside = slides == slide
+        mean = values[inside].mean()
+        # The fraction is of the variance over this slide's spots, of which the kernel alone gives trace / spots.
+        typical = basis.values.sum() / max(inside.sum(), 1)
+        shrinkage = basis.values / (basis.values + typical * (1 - fraction) / fraction)
+        result[inside] = mean + basis.vectors @ (shrinkage * (basis.vectors.T @ (values[inside] - mean)))
+    return result
+
+
+def _permuted_scores(adata, table: pd.DataFrame, params, spatial_key, layer, covariates, rng) -> np.ndarray:
+    """-log10 p of at most 500 of the tested genes, with the coordinates shuffled within each slide, three times."""
+    import anndata
+
+    from diffbio_sc._anndata import read_coordinates
+    from diffbio_sc.tl._spatial_genes import spatial_genes as test
+    from diffbio_sc.tl._spatial_patterns import covariates_of_test
+
+    coordinates = read_coordinates(adata, spatial_key)
+    library_key = None if params.get("library_key") is None else str(params["library_key"])
+    slides = _slides(adata, library_key)
+    codes = np.zeros(adata.n_obs, np.int32) if slides is None else slides
+    generator = np.random.default_rng(rng)
+    tested = np.sort(table.index[table["spatial_pvalue"].notna()].to_numpy(dtype=str))
+    if len(tested) > _GENES_PERMUTED:
+        tested = np.sort(generator.choice(tested, _GENES_PERMUTED, replace=False))
+    options = {
+        name: params[name] for name in ("total_counts_key", "lengthscales", "allow_fractional") if name in params
+    }
+    covariates = covariates_of_test(params, covariates)
+    source = adata.to_memory() if adata.isbacked else adata
+    scores = []
+    for _ in range(_PERMUTATIONS):
+        order = np.arange(adata.n_obs)
+        for slide in np.unique(codes):
+            inside = np.flatnonzero(codes == slide)
+            order[inside] = generator.permutation(inside)
+        # An object of its own that shares the counts: nothing of the user's is copied or changed.
+        shuffled = anndata.AnnData(
+            source.X if layer is None else source.layers[layer], obs=source.obs, var=source.var[[]],
+            obsm={**source.obsm, spatial_key: coordinates[order]},
+        )  # fmt: skip
+        test(
+            shuffled, spatial_key=spatial_key, genes=list(tested), library_key=library_key, covariates=covariates,
+            variance=False, **options,
+        )  # fmt: skip
+        scores.append(shuffled.var["spatial_score"].dropna().to_numpy())
+    return np.concatenate(scores)
+
+
+def _quantiles(observed: np.ndarray, permuted: np.ndarray, axis: Axes) -> Axes:
+    from scipy.stats import beta
+
+    number = len(permuted)
+    rank = np.arange(1, number + 1)
+    # Order statistics of uniform p-values are beta distributed.
+    upper, lower = (-np.log10(beta.ppf(level, rank, number + 1 - rank)) for level in (0.025, 0.975))
+    expected = _expected(number)
+    axis.fill_between(expected, lower, upper, color="0.85", linewidth=0, label="95 % of uniform p")
+    limit = max(_expected(max(len(observed), 1))[0], expected[0])
+    axis.plot([0, limit], [0, limit], color="0.4", linewidth=0.8)
+    axis.scatter(_expected(len(observed)), np.sort(observed)[::-1], s=9, color=_COLOUR, linewidth=0, label="observed")
+    axis.scatter(expected, np.sort(permuted)[::-1], s=9, color="k", linewidth=0, label="coordinates shuffled")
+    axis.set(xlabel="expected $-\\log_{10}$ p", ylabel="$-\\log_{10}$ p", xlim=(0, 1.04 * limit))
+    # Strong genes would flatten the rest to a line: linear up to a little over the largest expected value, then log.
+    top = max(float(observed.max(initial=0.0)), float(permuted.max(initial=0.0)), limit)
+    if top > 4 * limit:
+        axis.set_yscale("symlog", linthresh=1.5 * limit, linscale=1.5)
+        steps = [0, *range(1, int(1.5 * limit) + 1), *(m * 10**e for e in range(1, 4) for m in (1, 2, 5))]
+        axis.set_yticks([step for step in steps if step <= top], minor=False)
+        axis.set_yticks([], minor=True)
+        axis.yaxis.set_major_formatter("{x:.0f}")
+    axis.set_ylim(0, 1.1 * top)
+    axis.legend(frameon=False, fontsize="small", loc="upper left")
+    return axis
+
+
+def _expected(number: int) -> np.ndarray:
+    return -np.log10((np.arange(1, number + 1) - 0.5) / number)
