@@ -1,3 +1,9 @@
 from .spatial_deconvolution import SpatialDeconvolution, SpatialDeconvolutionConfig
+from .spatial_genes import DifferentiableSpatialGeneDetector, SpatialGeneDetectorConfig
 
-__all__ = ["SpatialDeconvolution", "SpatialDeconvolutionConfig"]
+__all__ = [
+    "DifferentiableSpatialGeneDetector",
+    "SpatialDeconvolution",
+    "SpatialDeconvolutionConfig",
+    "SpatialGeneDetectorConfig",
+]
