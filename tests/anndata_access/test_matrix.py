@@ -56,6 +56,10 @@ def _block_and_start(block, start):
     return start, block
 
 
+def _columns_and_block(block, columns):
+    return columns, block
+
+
 def test_every_kind_gives_the_plain_answer(matrix_and_values):
     matrix, values = matrix_and_values
     assert tuple(matrix.shape) == values.shape
@@ -71,6 +75,13 @@ def test_every_kind_gives_the_plain_answer(matrix_and_values):
     assert [start for start, _ in blocks] == [0, 50, 100]
     assert all(block.dtype == np.float32 and block.flags.c_contiguous for _, block in blocks)
     np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), values[:, columns])
+    parts = [np.array([5, 2]), np.array([11])]
+    by_columns = matrix.map_column_blocks(_columns_and_block, parts)
+    for part, (found, block) in zip(parts, by_columns, strict=True):
+        np.testing.assert_array_equal(found, part)
+        assert block.format == "csc"
+        np.testing.assert_array_equal(block.toarray(), values[:, part])
+        np.testing.assert_array_equal(matrix.columns(part).toarray(), values[:, part])
 
 
 def test_sums_of_small_integers_do_not_overflow():

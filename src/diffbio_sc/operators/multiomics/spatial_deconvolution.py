@@ -681,7 +681,7 @@ def _unknown_rounds(counts, weights, mu, dispersion, used, rounds):
         vector = residual.T @ (residual @ vector)
         return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
 
-    loading = jax.lax.fori_loop(0, 50, power, start / jnp.maximum(jnp.linalg.norm(start), 1e-12))
+    loading = jax.lax.fori_loop(0, 20, power, start / jnp.maximum(jnp.linalg.norm(start), 1e-12))
     scores = residual @ loading
     centred = (scores - scores.sum() / filled.sum()) * filled
     loading = jnp.maximum(loading * jnp.sign((centred**3).sum()), 0.0)
