@@ -351,7 +351,9 @@ def read_counts(
             f"{adata.obs_names[row]!r}, variable {adata.var_names[column]!r}). "
             f"If the counts are elsewhere pass {layer_argument}=...; layers: {layers}."
         )
-        if problem != "non-integer" or not allow_fractional:
+        if problem != "non-integer":
             raise ValueError(message)
+        if not allow_fractional:
+            raise ValueError(message + " Counts that really are fractional need allow_fractional=True.")
         warnings.warn(message + " Going on with fractional counts.", UserWarning, stacklevel=3)
     return counts
