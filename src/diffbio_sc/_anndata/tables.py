@@ -94,7 +94,7 @@ def read_covariates(adata: AnnData, covariates: Any) -> np.ndarray:
         if not table.index.equals(adata.obs_names):
             raise ValueError("covariates must be a table indexed by adata.obs_names, in the same order.")
         whole = table.isna().any(axis=1).to_numpy()
-        table = pd.get_dummies(table, dtype=np.float64).to_numpy(np.float64)
+        table = pd.get_dummies(table, dtype=np.float64).to_numpy(np.float64, copy=True)
         table[whole] = np.nan
     values = np.asarray(table, np.float64)
     values = values[:, None] if values.ndim == 1 else values
