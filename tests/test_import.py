@@ -50,7 +50,20 @@ print(count)
 
 
 @pytest.mark.parametrize(
-    "module", ["tl", "pl", "get", "metrics", "datasets", "operators", "operators.multiomics", "training"]
+    "module",
+    [
+        "tl",
+        "pp",
+        "pl",
+        "get",
+        "io",
+        "metrics",
+        "datasets",
+        "training",
+        "operators",
+        "operators.multiomics",
+        "operators.epigenomics",
+    ],
 )
 def test_public_names_are_documented(module):
     package = importlib.import_module(f"diffbio_sc.{module}")

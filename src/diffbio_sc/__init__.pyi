@@ -1,6 +1,19 @@
-from . import datasets, get, metrics, numerics, operators, pl, tl, training
+from . import datasets, get, io, metrics, numerics, operators, pl, pp, tl, training
 from ._settings import settings
 
 __version__: str
 
-__all__ = ["datasets", "get", "metrics", "numerics", "operators", "pl", "tl", "training", "settings", "__version__"]
+__all__ = [
+    "datasets",
+    "get",
+    "io",
+    "metrics",
+    "numerics",
+    "operators",
+    "pl",
+    "pp",
+    "tl",
+    "training",
+    "settings",
+    "__version__",
+]

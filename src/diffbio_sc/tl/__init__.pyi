@@ -1,5 +1,23 @@
 from ._deconvolve import deconvolve
+from ._merge_peaks import merge_peaks
+from ._multiomics_encode import multiomics_encode
+from ._multiomics_impute import multiomics_impute
+from ._multiomics_score import multiomics_score
+from ._multiomics_vae import multiomics_vae
+from ._peaks import peaks
 from ._spatial_genes import spatial_genes
 from ._spatial_patterns import spatial_patterns
+from ._train_peaks import train_peaks
 
-__all__ = ["deconvolve", "spatial_genes", "spatial_patterns"]
+__all__ = [
+    "deconvolve",
+    "merge_peaks",
+    "multiomics_encode",
+    "multiomics_impute",
+    "multiomics_score",
+    "multiomics_vae",
+    "peaks",
+    "spatial_genes",
+    "spatial_patterns",
+    "train_peaks",
+]

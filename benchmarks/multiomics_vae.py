@@ -1,0 +1,649 @@
+"""Accuracy, imputation, cost and memory of ``dbio.tl.multiomics_vae`` beside its peers.
+
+python benchmarks/multiomics_vae.py [joint] [impute] [cost] [scale]
+    [--sets snare,cite,mosaic] [--methods "MOFA+;MULTIVI"] [--seeds 3]
+
+MULTIVI runs 50 epochs; MULTIVI_EPOCHS=500 asks for its defaults, about 16 CPU minutes a fit of 4,000 cells.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import json
+import logging
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scipy import stats
+
+import diffbio_sc as dbio
+
+# File, column of the cell types, what each modality holds.
+SETS = {
+    "snare": ("snare_cortex_dev", "ident", {"rna": "rna", "atac": "atac"}),
+    "cite": ("bmmc_cite", "cell_type", {"rna": "rna", "prot": "protein"}),
+    "mosaic": ("pbmc_wnn_mosaic", "celltype", {"rna": "rna", "adt": "protein"}),
+}
+SCORES = {
+    "nmi": "NMI",
+    "ari": "ARI",
+    "silhouette_label": "silhouette",
+    "knn_balanced_accuracy": "balanced kNN",
+    "knn_accuracy": "kNN",
+    "ilisi": "iLISI",
+    "silhouette_batch": "batch silhouette",
+    "seconds": "CPU s",
+}
+MULTIVI_EPOCHS = int(os.environ.get("MULTIVI_EPOCHS", "50"))
+
+
+class Fit(NamedTuple):
+    """An embedding of all cells, or a neighbor graph; epochs and CPU seconds of its training."""
+
+    embedding: np.ndarray | None
+    seconds: float
+    epochs: int = 0
+    graph: tuple[Any, Any] | None = None
+    model: Any = None
+
+
+def load(name: str) -> md.MuData:
+    mdata = md.read_h5mu(Path(os.environ["DIFFBIO_SC_DATA"]) / "multiomics_vae" / f"{SETS[name][0]}.h5mu")
+    for key, modality in mdata.mod.items():
+        modality.X = sp.csr_matrix(modality.X, dtype=np.float32)
+        modality.uns["kind"] = SETS[name][2][key]
+        # Peers look for the batch in a modality, ours in the table of the whole.
+        modality.obs["batch"] = mdata.obs["batch"].astype(str).loc[modality.obs_names].to_numpy()
+    return mdata
+
+
+def clock() -> float:
+    return time.process_time()
+
+
+# Linear representations, as the field makes them: log-normalised PCA, LSI without its depth component, CLR PCA.
+
+
+def log_normalised(counts) -> np.ndarray:
+    dense = counts.toarray()
+    depth = dense.sum(1, keepdims=True)
+    return np.log1p(dense / np.maximum(depth, 1) * np.median(depth[depth > 0]))
+
+
+def term_frequencies(counts) -> sp.csr_matrix:
+    """log(1 + 10,000 TF-IDF) of open or closed."""
+    seen = sp.csr_matrix(counts, copy=True)
+    seen.data[:] = 1
+    rows, columns = np.asarray(seen.sum(1)).ravel(), np.asarray(seen.sum(0)).ravel()
+    weighted = sp.diags(1 / np.maximum(rows, 1)) @ seen @ sp.diags(seen.shape[0] / np.maximum(columns, 1))
+    weighted = sp.csr_matrix(weighted, dtype=np.float32)
+    weighted.data = np.log1p(weighted.data * 1e4)
+    return weighted
+
+
+def centred_log_ratio(counts) -> np.ndarray:
+    logs = np.log1p(counts.toarray())
+    return logs - logs.mean(1, keepdims=True)
+
+
+def components(values, number: int) -> np.ndarray:
+    from sklearn.utils.extmath import randomized_svd
+
+    left, scale, _ = randomized_svd(values, min(number, min(values.shape) - 1), random_state=0)
+    return left * scale
+
+
+def representation(modality: ad.AnnData, number: int = 30) -> np.ndarray:
+    if modality.uns["kind"] == "atac":
+        embedding = components(term_frequencies(modality.X), number + 1)[:, 1:]
+        return embedding / embedding.std(0).mean()
+    rna = modality.uns["kind"] == "rna"
+    values = log_normalised(modality.X) if rna else centred_log_ratio(modality.X)
+    values -= values.mean(0)
+    spread = values.std(0)
+    values /= np.where(spread > 0, spread, 1) if rna else np.maximum(spread, 1e-6)
+    return components(np.clip(values, -10, 10) if rna else values, number)
+
+
+def of_one(kind: str) -> Callable[[md.MuData, int], Fit]:
+    def function(mdata: md.MuData, seed: int) -> Fit:
+        started = clock()
+        modality = next(value for value in mdata.mod.values() if value.uns["kind"] == kind)
+        return Fit(representation(modality), clock() - started)
+
+    return function
+
+
+def concatenated(mdata: md.MuData, seed: int) -> Fit:
+    started = clock()
+    blocks = [representation(modality) for modality in mdata.mod.values()]
+    return Fit(np.hstack([block / np.sqrt((block**2).sum(1).mean()) for block in blocks]), clock() - started)
+
+
+def mofa(mdata: md.MuData, seed: int) -> Fit:
+    import muon
+
+    views = {}
+    for name, modality in mdata.mod.items():
+        if modality.n_vars > 5000:
+            # As its tutorials do, variable features only; all views are held dense.
+            common = np.argsort(-np.asarray((modality.X > 0).sum(0)).ravel())[:5000]
+            modality = modality[:, np.sort(common)]
+        if modality.uns["kind"] == "atac":
+            values = term_frequencies(modality.X).toarray()
+        elif modality.uns["kind"] == "rna":
+            values = log_normalised(modality.X)
+        else:
+            values = centred_log_ratio(modality.X)
+        views[name] = ad.AnnData(values.astype(np.float32), obs=pd.DataFrame(index=modality.obs_names))
+    whole = md.MuData(views)
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"n_iterations": 100, "convergence_mode": "fast", "scale_views": True, "use_obs": "union"}
+        started = clock()
+        with contextlib.redirect_stdout(io.StringIO()):
+            muon.tl.mofa(whole, n_factors=15, outfile=f"{folder}/mofa.hdf5", seed=seed + 1, quiet=True, **options)
+        seconds = clock() - started
+    return Fit(whole.obsm["X_mofa"][whole.obs_names.get_indexer(mdata.obs_names)], seconds)
+
+
+def weighted_neighbors(mdata: md.MuData, seed: int) -> Fit:
+    import muon
+    import scanpy as sc
+
+    whole = md.MuData({name: ad.AnnData(modality.X, obs=modality.obs[[]]) for name, modality in mdata.mod.items()})
+    started = clock()
+    for name, modality in mdata.mod.items():
+        whole[name].obsm["X_rep"] = representation(modality)
+        sc.pp.neighbors(whole[name], n_neighbors=20, use_rep="X_rep")
+    muon.pp.neighbors(whole, key_added="wnn", random_state=seed)
+    seconds = clock() - started
+    return Fit(None, seconds, graph=(whole.obsp["wnn_connectivities"], whole.obsp["wnn_distances"]))
+
+
+def quiet_scvi(seed: int):
+    import scvi
+    import torch
+
+    torch.set_num_threads(1)
+    scvi.settings.seed = seed
+    scvi.settings.verbosity = logging.ERROR
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return scvi
+
+
+def trained(model, **options) -> Fit:
+    started = clock()
+    with contextlib.redirect_stdout(io.StringIO()):
+        model.train(accelerator="cpu", enable_progress_bar=False, **options)
+    seconds = clock() - started
+    return Fit(model.get_latent_representation(), seconds, len(model.history["elbo_train"]), model=model)
+
+
+def multivi(mdata: md.MuData, seed: int, **options) -> Fit:
+    scvi = quiet_scvi(seed)
+    whole = md.MuData({name: modality.copy() for name, modality in mdata.mod.items()})
+    scvi.model.MULTIVI.setup_mudata(whole, modalities={"rna_layer": "rna", "atac_layer": "atac"})
+    model = scvi.model.MULTIVI(whole, n_genes=whole["rna"].n_vars, n_regions=whole["atac"].n_vars)
+    return trained(model, max_epochs=MULTIVI_EPOCHS, **options)
+
+
+def multivi_faster(mdata: md.MuData, seed: int) -> Fit:
+    return multivi(mdata, seed, lr=1e-3)
+
+
+def totalvi(mdata: md.MuData, seed: int, batch_key: str | None = None) -> Fit:
+    scvi = quiet_scvi(seed)
+    whole = md.MuData({name: modality.copy() for name, modality in mdata.mod.items()})
+    protein = next(name for name, modality in whole.mod.items() if modality.uns["kind"] == "protein")
+    whole[protein].X = whole[protein].X.toarray()
+    places = {"rna_layer": "rna", "protein_layer": protein, **({"batch_key": "rna"} if batch_key else {})}
+    scvi.model.TOTALVI.setup_mudata(whole, batch_key=batch_key, modalities=places)
+    return trained(scvi.model.TOTALVI(whole))
+
+
+# Ours, in the four calls that the whole benchmark makes.
+
+
+def ours(mdata: md.MuData, seed: int, **options) -> Fit:
+    started = clock()
+    dbio.tl.multiomics_vae(mdata, rng=seed, **options)
+    seconds = clock() - started
+    history = mdata.uns["multiomics_vae"]["report"]["history"]
+    return Fit(mdata.obsm["X_multiomics_vae"], seconds, len(next(iter(history.values()))))
+
+
+def ours_with_batch(mdata: md.MuData, seed: int) -> Fit:
+    return ours(mdata, seed, batch_key="batch")
+
+
+def ours_imputed(mdata: md.MuData, modality: str) -> ad.AnnData:
+    return dbio.tl.multiomics_impute(mdata, modality=modality)
+
+
+def ours_encoded(fitted: md.MuData, new: md.MuData) -> np.ndarray:
+    dbio.tl.multiomics_encode(new, fitted)
+    return new.obsm["X_multiomics_vae"]
+
+
+class Method(NamedTuple):
+    function: Callable[[md.MuData, int], Fit]
+    sets: tuple[str, ...]
+    package: str | None = None
+    seeded: bool = True
+
+
+METHODS = {
+    "diffbio_sc": Method(ours, ("snare", "cite", "mosaic")),
+    "diffbio_sc, batch_key": Method(ours_with_batch, ("cite", "mosaic")),
+    "RNA, PCA": Method(of_one("rna"), ("snare", "cite"), seeded=False),
+    "ATAC, LSI": Method(of_one("atac"), ("snare",), seeded=False),
+    "protein, CLR and PCA": Method(of_one("protein"), ("cite",), seeded=False),
+    "both, concatenated": Method(concatenated, ("snare", "cite"), seeded=False),
+    "WNN": Method(weighted_neighbors, ("snare", "cite"), "muon"),
+    "MOFA+": Method(mofa, ("snare", "cite", "mosaic"), "mofapy2"),
+    f"MULTIVI, {MULTIVI_EPOCHS} epochs": Method(multivi, ("snare",), "scvi-tools"),
+    "MULTIVI, learning rate 1e-3": Method(multivi_faster, ("snare",), "scvi-tools"),
+    "totalVI": Method(totalvi, ("cite",), "scvi-tools"),
+}
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def chosen(names, methods):
+    """Methods asked for; a name stands for all that begin with it."""
+    return {key: value for key, value in methods.items() if not names or any(key.startswith(name) for name in names)}
+
+
+def score(mdata: md.MuData, label_key: str, fit: Fit) -> dict[str, float]:
+    if fit.graph is None:
+        mdata.obsm["embedding"] = fit.embedding
+        row = dbio.metrics.integration(mdata, use_rep="embedding", label_key=label_key, batch_key="batch")
+        return {**row.to_dict(), "seconds": fit.seconds}
+    return {**graph_scores(mdata.obs[label_key].astype(str).to_numpy(dtype=str), *fit.graph), "seconds": fit.seconds}
+
+
+def graph_scores(labels: np.ndarray, connectivities, distances) -> dict[str, float]:
+    """The same scores of a graph without an embedding: its clusters, and the vote of its nearest neighbors."""
+    import scanpy as sc
+    from sklearn import metrics
+
+    kept = pd.Series(labels).map(pd.Series(labels).value_counts()).to_numpy() >= 10
+    cells = ad.AnnData(np.zeros((len(labels), 1), np.float32))
+    best = (-1.0, -1.0)
+    for resolution in np.arange(1, 11) / 5:
+        sc.tl.leiden(cells, resolution, adjacency=connectivities, flavor="igraph", n_iterations=2, directed=False)
+        found = cells.obs["leiden"].to_numpy(dtype=str)[kept]
+        nmi = metrics.normalized_mutual_info_score(labels[kept], found)
+        best = max(best, (nmi, metrics.adjusted_rand_score(labels[kept], found)), key=lambda pair: pair[0])
+    told = []
+    for cell, row in enumerate(sp.csr_matrix(distances)):
+        nearest = row.indices[np.argsort(row.data)][:15]
+        names, votes = np.unique(labels[nearest[nearest != cell]], return_counts=True)
+        told.append(names[votes.argmax()] if len(names) else "")
+    told = np.array(told)[kept]
+    return {
+        "nmi": best[0],
+        "ari": best[1],
+        "knn_balanced_accuracy": metrics.balanced_accuracy_score(labels[kept], told),
+        "knn_accuracy": metrics.accuracy_score(labels[kept], told),
+    }
+
+
+def rows_of(label: str, rows: list[dict[str, float]], columns, digits: dict[str, int] | None = None) -> None:
+    """A line of a table: means, and standard deviations over seeds."""
+    table = pd.DataFrame(rows).reindex(columns=list(columns))
+    cells = []
+    for column in columns:
+        values, places = table[column].to_numpy(), (digits or {}).get(column, 3)
+        if np.isnan(values).all():
+            cells.append("")
+        elif len(values) == 1:
+            cells.append(f"{values[0]:.{places}f}")
+        else:
+            cells.append(f"{values.mean():.{places}f} ({values.std(ddof=1):.{places}f})")
+    print(f"| {label} | {len(rows)} | " + " | ".join(cells) + " |", flush=True)
+
+
+def head(first: list[str]) -> None:
+    print("| " + " | ".join(first) + " |\n" + "|---" * len(first) + "|")
+
+
+def joint(options) -> None:
+    print("\n## joint: one embedding of all modalities; mean (standard deviation) over seeds")
+    for name in options.sets:
+        print(f"\n### {name}\n")
+        head(["method", "seeds", *SCORES.values()])
+        for label, method in chosen(options.methods, METHODS).items():
+            if name not in method.sets:
+                continue
+            if method.package and not version(method.package):
+                print(f"| {label} | | {method.package} is not installed |")
+                continue
+            title = f"{label} ({method.package} {version(method.package)})" if method.package else label
+            rows = []
+            for seed in range(options.seeds if method.seeded else 1):
+                mdata = load(name)
+                rows.append(score(mdata, SETS[name][1], method.function(mdata, seed)))
+            rows_of(title, rows, SCORES, {"seconds": 1})
+
+
+# Imputation: the second modality is hidden for 20 % of the cells.
+
+
+class Imputed(NamedTuple):
+    """Prediction for the hidden cells, and their embeddings from each modality alone."""
+
+    values: np.ndarray
+    first: np.ndarray | None = None
+    second: np.ndarray | None = None
+
+
+def hide(cells: int, seed: int = 0) -> np.ndarray:
+    hidden = np.zeros(cells, bool)
+    hidden[np.random.default_rng(seed).choice(cells, int(0.2 * cells), replace=False)] = True
+    return hidden
+
+
+def targets(modality: ad.AnnData) -> tuple[np.ndarray, Callable]:
+    """What a regression predicts, and the way back to counts."""
+    dense = modality.X.toarray()
+    if modality.uns["kind"] == "atac":
+        return (dense > 0).astype(np.float32), lambda values: values
+    return np.log1p(dense), np.expm1
+
+
+def impute_mean(mdata, target, hidden, seed) -> Imputed:
+    values, back = targets(mdata[target])
+    return Imputed(np.repeat(back(values[~hidden].mean(0))[None], hidden.sum(), 0))
+
+
+def impute_neighbors(number: int):
+    def function(mdata, target, hidden, seed) -> Imputed:
+        from sklearn.neighbors import NearestNeighbors
+
+        values, back = targets(mdata[target])
+        place = representation(mdata["rna"])
+        near = NearestNeighbors(n_neighbors=number).fit(place[~hidden]).kneighbors(place[hidden], return_distance=False)
+        return Imputed(back(values[~hidden][near].mean(1)))
+
+    return function
+
+
+def impute_ridge(mdata, target, hidden, seed) -> Imputed:
+    from sklearn.linear_model import Ridge
+
+    values, back = targets(mdata[target])
+    place = representation(mdata["rna"])
+    return Imputed(back(Ridge(100.0).fit(place[~hidden], values[~hidden]).predict(place[hidden])))
+
+
+def blanked(modality: ad.AnnData, cells: np.ndarray) -> ad.AnnData:
+    """Rows of zeros, which scvi-tools reads as a missing modality."""
+    result = modality.copy()
+    result.X = sp.csr_matrix(sp.diags((~cells).astype(np.float32)) @ modality.X)
+    return result
+
+
+def impute_multivi(mdata, target, hidden, seed) -> Imputed:
+    whole = md.MuData({"rna": mdata["rna"], "atac": blanked(mdata["atac"], hidden)})
+    model = multivi(whole, seed, lr=1e-3).model
+    # The name changed in 1.3; both give probabilities.
+    name = "get_normalized_accessibility"
+    values = getattr(model, name if hasattr(model, name) else "get_accessibility_estimates")()
+    values = values.toarray() if sp.issparse(values) else np.asarray(values)
+    first = model.get_latent_representation(modality="expression")
+    # Now the other way round, in the object that the model has registered.
+    model.adata["rna"].X = sp.csr_matrix(mdata["rna"].shape, dtype=np.float32)
+    model.adata["atac"].X = mdata["atac"].X.copy()
+    second = model.get_latent_representation(modality="accessibility")
+    return Imputed(values[hidden], first[hidden], second[hidden])
+
+
+def impute_totalvi(mdata, target, hidden, seed) -> Imputed:
+    # A batch without any protein is its way to say that they are missing.
+    whole = md.MuData({"rna": mdata["rna"].copy(), target: blanked(mdata[target], hidden)})
+    for modality in whole.mod.values():
+        modality.obs["batch"] = np.where(hidden, "rna_only", "paired")
+    fit = totalvi(whole, seed, batch_key="batch")
+    options = {"n_samples": 10, "transform_batch": "paired", "include_protein_background": True}
+    _, protein = fit.model.get_normalized_expression(return_mean=True, **options)
+    return Imputed(np.asarray(protein)[hidden])
+
+
+def impute_ours(mdata, target, hidden, seed) -> Imputed:
+    part = md.MuData({"rna": mdata["rna"].copy(), target: mdata[target][~hidden].copy()})
+    ours(part, seed)
+    names = mdata.obs_names[hidden]
+    values = ours_imputed(part, target)[names].X
+    second = ours_encoded(part, md.MuData({target: mdata[target][hidden].copy()}))
+    first = part["rna"][names].obsm["X_multiomics_vae"]
+    return Imputed(values.toarray() if sp.issparse(values) else np.asarray(values), first, second)
+
+
+IMPUTERS = {
+    "diffbio_sc": (impute_ours, ("snare", "cite"), None, True),
+    "mean of the others": (impute_mean, ("snare", "cite"), None, False),
+    "15 neighbors in RNA": (impute_neighbors(15), ("snare", "cite"), None, False),
+    "50 neighbors in RNA": (impute_neighbors(50), ("snare", "cite"), None, False),
+    "ridge on RNA": (impute_ridge, ("snare", "cite"), None, False),
+    "MULTIVI, learning rate 1e-3": (impute_multivi, ("snare",), "scvi-tools", True),
+    "totalVI": (impute_totalvi, ("cite",), "scvi-tools", True),
+}
+
+
+def auroc(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each column that has both."""
+    here = present.sum(0)
+    both = (here > 0) & (here < len(present))
+    ranks = np.where(present[:, both], stats.rankdata(values[:, both], axis=0), 0).sum(0)
+    here = here[both].astype(float)
+    return (ranks - here * (here + 1) / 2) / (here * (len(present) - here))
+
+
+def imputation_scores(truth: np.ndarray, values: np.ndarray, kind: str) -> dict[str, float]:
+    if kind == "atac":
+        present = truth > 0
+        often = (present.sum(0) >= 10) & (present.sum(0) <= len(present) - 10)
+        return {
+            "all": float(auroc(values.reshape(-1, 1), present.reshape(-1, 1))[0]),
+            "feature": float(auroc(values[:, often], present[:, often]).mean()),
+            "cell": float(auroc(values.T, present.T).mean()),
+        }
+    known, told = np.log1p(truth), np.log1p(np.maximum(values, 0))
+    varied = (known.std(0) > 0) & (told.std(0) > 1e-8)
+    pairs = zip(known[:, varied].T, told[:, varied].T, strict=True)
+    result = {"pearson": float(np.mean([np.corrcoef(*pair)[0, 1] for pair in pairs])) if varied.any() else float("nan")}
+    return {**result, "error": float(np.sqrt(((known - told) ** 2).mean()))}
+
+
+def impute(options) -> None:
+    print("\n## impute: the second modality of 20 % of the cells, from RNA; mean (standard deviation) over seeds")
+    for name in options.sets:
+        if name == "mosaic":
+            continue
+        target, kind = list(SETS[name][2].items())[1]
+        columns = (
+            {"all": "AUROC, all", "feature": "AUROC, mean of peaks", "cell": "AUROC, mean of cells"}
+            if kind == "atac"
+            else {"pearson": "correlation of log1p, mean of proteins", "error": "RMSE of log1p"}
+        ) | {"foscttm": "FOSCTTM", "seconds": "CPU s"}
+        print(f"\n### {name}: {target}\n")
+        head(["method", "seeds", *columns.values()])
+        for label, (function, sets, package, seeded) in chosen(options.methods, IMPUTERS).items():
+            if name not in sets:
+                continue
+            if package and not version(package):
+                print(f"| {label} | | {package} is not installed |")
+                continue
+            rows = []
+            for seed in range(options.seeds if seeded else 1):
+                mdata = load(name)
+                hidden = hide(mdata.n_obs)
+                truth = mdata[target].X[hidden].toarray()
+                started = clock()
+                result = function(mdata, target, hidden, seed)
+                seconds = clock() - started
+                row = {**imputation_scores(truth, result.values, kind), "seconds": seconds}
+                if result.first is not None:
+                    row["foscttm"] = dbio.metrics.foscttm(result.first, result.second)
+                rows.append(row)
+            rows_of(label, rows, columns, {"seconds": 1})
+
+
+def elsewhere(call: str) -> dict[str, float]:
+    """Run ``measure_...`` in a process of its own, on one core, and read the line it prints last."""
+    here = str(Path(__file__).parent)
+    script = f"import sys; sys.path.insert(0, {here!r}); import multiomics_vae as benchmark; benchmark.{call}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one_core() -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def measure_fit(label: str, name: str) -> None:
+    one_core()
+    method = METHODS[label]
+    if method.package == "scvi-tools":
+        quiet_scvi(0)
+    mdata = load(name)
+    before = peak()
+    fit = method.function(mdata, 0)
+    result = {"epochs": fit.epochs, "first": fit.seconds, "peak": peak(), "before": before}
+    if method.function is ours:
+        # Compiled by now: another seed, the same shapes.
+        again = ours(load(name), 1)
+        result |= {"again": again.seconds, "again_epochs": again.epochs}
+    print(json.dumps(result))
+
+
+def cost(options) -> None:
+    print("\n## cost: CPU seconds of a fit on one core, each in a process of its own\n")
+    head(
+        ["set", "method", "epochs", "CPU s", "CPU s, second fit", "CPU s an epoch", "peak MiB", "of it before the fit"]
+    )
+    labels = {"snare": f"MULTIVI, {MULTIVI_EPOCHS} epochs", "cite": "totalVI"}
+    for name, peer in labels.items():
+        if name not in options.sets:
+            continue
+        measured = {}
+        for label in chosen(options.methods, {"diffbio_sc": None, "MOFA+": None, peer: None}):
+            method = METHODS[label]
+            if method.package and not version(method.package):
+                print(f"| {name} | {label} | {method.package} is not installed |")
+                continue
+            row = measured[label] = elsewhere(f"measure_fit({label!r}, {name!r})")
+            again = f"{row['again']:.1f}" if "again" in row else ""
+            row["rate"] = row.get("again", row["first"]) / max(row.get("again_epochs", row["epochs"]), 1)
+            rate = f"{row['rate']:.3f}" if row["epochs"] else ""
+            cells = f"{row['epochs'] or ''} | {row['first']:.1f} | {again} | {rate} | {row['peak']:.0f}"
+            print(f"| {name} | {label} | {cells} | {row['before']:.0f} |", flush=True)
+        if {"diffbio_sc", peer} <= measured.keys():
+            mine, other = measured["diffbio_sc"], measured[peer]
+            ratios = [other["rate"] / mine["rate"], other["first"] / mine["first"], other["first"] / mine["again"]]
+            print(
+                f"\n{peer} over diffbio_sc on {name}: an epoch {ratios[0]:.1f}, "
+                f"a fit with compilation {ratios[1]:.1f}, a second fit {ratios[2]:.1f}.\n"
+            )
+
+
+# 100,000 cells.
+
+
+def scale(options) -> None:
+    print("\n## scale: 100,000 cells x (2,000 genes + 100,000 peaks), sparse, simulated, three epochs\n")
+    head(["counts above 0", "GiB of the input", "GiB peak, all", "CPU s", "CPU s an epoch", "NMI of types"])
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere(f"make_large({folder!r})")
+        row = elsewhere(f"measure_large({folder!r})")
+    print(
+        f"| {row['counts']:.3g} | {row['size']:.2f} | {row['peak'] / 2**10:.2f} | {row['seconds']:.0f} "
+        f"| {row['rate']:.0f} | {row['nmi']:.2f} |",
+        flush=True,
+    )
+
+
+def make_large(folder: str, cells: int = 100_000) -> None:
+    """Ten types; a cell draws its reads from the profile of its type: 600 of RNA, 1,100 of open chromatin."""
+    rng = np.random.default_rng(0)
+    types = rng.integers(10, size=cells)
+    np.save(f"{folder}/types.npy", types)
+    for name, features, reads in (("rna", 2000, 600), ("atac", 100_000, 1100)):
+        base = rng.gamma(0.5, 1.0, features)
+        profiles = base * rng.lognormal(0, 0.8, (10, features))
+        edges = np.cumsum(profiles / profiles.sum(1, keepdims=True), 1)
+        blocks = []
+        for start in range(0, cells, 5000):
+            here = types[start : start + 5000]
+            depth = rng.poisson(reads * rng.lognormal(0, 0.3, len(here)))
+            columns = np.concatenate(
+                [np.searchsorted(edges[kind], rng.random(number)) for kind, number in zip(here, depth, strict=True)]
+            )
+            pointer = np.append(0, np.cumsum(depth))
+            columns = np.minimum(columns, features - 1).astype(np.int32)
+            block = sp.csr_matrix((np.ones(len(columns), np.float32), columns, pointer), (len(here), features))
+            block.sum_duplicates()
+            blocks.append(block)
+        sp.save_npz(f"{folder}/{name}.npz", sp.vstack(blocks, format="csr"), compressed=False)
+    print(json.dumps({}))
+
+
+def measure_large(folder: str) -> None:
+    one_core()
+    counts = {name: sp.load_npz(f"{folder}/{name}.npz") for name in ("rna", "atac")}
+    mdata = md.MuData({name: ad.AnnData(values) for name, values in counts.items()})
+    size = sum(values.data.nbytes + values.indices.nbytes + values.indptr.nbytes for values in counts.values())
+    fit = ours(mdata, 0, max_epochs=3)
+    result = {"peak": peak(), "seconds": fit.seconds, "rate": fit.seconds / max(fit.epochs, 1), "size": size / 2**30}
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import normalized_mutual_info_score
+
+    found = KMeans(10, n_init=1, random_state=0).fit_predict(fit.embedding)
+    nmi = normalized_mutual_info_score(np.load(f"{folder}/types.npy"), found)
+    print(json.dumps({**result, "nmi": nmi, "counts": sum(values.nnz for values in counts.values())}))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    parts = {f.__name__: f for f in (joint, impute, cost, scale)}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all without")
+    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS), help=", ".join(SETS))
+    parser.add_argument("--methods", type=lambda text: text.split(";"), help="beginnings of names, apart by semicolons")
+    parser.add_argument("--seeds", type=int, default=3)
+    given = parser.parse_args()
+    for part in given.parts or parts:
+        parts[part](given)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def peaks(
+    adata: AnnData, *, key: str = "peaks", groups: str | Sequence[str] | None = None, max_qvalue: float | None = None
+) -> pd.DataFrame:
+    """Peaks of :func:`diffbio_sc.tl.peaks` as one tidy table.
+
+    Parameters
+    ----------
+    adata
+        Object whose peaks were called.
+    key
+        The ``key_added`` of the peaks.
+    groups
+        Group or groups (rows of the object, or labels of ``groupby``) to return; default all.
+    max_qvalue
+        Return peaks with at most this false discovery rate.
+
+    Returns
+    -------
+    One row a peak: ``group``, then the columns of narrowPeak (``chrom``, ``start``, ``end``, ``name``, ``score``,
+    ``strand``, ``signalValue``, ``pValue``, ``qValue``, ``peak``) and ``fold``, ``log_odds``, ``fragments``,
+    ``expected``; ``n_replicates`` where replicates were told apart. In the order of the groups, then of the genome.
+
+    Raises
+    ------
+    KeyError
+        If there are no peaks of that key, or no such group.
+    ValueError
+        If ``max_qvalue`` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> dbio.tl.peaks(adata, groupby="cell_type")
+    >>> dbio.get.peaks(adata, groups="B cell")
+    """
+    tables = read_tables(adata, key)
+    if groups is not None:
+        wanted = [groups] if isinstance(groups, str) else list(groups)
+        missing = [name for name in wanted if name not in tables]
+        if missing:
+            raise KeyError(f"no peaks of groups {missing}; groups: {list(tables)}.")
+        tables = {name: tables[name] for name in wanted}
+    if max_qvalue is not None and not 0 < max_qvalue <= 1:
+        raise ValueError(f"max_qvalue must lie between 0 and 1, found {max_qvalue!r}.")
+    parts = [table.assign(group=name) for name, table in tables.items()]
+    some = [part for part in parts if len(part)]
+    table = pd.concat(some or parts[:1], ignore_index=True)
+    table["group"] = pd.Categorical(table["group"], categories=list(tables))
+    table = table[["group", *(name for name in table.columns if name != "group")]]
+    if max_qvalue is not None:
+        import numpy as np
+
+        table = table[table["qValue"].to_numpy(float) >= -np.log10(max_qvalue)].reset_index(drop=True)
+    return table
+
+
+def read_tables(adata: AnnData, key: str) -> dict[str, pd.DataFrame]:
+    """Tables of peaks by group, in the order of the groups."""
+    record = adata.uns.get(key) if hasattr(adata, "uns") else None
+    if record is None or "tables" not in record:
+        keys = [str(name) for name in adata.uns] if hasattr(adata, "uns") else []
+        raise KeyError(
+            f"adata.uns has no peaks {key!r}: run diffbio_sc.tl.peaks first, or pass its key_added; keys: {keys}."
+        )
+    return {str(name): record["tables"][str(name)] for name in record["groups"]}

@@ -1,0 +1,30 @@
+from ._bigwig import read_bigwig, write_bigwig
+from ._chrom_sizes import read_chrom_sizes
+from ._intervals import IntervalArrays, Intervals
+from ._peaks import read_narrowpeak, write_bed, write_narrowpeak
+from ._read_bam import read_bam
+from ._read_bed import read_bed
+from ._read_bedgraph import read_bedgraph
+from ._read_bedpe import read_bedpe
+from ._read_fragments import read_fragments
+from ._read_intervals import read_intervals
+from ._signal import Signal, SignalArrays
+
+__all__ = [
+    "IntervalArrays",
+    "Intervals",
+    "Signal",
+    "SignalArrays",
+    "read_bam",
+    "read_bed",
+    "read_bedgraph",
+    "read_bedpe",
+    "read_bigwig",
+    "read_chrom_sizes",
+    "read_fragments",
+    "read_intervals",
+    "read_narrowpeak",
+    "write_bed",
+    "write_bigwig",
+    "write_narrowpeak",
+]

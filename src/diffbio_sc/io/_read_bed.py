@@ -1,0 +1,53 @@
+"""BED files of single reads or of regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffbio_sc.io._chrom_sizes import ChromSizes
+from diffbio_sc.io._intervals import Intervals
+from diffbio_sc.io._text import Layout, PathLike, TextReader, layout_columns
+
+
+def read_bed(
+    path: PathLike | Sequence[PathLike],
+    *,
+    chrom_sizes: ChromSizes | None = None,
+    paired: bool = False,
+) -> Intervals:
+    """Read intervals of a BED file: single reads with strand, or regions such as a blacklist.
+
+    Parameters
+    ----------
+    path
+        BED of 3 to 12 columns, plain or compressed by gzip (whatever the name says), separated by tabs or blanks, in
+        any order. Several files are read as one sample. The strand is column 6, or the last column if that holds ``+``
+        or ``-`` and there are fewer.
+    chrom_sizes
+        Length of each chromosome: a mapping, a file or an assembly (see :func:`read_chrom_sizes`). What lies beyond
+        is clipped or left out, with a warning; so are chromosomes that are not listed.
+    paired
+        Whether the intervals are whole fragments rather than reads, so that nothing extends them later.
+
+    Returns
+    -------
+    Reads by chromosome. A file without intervals gives an empty object and a warning.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a line cannot be read, or the file shares no chromosome with ``chrom_sizes``.
+    """
+
+    def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:
+        fields = layout.fields
+        strand = 5 if len(fields) > 5 else len(fields) - 1
+        if strand < 5 and (strand < 3 or fields[strand] not in ("+", "-")):
+            strand = -1
+        return layout_columns(strand=strand), False
+
+    return TextReader(locate, sizes=chrom_sizes, paired=paired).read(path)

@@ -1,0 +1,42 @@
+"""bedGraph files."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffbio_sc.io._chrom_sizes import ChromSizes
+from diffbio_sc.io._signal import Signal
+from diffbio_sc.io._text import Layout, PathLike, TextReader, layout_columns
+
+
+def read_bedgraph(path: PathLike, *, chrom_sizes: ChromSizes | None = None) -> Signal:
+    """Read values along chromosomes: chromosome, start, end, value.
+
+    Parameters
+    ----------
+    path
+        Text separated by tabs or blanks, plain or compressed by gzip (whatever the name says), in any order.
+    chrom_sizes
+        Length of each chromosome: a mapping, a file or an assembly (see :func:`read_chrom_sizes`). Runs beyond are
+        clipped or left out, with a warning; so are chromosomes that are not listed.
+
+    Returns
+    -------
+    Values by chromosome, in runs. An empty file gives an empty object and a warning.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If a line cannot be read, or runs overlap.
+    """
+
+    def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:
+        if len(layout.fields) < 4:
+            raise ValueError(
+                f"{where} has {len(layout.fields)} columns, {layout.fields}; expected chromosome, start, end, value."
+            )
+        return layout_columns(value=3), False
+
+    return Signal.from_intervals(TextReader(locate, sizes=chrom_sizes).read(path))

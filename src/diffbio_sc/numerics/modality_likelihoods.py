@@ -1,0 +1,528 @@
+"""Log-likelihood of a batch of cells in one modality, given what a decoder says of each cell and feature.
+
+Every function takes the counts as a dense matrix (cells by features) or as the entries of sparse rows
+(:class:`~diffbio_sc.training.sparse_rows.RowEntries`) and returns one number for each cell: the sum over its features,
+with all constants. For sparse rows the value at zero, which needs no gamma function, is summed over all features, and
+the difference to it over the entries only. Both forms are the same number.
+
+Parameters of a decoder are given as logarithms or log-odds, for each cell and feature; those that a feature has in
+common to all cells may be one vector. Means may be of any size: a decoder with size factors adds their logarithm.
+
+Written for float32. With lgamma, ``lgamma(x + theta) - lgamma(theta) + x log(mean / (theta + mean))`` loses all digits
+for large counts or a large theta. Here it is the saddle-point form (Loader 2000): Stirling's formula with the *errors*
+of that formula, and a deviance made of ``log1p`` of differences, so that what is added has the size of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int
+
+from diffbio_sc.training.sparse_rows import RowEntries, row_sums
+
+#: Names of the likelihoods, each a function of this module.
+LIKELIHOODS = (
+    "negative_binomial",
+    "zero_inflated_negative_binomial",
+    "poisson",
+    "multinomial",
+    "bernoulli",
+    "protein_mixture",
+    "gaussian",
+)
+
+_LOG_TWO_PI = float(np.log(2 * np.pi))
+# Below the first the probability of a count x is proportional to mean^x, above the second (theta is smaller by far) to
+# mean^-theta, to all digits of float32: the logarithm goes on as a straight line, with its gradient.
+_LOWEST_LOG_MEAN, _HIGHEST_LOG_MEAN = -20.0, 25.0
+_LOWEST_LOG_THETA, _HIGHEST_LOG_THETA = -14.0, 16.0
+_HIGHEST_EXPONENT = 80.0
+
+Counts = Float[Array, "cells features"] | RowEntries
+Parameter = Float[Array, "..."]
+
+
+def _total(
+    counts: Counts,
+    parameters: tuple[Parameter, ...],
+    at_zero: Callable[..., Array],
+    at_count: Callable[..., Array],
+    excess: Callable[..., Array],
+    *,
+    total_at_zero: Float[Array, " cells"] | None = None,
+) -> Float[Array, " cells"]:
+    """Sum over the features; ``excess`` is ``at_count - at_zero``, written so that what is common is left out."""
+    if isinstance(counts, RowEntries):
+        if total_at_zero is None:
+            zeros = jnp.broadcast_to(at_zero(*parameters), (counts.n_rows, counts.n_columns))
+            total_at_zero = zeros.sum(-1)
+        stored = counts.valid & (counts.values != 0)
+        values = jnp.where(stored, counts.values, 1.0)
+        terms = excess(values, *(at_entries(parameter, counts) for parameter in parameters))
+        # Counts that exceed the capacity are NaN, which must show also where only "any count" matters.
+        terms = jnp.where(jnp.isnan(values), jnp.nan, jnp.where(stored, terms, 0.0))
+        return total_at_zero + row_sums(counts, terms)
+    stored = counts != 0
+    terms = at_count(jnp.where(stored, counts, 1.0), *parameters)
+    return jnp.where(stored, terms, at_zero(*parameters)).sum(-1)
+
+
+def at_entries(parameter: Parameter, entries: RowEntries) -> Float[Array, " capacity"]:
+    """Values of a parameter at the entries: a scalar, for each feature, for each cell (one column), or for both."""
+    parameter = jnp.asarray(parameter)
+    if parameter.ndim == 0:
+        return parameter
+    shape = (entries.n_rows, entries.n_columns)
+    pairs = zip(reversed(parameter.shape), reversed(shape), strict=False)
+    if parameter.ndim > 2 or any(size not in (1, full) for size, full in pairs):
+        raise ValueError(f"expected a parameter that broadcasts to (cells, features) {shape}, found {parameter.shape}.")
+    rows = entries.rows if parameter.ndim == 2 and parameter.shape[0] > 1 else 0
+    columns = entries.columns if parameter.shape[-1] > 1 else 0
+    index = (rows, columns) if parameter.ndim == 2 else (columns,)
+    return parameter.at[index].get(mode="promise_in_bounds")
+
+
+def stirling_error(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Error of Stirling's formula, ``lgamma(x + 1) - (x + 1/2) log x + x - log(2 pi) / 2``, for any x > 0.
+
+    By the recurrence from x + 4, where the asymptotic series has float32's digits.
+    """
+    y = x + 4.0
+    inverse = 1.0 / y
+    square = inverse * inverse
+    series = inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260)))
+    steps = (1.0 - 3.0 * inverse) * (1.0 - 2.0 * inverse) * (1.0 - inverse)
+    return series + (x + 0.5) * jnp.log1p(4.0 / x) - 4.0 - jnp.log(steps)
+
+
+def _log_ratio(difference: Array, a: Array, b: Array) -> Array:
+    """``log(a / b)`` from ``difference = a - b`` without loss of digits, whether a and b are close or far apart."""
+    larger = difference > 0
+    log_ratio = jnp.log1p(jnp.where(larger, difference, -difference) / jnp.where(larger, b, a))
+    return jnp.where(larger, log_ratio, -log_ratio)
+
+
+# --- negative binomial ------------------------------------------------------------------------------------------------
+
+
+def _prepare_negative_binomial(log_inverse_dispersion: Parameter) -> tuple[Parameter, Parameter]:
+    """Clipped log theta, and the part of the logarithm that only theta has: half log theta less its Stirling error."""
+    log_theta = jnp.clip(log_inverse_dispersion, _LOWEST_LOG_THETA, _HIGHEST_LOG_THETA)
+    return log_theta, 0.5 * log_theta - stirling_error(jnp.exp(log_theta))
+
+
+def _negative_binomial_at_zero(log_mean: Array, log_theta: Array, _: Array) -> Array:
+    ratio = jnp.exp(jnp.minimum(log_mean - log_theta, _HIGHEST_EXPONENT))
+    return -jnp.exp(log_theta) * jnp.log1p(ratio)
+
+
+def _negative_binomial_parts(x: Array, log_mean: Array, log_theta: Array, theta_part: Array) -> tuple[Array, ...]:
+    mean = jnp.exp(jnp.clip(log_mean, _LOWEST_LOG_MEAN, _HIGHEST_LOG_MEAN))
+    theta = jnp.exp(log_theta)
+    n = x + theta
+    corrections = stirling_error(n) - stirling_error(x) + theta_part - 0.5 * (_LOG_TWO_PI + jnp.log(x) + jnp.log(n))
+    corrections = corrections + x * jnp.minimum(log_mean - _LOWEST_LOG_MEAN, 0.0)
+    # Logarithm of (share of the mean in theta + mean) / (share of x in theta + x).
+    log_odds = _log_ratio(theta * (mean - x), n * mean, x * (theta + mean))
+    return corrections + x * log_odds, mean, theta, n
+
+
+def _negative_binomial_at_count(x: Array, log_mean: Array, log_theta: Array, theta_part: Array) -> Array:
+    value, mean, theta, n = _negative_binomial_parts(x, log_mean, log_theta, theta_part)
+    above = jnp.maximum(log_mean - _HIGHEST_LOG_MEAN, 0.0)
+    return value - theta * (_log_ratio(mean - x, theta + mean, n) + above)
+
+
+def _negative_binomial_excess(x: Array, log_mean: Array, log_theta: Array, theta_part: Array) -> Array:
+    value, _, theta, _ = _negative_binomial_parts(x, log_mean, log_theta, theta_part)
+    return value + theta * jnp.log1p(x / theta)
+
+
+def negative_binomial(
+    counts: Counts, log_mean: Float[Array, "cells features"], log_inverse_dispersion: Parameter
+) -> Float[Array, " cells"]:
+    """Negative binomial with variance mean + mean^2 / theta.
+
+    ``log_inverse_dispersion`` is log theta, for each feature, or for each cell and feature (dispersion by batch).
+    """
+    log_theta, theta_part = _prepare_negative_binomial(log_inverse_dispersion)
+    return _total(
+        counts,
+        (log_mean, log_theta, theta_part),
+        _negative_binomial_at_zero,
+        _negative_binomial_at_count,
+        _negative_binomial_excess,
+    )
+
+
+def zero_inflated_negative_binomial(
+    counts: Counts,
+    log_mean: Float[Array, "cells features"],
+    log_inverse_dispersion: Parameter,
+    dropout_logits: Parameter,
+) -> Float[Array, " cells"]:
+    """Negative binomial, or zero with the probability whose log-odds are ``dropout_logits``."""
+    log_theta, theta_part = _prepare_negative_binomial(log_inverse_dispersion)
+
+    def at_zero(log_mean, log_theta, theta_part, dropout):
+        zero = _negative_binomial_at_zero(log_mean, log_theta, theta_part)
+        return jnp.logaddexp(dropout, zero) - jax.nn.softplus(dropout)
+
+    def at_count(x, log_mean, log_theta, theta_part, dropout):
+        return _negative_binomial_at_count(x, log_mean, log_theta, theta_part) - jax.nn.softplus(dropout)
+
+    def excess(x, log_mean, log_theta, theta_part, dropout):
+        zero = _negative_binomial_at_zero(log_mean, log_theta, theta_part)
+        return _negative_binomial_at_count(x, log_mean, log_theta, theta_part) - jnp.logaddexp(dropout, zero)
+
+    parameters = (log_mean, log_theta, theta_part, dropout_logits)
+    return _total(counts, parameters, at_zero, at_count, excess)
+
+
+# --- Poisson and multinomial ------------------------------------------------------------------------------------------
+
+
+def _poisson_corrections(x: Array, log_mean: Array) -> tuple[Array, Array, Array]:
+    mean = jnp.exp(jnp.clip(log_mean, _LOWEST_LOG_MEAN, _HIGHEST_EXPONENT))
+    below = x * jnp.minimum(log_mean - _LOWEST_LOG_MEAN, 0.0)
+    log_ratio = _log_ratio(mean - x, mean, x)
+    return below - stirling_error(x) - 0.5 * (_LOG_TWO_PI + jnp.log(x)), mean, log_ratio
+
+
+def poisson(
+    counts: Counts, log_mean: Float[Array, "cells features"], *, total_mean: Float[Array, " cells"] | None = None
+) -> Float[Array, " cells"]:
+    """Poisson distribution.
+
+    ``total_mean`` is the sum of the means over the features, where it is known: the depth, if the means are depth
+    times probabilities that sum to 1. Sparse rows then need the means at their entries only.
+    """
+
+    def at_zero(log_mean):
+        return -jnp.exp(jnp.minimum(log_mean, _HIGHEST_EXPONENT))
+
+    def at_count(x, log_mean):
+        corrections, mean, log_ratio = _poisson_corrections(x, log_mean)
+        return corrections + x * log_ratio - (mean - x)
+
+    def excess(x, log_mean):
+        corrections, _, log_ratio = _poisson_corrections(x, log_mean)
+        return corrections + x * log_ratio + x
+
+    total_at_zero = None if total_mean is None else -total_mean
+    return _total(counts, (log_mean,), at_zero, at_count, excess, total_at_zero=total_at_zero)
+
+
+def _multinomial_from_log_probabilities(
+    counts: Counts, log_probabilities: Array, constant: bool
+) -> Float[Array, " cells"]:
+    """Multinomial from log-probabilities: at all features for dense counts, at the entries for sparse rows."""
+    if isinstance(counts, RowEntries):
+        values, valid = counts.values, counts.valid
+        depth = row_sums(counts)
+        depth_here = jnp.take(depth, counts.rows)
+    else:
+        values, valid = counts, jnp.ones(counts.shape, bool)
+        depth = counts.sum(-1)
+        depth_here = depth[:, None]
+    stored = valid & (values != 0)
+    safe = jnp.where(stored, values, 1.0)
+    if constant:
+        # A product of Poisson distributions with means depth * probability, given their sum.
+        expected = jnp.log(jnp.where(stored, depth_here, 1.0)) + log_probabilities
+        terms = safe * (expected - jnp.log(safe)) - stirling_error(safe) - 0.5 * (_LOG_TWO_PI + jnp.log(safe))
+    else:
+        terms = safe * log_probabilities
+    terms = jnp.where(stored, terms, 0.0)
+    total = row_sums(counts, terms) if isinstance(counts, RowEntries) else terms.sum(-1)
+    if not constant:
+        return total
+    occupied = depth != 0
+    depth = jnp.where(occupied, depth, 1.0)
+    return total + jnp.where(occupied, stirling_error(depth) + 0.5 * (_LOG_TWO_PI + jnp.log(depth)), 0.0)
+
+
+def multinomial(
+    counts: Counts, logits: Float[Array, "cells features"], *, constant: bool = True
+) -> Float[Array, " cells"]:
+    """Multinomial given each cell's depth, with probabilities softmax(``logits``).
+
+    Without ``constant`` the multinomial coefficient, which no parameter changes, is left out.
+    """
+    normaliser = logsumexp(logits, axis=-1)
+    if isinstance(counts, RowEntries):
+        log_probabilities = at_entries(logits, counts) - jnp.take(normaliser, counts.rows)
+    else:
+        log_probabilities = logits - normaliser[:, None]
+    return _multinomial_from_log_probabilities(counts, log_probabilities, constant)
+
+
+class SampledColumns(NamedTuple):
+    """Random columns that stand for all: one of each run of neighbours.
+
+    Attributes
+    ----------
+    columns
+        The column drawn from each run.
+    run_length
+        Columns in a run; the last may be shorter.
+    n_columns
+        Number of all columns.
+    """
+
+    columns: Int[Array, " sampled"]
+    run_length: int
+    n_columns: int
+
+
+def sample_columns(key: Array, n_columns: int, n_sampled: int) -> SampledColumns:
+    """Draw at most ``n_sampled`` different columns, one at random of each run of neighbours."""
+    run_length = -(-n_columns // min(n_sampled, n_columns))
+    runs = -(-n_columns // run_length)
+    starts = jnp.arange(runs) * run_length
+    lengths = jnp.minimum(run_length, n_columns - starts)
+    return SampledColumns(starts + jax.random.randint(key, (runs,), 0, lengths), run_length, n_columns)
+
+
+def sampled_multinomial(
+    counts: RowEntries,
+    latent: Float[Array, "cells dimensions"],
+    weights: Float[Array, "features dimensions"],
+    intercept: Float[Array, " features"],
+    sampled: SampledColumns,
+    *,
+    constant: bool = True,
+) -> Float[Array, " cells"]:
+    """:func:`multinomial` with logits ``latent @ weights.T + intercept``, at the cost of the entries and a sample.
+
+    The sum of the exponentials is exact over a cell's own entries, and for the other features estimated without bias
+    from the sampled columns (each stands for its run). All features sampled: exactly :func:`multinomial`.
+    """
+    rows, columns = counts.rows, counts.columns
+    latent, weights = jnp.asarray(latent), jnp.asarray(weights)
+    own_latent = latent.at[rows].get(mode="promise_in_bounds")
+    own_weights = weights.at[columns].get(mode="promise_in_bounds")
+    logits = (own_latent * own_weights).sum(-1) + at_entries(intercept, counts)
+    stored = counts.valid & (counts.values != 0)
+    others = latent @ weights[sampled.columns].T + jnp.take(intercept, sampled.columns)
+    lengths = jnp.minimum(sampled.run_length, sampled.n_columns - jnp.arange(len(sampled.columns)) * sampled.run_length)
+    others = others + jnp.log(lengths.astype(others.dtype))
+    # A sampled column in which the cell has an entry itself is counted already.
+    run = columns // sampled.run_length
+    twice = stored & (jnp.take(sampled.columns, run) == columns)
+    counted = jnp.zeros(others.shape, bool).at[rows, run].max(twice)
+    others = jnp.where(counted, -jnp.inf, others)
+    entry_maximum = jax.ops.segment_max(
+        jnp.where(stored, logits, -jnp.inf), rows, num_segments=counts.n_rows, indices_are_sorted=True
+    )
+    maximum = jax.lax.stop_gradient(jnp.maximum(entry_maximum, others.max(-1)))
+    exponentials = jnp.where(stored, jnp.exp(logits - jnp.take(maximum, rows)), 0.0)
+    total = row_sums(counts, exponentials) + jnp.exp(others - maximum[:, None]).sum(-1)
+    normaliser = maximum + jnp.log(total)
+    return _multinomial_from_log_probabilities(counts, logits - jnp.take(normaliser, rows), constant)
+
+
+# --- Bernoulli --------------------------------------------------------------------------------------------------------
+
+
+def product_logits(*logits: Parameter) -> Parameter:
+    """Log-odds of the product of probabilities given by their log-odds; exact also near 0 and 1.
+
+    With odds against a = exp(-logit), those of a product are a + b + ab.
+    """
+    against = -logits[0]
+    for logit in logits[1:]:
+        against = jnp.logaddexp(against, -logit + jax.nn.softplus(against))
+    return -against
+
+
+def bernoulli_logits(
+    logits: Float[Array, "cells features"],
+    *,
+    cell_logits: Float[Array, " cells"] | None = None,
+    region_logits: Float[Array, " features"] | None = None,
+) -> Float[Array, "cells features"]:
+    """Log-odds of an accessible region with the factors of :func:`bernoulli`."""
+    factors = [logits]
+    if region_logits is not None:
+        factors.append(region_logits)
+    if cell_logits is not None:
+        factors.append(cell_logits[:, None])
+    return product_logits(*factors)
+
+
+def bernoulli(
+    counts: Counts,
+    logits: Float[Array, "cells features"],
+    *,
+    cell_logits: Float[Array, " cells"] | None = None,
+    region_logits: Float[Array, " features"] | None = None,
+) -> Float[Array, " cells"]:
+    """Accessible (any count above 0) or not.
+
+    The probability is sigmoid(``logits``), times sigmoid(``cell_logits``) and sigmoid(``region_logits``) where given:
+    the share of accessible regions that a cell, and an assay in a region, detects.
+    """
+    return _total(
+        counts,
+        (bernoulli_logits(logits, cell_logits=cell_logits, region_logits=region_logits),),
+        lambda logit: -jax.nn.softplus(logit),
+        lambda x, logit: -jax.nn.softplus(-logit),
+        lambda x, logit: logit,
+    )
+
+
+# --- protein mixture --------------------------------------------------------------------------------------------------
+
+
+def foreground_log_mean(
+    log_background: Float[Array, "cells features"], log_excess: Float[Array, "cells features"]
+) -> Float[Array, "cells features"]:
+    """Logarithm of the foreground's mean, background * (1 + exp(``log_excess``)): always above the background's."""
+    return log_background + jax.nn.softplus(log_excess)
+
+
+def protein_mixture(
+    counts: Counts,
+    log_background: Float[Array, "cells features"],
+    log_excess: Float[Array, "cells features"],
+    log_inverse_dispersion: Parameter,
+    background_logits: Parameter,
+) -> Float[Array, " cells"]:
+    """Mixture of two negative binomials, antibody background and true expression (totalVI, Gayoso et al. 2021).
+
+    ``background_logits`` are the log-odds that a count is background only; the foreground's mean is
+    :func:`foreground_log_mean`.
+    """
+    log_theta, theta_part = _prepare_negative_binomial(log_inverse_dispersion)
+
+    def at_zero(background, foreground, log_theta, theta_part, logits):
+        low = _negative_binomial_at_zero(background, log_theta, theta_part)
+        high = _negative_binomial_at_zero(foreground, log_theta, theta_part)
+        return jnp.logaddexp(logits + low, high) - jax.nn.softplus(logits)
+
+    def at_count(x, background, foreground, log_theta, theta_part, logits):
+        low = _negative_binomial_at_count(x, background, log_theta, theta_part)
+        high = _negative_binomial_at_count(x, foreground, log_theta, theta_part)
+        return jnp.logaddexp(logits + low, high) - jax.nn.softplus(logits)
+
+    def excess(x, *parameters):
+        return at_count(x, *parameters) - at_zero(*parameters)
+
+    foreground = foreground_log_mean(log_background, log_excess)
+    parameters = (log_background, foreground, log_theta, theta_part, background_logits)
+    return _total(counts, parameters, at_zero, at_count, excess)
+
+
+def foreground_probability(
+    counts: Float[Array, "cells features"],
+    log_background: Float[Array, "cells features"],
+    log_excess: Float[Array, "cells features"],
+    log_inverse_dispersion: Parameter,
+    background_logits: Parameter,
+) -> Float[Array, "cells features"]:
+    """Posterior probability that a protein's count is more than background."""
+    log_theta, theta_part = _prepare_negative_binomial(log_inverse_dispersion)
+    foreground = foreground_log_mean(log_background, log_excess)
+    stored = counts != 0
+    safe = jnp.where(stored, counts, 1.0)
+
+    def log_probability(log_mean):
+        at_count = _negative_binomial_at_count(safe, log_mean, log_theta, theta_part)
+        return jnp.where(stored, at_count, _negative_binomial_at_zero(log_mean, log_theta, theta_part))
+
+    return jax.nn.sigmoid(log_probability(foreground) - log_probability(log_background) - background_logits)
+
+
+# --- Gaussian ---------------------------------------------------------------------------------------------------------
+
+
+def gaussian(values: Counts, mean: Float[Array, "cells features"], log_variance: Parameter) -> Float[Array, " cells"]:
+    """Gaussian with a variance for each feature, for input that is normalised already."""
+    return _total(
+        values,
+        (mean, log_variance),
+        lambda mean, log_variance: -0.5 * (mean**2 * jnp.exp(-log_variance) + log_variance + _LOG_TWO_PI),
+        lambda x, mean, log_variance: -0.5 * ((x - mean) ** 2 * jnp.exp(-log_variance) + log_variance + _LOG_TWO_PI),
+        lambda x, mean, log_variance: x * (mean - 0.5 * x) * jnp.exp(-log_variance),
+    )
+
+
+# --- expectations -----------------------------------------------------------------------------------------------------
+
+# Nodes of the trapezoidal rule in log t, from exp(-26) to exp(3): its error falls exponentially with the step.
+_STEP = 0.5
+_NODES = np.exp(np.arange(-26.0, 3.0 + _STEP, _STEP)).astype(np.float32)
+
+
+def expected_counts(
+    likelihood: str, *, depth: Float[Array, " cells"] | None = None, **parameters: Parameter
+) -> Float[Array, "cells features"]:
+    """Expected value of each count, from the parameters of the likelihood by their names.
+
+    ``depth`` is needed for the multinomial. Log-odds of the Bernoulli's cell and region factors, if given, count.
+    """
+    return _moments(likelihood, depth, parameters)[0]
+
+
+def expected_log1p(
+    likelihood: str, *, depth: Float[Array, " cells"] | None = None, **parameters: Parameter
+) -> Float[Array, "cells features"]:
+    """Expected value of log(1 + count), as :func:`expected_counts`: less than log1p of the expected count.
+
+    With the probability generating function G, it is the integral of (1 - G(exp(-t))) exp(-t) / t over t > 0.
+    """
+    _, complement = _moments(likelihood, depth, parameters)
+    if complement is None:
+        raise ValueError("log(1 + value) is not defined for the gaussian likelihood: use expected_counts.")
+
+    def add(total, node):
+        return total + complement(-jnp.expm1(-node)) * jnp.exp(-node), None
+
+    start = jnp.zeros_like(complement(jnp.float32(1.0)))
+    return _STEP * jax.lax.scan(add, start, _NODES)[0]
+
+
+def _moments(
+    likelihood: str, depth: Array | None, parameters: dict[str, Parameter]
+) -> tuple[Array, Callable[[Array], Array] | None]:
+    """Mean, and one minus the probability generating function at 1 - q, as a function of q."""
+
+    def negative(log_mean):
+        log_theta = jnp.clip(parameters["log_inverse_dispersion"], _LOWEST_LOG_THETA, _HIGHEST_LOG_THETA)
+        return lambda q: -jnp.expm1(_negative_binomial_at_zero(log_mean + jnp.log(q), log_theta, log_theta))
+
+    if likelihood == "negative_binomial":
+        return jnp.exp(parameters["log_mean"]), negative(parameters["log_mean"])
+    if likelihood == "zero_inflated_negative_binomial":
+        kept = jax.nn.sigmoid(-parameters["dropout_logits"])
+        inner = negative(parameters["log_mean"])
+        return kept * jnp.exp(parameters["log_mean"]), lambda q: kept * inner(q)
+    if likelihood == "protein_mixture":
+        background = jax.nn.sigmoid(parameters["background_logits"])
+        low = parameters["log_background"]
+        high = foreground_log_mean(low, parameters["log_excess"])
+        low_part, high_part = negative(low), negative(high)
+        mean = background * jnp.exp(low) + (1.0 - background) * jnp.exp(high)
+        return mean, lambda q: background * low_part(q) + (1.0 - background) * high_part(q)
+    if likelihood == "poisson":
+        mean = jnp.exp(parameters["log_mean"])
+        return mean, lambda q: -jnp.expm1(-mean * q)
+    if likelihood == "multinomial":
+        if depth is None:
+            raise ValueError("the multinomial's expected counts need depth, the total count of each cell.")
+        probability, trials = jax.nn.softmax(parameters["logits"], axis=-1), depth[:, None]
+        # A probability of exactly 1 is left a little below, where log1p is finite.
+        return trials * probability, lambda q: -jnp.expm1(trials * jnp.log1p(-jnp.minimum(probability * q, 1 - 1e-7)))
+    if likelihood == "bernoulli":
+        logits = bernoulli_logits(**parameters)
+        return jax.nn.sigmoid(logits), lambda q: jax.nn.sigmoid(logits) * q
+    if likelihood == "gaussian":
+        return parameters["mean"], None
+    raise ValueError(f"unknown likelihood {likelihood!r}: choose one of {', '.join(LIKELIHOODS)}.")

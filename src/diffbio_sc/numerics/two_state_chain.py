@@ -1,0 +1,320 @@
+r"""Chain of two states, background 0 and peak 1, along a sequence: most probable path and posterior.
+
+A path z scores sum_t l_t z_t minus ``enter`` for every change 0 -> 1 and ``leave`` for every change 1 -> 0, where l_t
+is the log-odds of the data at position t. With margins d_t (the best score of a path up to t that ends in 1, minus that
+of one that ends in 0) the Viterbi recursion is
+
+    d_t = clip(d_{t-1}, -enter, leave) + l_t
+
+Maps x -> min(max(x + shift, low), high) are closed under composition, so that blocks of the sequence run side by side;
+forward plus backward margins are max-marginals, whose sign is the most probable path, exactly.
+
+At temperature T paths have probability proportional to exp(score / T). The same maps with maxima replaced by
+T log sum exp compose exactly too (they are the 2 x 2 products of the forward-backward algorithm, of which only three
+numbers are free), so that posteriors come from the same scans and become the path as T goes to 0.
+
+Sequences lie along the last axis; axes before it are batches. The chain begins outside a peak with log-odds
+``-initial`` of being in one; where ``reset`` is true a new sequence begins.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+__all__ = [
+    "RegionProbability",
+    "SwitchPosterior",
+    "margins",
+    "posterior_logits",
+    "region_probability",
+    "switch_posterior",
+]
+
+_CERTAIN = 1e5  # a log-odds that stands for certainty and, unlike infinity, has a gradient
+
+
+class SwitchPosterior(NamedTuple):
+    """Posterior of states and of changes of state.
+
+    Attributes
+    ----------
+    logits
+        Log-odds of state 1 at each position.
+    start
+        Probability that a run of state 1 begins at the position (it was 0 before, or the sequence begins here).
+    end
+        Probability that a run of state 1 ends with the position, its last. Starts and ends of a sequence have the same
+        sum, the expected number of runs; ``p_t - p_{t-1} = start_t - end_{t-1}`` with p the probability of state 1.
+    rise, fall
+        The posterior as a Markov chain: log-odds of 1 given 0 at the position before, and of 0 given 1 before.
+    """
+
+    logits: Float[Array, "... length"]
+    start: Float[Array, "... length"]
+    end: Float[Array, "... length"]
+    rise: Float[Array, "... length"]
+    fall: Float[Array, "... length"]
+
+
+@jax.jit
+def margins(
+    log_odds: Float[Array, "... length"],
+    enter: Any,
+    leave: Any,
+    *,
+    initial: Any = None,
+    reset: Bool[Array, "... length"] | None = None,
+) -> Float[Array, "... length"]:
+    """Score of the best path through state 1 at each position minus that of the best path through state 0.
+
+    Parameters
+    ----------
+    log_odds
+        l_t.
+    enter, leave
+        Cost of a change 0 -> 1 and 1 -> 0: numbers, or arrays without the last axis. Not negative.
+    initial
+        Cost of beginning in state 1; default ``enter``.
+    reset
+        True where a new sequence begins. The first position always does.
+
+    Returns
+    -------
+    Margins; the most probable path is where they are above 0.
+    """
+    forward, backward = _forward_backward(log_odds, enter, leave, initial, reset, None)
+    return forward + backward
+
+
+@jax.jit
+def posterior_logits(
+    log_odds: Float[Array, "... length"],
+    enter: Any,
+    leave: Any,
+    temperature: Any = 1.0,
+    *,
+    initial: Any = None,
+    reset: Bool[Array, "... length"] | None = None,
+) -> Float[Array, "... length"]:
+    """Posterior log-odds of state 1 at a temperature; times the temperature they become :func:`margins` towards 0.
+
+    Parameters are those of :func:`margins`, and
+
+    temperature
+        Above 0; a number or an array without the last axis.
+    """
+    temperature = _column(temperature, log_odds)
+    forward, backward = _forward_backward(log_odds, enter, leave, initial, reset, temperature)
+    return (forward + backward) / temperature
+
+
+@jax.jit
+def switch_posterior(
+    log_odds: Float[Array, "... length"],
+    enter: Any,
+    leave: Any,
+    temperature: Any = 1.0,
+    *,
+    initial: Any = None,
+    reset: Bool[Array, "... length"] | None = None,
+) -> SwitchPosterior:
+    """Posterior of states, starts and ends; parameters are those of :func:`posterior_logits`."""
+    temperature = _column(temperature, log_odds)
+    forward, backward = _forward_backward(log_odds, enter, leave, initial, reset, temperature)
+    enter, leave = _column(enter, log_odds), _column(leave, log_odds)
+    logits = (forward + backward) / temperature
+    inside = jax.nn.sigmoid(logits)
+    # Weights of the pairs of states at t - 1 and t, over that of (0, 0): exp(rise), exp(down) and exp(stay).
+    after = (log_odds + backward) / temperature
+    before = forward[..., :-1] / temperature
+    rise = jnp.concatenate([logits[..., :1], (after - enter / temperature)[..., 1:]], -1)
+    fall = -(after + leave / temperature)
+    fall = jnp.concatenate([-logits[..., :1], fall[..., 1:]], -1)
+    up, down, stay = rise[..., 1:], before - leave / temperature, before + after[..., 1:]
+    total = jnp.logaddexp(jnp.logaddexp(0.0, up), jnp.logaddexp(down, stay))
+    start, end = jnp.exp(up - total), jnp.exp(down - total)
+    if reset is not None:
+        begins = jnp.broadcast_to(reset, log_odds.shape)
+        start = jnp.where(begins[..., 1:], inside[..., 1:], start)
+        end = jnp.where(begins[..., 1:], inside[..., :-1], end)
+        rise, fall = jnp.where(begins, logits, rise), jnp.where(begins, -logits, fall)
+    return SwitchPosterior(
+        logits,
+        jnp.concatenate([inside[..., :1], start], -1),
+        jnp.concatenate([end, inside[..., -1:]], -1),
+        rise,
+        fall,
+    )
+
+
+class RegionProbability(NamedTuple):
+    """Log-probabilities of what a region holds.
+
+    Attributes
+    ----------
+    empty
+        No position in state 1.
+    one
+        Exactly one start (or end).
+    """
+
+    empty: Float[Array, " regions"]
+    one: Float[Array, " regions"]
+
+
+@functools.partial(jax.jit, static_argnames=("longest",))
+def region_probability(
+    posterior: SwitchPosterior,
+    sequence: Int[Array, " regions"],
+    begin: Int[Array, " regions"],
+    size: Int[Array, " regions"],
+    counts_ends: Bool[Array, " regions"],
+    longest: int,
+) -> RegionProbability:
+    """Probability, under the posterior chain, that a region holds no peak, and exactly one peak start or end.
+
+    The state and the number of changes so far (0, 1, or more) are carried together through the region; the result is
+    exact and keeps its digits in log space.
+
+    Parameters
+    ----------
+    posterior
+        Of sequences in rows (sequences, length).
+    sequence
+        Row of each region.
+    begin, size
+        First position of each region and how many it has, at least 1.
+    counts_ends
+        Whether the ends are counted (runs whose last position is in the region) or the starts.
+    longest
+        Largest size: the number of steps.
+    """
+    length = posterior.logits.shape[-1]
+
+    def take(values, place, below, above):
+        found = values[sequence, jnp.clip(place, 0, length - 1)]
+        return jnp.where(place < 0, below, jnp.where(place >= length, above, found))
+
+    # Ends in the region are changes into the positions one further on; beyond the sequence all is outside.
+    first = begin + counts_ends
+    logits = take(posterior.logits, first - 1, -_CERTAIN, -_CERTAIN)
+    nothing = jnp.full_like(logits, -_CERTAIN)
+    states = (jax.nn.log_sigmoid(-logits), nothing, jax.nn.log_sigmoid(logits), nothing)
+
+    def step(carry, offset):
+        out_none, out_one, in_none, in_one, empty = carry
+        inside = offset < size
+        rise = take(posterior.rise, first + offset, -_CERTAIN, -_CERTAIN)
+        fall = take(posterior.fall, first + offset, _CERTAIN, _CERTAIN)
+        up, stay_out = jax.nn.log_sigmoid(rise), jax.nn.log_sigmoid(-rise)
+        down, stay_in = jax.nn.log_sigmoid(fall), jax.nn.log_sigmoid(-fall)
+        # Changes of the kind that is not counted keep the number, the others raise it from none to one.
+        new_out_none = jnp.where(counts_ends, out_none + stay_out, jnp.logaddexp(out_none + stay_out, in_none + down))
+        gained_out = jnp.where(counts_ends, in_none, in_one) + down
+        new_out_one = jnp.logaddexp(out_one + stay_out, gained_out)
+        new_in_none = jnp.where(counts_ends, jnp.logaddexp(in_none + stay_in, out_none + up), in_none + stay_in)
+        gained_in = jnp.where(counts_ends, out_one, out_none) + up
+        new_in_one = jnp.logaddexp(in_one + stay_in, gained_in)
+        rise = take(posterior.rise, begin + offset, -_CERTAIN, -_CERTAIN)
+        new_empty = empty + jnp.where(offset == 0, 0.0, jax.nn.log_sigmoid(-rise))
+        new = (new_out_none, new_out_one, new_in_none, new_in_one, new_empty)
+        return tuple(jnp.where(inside, after, before) for after, before in zip(new, carry, strict=True)), None
+
+    outside = jax.nn.log_sigmoid(-take(posterior.logits, begin, -_CERTAIN, -_CERTAIN))
+    final = jax.lax.scan(step, (*states, outside), jnp.arange(longest))[0]
+    return RegionProbability(empty=final[4], one=jnp.logaddexp(final[1], final[3]))
+
+
+def _column(value, log_odds):
+    """A parameter as an array that broadcasts along the last axis."""
+    value = jnp.asarray(value, log_odds.dtype)
+    return value[..., None] if value.ndim else value
+
+
+class _Map(NamedTuple):
+    """x -> min(max(x + shift, low), high), or its soft form."""
+
+    shift: Array
+    low: Array
+    high: Array
+
+
+def _apply(maps: _Map, x, temperature):
+    if temperature is None:
+        return jnp.minimum(jnp.maximum(x + maps.shift, maps.low), maps.high)
+    raised = (x + maps.shift) / temperature
+    soft = jnp.logaddexp(raised, maps.low / temperature) - jax.nn.softplus(raised - maps.high / temperature)
+    return temperature * soft
+
+
+def _compose(first: _Map, second: _Map, temperature) -> _Map:
+    """Return the map ``second(first(x))``; it stays between the values of ``second`` at the ends of ``first``."""
+    low, high = _apply(second, first.low, temperature), _apply(second, first.high, temperature)
+    if temperature is None:
+        return _Map(first.shift + second.shift, low, high)
+    from_low = (second.low - second.shift - first.high) / temperature
+    from_high = (first.low + second.shift - second.high) / temperature
+    gain = jax.nn.softplus(from_low) - jax.nn.softplus(from_high)
+    return _Map(first.shift + second.shift + temperature * gain, low, high)
+
+
+def _run(maps: _Map, temperature) -> Array:
+    """Values of a sequence of maps along the last axis, each applied to the value before; the first map is constant.
+
+    In blocks side by side: the maps of a block are composed, the blocks' maps are applied one after the other, and
+    then each block runs from its own first value. Steps in a row are two and a bit times the square root of the length.
+    """
+    length = maps.shift.shape[-1]
+    size = max(math.isqrt(length), 1)
+    blocks = -(-length // size)
+
+    def cut(part):
+        # Positions beyond the end are constant maps, that nothing follows. (size, ..., blocks)
+        part = jnp.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, blocks * size - length)])
+        return jnp.moveaxis(part.reshape(*part.shape[:-1], blocks, size), -1, 0)
+
+    columns = _Map(*(cut(part) for part in maps))
+    first, rest = _Map(*(part[0] for part in columns)), _Map(*(part[1:] for part in columns))
+    whole = jax.lax.scan(lambda now, step: (_compose(now, step, temperature), None), first, rest)[0]
+    across = _Map(*(jnp.moveaxis(part, -1, 0) for part in whole))
+    scalar = temperature if temperature is None or temperature.ndim == 0 else temperature[..., 0]
+
+    def cross(value, step):
+        return _apply(step, value, scalar), value
+
+    start = jnp.zeros(across.shift.shape[1:], maps.shift.dtype)
+    before = jnp.moveaxis(jax.lax.scan(cross, start, across)[1], 0, -1)
+
+    def along(value, step):
+        value = _apply(step, value, temperature)
+        return value, value
+
+    values = jax.lax.scan(along, before, columns)[1]
+    return jnp.moveaxis(values, 0, -1).reshape(*maps.shift.shape[:-1], -1)[..., :length]
+
+
+def _forward_backward(log_odds, enter, leave, initial, reset, temperature):
+    """Forward margins d_t, which include l_t, and backward margins, which do not; soft at a temperature."""
+    log_odds = jnp.asarray(log_odds)
+    initial = _column(enter if initial is None else initial, log_odds)
+    enter, leave = (jnp.broadcast_to(_column(value, log_odds), log_odds.shape) for value in (enter, leave))
+    begins = jnp.zeros(log_odds.shape, bool).at[..., 0].set(True)
+    if reset is not None:
+        begins = begins | reset
+    ends = jnp.concatenate([begins[..., 1:], jnp.ones_like(begins[..., :1])], -1)
+    # clip(x, -enter, leave) + l is shift = l, low = l - enter, high = l + leave. Where a sequence begins the map is
+    # constant: low = high.
+    low = jnp.where(begins, log_odds - initial, log_odds - enter)
+    high = jnp.where(begins, log_odds - initial, log_odds + leave)
+    forward = _Map(log_odds, low, high)
+    # Backward, b_t = clip(b_{t+1} + l_{t+1}, -leave, enter), 0 at the end of a sequence.
+    following = jnp.concatenate([log_odds[..., 1:], jnp.zeros_like(log_odds[..., :1])], -1)
+    backward = _Map(jnp.where(ends, 0.0, following), jnp.where(ends, 0.0, -leave), jnp.where(ends, 0.0, enter))
+    backward = _Map(*(jnp.flip(part, -1) for part in backward))
+    return _run(forward, temperature), jnp.flip(_run(backward, temperature), -1)

@@ -1,0 +1,3 @@
+from .peak_caller import DifferentiablePeakCaller, PeakCallerConfig
+
+__all__ = ["DifferentiablePeakCaller", "PeakCallerConfig"]

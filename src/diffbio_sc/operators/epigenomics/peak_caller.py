@@ -1,0 +1,779 @@
+r"""Peaks of a coverage track: local background, count log-odds and a two-state chain, all of it differentiable.
+
+The model. Effective reads k_t at position t are Poisson of mean lambda_t outside peaks and f lambda_t within, with
+
+    l_t = k_t log f - (f - 1) lambda_t                       log-odds of the counts
+    score of a path z = sum_t l_t z_t - sum of the costs of its changes of state
+
+and posteriors at temperature T proportional to exp(score / T). Towards T = 0 the posterior becomes the best path, which
+is the optimal segmentation with a penalty for each change, as in PeakSeg (Hocking, Rigaill, Bourque 2015, ICML). The
+background lambda_t is that of MACS (Zhang et al. 2008, Genome Biology 9:R137): the largest of the track's mean and the
+means of windows around the position, or of windows of a control. Domains of broad marks fill such windows; for them
+lambda is the lower mean of a two-component mixture of the track's windows, and a change costs more. Which of the two
+a track is follows from its own autocovariance (:func:`diffbio_sc.numerics.local_background.breadth`).
+
+Learned parts start as nothing: a multi-scale dilated convolution corrects l and log lambda by its difference to its own
+initial state, exactly 0 until trained; the denoiser (a variational autoencoder with Poisson decoder, after SCALE, Xiong
+et al. 2019, Nature Communications 10:4576) multiplies a Gaussian smoother by such a difference.
+
+Weak labels (Hocking et al. 2017, Bioinformatics 33:491) say of a region that it holds no peak, a peak, one peak start
+or one peak end. Their probability under the posterior chain is exact, by counting starts along with the state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from diffbio_sc.numerics.local_background import (
+    breadth,
+    broad_weight,
+    local_background,
+    robust_level,
+)
+from diffbio_sc.numerics.two_state_chain import SwitchPosterior, margins, region_probability, switch_posterior
+from diffbio_sc.operators._operator import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
+
+REGION_KINDS = ("noPeaks", "peaks", "peakStart", "peakEnd")
+_MODES = ("auto", "narrow", "broad")
+_DILATIONS = (1, 5, 21)  # with a kernel of 7 the reach is 81 positions, 2 kb at 25 bp
+_SMALLEST_RATE = 1e-6
+# Probabilities keep this distance from 0 and 1, one step of float32: a compiler may turn 1 - p + 1e-8 into 1 - p.
+_MARGIN = 2.0**-23
+_PRIOR_DEVIATION = 1.0
+_BLEND = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeakCallerConfig(OperatorConfig):
+    """Settings of :class:`DifferentiablePeakCaller`.
+
+    Parameters
+    ----------
+    num_filters
+        Filters of each scale of the learnable correction; 0 leaves it out. It is exactly 0 until trained.
+    kernel_sizes
+        Kernel sizes, one for each scale. A scale stacks three convolutions of dilation 1, 5 and 21, which at kernel
+        size 7 see 81 positions to either side.
+    threshold
+        Initial probability at which the soft call is one half. Learnable.
+    temperature
+        Of the posterior; towards 0 scores and calls become the best path.
+    learnable_temperature
+        Whether training changes the temperature.
+    use_vae_denoising
+        Whether the signal is denoised before peaks are called.
+    window_size
+        Positions that the denoiser encodes together.
+    vae_latent_dim, vae_hidden_dim
+        Sizes of the denoiser.
+    denoising_width
+        Initial standard deviation, in base pairs, of the Gaussian smoother that the denoiser corrects.
+    min_peak_width
+        :meth:`DifferentiablePeakCaller.segments` drops peaks shorter than this, in base pairs.
+    bin_width
+        Base pairs a position.
+    positions_per_read
+        How many positions one read counts in: 1 for counts of read ends or midpoints, the fragment length over
+        ``bin_width`` for coverage. The signal is divided by it, or the overlap of a read would count many times.
+    mode
+        ``"narrow"``, ``"broad"``, or ``"auto"``, which decides for each track.
+    fold
+        Initial enrichment f of peaks over background.
+    narrow_penalty, broad_penalty
+        Initial cost of a change of state.
+    background_windows
+        Widths in base pairs of the windows of the background of narrow marks without control.
+    control_windows
+        The same with a control.
+    level_window
+        Width in base pairs of the windows whose mixture gives the background of broad marks.
+    """
+
+    num_filters: int = 32
+    kernel_sizes: tuple[int, ...] = (3, 5, 7)
+    threshold: float = 0.5
+    temperature: float = 1.0
+    learnable_temperature: bool = True
+    use_vae_denoising: bool = False
+    window_size: int = 200
+    vae_latent_dim: int = 16
+    vae_hidden_dim: int = 64
+    denoising_width: float = 50.0
+    min_peak_width: int = 50
+    bin_width: int = 25
+    positions_per_read: float = 1.0
+    mode: str = "auto"
+    fold: float = 5.0
+    narrow_penalty: float = 3.0
+    broad_penalty: float = 60.0
+    background_windows: tuple[int, ...] = (10_000,)
+    control_windows: tuple[int, ...] = (250, 1_000, 10_000)
+    level_window: int = 2_000
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the field, if a value is not allowed."""
+        self.require_integers("num_filters", "min_peak_width", minimum=0)
+        self.require_integers("window_size", "vae_latent_dim", "vae_hidden_dim", "bin_width", "level_window")
+        self.require_sizes("kernel_sizes")
+        self.require_sizes("background_windows", "control_windows", empty_allowed=True)
+        self.require_fractions("threshold", zero_allowed=False, one_allowed=False)
+        self.require_positive("temperature", "denoising_width", "positions_per_read", "narrow_penalty", "broad_penalty")
+        self.require_booleans("learnable_temperature", "use_vae_denoising")
+        self.require_one_of("mode", _MODES)
+        self.require_positive("fold")
+        self.require("fold", self.fold > 1, "a number above 1")
+
+
+class CallerSettings(NamedTuple):
+    """The statistical settings of a caller as plain numbers, for engines that run without JAX.
+
+    Attributes
+    ----------
+    fold
+        Enrichment of peaks.
+    enter, leave
+        Costs of the changes of state.
+    background_factor
+        By which the background is multiplied.
+    temperature, threshold
+        Of posterior and call.
+    """
+
+    fold: float
+    enter: float
+    leave: float
+    background_factor: float
+    temperature: float
+    threshold: float
+
+
+class DifferentiablePeakCaller(Operator):
+    """Peak probabilities, calls and boundaries along coverage tracks.
+
+    Parameters
+    ----------
+    config
+        Settings.
+    rngs
+        Random streams; the ``params`` stream makes the correction and the denoiser.
+
+    Notes
+    -----
+    Inputs of ``apply``: ``signal`` (length,) or (batch, length), counts or coverage of one track a row, each a
+    sequence without gaps; optionally ``control`` of the same shape, which is scaled to the signal's depth; or
+    ``background`` of the same shape, the expected signal outside peaks, which then replaces every estimate of it.
+
+    Outputs: ``peak_scores``, the posterior probability of a peak at each position; ``peak_calls``, soft calls,
+    one half where the score is at the threshold and 0 or 1 as the temperature goes to 0; ``peak_boundaries``, a dict of
+    ``start`` and ``end``: the probabilities that a peak starts at, or ends with, each position; ``peak_logits``, the
+    log-odds of the scores, for losses of one's own; ``peak_background``, the expected signal outside peaks. The
+    denoiser adds ``denoised_signal`` and ``elbo_loss``, its negative evidence lower bound a position.
+
+    Untrained this is a statistical peak caller, with the network at exactly 0. Gradients run to all parameters and to
+    the inputs; the decision between narrow and broad is held fixed.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
+    >>> signal = jnp.zeros(1000).at[5::10].set(1.0).at[400:420].set(8.0)
+    >>> caller = DifferentiablePeakCaller(PeakCallerConfig(), rngs=nnx.Rngs(0))
+    >>> result, _, _ = caller.apply({"signal": signal}, {}, None)
+    >>> caller.segments({"signal": signal})[0].tolist()
+    [[400, 420]]
+    >>> int(result["peak_boundaries"]["start"].argmax())
+    400
+    """
+
+    config_class: ClassVar[type[OperatorConfig]] = PeakCallerConfig
+    required_keys: ClassVar[tuple[str, ...]] = ("signal",)
+    optional_keys: ClassVar[tuple[str, ...]] = ("control", "background")
+    config: PeakCallerConfig
+
+    def __init__(self, config: PeakCallerConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        penalty = config.broad_penalty if config.mode == "broad" else config.narrow_penalty
+        temperature = nnx.Param if config.learnable_temperature else FittedStatistic
+        self.log_excess = nnx.Param(jnp.float32(math.log(config.fold - 1.0)))
+        self.log_enter = nnx.Param(jnp.float32(math.log(penalty)))
+        self.log_leave = nnx.Param(jnp.float32(math.log(penalty)))
+        self.log_background = nnx.Param(jnp.float32(0.0))
+        self.threshold_logit = nnx.Param(jnp.float32(math.log(config.threshold / (1.0 - config.threshold))))
+        self.log_temperature = temperature(jnp.float32(math.log(config.temperature)))
+        self.correction = (
+            SignalCorrection(config.num_filters, config.kernel_sizes, rngs=rngs) if config.num_filters else None
+        )
+        self.denoiser = PoissonDenoiser(config, rngs=rngs) if config.use_vae_denoising else None
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return ``peak_scores``, ``peak_calls``, ``peak_boundaries``, ``peak_logits`` and ``peak_background``."""
+        tracks = self._tracks(data)
+        denoised = None if self.denoiser is None else self.denoiser(tracks.reads)
+        chain, evidence = self._posterior(tracks, None if denoised is None else denoised.rate)
+        unit = self.config.positions_per_read
+        result = {
+            "peak_scores": _probability(chain.logits),
+            "peak_calls": jax.nn.sigmoid(self._call_logits(chain)),
+            "peak_boundaries": {"start": chain.start, "end": chain.end},
+            "peak_logits": chain.logits,
+            "peak_background": unit * jnp.exp(evidence.log_background),
+        }
+        if denoised is not None:
+            result["denoised_signal"] = unit * denoised.rate
+            result["elbo_loss"] = _elbo_loss(tracks.reads, denoised)
+        if jnp.ndim(data["signal"]) == 1:
+            result = jax.tree.map(lambda array: array[0], result)
+        return result
+
+    def segments(self, data: Mapping[str, Any]) -> list[np.ndarray]:
+        """Return the hard calls, the best path, as half-open runs of positions.
+
+        Parameters
+        ----------
+        data
+            As for ``apply``.
+
+        Returns
+        -------
+        For each track an integer array (peaks, 2) of starts and ends. Peaks shorter than ``config.min_peak_width``
+        are left out.
+        """
+        self.check_keys(data)
+        tracks = self._tracks(data)
+        rate = None if self.denoiser is None else self.denoiser(tracks.reads).rate
+        evidence = self._evidence(tracks, rate)
+        margin = np.asarray(margins(evidence.log_odds, evidence.enter, evidence.leave))
+        called = margin > float(self.threshold_logit[...])
+        edges = np.diff(np.pad(called.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+        found = []
+        for row in edges:
+            runs = np.stack([np.flatnonzero(row == 1), np.flatnonzero(row == -1)], 1)
+            found.append(runs[(runs[:, 1] - runs[:, 0]) * self.config.bin_width >= self.config.min_peak_width])
+        return found
+
+    def statistics(self, *, broad: bool) -> CallerSettings:
+        """Return the present statistical settings for narrow or broad marks; the correction is not part of them."""
+        enter, leave = (
+            float(jnp.exp(self._log_penalty(log_penalty, jnp.float32(broad))))
+            for log_penalty in (self.log_enter, self.log_leave)
+        )
+        return CallerSettings(
+            fold=1.0 + math.exp(float(self.log_excess[...])),
+            enter=enter,
+            leave=leave,
+            background_factor=math.exp(float(self.log_background[...])),
+            temperature=math.exp(float(self.log_temperature[...])),
+            threshold=1.0 / (1.0 + math.exp(-float(self.threshold_logit[...]))),
+        )
+
+    def loss(
+        self, data: Mapping[str, Any], *, key: Array | None = None, longest_region: int | None = None
+    ) -> Float[Array, ""]:
+        """Return what ``fit`` lowers; which loss it is follows from the keys of ``data``.
+
+        - ``labels``, of the shape of ``signal``: binary cross-entropy of the calls, from their logits. NaN means
+          unlabelled.
+        - ``region_kind`` (batch, regions), integers that index :data:`REGION_KINDS` and -1 for none, with
+          ``region_start`` and ``region_end``, half-open positions: minus the log-probability of the weak labels, a
+          region, and a normal prior that draws the scalar parameters to their initial values.
+        - Neither: count splitting. The reads are thinned into two halves, independent if they are Poisson, and the
+          peaks of one predict the counts of the other; Poisson deviance a position. The signal must be integer counts
+          of reads, each counted once.
+
+        With a denoiser its evidence lower bound is added, from halves as well.
+
+        Parameters
+        ----------
+        data
+            As for ``apply``, with labels.
+        key
+            Random key of thinning and of the denoiser's samples; default a fixed one.
+        longest_region
+            Positions of the longest region at most; default found from the regions, or the length of the signal where
+            they are being traced.
+        """
+        tracks = self._tracks(data)
+        key = jax.random.key(0) if key is None else key
+        total = jnp.zeros((), tracks.reads.dtype)
+        halves = None
+        if self.denoiser is not None or not {"labels", "region_kind"} & set(data):
+            halves = self._halves(tracks, key)
+        rate = None
+        if self.denoiser is not None:
+            assert halves is not None
+            denoised = self.denoiser(halves[0].reads, key=jax.random.fold_in(key, 1))
+            total = total + _elbo_loss(halves[1].reads, denoised).mean()
+            rate = self.denoiser(tracks.reads).rate
+        if "labels" in data:
+            return total + self._dense_label_loss(tracks, rate, data)
+        if "region_kind" in data:
+            return total + self._region_loss(tracks, rate, data, longest_region)
+        assert halves is not None
+        return total + self._splitting_loss(*halves)
+
+    def fit(
+        self,
+        data: Mapping[str, Any],
+        *,
+        steps: int = 200,
+        learning_rate: float = 0.03,
+        network: bool | None = None,
+        **options: Any,
+    ) -> FitReport:
+        """Lower ``loss`` by gradient descent.
+
+        Parameters
+        ----------
+        data
+            As for ``loss``; tracks in rows.
+        steps
+            Passes through the tracks; all tracks are one step unless ``batch_size`` says otherwise.
+        learning_rate
+            Of Adam; scalar parameters are logarithms.
+        network
+            Whether the correction is trained too; default only with dense labels. A few dozen weak labels do not
+            determine it, nor do thinned counts, which any smoother predicts well.
+        options
+            Further arguments of :func:`diffbio_sc.training.train`, such as ``batch_size`` or ``patience``.
+
+        Returns
+        -------
+        History, whether the stopping rule was met, steps and seconds.
+        """
+        from diffbio_sc.training.loop import train
+
+        self.check_keys(data)
+        single = np.ndim(data["signal"]) == 1
+        names = ("signal", "control", "background", "labels", "region_kind", "region_start", "region_end")
+        arrays = {name: np.asarray(data[name]) for name in names if name in data}
+        if single:
+            arrays = {name: array[None] for name, array in arrays.items()}
+        self._tracks(arrays)
+        longest = None
+        if "region_kind" in arrays:
+            longest = 1 << max(_longest_region(arrays) - 1, 0).bit_length()
+        network = "labels" in arrays if network is None else network
+        trained: DifferentiablePeakCaller = self
+        if not network and self.correction is not None and self.correction.is_zero():
+            # The same operator without a network that adds exactly nothing, at a fraction of the time.
+            trained = nnx.clone(self)
+            trained.correction = None
+        settings = {
+            "batch_size": None,
+            "description": "peak caller",
+            "wrt": nnx.Param if network else nnx.All(nnx.Param, nnx.Not(CorrectionWeight)),
+            "loss": _training_loss(longest),
+            **options,
+        }
+        report = train(trained, arrays, max_epochs=steps, learning_rate=learning_rate, **settings)
+        if trained is not self:
+            nnx.update(self, nnx.state(trained))
+        return report
+
+    def _tracks(self, data) -> _Tracks:
+        signal = as_float_array(data, "signal", (1, 2))
+        if signal.shape[-1] == 0:
+            raise ValueError(f"data['signal'] must have at least one position, found shape {signal.shape}.")
+        arrays = {"signal": signal}
+        for name in self.optional_keys:
+            if data.get(name) is not None:
+                arrays[name] = as_float_array(data, name, (1, 2)).astype(signal.dtype)
+                if arrays[name].shape != signal.shape:
+                    raise ValueError(
+                        f"data[{name!r}] must have shape {signal.shape} as data['signal'] has, "
+                        f"found {arrays[name].shape}."
+                    )
+        for name, array in arrays.items():
+            _refuse_bad_counts(name, array)
+        scaled = {name: jnp.atleast_2d(array) / self.config.positions_per_read for name, array in arrays.items()}
+        return _Tracks(scaled["signal"], scaled.get("control"), scaled.get("background"))
+
+    def _positions(self, base_pairs: float) -> int:
+        return max(round(base_pairs / self.config.bin_width), 1)
+
+    def _broad(self, tracks: _Tracks) -> Float[Array, " batch"]:
+        if self.config.mode != "auto":
+            return jnp.full(len(tracks.reads), float(self.config.mode == "broad"), tracks.reads.dtype)
+        return jax.lax.stop_gradient(broad_weight(breadth(tracks.reads, self.config.bin_width)))
+
+    def _log_penalty(self, log_penalty, broad):
+        if self.config.mode != "auto":
+            return jnp.broadcast_to(log_penalty[...], broad.shape)
+        return log_penalty[...] + broad * math.log(self.config.broad_penalty / self.config.narrow_penalty)
+
+    def _local_background(self, tracks: _Tracks, broad) -> Float[Array, "batch length"]:
+        if tracks.background is not None:
+            return jnp.maximum(tracks.background, _SMALLEST_RATE)
+        config = self.config
+        reads, control = tracks.reads, tracks.control
+        narrow = wide = None
+        if config.mode != "broad":
+            widths = config.background_windows if control is None else config.control_windows
+            narrow = local_background(reads, [self._positions(width) for width in widths], control=control)
+        if config.mode != "narrow":
+            level = robust_level(reads, self._positions(config.level_window))
+            widths = () if control is None else config.control_windows[-1:]
+            wide = local_background(reads, [self._positions(width) for width in widths], control=control, level=level)
+        if narrow is None or wide is None:
+            return wide if narrow is None else narrow
+        return jnp.exp((1.0 - broad[:, None]) * jnp.log(narrow) + broad[:, None] * jnp.log(wide))
+
+    def _evidence(self, tracks: _Tracks, rate=None) -> _Evidence:
+        broad = self._broad(tracks)
+        reads = tracks.reads if rate is None else rate
+        log_background = jnp.log(self._local_background(tracks, broad)) + self.log_background[...]
+        log_odds_shift = jnp.zeros((), reads.dtype)
+        if self.correction is not None and not self.correction.is_zero():
+            log_odds_shift, log_background_shift = self.correction(reads, log_background)
+            log_background = log_background + log_background_shift
+        excess = jnp.exp(self.log_excess[...])
+        log_odds = reads * jnp.log1p(excess) - excess * jnp.exp(log_background) + log_odds_shift
+        # A track without reads has no background to be low against: nothing in it is a peak.
+        empty = reads.sum(-1, keepdims=True) <= 0
+        log_odds = jnp.where(empty, jnp.minimum(log_odds, 0.0) - 1.0, log_odds)
+        return _Evidence(
+            log_odds,
+            log_background,
+            jnp.exp(self._log_penalty(self.log_enter, broad)),
+            jnp.exp(self._log_penalty(self.log_leave, broad)),
+        )
+
+    def _posterior(self, tracks: _Tracks, rate=None) -> tuple[SwitchPosterior, _Evidence]:
+        evidence = self._evidence(tracks, rate)
+        temperature = jnp.exp(self.log_temperature[...])
+        return switch_posterior(evidence.log_odds, evidence.enter, evidence.leave, temperature), evidence
+
+    def _call_logits(self, chain: SwitchPosterior):
+        return chain.logits - self.threshold_logit[...] * jnp.exp(-self.log_temperature[...])
+
+    def _dense_label_loss(self, tracks, rate, data):
+        labels = as_float_array(data, "labels", (1, 2))
+        if labels.shape != jnp.shape(data["signal"]):
+            raise ValueError(
+                f"data['labels'] must have shape {jnp.shape(data['signal'])} as data['signal'] has, "
+                f"found {labels.shape}."
+            )
+        labels = jnp.atleast_2d(labels)
+        logits = self._call_logits(self._posterior(tracks, rate)[0])
+        known = ~jnp.isnan(labels)
+        labels = jnp.where(known, labels, 0.0)
+        terms = jax.nn.softplus(logits) - labels * logits
+        return jnp.where(known, terms, 0.0).sum() / jnp.maximum(known.sum(), 1)
+
+    def _region_loss(self, tracks, rate, data, longest):
+        kind, start, end = (
+            jnp.atleast_2d(jnp.asarray(data[name])) for name in ("region_kind", "region_start", "region_end")
+        )
+        batch = len(tracks.reads)
+        if not kind.shape == start.shape == end.shape or len(kind) != batch:
+            raise ValueError(
+                f"data['region_kind'], data['region_start'] and data['region_end'] must have one row for each of the "
+                f"{batch} tracks and the same shape, found {kind.shape}, {start.shape} and {end.shape}."
+            )
+        if longest is None:
+            traced = isinstance(start, jax.core.Tracer) or isinstance(end, jax.core.Tracer)
+            longest = tracks.reads.shape[-1] if traced else _longest_region(data)
+        chain = self._posterior(tracks, rate)[0]
+        row = jnp.broadcast_to(jnp.arange(batch)[:, None], kind.shape)
+        kind, row, start, end = (array.reshape(-1) for array in (kind, row, start, end))
+        labelled = kind >= 0
+        size = jnp.where(labelled, end - start, 1)
+        begin = jnp.where(labelled, start, 0)
+        found = region_probability(chain, row, begin, size, kind == REGION_KINDS.index("peakEnd"), longest)
+        some = _log_one_minus_exp(found.empty)
+        log_probability = jnp.select([kind == 0, kind == 1], [found.empty, some], found.one)
+        number = jnp.maximum(labelled.sum(), 1)
+        return (self._prior() - jnp.where(labelled, log_probability, 0.0).sum()) / number
+
+    def _prior(self):
+        config = self.config
+        penalty = config.broad_penalty if config.mode == "broad" else config.narrow_penalty
+        pairs = (
+            (self.log_excess, math.log(config.fold - 1.0)),
+            (self.log_enter, math.log(penalty)),
+            (self.log_leave, math.log(penalty)),
+            (self.log_background, 0.0),
+            (self.log_temperature, math.log(config.temperature)),
+        )
+        return sum(0.5 * jnp.square((value[...] - start) / _PRIOR_DEVIATION) for value, start in pairs)
+
+    def _halves(self, tracks: _Tracks, key) -> tuple[_Tracks, _Tracks]:
+        """Two tracks of half the depth each, independent if the reads are Poisson."""
+        counts = jnp.round(tracks.reads * self.config.positions_per_read)
+        first = jax.random.binomial(jax.random.fold_in(key, 0), counts, 0.5).astype(counts.dtype)
+        halves = (first, counts - first)
+        background = None if tracks.background is None else 0.5 * tracks.background
+        unit = self.config.positions_per_read
+        first, second = (_Tracks(half / unit, tracks.control, background) for half in halves)
+        return first, second
+
+    def _splitting_loss(self, first: _Tracks, second: _Tracks):
+        rate = None if self.denoiser is None else self.denoiser(first.reads).rate
+        chain, evidence = self._posterior(first, rate)
+        enriched = 1.0 + jnp.exp(self.log_excess[...]) * jax.nn.sigmoid(chain.logits)
+        mean = jnp.exp(evidence.log_background) * enriched
+        return _poisson_deviance(second.reads, mean).mean()
+
+
+class _Tracks(NamedTuple):
+    """Effective reads of signal, control and background, (batch, length)."""
+
+    reads: Float[Array, "batch length"]
+    control: Float[Array, "batch length"] | None
+    background: Float[Array, "batch length"] | None
+
+
+class _Evidence(NamedTuple):
+    """What the chain is given."""
+
+    log_odds: Float[Array, "batch length"]
+    log_background: Float[Array, "batch length"]
+    enter: Float[Array, " batch"]
+    leave: Float[Array, " batch"]
+
+
+class CorrectionWeight(nnx.Param):
+    """A parameter of a network, as against the statistical settings."""
+
+
+class Weights(nnx.Module):
+    """Named arrays, as parameters or as statistics that are stored but not trained."""
+
+    def __init__(self, kind: type[nnx.Variable], arrays: Mapping[str, Array]):
+        for name, value in arrays.items():
+            setattr(self, name, kind(jnp.array(value)))
+        self.names = tuple(arrays)
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays by name."""
+        return {name: getattr(self, name)[...] for name in self.names}
+
+
+class SignalCorrection(nnx.Module):
+    """Corrections of log-odds and log background by a multi-scale convolution: exactly 0 until trained.
+
+    The network minus its own initial state, so that gradients reach every parameter from the first step.
+    """
+
+    def __init__(self, filters: int, kernel_sizes: tuple[int, ...], *, rngs: nnx.Rngs):
+        self.kernel_sizes = kernel_sizes
+        arrays = {}
+        for scale, size in enumerate(kernel_sizes):
+            for layer in range(len(_DILATIONS)):
+                # The first layer mixes the features; the others are one filter each, whose mixing is the last layer's.
+                inputs = _FEATURES if layer == 0 else 1
+                arrays[f"kernel_{scale}_{layer}"] = _normal(rngs, (size, inputs, filters), 2.0 / (size * inputs))
+                arrays[f"bias_{scale}_{layer}"] = _normal(rngs, (filters,), 0.01)
+        width = filters * len(kernel_sizes)
+        arrays["output_kernel"] = _normal(rngs, (width, 2), 1.0 / width)
+        arrays["output_bias"] = jnp.zeros(2)
+        self.weights = Weights(CorrectionWeight, arrays)
+        self.initial = Weights(FittedStatistic, arrays)
+
+    def is_zero(self) -> bool:
+        """Whether the correction is known to be exactly 0: it is still in its initial state, and not being traced."""
+        pairs = list(zip(self.weights.arrays().values(), self.initial.arrays().values(), strict=True))
+        if any(isinstance(array, jax.core.Tracer) for pair in pairs for array in pair):
+            return False
+        return all(np.array_equal(*pair) for pair in pairs)
+
+    def __call__(
+        self, reads: Float[Array, "batch length"], log_background: Float[Array, "batch length"]
+    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
+        """Shift of the log-odds and of the log background."""
+        background = jnp.exp(log_background)
+        # Square roots have about the same noise at all depths.
+        features = jnp.stack([jnp.sqrt(reads + background) - jnp.sqrt(background), jnp.sqrt(background)], -1)
+        start = jax.lax.stop_gradient(self.initial.arrays())
+        output = self._network(self.weights.arrays(), features) - self._network(start, features)
+        return output[..., 0], output[..., 1]
+
+    def _network(self, arrays, features):
+        scales = []
+        for scale in range(len(self.kernel_sizes)):
+            values = features
+            for layer, dilation in enumerate(_DILATIONS):
+                kernel, bias = arrays[f"kernel_{scale}_{layer}"], arrays[f"bias_{scale}_{layer}"]
+                values = jax.nn.relu(_convolve(values, kernel, dilation, mixes=layer == 0) + bias)
+            scales.append(values)
+        return jnp.concatenate(scales, -1) @ arrays["output_kernel"] + arrays["output_bias"]
+
+
+def _convolve(values, kernel, dilation, *, mixes):
+    """Dilated convolution of (batch, length, channels) as a sum of shifts, which XLA fuses on every device."""
+    size, length = len(kernel), values.shape[1]
+    before = dilation * ((size - 1) // 2)
+    padded = jnp.pad(values, ((0, 0), (before, dilation * (size - 1) - before), (0, 0)))
+    total = None
+    for tap in range(size):
+        shifted = padded[:, tap * dilation : tap * dilation + length]
+        part = shifted @ kernel[tap] if mixes else shifted * kernel[tap, 0]
+        total = part if total is None else total + part
+    return total
+
+
+_FEATURES = 2
+
+
+class Denoised(NamedTuple):
+    """Output of the denoiser.
+
+    Attributes
+    ----------
+    rate
+        Expected counts.
+    divergence
+        Kullback-Leibler divergence of the latent posterior from its prior, summed over windows, a position.
+    """
+
+    rate: Float[Array, "batch length"]
+    divergence: Float[Array, " batch"]
+
+
+class PoissonDenoiser(nnx.Module):
+    """Variational autoencoder of windows of a track with Poisson decoder, as a correction of a Gaussian smoother.
+
+    The rate is the smoothed track, with a share of the window's mean, times exp of the decoder minus the decoder's own
+    initial state: exactly the Gaussian smoother until trained.
+    """
+
+    def __init__(self, config: PeakCallerConfig, *, rngs: nnx.Rngs):
+        window, hidden, latent = config.window_size, config.vae_hidden_dim, config.vae_latent_dim
+        self.window = window
+        width = config.denoising_width / config.bin_width
+        self.reach = max(math.ceil(4.0 * width), 1)
+        arrays = {
+            "encoder_kernel": _normal(rngs, (window, hidden), 2.0 / window),
+            "encoder_bias": _normal(rngs, (hidden,), 0.01),
+            "mean_kernel": _normal(rngs, (hidden, latent), 1.0 / hidden),
+            "mean_bias": _normal(rngs, (latent,), 0.01),
+            "log_variance_kernel": _normal(rngs, (hidden, latent), 0.01 / hidden),
+            "log_variance_bias": jnp.full(latent, -2.0),
+            "decoder_kernel": _normal(rngs, (latent, hidden), 2.0 / latent),
+            "decoder_bias": _normal(rngs, (hidden,), 0.01),
+            "output_kernel": _normal(rngs, (hidden, window), 0.1 / hidden),
+            "output_bias": jnp.zeros(window),
+        }
+        self.log_width = nnx.Param(jnp.float32(math.log(width)))
+        self.blend_logit = nnx.Param(jnp.float32(math.log(_BLEND / (1.0 - _BLEND))))
+        self.weights = Weights(CorrectionWeight, arrays)
+        self.initial = Weights(FittedStatistic, arrays)
+
+    def __call__(self, reads: Float[Array, "batch length"], *, key: Array | None = None) -> Denoised:
+        """Denoise tracks; with a key the latent variables are drawn, without they are their means."""
+        batch, length = reads.shape
+        base = self._smooth(reads)
+        windows = -(-length // self.window)
+        padded = jnp.pad(reads, ((0, 0), (0, windows * self.window - length)))
+        blocks = padded.reshape(batch, windows, self.window)
+        noise = None
+        if key is not None:
+            noise = jax.random.normal(key, (batch, windows, self.weights.mean_bias.shape[0]), reads.dtype)
+        logs, mean, log_variance = self._autoencode(self.weights.arrays(), blocks, noise)
+        start = self._autoencode(jax.lax.stop_gradient(self.initial.arrays()), blocks, noise)[0]
+        shift = (logs - start).reshape(batch, -1)[:, :length]
+        divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum((-1, -2))
+        return Denoised(base * jnp.exp(shift), divergence / length)
+
+    @staticmethod
+    def _autoencode(arrays, blocks, noise):
+        depth = blocks.mean(-1, keepdims=True)
+        values = jnp.sqrt(blocks) - jnp.sqrt(depth)
+        hidden = jnp.tanh(values @ arrays["encoder_kernel"] + arrays["encoder_bias"])
+        mean = hidden @ arrays["mean_kernel"] + arrays["mean_bias"]
+        log_variance = hidden @ arrays["log_variance_kernel"] + arrays["log_variance_bias"]
+        latent = mean if noise is None else mean + jnp.exp(0.5 * log_variance) * noise
+        hidden = jnp.tanh(latent @ arrays["decoder_kernel"] + arrays["decoder_bias"])
+        return hidden @ arrays["output_kernel"] + arrays["output_bias"], mean, log_variance
+
+    def _smooth(self, reads):
+        offsets = jnp.arange(-self.reach, self.reach + 1, dtype=reads.dtype)
+        kernel = jnp.exp(-0.5 * jnp.square(offsets * jnp.exp(-self.log_width[...])))
+        kernel = kernel / kernel.sum()
+
+        def convolved(values):
+            return jax.vmap(lambda row: jnp.convolve(row, kernel, mode="same"))(
+                jnp.pad(values, ((0, 0), (self.reach, self.reach)))
+            )[:, self.reach : -self.reach]
+
+        smooth = convolved(reads) / convolved(jnp.ones_like(reads[:1]))
+        blend = jax.nn.sigmoid(self.blend_logit[...])
+        around = local_background(reads, [self.window], level=0.0)
+        return (1.0 - blend) * smooth + blend * around
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], variance: float) -> Array:
+    return math.sqrt(variance) * jax.random.normal(rngs.params(), shape)
+
+
+def _probability(logits):
+    return _MARGIN + (1.0 - 2.0 * _MARGIN) * jax.nn.sigmoid(logits)
+
+
+def _log_one_minus_exp(log_probability):
+    """log(1 - exp(x)) for x <= 0."""
+    value = jnp.minimum(log_probability, -1e-30)
+    near = value > -math.log(2.0)
+    return jnp.where(
+        near, jnp.log(-jnp.expm1(jnp.where(near, value, -1.0))), jnp.log1p(-jnp.exp(jnp.where(near, -1.0, value)))
+    )
+
+
+def _poisson_deviance(counts, mean):
+    mean = jnp.maximum(mean, _SMALLEST_RATE)
+    positive = counts > 0
+    ratio = jnp.where(positive, counts, 1.0) / mean
+    return 2.0 * (jnp.where(positive, counts * jnp.log(ratio), 0.0) - (counts - mean))
+
+
+def _elbo_loss(counts, denoised: Denoised):
+    """Half the Poisson deviance (the negative log-likelihood up to what only the counts decide) and the divergence."""
+    return 0.5 * _poisson_deviance(counts, denoised.rate).mean(-1) + denoised.divergence
+
+
+def _longest_region(data) -> int:
+    kind, start, end = (np.asarray(data[name]) for name in ("region_kind", "region_start", "region_end"))
+    size = np.where(kind >= 0, end - start, 1)
+    length = np.shape(data["signal"])[-1]
+    good = (size >= 1) & ((kind < 0) | ((start >= 0) & (end <= length))) & (kind < len(REGION_KINDS))
+    if not good.all():
+        where = tuple(int(index) for index in np.argwhere(~good)[0])
+        raise ValueError(
+            f"regions must have 0 <= start < end <= {length} and a kind from -1 to {len(REGION_KINDS) - 1}; the region "
+            f"at index {where} has start {start[where]}, end {end[where]} and kind {kind[where]}."
+        )
+    return int(size.max(initial=1))
+
+
+@functools.lru_cache(maxsize=32)
+def _training_loss(longest: int | None) -> Callable[[Any, dict[str, Array], Array], Array]:
+    # Cached, because compiled training steps are found again by the function.
+    def loss(operator: DifferentiablePeakCaller, batch: dict[str, Array], key: Array) -> Array:
+        return operator.loss(batch, key=key, longest_region=longest)
+
+    return loss
+
+
+def _refuse_bad_counts(name: str, array: Array) -> None:
+    # Values cannot be seen while they are traced; outside of jit this is where bad ones stop.
+    if isinstance(array, jax.core.Tracer):
+        return
+    values = np.asarray(array)
+    for bad, what in ((~np.isfinite(values), "finite"), (values < 0, "not negative")):
+        if bad.any():
+            where = tuple(int(index) for index in np.argwhere(bad)[0])
+            raise ValueError(
+                f"data[{name!r}] must be {what}: {int(bad.sum())} of {bad.size} values are not, the first at index "
+                f"{where} is {values[where]}. Cut the track at gaps, or set missing positions to 0."
+            )

@@ -1,0 +1,5 @@
+from ._coverage import coverage
+from ._parse_regions import parse_regions
+from ._pseudobulk import pseudobulk
+
+__all__ = ["coverage", "parse_regions", "pseudobulk"]

@@ -1,0 +1,75 @@
+"""Coordinates of regions from their names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from diffbio_sc._anndata.genome_axis import COLUMNS, REGION, make_genome_axis
+from diffbio_sc._anndata.results import write_results
+from diffbio_sc._logging import logger
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def parse_regions(
+    adata: AnnData, *, axis: Literal["var", "obs"] = "var", one_based: bool = False, copy: bool = False
+) -> AnnData | None:
+    """Write the columns ``chrom``, ``start`` and ``end`` that the names of regions hold.
+
+    Understands names such as ``chr1:100-200``, ``chr1-100-200`` and ``chr1_100_200``.
+
+    Parameters
+    ----------
+    adata
+        Object whose ``var_names`` (or ``obs_names``) are regions.
+    axis
+        Which names.
+    one_based
+        Whether starts count from 1, as in genome browsers, rather than from 0, as in BED files and the peak names of
+        10x Genomics, ArchR and SnapATAC2.
+    copy
+        Return a copy rather than write into ``adata``.
+
+    Returns
+    -------
+    None, or the copy. Writes ``chrom`` (category), ``start`` and ``end`` (int64; 0-based, half-open) to ``adata.var``
+    or ``adata.obs``.
+
+    Raises
+    ------
+    ValueError
+        If a name is no region, or regions overlap.
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, pandas as pd
+    >>> import diffbio_sc as dbio
+    >>> adata = anndata.AnnData(np.ones((2, 1)), var=pd.DataFrame(index=["chr1:9790-10675"]))
+    >>> dbio.pp.parse_regions(adata)
+    >>> adata.var.loc["chr1:9790-10675", "start"].item()
+    9790
+    """
+    import pandas as pd
+
+    if axis not in ("var", "obs"):
+        raise ValueError(f"axis must be 'var' or 'obs', found {axis!r}.")
+    adata = adata.copy() if copy else adata
+    names = (adata.var_names if axis == "var" else adata.obs_names).astype(str)
+    parts = names.to_series().str.extract(REGION)
+    bad = parts["chrom"].isna().to_numpy()
+    if bad.any():
+        raise ValueError(
+            f"adata.{axis}_names must be regions such as 'chr1:100-200', found {int(bad.sum())} of {len(names)} that "
+            f"are not, first: {list(names[bad][:5])}. Leave those features out first, or write the columns "
+            f"{list(COLUMNS)} of adata.{axis} yourself."
+        )
+    start, end = (parts[key].str.replace(",", "").astype(np.int64).to_numpy() for key in ("start", "end"))
+    table = pd.DataFrame({"chrom": parts["chrom"].to_numpy(), "start": start - one_based, "end": end}, index=names)
+    genome = make_genome_axis(table, axis=axis, name=f"adata.{axis}_names")
+    columns = {"chrom": genome.table["chrom"].array, "start": table["start"].array, "end": table["end"].array}
+    write_results(adata, **{axis: columns})
+    logger.info(f"Wrote {list(COLUMNS)} of {len(names)} regions on {len(genome.chromosomes)} chromosomes.")
+    return adata if copy else None

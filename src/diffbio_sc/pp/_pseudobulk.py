@@ -1,0 +1,150 @@
+"""Sums of cells of one label: of counts in bins, or of fragments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import scipy.sparse as sp
+
+from diffbio_sc._anndata.genome_axis import read_genome_axis
+from diffbio_sc._anndata.matrix import Dask
+from diffbio_sc._anndata.results import make_record
+from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._logging import logger
+from diffbio_sc.io._interval_kernels import group_rows
+from diffbio_sc.io._intervals import Intervals
+from diffbio_sc.pp._coverage import label_mapping, row_codes
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+
+@overload
+def pseudobulk(source: Intervals, *, groupby: Mapping[str, str] | pd.Series) -> dict[str, Intervals]: ...
+
+
+@overload
+def pseudobulk(
+    source: AnnData, *, groupby: str, layer: str | None = None, axis: Literal["var", "obs"] | None = None
+) -> AnnData: ...
+
+
+def pseudobulk(
+    source: Intervals | AnnData,
+    *,
+    groupby: str | Mapping[str, str] | pd.Series,
+    layer: str | None = None,
+    axis: Literal["var", "obs"] | None = None,
+) -> AnnData | dict[str, Intervals]:
+    """Add up the cells of each label.
+
+    Parameters
+    ----------
+    source
+        An AnnData of raw counts with a genome axis (cells by bins or bins by cells), or fragments with barcodes.
+    groupby
+        For an AnnData the column of its cells that holds the label; for fragments a mapping from barcode to label, such
+        as ``adata.obs["cell_type"]``. Cells without a label are left out.
+    layer
+        Layer that holds the counts; default ``X``.
+    axis
+        Which axis of the AnnData holds the bins, if both could.
+
+    Returns
+    -------
+    Of an AnnData: an AnnData of labels by bins, with
+
+    - ``.X``: CSR, float64 sums of whole numbers
+    - ``.var``: the table of the bins; ``.obs["n_cells"]``: cells of each label
+    - ``.uns["pseudobulk"]``: parameters and versions
+
+    Of fragments: the fragments of each label, by label (for :func:`coverage` and peak calling).
+
+    Raises
+    ------
+    KeyError
+        If there is no genome axis, or no such column or layer.
+    ValueError
+        If counts are no counts, or fragments have no barcodes or none with a label.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> fragments = dbio.io.Intervals.from_arrays(
+    ...     ["chr1"] * 3, [100, 250, 300], [300, 400, 500], cell_code=[0, 1, 0], barcodes=["AAAC-1", "AAAG-1"]
+    ... )
+    >>> {label: len(group) for label, group in dbio.pp.pseudobulk(fragments, groupby={"AAAC-1": "T"}).items()}
+    {'T': 2}
+    """
+    if isinstance(source, Intervals):
+        if isinstance(groupby, str):
+            raise TypeError(
+                f"groupby must map barcodes to labels for fragments (such as adata.obs[{groupby!r}]), found a string."
+            )
+        return _split_fragments(source, groupby)
+    if not isinstance(groupby, str):
+        raise TypeError(f"groupby must name a column of the cells of an AnnData, found {type(groupby).__name__}.")
+    return _sum_cells(source, groupby, layer, axis)
+
+
+def _sum_cells(adata: Any, groupby: str, layer: str | None, axis: Literal["var", "obs"] | None) -> AnnData:
+    import anndata
+    import pandas as pd
+
+    genome = read_genome_axis(adata, axis=axis)
+    there = "obs" if genome.axis == "var" else "var"
+    codes, names = read_labels(genome.track_table(adata), groupby, name=f"adata.{there}")
+    counts = genome.tracks(adata, layer)
+    group_rows_of = _GroupRows(codes, len(names))
+    if isinstance(counts, Dask):
+        sums = sum(counts.map_blocks(group_rows_of))
+    else:
+        sums = sum(group_rows_of(start, block) for start, block in counts.blocks())
+    bins = getattr(adata, genome.axis).copy()
+    obs = pd.DataFrame({"n_cells": np.bincount(codes[codes >= 0], minlength=len(names))}, index=names)
+    result = anndata.AnnData(sp.csr_matrix(sums), obs=obs, var=bins)
+    result.uns["pseudobulk"] = make_record({"groupby": groupby, "layer": layer}, None)
+    logger.info(f"{int(obs['n_cells'].sum())} cells in {len(names)} groups, {int((codes < 0).sum())} without a label.")
+    return result
+
+
+class _GroupRows:
+    """Sum of the rows of each group, sparse; picklable for dask."""
+
+    def __init__(self, codes: np.ndarray, groups: int):
+        self.codes, self.groups = codes, groups
+
+    def __call__(self, start: int, block: Any) -> sp.csr_array:
+        codes = self.codes[start : start + block.shape[0]]
+        kept = np.flatnonzero(codes >= 0)
+        indicator = sp.csr_array((np.ones(len(kept)), (codes[kept], kept)), shape=(self.groups, block.shape[0]))
+        return sp.csr_array(indicator @ sp.csr_array(block))
+
+
+def _split_fragments(intervals: Intervals, groupby: Mapping[str, str] | pd.Series) -> dict[str, Intervals]:
+    codes, names = row_codes(intervals, label_mapping(groupby))
+    counts = intervals.counts()
+    rows = np.arange(counts.sum()) + np.repeat(intervals.bounds[:, 0] - (np.cumsum(counts) - counts), counts)
+    label = codes[intervals.columns["cell_code"][rows]]
+    kept = np.flatnonzero(label >= 0)
+    rows, label = rows[kept], label[kept]
+    chromosome = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[kept]
+    # Stable: within a group rows stay in the order of chromosomes and starts.
+    order = group_rows(label, len(names))
+    stops = np.cumsum(np.bincount(label, minlength=len(names)))
+    result = {}
+    for code, name in enumerate(names):
+        chosen = order[stops[code - 1] if code else 0 : stops[code]]
+        ends = np.cumsum(np.bincount(chromosome[chosen], minlength=len(counts)))
+        result[name] = Intervals(
+            {key: values[rows[chosen]] for key, values in intervals.columns.items() if key != "cell_code"},
+            np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if len(ends) else np.empty((0, 2)),
+            intervals.chromosomes,
+            sizes=intervals.sizes,
+            paired=intervals.paired,
+            name=f"{intervals.name} ({name})",
+        )
+    return result

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffbio_sc._anndata import make_record
+from diffbio_sc._anndata.fitted_models import (
+    check_key,
+    encode,
+    read_model_input,
+    read_multiomics_model,
+    write_embedding,
+)
+from diffbio_sc._anndata.modalities import object_name
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+
+def multiomics_encode(
+    mdata: MuData | AnnData,
+    fitted: MuData | AnnData | Mapping[str, Any],
+    *,
+    batch_key: str | None = None,
+    unseen_batch: Literal["error", "average"] = "error",
+    layers: str | Mapping[str, str | None] | None = None,
+    key: str = "multiomics_vae",
+    key_added: str = "X_multiomics_vae",
+    copy: bool = False,
+) -> MuData | AnnData | None:
+    """Map cells into the embedding of a fitted model, without changing the model.
+
+    Parameters
+    ----------
+    mdata
+        Cells to map, with any of the modalities of the model. Features are found by name; up to half of those of a
+        modality may be missing and are taken as zero, with a warning.
+    fitted
+        What :func:`~diffbio_sc.tl.multiomics_vae` was run on, or an AnnData that holds its record alone, or the record.
+    batch_key
+        Column with the batches, in the names of the model's; default the column that the model was fitted with.
+    unseen_batch
+        What of cells from a batch that the model does not know: ``"error"``, or ``"average"``, the mean result over the
+        batches that it knows.
+    layers
+        Layer with the counts, by modality or one name for all; default those of the fit, ``{}`` is ``X``.
+    key
+        Key of the record in ``fitted.uns``.
+    key_added
+        Key of the embeddings, as in :func:`~diffbio_sc.tl.multiomics_vae`.
+    copy
+        Return a copy instead of writing into ``mdata``.
+
+    Returns
+    -------
+    None, or the copy, with the fields of :func:`~diffbio_sc.tl.multiomics_vae`. ``report`` and ``model`` of the record
+    are those of the fit, so that :func:`~diffbio_sc.tl.multiomics_impute` and
+    :func:`~diffbio_sc.tl.multiomics_score` work on the new cells.
+
+    Raises
+    ------
+    KeyError
+        If there is no model, layer or column.
+    ValueError
+        If the cells do not fit the model: none of its modalities, fewer than half of the features of one, an unknown
+        batch, or values that are no counts. Nothing has been written then.
+
+    Examples
+    --------
+    >>> dbio.tl.multiomics_vae(reference)
+    >>> dbio.tl.multiomics_encode(query, reference)
+    """
+    check_key(mdata, key_added)
+    if copy and getattr(mdata, "isbacked", False):
+        raise ValueError(
+            f"copy=True needs an object in memory, {object_name(mdata)} is backed: read the file without backed=."
+        )
+    model = read_multiomics_model(fitted, key=key)
+    cells = read_model_input(mdata, model, layers=layers, batch_key=batch_key, unseen_batch=unseen_batch)
+    encoding = encode(model, cells)
+    params = {
+        "modalities": model.modalities,
+        "likelihoods": model.likelihoods,
+        "batch_key": batch_key or model.batch_key,
+        "unseen_batch": unseen_batch,
+        "layers": layers,
+        "key_added": key_added,
+    }
+    record = make_record(params, model.record.get("report", {}), n_cells=mdata.n_obs)
+    if copy:
+        mdata = mdata.copy()
+    write_embedding(mdata, model.modalities, encoding, {**record, "model": model.record["model"]}, key_added=key_added)
+    return mdata if copy else None

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from diffbio_sc._anndata import require_unique
+from diffbio_sc._anndata.fitted_models import (
+    encode,
+    log_sizes,
+    over_batches,
+    read_model_input,
+    read_multiomics_model,
+)
+from diffbio_sc._anndata.modalities import is_mudata
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+_MOST_VALUES = 2 * 10**8
+
+
+def multiomics_impute(
+    mdata: MuData | AnnData,
+    *,
+    modality: str,
+    features: Sequence[str] | None = None,
+    fitted: MuData | AnnData | Mapping[str, Any] | None = None,
+    batch_key: str | None = None,
+    unseen_batch: Literal["error", "average"] = "error",
+    layers: str | Mapping[str, str | None] | None = None,
+    key: str = "multiomics_vae",
+) -> AnnData:
+    """Expected values of a modality in every cell, also in cells that lack it.
+
+    Each cell is taken at its posterior mean, from all the modalities that it has.
+
+    Parameters
+    ----------
+    mdata
+        Cells.
+    modality
+        Modality of the model to impute; none of the cells needs to have it.
+    features
+        Names of its features; default all, if those are not too many values.
+    fitted, batch_key, unseen_batch, layers, key
+        As in :func:`~diffbio_sc.tl.multiomics_encode`; by default the model that ``mdata`` holds.
+
+    Returns
+    -------
+    AnnData of cells by features:
+
+    `.X` : float32
+        Expected values: counts at the cell's own depth or, where it lacks the modality, at the depth that its embedding
+        and its other modalities predict; probabilities for ``"bernoulli"``.
+    `.obs["observed"]` : bool
+        Whether the cell has the modality. If so, the expected values draw on its own.
+    `.obs["log_size"]` : float32
+        Log of the depth taken.
+
+    Raises
+    ------
+    KeyError
+        If there is no model, or it has no such modality.
+    ValueError
+        If all features of all cells are more than 200 million values, or features are unknown; otherwise as
+        :func:`~diffbio_sc.tl.multiomics_encode`.
+
+    Examples
+    --------
+    >>> dbio.tl.multiomics_vae(mdata)
+    >>> protein = dbio.tl.multiomics_impute(mdata, modality="protein")
+    """
+    model = read_multiomics_model(mdata if fitted is None else fitted, key=key)
+    if modality not in model.modalities:
+        raise KeyError(f"The model has no modality {modality!r}; it has {model.modalities}.")
+    index = model.modalities.index(modality)
+    known = model.features[index]
+    columns = _columns(known, features, modality)
+    if features is None and len(known) * mdata.n_obs > _MOST_VALUES:
+        raise ValueError(
+            f"{mdata.n_obs} cells by {len(known)} features of modality {modality!r} are more than {_MOST_VALUES:.0e} "
+            "values: name the features wanted, features=[...], or impute a part of the cells."
+        )
+    cells = read_model_input(mdata, model, layers=layers, batch_key=batch_key, unseen_batch=unseen_batch)
+    n_batches = max(len(model.batches), 1)
+    mean = encode(model, cells).mean
+    sizes = log_sizes(cells.modalities)
+    predicted = model.operator.predict_log_size(index, mean, sizes)
+    observed = cells.modalities.present[:, index]
+    log_size = np.where(observed, sizes[:, index], predicted).astype(np.float32)
+
+    def of(batch: np.ndarray) -> dict[str, np.ndarray]:
+        values = model.operator.expected(index, mean, batch=batch, log_size=log_size, columns=columns)
+        return {"values": np.asarray(values, np.float32)}
+
+    values = over_batches(of, cells.batch, n_batches, lambda name: 0)["values"]
+    obs = pd.DataFrame({"observed": observed, "log_size": log_size}, index=mdata.obs_names.copy())
+    return ad.AnnData(values, obs=obs, var=_feature_table(mdata, modality, known[columns]))
+
+
+def _columns(known: pd.Index, features: Sequence[str] | None, modality: str) -> np.ndarray:
+    if features is None:
+        return np.arange(len(known))
+    wanted = pd.Index([features] if isinstance(features, str) else list(features))
+    if not len(wanted):
+        raise ValueError("features must name at least one feature, found none.")
+    require_unique(wanted, "features", "Name each feature once.")
+    position = known.get_indexer(wanted)
+    if (position < 0).any():
+        missing = [str(name) for name in wanted[position < 0]]
+        raise ValueError(f"{len(missing)} of features are not in modality {modality!r} of the model: {missing[:5]}.")
+    return position
+
+
+def _feature_table(mdata: MuData | AnnData, modality: str, names: pd.Index) -> pd.DataFrame:
+    """What the object knows of the features; the names alone if it lacks some."""
+    table = (mdata.mod[modality].var if modality in mdata.mod else None) if is_mudata(mdata) else mdata.var
+    if table is None or not table.index.is_unique or not names.isin(table.index).all():
+        return pd.DataFrame(index=names.astype(str))
+    return table.loc[names].copy()

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from diffbio_sc._anndata.fitted_models import over_batches, read_model_input, read_multiomics_model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+
+def multiomics_score(
+    mdata: MuData | AnnData,
+    *,
+    fitted: MuData | AnnData | Mapping[str, Any] | None = None,
+    batch_key: str | None = None,
+    unseen_batch: Literal["error", "average"] = "error",
+    layers: str | Mapping[str, str | None] | None = None,
+    key: str = "multiomics_vae",
+) -> pd.DataFrame:
+    """Say how well a fitted model explains each cell, modality by modality.
+
+    Parameters
+    ----------
+    mdata
+        Cells.
+    fitted, batch_key, unseen_batch, layers, key
+        As in :func:`~diffbio_sc.tl.multiomics_encode`; by default the model that ``mdata`` holds.
+
+    Returns
+    -------
+    Table indexed by the cells, in nats: ``log_likelihood_<modality>`` at the posterior mean, missing where the cell
+    lacks the modality, and ``kl``, the divergence of the posterior from the prior.
+
+    Raises
+    ------
+    KeyError, ValueError
+        As :func:`~diffbio_sc.tl.multiomics_encode`.
+
+    Examples
+    --------
+    >>> dbio.tl.multiomics_vae(mdata)
+    >>> dbio.tl.multiomics_score(mdata)["log_likelihood_rna"].nsmallest(10)
+    """
+    model = read_multiomics_model(mdata if fitted is None else fitted, key=key)
+    cells = read_model_input(mdata, model, layers=layers, batch_key=batch_key, unseen_batch=unseen_batch)
+    read = cells.modalities
+
+    def of(batch: np.ndarray) -> dict[str, np.ndarray]:
+        return model.operator.score(read.matrices, present=read.present, batch=batch)
+
+    parts = over_batches(of, cells.batch, max(len(model.batches), 1), lambda name: 0)
+    columns = {f"log_likelihood_{name}": parts[f"log_likelihood_{i}"] for i, name in enumerate(model.modalities)}
+    table = pd.DataFrame({**columns, "kl": parts["kl"]}, index=mdata.obs_names.copy())
+    return table.astype(np.float64)

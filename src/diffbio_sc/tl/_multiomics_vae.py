@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from diffbio_sc._anndata import make_record
+from diffbio_sc._anndata.fitted_models import (
+    check_key,
+    store_multiomics_model,
+    write_embedding,
+)
+from diffbio_sc._anndata.modalities import object_name, read_batches, read_modalities
+from diffbio_sc._logging import logger
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from mudata import MuData
+
+FUSIONS = ("poe", "moe", "mean")
+MODALITY_WEIGHTS = ("equal", "learnable", "gradnorm")
+_MANY_CELLS = 2000
+_SUBSET_RATE = 0.3
+
+
+def multiomics_vae(
+    mdata: MuData | AnnData,
+    *,
+    modalities: Sequence[str] | None = None,
+    likelihoods: str | Mapping[str, str] = "auto",
+    n_latent: int | None = None,
+    fusion: Literal["poe", "moe", "mean"] = "poe",
+    modality_weights: Literal["equal", "learnable", "gradnorm"] = "equal",
+    batch_key: str | None = None,
+    layers: str | Mapping[str, str] | None = None,
+    max_epochs: int | None = None,
+    rng: int | np.random.Generator = 0,
+    key_added: str = "X_multiomics_vae",
+    copy: bool = False,
+) -> MuData | AnnData | None:
+    """Embed cells by all their modalities together.
+
+    A variational autoencoder with a likelihood for each kind of data. What each modality says of a cell is combined in
+    proportion to what it knows, a product of experts :cite:p:`Wu2018`; modalities that a cell lacks are left out
+    exactly, without padding. Training starts from a factor analysis in closed form. The operator behind this is
+    :class:`~diffbio_sc.operators.multiomics.DifferentiableMultiOmicsVAE`.
+
+    Parameters
+    ----------
+    mdata
+        MuData whose modalities may have different cells, in any order; or AnnData whose features are told apart by
+        ``.var["feature_types"]``. Raw counts, in memory or backed. In an AnnData, a cell without any count in a
+        modality lacks it.
+    modalities
+        Modalities to use; default all.
+    likelihoods
+        ``"auto"``: chosen from the values and names, and logged. Or a name for all, or a dict for some of them, of
+        ``"negative_binomial"``, ``"zero_inflated_negative_binomial"``, ``"poisson"``, ``"multinomial"``,
+        ``"bernoulli"`` (accessible or not), ``"protein_mixture"`` (background and foreground) and ``"gaussian"``
+        (normalised values).
+    n_latent
+        Latent dimensions; default 20 below 2,000 cells, else 30, but not more than half of the cells or the features.
+    fusion
+        ``"poe"`` (product of experts), ``"moe"`` (mixture of experts) or ``"mean"``.
+    modality_weights
+        Weights of the modalities in the loss. ``"equal"``: the evidence lower bound itself. ``"learnable"``: by an
+        uncertainty of each :cite:p:`Kendall2018`. ``"gradnorm"``: so that they pull on the embedding alike
+        :cite:p:`Chen2018`.
+    batch_key
+        Column of ``mdata.obs`` with batches, whose effects are kept out of the embedding. If only the modalities have
+        the column, those are taken together.
+    layers
+        Layer with the counts, by modality or one name for all; default ``X``.
+    max_epochs
+        Epochs at most; default by the number of cells, with early stopping. 0 leaves the factor analysis as it is.
+    rng
+        Seed or generator. The same seed gives the same result bit for bit on the same machine.
+    key_added
+        Key of the embeddings. Without a leading ``X_`` it is the key of the record and the prefix of the columns.
+    copy
+        Return a copy instead of writing into ``mdata``.
+
+    Returns
+    -------
+    None, or the copy, with these fields (for the default ``key_added``):
+
+    `.obsm["X_multiomics_vae"]` : float32 (cells × latent)
+        Posterior mean.
+    `.obsm["X_multiomics_vae_var"]` : float32 (cells × latent)
+        Posterior variance.
+    `.obs["multiomics_vae_weight_<modality>"]` : float32
+        Share of each modality in the embedding of the cell, 0 where it is missing; the prior has the rest.
+    `mdata[<modality>].obsm["X_multiomics_vae"]` : float32
+        Posterior mean from that modality alone, of its cells; missing for those without counts. Of an AnnData
+        ``.obsm["X_multiomics_vae_<modality>"]``.
+    `.uns["multiomics_vae"]` : dict
+        ``params``, ``version``, ``report`` (history of the loss and its terms, converged, steps, seconds) and
+        ``model``, the fitted model, which survives a file and with which
+        :func:`~diffbio_sc.tl.multiomics_encode`, :func:`~diffbio_sc.tl.multiomics_impute` and
+        :func:`~diffbio_sc.tl.multiomics_score` work.
+
+    Raises
+    ------
+    KeyError
+        If a modality, layer or column is missing.
+    TypeError
+        If the object is neither MuData nor AnnData.
+    ValueError
+        If values are no counts (or not finite), a cell has no modality, names are duplicated, there are fewer than 10
+        cells or a modality has one feature, or an argument is out of range. Nothing has been written then.
+
+    Notes
+    -----
+    The model without the cells is saved as
+    ``anndata.AnnData(uns={"multiomics_vae": mdata.uns["multiomics_vae"]}).write_h5ad(path)``.
+
+    Examples
+    --------
+    >>> dbio.tl.multiomics_vae(mdata, batch_key="donor")
+    >>> sc.pp.neighbors(mdata, use_rep="X_multiomics_vae")
+    """
+    _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy)
+    check_key(mdata, key_added)
+    read = read_modalities(mdata, modalities=modalities, likelihoods=likelihoods, layers=layers)
+    cells = len(read.present)
+    batch, batches = (None, []) if batch_key is None else read_batches(mdata, batch_key)
+    if n_latent is None:
+        n_latent = automatic_latent(cells, sum(len(names) for names in read.features))
+    complete = bool(read.present.all())
+    for name, number in zip(read.names, read.present.sum(0), strict=True):
+        if number < cells:
+            logger.info(f"{name}: in {int(number)} of {cells} cells.")
+
+    from flax import nnx
+
+    from diffbio_sc.operators._operator import FitReport
+    from diffbio_sc.operators.multiomics.multiomics_vae import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig
+
+    seed = int(rng.integers(2**31 - 1)) if isinstance(rng, np.random.Generator) else int(rng)
+    config = MultiOmicsVAEConfig(
+        modality_dims=tuple(len(names) for names in read.features),
+        latent_dim=n_latent,
+        modality_weight_mode="learnable" if modality_weights == "learnable" else "equal",
+        use_gradnorm=modality_weights == "gradnorm",
+        likelihoods=tuple(read.likelihoods),
+        fusion=fusion,
+        n_batches=max(len(batches), 1),
+        subset_rate=0.0 if complete else _SUBSET_RATE,
+    )
+    operator = DifferentiableMultiOmicsVAE(config, rngs=nnx.Rngs(seed))
+    if max_epochs == 0:
+        started = time.perf_counter()
+        operator.initialize(read.matrices, present=read.present, batch=batch, rng=seed)
+        report = FitReport({}, True, 0, time.perf_counter() - started)
+    else:
+        report = operator.fit_matrices(
+            read.matrices, present=read.present, batch=batch, max_epochs=max_epochs, rng=seed
+        )
+    encoding = operator.encode(read.matrices, present=read.present, batch=batch)
+    layer_of = dict.fromkeys(read.names, layers) if isinstance(layers, str) else dict(layers or {})
+    record = make_record(
+        {
+            "modalities": read.names,
+            "likelihoods": read.likelihoods,
+            "n_latent": n_latent,
+            "fusion": fusion,
+            "modality_weights": modality_weights,
+            "batch_key": batch_key,
+            "layers": {name: layer for name, layer in layer_of.items() if layer},
+            "max_epochs": max_epochs,
+            "rng": rng,
+            "key_added": key_added,
+        },
+        report,
+        n_cells=cells,
+        model=store_multiomics_model(
+            operator,
+            read,
+            batches=batches,
+            batch_key=batch_key,
+            layers={name: layer for name, layer in layer_of.items() if layer},
+        ),
+    )
+    if copy:
+        mdata = mdata.copy()
+    write_embedding(mdata, read.names, encoding, record, key_added=key_added)
+    return mdata if copy else None
+
+
+def automatic_latent(cells: int, features: int) -> int:
+    """Latent dimensions for so many cells and features."""
+    return max(min(20 if cells < _MANY_CELLS else 30, cells // 2, features // 2), 1)
+
+
+def _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy) -> None:
+    for name, value, options in (
+        ("fusion", fusion, FUSIONS),
+        ("modality_weights", modality_weights, MODALITY_WEIGHTS),
+    ):
+        if value not in options:
+            raise ValueError(f"{name} must be one of {list(options)}, found {value!r}.")
+    for name, value, least in (("n_latent", n_latent, 1), ("max_epochs", max_epochs, 0)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
+            raise ValueError(f"{name} must be None or a whole number of at least {least}, found {value!r}.")
+    if copy and getattr(mdata, "isbacked", False):
+        raise ValueError(
+            f"copy=True needs an object in memory, {object_name(mdata)} is backed: read the file without backed=."
+        )

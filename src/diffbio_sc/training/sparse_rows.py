@@ -1,0 +1,283 @@
+"""Sparse counts on the device: a CSR matrix whose rows are gathered, and multiplied, inside compiled code.
+
+A minibatch of sparse rows has a different number of entries every time, compiled code has one shape. The entries of
+a batch therefore lie in arrays of a fixed capacity, an upper bound for every batch that can come
+(:func:`batch_capacity`, :func:`stratified_capacity`); the room behind them is marked and holds zeros. Nothing is ever
+left out: rows that exceed the capacity turn all values of the batch into NaN.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from diffbio_sc.training.batches import bucket_size
+
+_MOST_ENTRIES = 2**31 - 1
+# Multiplications of a dense product in the time of one of a sparse product (one CPU core, 128 rows, 128 columns).
+_DENSE_IS_FASTER = 25
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SparseRows:
+    """A CSR matrix on the device, in arrays padded to buckets; made by :func:`place_sparse`.
+
+    Attributes
+    ----------
+    indptr
+        Start of each row in the entries, and the end of the last; rows of the padding are empty.
+    indices
+        Column of each entry, ascending within a row.
+    data
+        Value of each entry. Whole numbers below 65,536 are stored as such.
+    n_columns
+        Number of columns; static, compiled code is specific to it.
+    """
+
+    indptr: Int[Array, " rows_and_one"]
+    indices: Int[Array, " entries"]
+    data: Array
+    n_columns: int = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RowEntries:
+    """Entries of a batch of sparse rows, sorted by row, in arrays of a fixed capacity.
+
+    Attributes
+    ----------
+    rows
+        Position in the batch of each entry, ascending; the last position behind the last entry.
+    columns
+        Column of each entry; 0 behind the last entry.
+    values
+        Value of each entry; 0 behind the last entry. NaN everywhere if the capacity is exceeded.
+    valid
+        Whether there is an entry.
+    n_rows, n_columns
+        Shape of the batch as a dense matrix; static.
+    """
+
+    rows: Int[Array, " capacity"]
+    columns: Int[Array, " capacity"]
+    values: Float[Array, " capacity"]
+    valid: Bool[Array, " capacity"]
+    n_rows: int = dataclasses.field(metadata={"static": True})
+    n_columns: int = dataclasses.field(metadata={"static": True})
+
+
+def place_sparse(
+    matrix: Any, *, n_rows: int | None = None, sharding: jax.sharding.Sharding | None = None
+) -> SparseRows:
+    """Put a scipy CSR matrix on the device.
+
+    Parameters
+    ----------
+    matrix
+        CSR matrix or array in canonical form: columns ascending within each row, none twice. Stored zeros are allowed.
+    n_rows
+        Rows to make room for, at least those of the matrix; the rest is empty. By default the rows of the matrix,
+        padded to a bucket.
+    sharding
+        Where to put the arrays.
+
+    Returns
+    -------
+    The matrix, in arrays whose lengths are at most an eighth above those of the matrix, so that a matrix of a similar
+    size meets the same compiled code. An entry takes 3 to 8 bytes.
+
+    Raises
+    ------
+    TypeError
+        If the matrix is not CSR.
+    ValueError
+        If it is not canonical, has 2**31 entries or more, holds values that are not finite, or ``n_rows`` is too small.
+    """
+    if getattr(matrix, "format", None) != "csr":
+        found = getattr(matrix, "format", None) or type(matrix).__name__
+        raise TypeError(f"expected a scipy CSR matrix, found {found}: pass scipy.sparse.csr_matrix(matrix).")
+    size, n_columns = matrix.shape
+    number = int(matrix.indptr[-1])
+    if number > _MOST_ENTRIES:
+        raise ValueError(
+            f"the matrix has {number} entries; positions on the device are 32-bit, which allows {_MOST_ENTRIES}. Keep "
+            "fewer columns, or train on a part of the rows."
+        )
+    indptr, indices, data = np.asarray(matrix.indptr), matrix.indices[:number], matrix.data[:number]
+    _check_canonical(indptr, indices, n_columns)
+    if data.dtype.kind == "f" and not np.isfinite(data).all():
+        first = int(np.searchsorted(indptr, np.flatnonzero(~np.isfinite(data))[0], side="right")) - 1
+        raise ValueError(f"the matrix holds NaN or infinite values, first in row {first}: replace or remove them.")
+    rows = bucket_size(size) if n_rows is None else n_rows
+    if rows < size:
+        raise ValueError(f"n_rows is {n_rows}, the matrix has {size} rows: n_rows must not be less.")
+    capacity = bucket_size(max(number, 1))
+    index_dtype = np.uint16 if n_columns <= 2**16 else np.int32
+    return SparseRows(
+        indptr=jax.device_put(_padded(indptr, rows + 1, np.int32, fill=number), sharding),
+        indices=jax.device_put(_padded(indices, capacity, index_dtype), sharding),
+        data=jax.device_put(_padded(data, capacity, _smallest_dtype(data)), sharding),
+        n_columns=int(n_columns),
+    )
+
+
+def _padded(values: np.ndarray, length: int, dtype: Any, fill: int = 0) -> np.ndarray:
+    array = np.full(length, fill, dtype)
+    array[: len(values)] = values
+    return array
+
+
+def _smallest_dtype(data: np.ndarray) -> Any:
+    """Type that holds the values without loss, or float32."""
+    if len(data) == 0:
+        return np.uint8
+    if data.dtype.kind == "f" and not np.array_equal(np.rint(data), data):
+        return np.float32
+    if data.min() < 0 or data.max() >= 2**16:
+        return np.float32
+    return np.uint8 if data.max() < 2**8 else np.uint16
+
+
+def _check_canonical(indptr: np.ndarray, indices: np.ndarray, n_columns: int) -> None:
+    if indptr[0] != 0 or (np.diff(indptr) < 0).any():
+        raise ValueError("indptr of the matrix must begin with 0 and never fall: the matrix is damaged, build it anew.")
+    if len(indices) == 0:
+        return
+    if indices.min() < 0 or indices.max() >= n_columns:
+        raise ValueError(
+            f"column indices must lie in 0 ... {n_columns - 1}, found {indices.min()} ... {indices.max()}."
+        )
+    falls = np.diff(indices) <= 0
+    starts = indptr[1:-1]
+    falls[starts[(starts > 0) & (starts < len(indices))] - 1] = False
+    if falls.any():
+        first = int(np.searchsorted(indptr, np.flatnonzero(falls)[0], side="right")) - 1
+        raise ValueError(
+            f"columns must ascend within each row and none come twice; row {first} breaks this. Call "
+            "matrix.sum_duplicates(), which sorts too."
+        )
+
+
+def _take(array: Array, index: Int[Array, " n"]) -> Array:
+    """Rows of an array at indices that are known to be in range."""
+    return jnp.asarray(array).at[index].get(mode="promise_in_bounds")
+
+
+def gather(rows: SparseRows, which: Int[Array, " batch"], *, capacity: int) -> RowEntries:
+    """Gather rows of the matrix, in the order of ``which``.
+
+    ``which`` are rows of the matrix or of its padding; ``capacity`` must be an upper bound of their number of entries.
+    If it is not, the values are all NaN.
+    """
+    starts = jnp.take(rows.indptr, which)
+    lengths = jnp.take(rows.indptr, which + 1) - starts
+    ends = jnp.cumsum(lengths)
+    batch = len(which)
+    position = jnp.arange(capacity, dtype=jnp.int32)
+    row = jnp.repeat(jnp.arange(batch, dtype=jnp.int32), lengths, total_repeat_length=capacity)
+    valid = position < ends[-1]
+    source = jnp.where(valid, position + _take(starts - (ends - lengths), row), 0)
+    values = jnp.where(valid, _take(rows.data, source).astype(jnp.float32), 0.0)
+    return RowEntries(
+        rows=jnp.where(valid, row, batch - 1),
+        columns=jnp.where(valid, _take(rows.indices, source).astype(jnp.int32), 0),
+        values=jnp.where(ends[-1] > capacity, jnp.nan, values),
+        valid=valid,
+        n_rows=batch,
+        n_columns=rows.n_columns,
+    )
+
+
+def row_sums(entries: RowEntries, values: Float[Array, " capacity"] | None = None) -> Float[Array, " batch"]:
+    """Sum ``values`` (by default those of the entries) over the entries of each row."""
+    if values is None:
+        values = entries.values
+    values = jnp.where(entries.valid, values, 0.0)
+    return jax.ops.segment_sum(values, entries.rows, num_segments=entries.n_rows, indices_are_sorted=True)
+
+
+def scatter_dense(entries: RowEntries) -> Float[Array, "batch columns"]:
+    """Write the batch as a dense matrix."""
+    shape = (entries.n_rows, entries.n_columns)
+    return jnp.zeros(shape, entries.values.dtype).at[entries.rows, entries.columns].add(entries.values)
+
+
+def matmul(entries: RowEntries, dense: Float[Array, "columns k"]) -> Float[Array, "batch k"]:
+    """Multiply the batch of sparse rows by a dense matrix; differentiable in both.
+
+    Above a share of entries the batch, though never the whole data, is written out: a dense product does some 25 times
+    as many multiplications in the same time.
+    """
+    if _DENSE_IS_FASTER * len(entries.values) > entries.n_rows * entries.n_columns:
+        return scatter_dense(entries) @ dense
+    terms = entries.values[:, None] * _take(dense, entries.columns)
+    return jax.ops.segment_sum(terms, entries.rows, num_segments=entries.n_rows, indices_are_sorted=True)
+
+
+def batch_capacity(row_lengths: np.ndarray, batch_size: int) -> int:
+    """Entries that a batch of ``batch_size`` different rows can have at most, rounded up to a bucket.
+
+    This is the sum of the longest rows, often two to three times the entries of an average batch. Batches that follow
+    :func:`stratified_order` need hardly more than the average: see :func:`stratified_capacity`.
+    """
+    lengths = np.asarray(row_lengths, np.int64)
+    number = min(batch_size, len(lengths))
+    longest = np.partition(lengths, len(lengths) - number)[len(lengths) - number :]
+    # A batch longer than the data repeats rows.
+    total = int(longest.sum()) + (batch_size - number) * int(lengths.max(initial=0))
+    return _checked_capacity(total)
+
+
+def _checked_capacity(total: int) -> int:
+    if total > _MOST_ENTRIES:
+        raise ValueError(f"a batch can have {total} entries, more than {_MOST_ENTRIES}: choose a smaller batch_size.")
+    return bucket_size(max(total, 1))
+
+
+def stratified_capacity(row_lengths: np.ndarray, batch_size: int) -> int:
+    """Entries that a batch of :func:`stratified_order` can have at most, rounded up to a bucket.
+
+    ``row_lengths`` are in the order of the samples. The bound is the sum of the longest row of each stratum: for
+    samples sorted by these lengths at most the average batch plus one longest row, if the strata are of equal size.
+    It holds in any order; several matrices of the same samples are best sorted by the sum of their lengths.
+    """
+    lengths = np.asarray(row_lengths, np.int64)
+    if len(lengths) < batch_size:
+        return batch_capacity(lengths, batch_size)
+    starts = np.arange(batch_size) * len(lengths) // batch_size
+    longest = np.maximum.reduceat(lengths, starts)
+    # A short last batch has one sample of each of the larger strata, then goes on through the first batch.
+    batches, rest = divmod(len(lengths), batch_size)
+    larger = np.diff(starts, append=len(lengths)) > batches
+    last = longest[larger].sum() + longest[: batch_size - rest].sum() if rest else 0
+    return _checked_capacity(int(max(longest.sum(), last)))
+
+
+def stratified_order(key: Array, size: int | Int[Array, ""], bucket: int, batch_size: int) -> Int[Array, " bucket"]:
+    """Return a random order of ``0 ... size - 1`` in which each batch has one sample of every stratum.
+
+    The strata are ``batch_size`` runs of neighbours of (nearly) equal size. With samples sorted by their row lengths,
+    each batch has short and long rows alike, so that all batches have nearly the same number of entries
+    (:func:`stratified_capacity` is a strict bound, also for a short last batch that goes on from the first samples).
+    Every sample comes once, and is in each of the full batches with the same probability. Otherwise as
+    :func:`~diffbio_sc.training.batches.epoch_order`.
+    """
+    if bucket * batch_size >= 2**32:
+        raise ValueError(f"{bucket} samples in batches of {batch_size} exceed 32-bit arithmetic: use smaller batches.")
+    rank = jnp.arange(bucket, dtype=jnp.uint32)
+    size = jnp.asarray(size, jnp.uint32)
+    real = rank < size
+    stratum = ((rank + 1) * batch_size - 1) // size
+    # Within its stratum, a sample's place in a random order is the batch it goes to.
+    shuffled = jnp.lexsort((jax.random.uniform(key, (bucket,)), jnp.where(real, stratum, batch_size)))
+    place = rank - stratum * size // batch_size
+    # Within a batch the strata ascend: what a short last batch repeats are the shortest rows of the first.
+    goal = jnp.where(real, place * batch_size + stratum, jnp.uint32(2**32 - 1))
+    return jnp.take(shuffled, jnp.argsort(goal))

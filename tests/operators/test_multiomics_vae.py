@@ -1,0 +1,337 @@
+"""The multi-omics VAE on arrays: contract, closed forms, training, and the specification's examples."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from flax import nnx
+
+from diffbio_sc.numerics import modality_likelihoods as likelihoods
+from diffbio_sc.operators import NotFittedWarning
+from diffbio_sc.operators.multiomics import (
+    DifferentiableMultiOmicsVAE,
+    MultiOmicsVAEConfig,
+    product_of_experts,
+)
+
+CELLS, GENES, PEAKS = 160, 40, 30
+LEAST_CORRELATION = 0.85  # of the linear solution with the factor that was simulated
+
+
+def simulate(seed=0, cells=CELLS, dims=(GENES, PEAKS), depth=(400.0, 120.0)):
+    """Counts whose log rates are linear in two factors; returns the matrices and the factors."""
+    rng = np.random.default_rng(seed)
+    factors = rng.normal(size=(cells, 2))
+    matrices = []
+    for features, total in zip(dims, depth, strict=True):
+        rates = np.exp(factors @ rng.normal(0, 0.7, (2, features)) + rng.normal(0, 0.7, features))
+        rates *= total / rates.sum(1, keepdims=True)
+        matrices.append(rng.poisson(rates).astype(np.float32))
+    return matrices, factors
+
+
+def make(dims=(GENES, PEAKS), **options):
+    config = MultiOmicsVAEConfig(modality_dims=dims, latent_dim=2, hidden_dim=8, encoder_dim=6, **options)
+    return DifferentiableMultiOmicsVAE(config, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return simulate()
+
+
+@pytest.fixture(scope="module")
+def data(simulated):
+    matrices, _ = simulated
+    return {"rna_counts": matrices[0], "atac_counts": matrices[1]}
+
+
+@pytest.fixture(scope="module")
+def started(simulated):
+    vae = make()
+    vae.initialize(simulated[0])
+    return vae
+
+
+@pytest.fixture(scope="module")
+def fitted(simulated):
+    vae = make()
+    report = vae.fit_matrices([sp.csr_array(matrix) for matrix in simulated[0]], max_epochs=30, rng=0)
+    return vae, report
+
+
+# --- M18 to M22 -------------------------------------------------------------------------------------------------------
+
+
+def test_m18_config_defaults_and_refusals():
+    config = MultiOmicsVAEConfig()
+    assert config.modality_dims == (2000, 500)
+    assert (config.latent_dim, config.hidden_dim) == (10, 64)
+    assert (config.modality_weight_mode, config.use_gradnorm) == ("equal", False)
+    assert MultiOmicsVAEConfig(modality_dims=[3, 4]).modality_dims == (3, 4)
+    for options, field in (
+        ({"modality_weight_mode": "softmax"}, "modality_weight_mode"),
+        ({"likelihoods": ["negative_binomial", "beta"]}, "likelihoods"),
+        ({"likelihoods": ["negative_binomial"]}, "likelihoods"),
+        ({"modality_dims": [5, 1]}, "modality_dims"),
+        ({"fusion": "sum"}, "fusion"),
+    ):
+        with pytest.raises(ValueError, match=field):
+            MultiOmicsVAEConfig(**options)
+
+
+def test_m19_product_of_experts_is_the_closed_form():
+    rng = np.random.default_rng(0)
+    means, log_variances = rng.normal(size=(3, 5, 2)), rng.normal(size=(3, 5, 2))
+    mean, log_variance = product_of_experts(means, log_variances)
+    precision = np.exp(-log_variances)
+    np.testing.assert_allclose(mean, (means * precision).sum(0) / precision.sum(0), rtol=1e-5)
+    np.testing.assert_allclose(log_variance, -np.log(precision.sum(0)), rtol=1e-5, atol=1e-6)
+
+
+def test_m19_posterior_of_a_cell_without_a_modality_is_that_of_the_other_alone(started, simulated):
+    present = np.ones((CELLS, 2), bool)
+    present[:50, 1] = False
+    encoding = started.encode(simulated[0], present=present)
+    np.testing.assert_allclose(encoding.mean[:50], encoding.modality_mean[0, :50], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(encoding.variance[:50], encoding.modality_variance[0, :50], rtol=1e-5)
+    assert np.isnan(encoding.modality_mean[1, :50]).all()
+    # With both: precisions add up, less the prior that both have.
+    precision = 1 / encoding.modality_variance[:, 50:]
+    together = precision.sum(0) - 1
+    mean = (encoding.modality_mean[:, 50:] * precision).sum(0) / together
+    np.testing.assert_allclose(encoding.variance[50:], 1 / together, rtol=1e-4)
+    np.testing.assert_allclose(encoding.mean[50:], mean, rtol=1e-3, atol=1e-5)
+
+
+def test_m20_outputs_of_apply(started, data):
+    result, state, metadata = started.apply({**data, "kept": 1}, {"s": 1}, "m")
+    assert (state, metadata, result["kept"]) == ({"s": 1}, "m", 1)
+    assert result["joint_latent"].shape == (CELLS, 2)
+    assert result["elbo_loss"].shape == ()
+    for name in ("rna", "atac"):
+        # Expected counts of a cell sum to its own total.
+        totals = data[f"{name}_counts"].sum(1)
+        np.testing.assert_allclose(result[f"{name}_reconstructed"].sum(1), totals, rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_m21_keys_of_other_numbers_of_modalities(count):
+    vae = make(dims=(10,) * count)
+    counts = np.random.default_rng(0).poisson(2.0, (6, 10))
+    with pytest.warns(NotFittedWarning):
+        result, _, _ = vae.apply({f"modality_{i}_counts": counts for i in range(count)})
+    assert all(f"modality_{i}_reconstructed" in result for i in range(count))
+    with pytest.raises(KeyError, match="modality_0_counts"):
+        vae.apply({"rna_counts": counts})
+
+
+def test_m22_gradnorm_gives_weight_to_the_modality_with_the_small_gradient(simulated, data):
+    matrices, _ = simulated
+    vae = make(use_gradnorm=True, gradnorm_alpha=0.0)
+    vae.initialize(matrices)
+
+    encoding = vae.encode(matrices)
+    latent = jnp.asarray(encoding.mean + np.sqrt(encoding.variance) * jax.random.normal(jax.random.key(0), (CELLS, 2)))
+
+    def loss_of(m, likelihood):
+        counts = jnp.asarray(matrices[m])
+
+        def loss(latent):
+            parameters = vae.decoders[m].parameters(likelihood, latent, jnp.zeros(CELLS, int), jnp.log(counts.sum(1)))
+            return -getattr(likelihoods, likelihood)(counts, **parameters).mean()
+
+        return loss
+
+    norms = [
+        float(jnp.linalg.norm(jax.grad(loss_of(m, name))(latent), axis=1).sum())
+        for m, name in enumerate(("negative_binomial", "multinomial"))
+    ]
+    large, small = np.argsort(norms)[::-1]
+    gradient = np.asarray(nnx.grad(lambda op: op.loss(data))(vae)["log_balance"][...])
+    # Descent must lower the weight of the modality with the larger gradients on z.
+    assert gradient[large] > 0 > gradient[small]
+
+
+def test_learnable_weights_settle_where_their_log_term_balances(simulated, data):
+    vae = make(modality_weight_mode="learnable")
+    vae.initialize(simulated[0])
+    gradient = nnx.grad(lambda op: op.loss(data))(vae)["log_temperature"][...]
+    # d/dt of L exp(-t) + F t at t = 0 is F - L.
+    noise = jnp.asarray(jax.random.normal(jax.random.key(0), (CELLS, 2)))
+    encoding = vae.encode(simulated[0])
+    latent = jnp.asarray(encoding.mean) + jnp.sqrt(jnp.asarray(encoding.variance)) * noise
+    for m, (name, likelihood) in enumerate((("rna", "negative_binomial"), ("atac", "multinomial"))):
+        counts = jnp.asarray(data[f"{name}_counts"])
+        size = jnp.log(counts.sum(1))
+        parameters = vae.decoders[m].parameters(likelihood, latent, jnp.zeros(CELLS, int), size)
+        loss = -getattr(likelihoods, likelihood)(counts, **parameters).mean()
+        np.testing.assert_allclose(gradient[m], counts.shape[1] - loss, rtol=1e-2)
+
+
+# --- the start --------------------------------------------------------------------------------------------------------
+
+
+def test_initial_solution_recovers_simulated_factors(started, simulated):
+    matrices, factors = simulated
+    latent = started.encode(matrices).mean
+    design = np.concatenate([latent, np.ones((CELLS, 1))], axis=1)
+    fitted = design @ np.linalg.lstsq(design, factors, rcond=None)[0]
+    for k in range(2):
+        assert np.corrcoef(fitted[:, k], factors[:, k])[0, 1] > LEAST_CORRELATION
+
+
+def test_initial_decoder_beats_the_mean(started, simulated):
+    matrices, _ = simulated
+    score = started.score(matrices)
+    share = matrices[1].sum(0) / matrices[1].sum()
+    null = np.asarray(likelihoods.multinomial(jnp.asarray(matrices[1]), jnp.log(jnp.asarray(share))[None]))
+    assert score["log_likelihood_1"].mean() > null.mean() + 1.0
+
+
+def test_features_of_dense_and_sparse_counts_agree(started, simulated):
+    for m, matrix in enumerate(simulated[0]):
+        dense = np.asarray(started._transform(m, jnp.asarray(matrix)))
+        sparse = started._features(m, sp.csr_array(matrix))
+        np.testing.assert_allclose(dense, sparse, rtol=1e-3, atol=2e-3)
+
+
+def test_a_noise_modality_gets_no_say():
+    (rna, _), factors = simulate(1)
+    noise = np.random.default_rng(2).poisson(1.0, (CELLS, PEAKS)).astype(np.float32)
+    vae = make()
+    vae.initialize([rna, noise])
+    shares = vae.encode([rna, noise]).shares.mean(0)
+    assert shares[1] < 0.15
+    assert shares[0] > 4 * shares[1]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_fit_lowers_the_held_out_bound_and_is_reproducible(fitted, simulated):
+    vae, report = fitted
+    held_out = report.history["validation_loss"]
+    assert held_out.min() < held_out[0]
+    again = make()
+    again.fit_matrices([sp.csr_array(matrix) for matrix in simulated[0]], max_epochs=30, rng=0)
+    for first, second in zip(jax.tree.leaves(nnx.state(vae)), jax.tree.leaves(nnx.state(again)), strict=True):
+        np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
+
+
+def test_loss_on_arrays_is_the_training_loss_without_penalty(fitted, simulated, data):
+    vae, _ = fitted
+    noise = np.random.default_rng(0).normal(size=(CELLS, 2)).astype(np.float32)
+    value = float(vae.loss({**data, "noise": noise}))
+    encoding = vae.encode(simulated[0])
+    latent = jnp.asarray(encoding.mean + np.sqrt(encoding.variance) * noise)
+    total = 0.5 * (encoding.mean**2 + encoding.variance - 1 - np.log(encoding.variance)).sum(1).mean()
+    for m, likelihood in enumerate(("negative_binomial", "multinomial")):
+        counts = jnp.asarray(simulated[0][m])
+        parameters = vae.decoders[m].parameters(likelihood, latent, jnp.zeros(CELLS, int), jnp.log(counts.sum(1)))
+        total -= float(getattr(likelihoods, likelihood)(counts, **parameters).mean())
+    assert value == pytest.approx(total, rel=1e-3)
+
+
+def test_hidden_modality_is_imputed_better_than_by_its_mean(simulated):
+    matrices, _ = simulated
+    present = np.ones((CELLS, 2), bool)
+    present[:40, 1] = False
+    vae = make()
+    vae.initialize(matrices, present=present)
+    latent = vae.encode(matrices, present=present).mean
+    shares = vae.expected(1, latent)[:40]
+    held_out = matrices[1][:40]
+    mean = matrices[1][40:].sum(0) / matrices[1][40:].sum()
+    assert (held_out * np.log(shares)).sum() > (held_out * np.log(mean)).sum()
+    sizes = np.log(np.stack([matrix.sum(1) for matrix in matrices], axis=1))
+    sizes[:40, 1] = np.nan
+    predicted = vae.predict_log_size(1, latent, sizes)
+    assert np.abs(predicted[:40] - np.log(held_out.sum(1))).mean() < 0.3
+
+
+def test_every_parameter_has_a_gradient(simulated):
+    names = ("zero_inflated_negative_binomial", "protein_mixture", "poisson", "gaussian", "bernoulli")
+    vae = make(dims=(GENES, PEAKS, GENES, PEAKS, PEAKS), likelihoods=names, modality_weight_mode="learnable")
+    rna, atac = simulated[0]
+    matrices = [rna, atac, rna, atac, atac]
+    vae.initialize(matrices)
+    data = {f"modality_{m}_counts": matrix for m, matrix in enumerate(matrices)}
+    gradient = nnx.grad(lambda op: op.loss(data))(vae)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
+        assert np.isfinite(np.asarray(leaf)).all(), path
+        assert np.abs(np.asarray(leaf)).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_gradient_by_counts_matches_finite_differences(started, data):
+    def loss(scale):
+        return started.loss({**data, "rna_counts": jnp.asarray(data["rna_counts"]) * scale})
+
+    step = 1e-2
+    slope = (loss(1.0 + step) - loss(1.0 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(loss)(1.0), slope, rtol=2e-2)
+
+
+@pytest.mark.parametrize("fusion", ["moe", "mean"])
+def test_other_fusions_give_finite_bounds(fusion, simulated, data):
+    vae = make(fusion=fusion)
+    vae.initialize(simulated[0])
+    assert np.isfinite(float(vae.loss(data)))
+    assert np.isfinite(vae.encode(simulated[0]).mean).all()
+
+
+def test_saved_operator_is_the_same(fitted, data, tmp_path):
+    vae, _ = fitted
+    vae.save(tmp_path / "vae.npz")
+    loaded = DifferentiableMultiOmicsVAE.load(tmp_path / "vae.npz")
+    first, _, _ = vae.apply(data)
+    second, _, _ = loaded.apply(data)
+    for key in ("joint_latent", "rna_reconstructed", "elbo_loss"):
+        np.testing.assert_array_equal(first[key], second[key])
+
+
+def test_traversal_moves_one_dimension(fitted):
+    vae, _ = fitted
+    moved = vae.traverse(0, np.zeros(2), 1, [-1.0, 0.0, 1.0])
+    np.testing.assert_allclose(moved.sum(1), 1.0, rtol=1e-4)
+    assert np.abs(moved[0] - moved[2]).max() > 1e-3
+
+
+def test_bad_input_is_refused(started, simulated, data):
+    matrices, _ = simulated
+    with pytest.raises(ValueError, match="config.modality_dims"):
+        started.apply({**data, "rna_counts": data["rna_counts"][:, 1:]})
+    with pytest.raises(ValueError, match="present"):
+        started.apply({**data, "present": np.ones((CELLS, 3))})
+    with pytest.raises(ValueError, match="matrix 1"):
+        started.encode([matrices[0], matrices[1][:, 1:]])
+    with pytest.raises(ValueError, match="batch"):
+        started.encode(matrices, batch=np.full(CELLS, 3))
+
+
+# --- the specification's own example ----------------------------------------------------------------------------------
+
+
+def test_quick_start_of_the_specification():
+    generator = np.random.default_rng(0)
+    rna_expression = generator.poisson(1.0, (12, 2000))
+    atac_counts = generator.poisson(0.1, (12, 500))
+    config = MultiOmicsVAEConfig(
+        modality_dims=[2000, 500],
+        latent_dim=10,
+        hidden_dim=64,
+        modality_weight_mode="equal",
+    )
+    rngs = nnx.Rngs(42)
+    vae = DifferentiableMultiOmicsVAE(config, rngs=rngs)
+    data = {"rna_counts": rna_expression, "atac_counts": atac_counts}
+    with pytest.warns(NotFittedWarning):
+        result, state, metadata = vae.apply(data, {}, None)
+    assert result["joint_latent"].shape == (12, 10)
+    assert result["rna_reconstructed"].shape == (12, 2000)
+    assert result["atac_reconstructed"].shape == (12, 500)
+    assert result["elbo_loss"].shape == ()
+    assert np.isfinite(float(result["elbo_loss"]))

@@ -1,0 +1,123 @@
+"""Pseudobulks of tiles and of fragments, and regions from names."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import diffbio_sc as dbio
+from diffbio_sc.io import Intervals
+
+LABELS = ["T", "B", None, "T", "NK", "B", "T"]
+
+
+def _tiles(kind="csr", side="var"):
+    counts = np.random.default_rng(0).poisson(1.0, (7, 12))
+    bins = pd.DataFrame(
+        {"chrom": ["a"] * 8 + ["b"] * 4, "start": [*range(0, 80, 10), *range(0, 40, 10)]},
+        index=[f"tile{number}" for number in range(12)],
+    )
+    bins["end"] = bins["start"] + 10
+    cells = pd.DataFrame({"type": pd.Categorical(LABELS)}, index=[f"c{number}" for number in range(7)])
+    adata = ad.AnnData(sp.csr_matrix(counts), obs=cells, var=bins, layers={"double": sp.csr_matrix(2 * counts)})
+    adata = adata if side == "var" else adata.T.copy()
+    if kind == "dense":
+        adata.X = adata.X.toarray()
+    if kind == "dask":
+        adata.X = pytest.importorskip("dask.array").from_array(adata.X.toarray(), chunks=(3, 5))
+    return adata, counts
+
+
+@pytest.mark.parametrize("kind", ["csr", "dense", "dask"])
+@pytest.mark.parametrize("side", ["var", "obs"])
+def test_tiles_add_up_by_label(kind, side):
+    adata, counts = _tiles(kind, side)
+    groups = dbio.pp.pseudobulk(adata, groupby="type")
+    assert list(groups.obs_names) == ["B", "NK", "T"]
+    expected = [counts[[label == name for label in LABELS]].sum(axis=0) for name in groups.obs_names]
+    np.testing.assert_array_equal(groups.X.toarray(), expected)
+    assert groups.obs["n_cells"].tolist() == [2, 1, 3]
+    assert groups.var["start"].tolist() == [*range(0, 80, 10), *range(0, 40, 10)]
+    np.testing.assert_array_equal(
+        dbio.pp.pseudobulk(adata, groupby="type", layer="double").X.toarray(), 2 * np.array(expected)
+    )
+
+
+def test_what_cannot_be_added_up():
+    adata, _ = _tiles()
+    with pytest.raises(KeyError, match=r"adata.obs has no column 'x'; columns: \['type'\]"):
+        dbio.pp.pseudobulk(adata, groupby="x")
+    with pytest.raises(TypeError, match="groupby must name a column"):
+        dbio.pp.pseudobulk(adata, groupby={"c0": "T"})
+    adata.X = adata.X * 0.5
+    with pytest.raises(ValueError, match="raw counts"):
+        dbio.pp.pseudobulk(adata, groupby="type")
+    with pytest.raises(KeyError, match="chrom"):
+        dbio.pp.pseudobulk(ad.AnnData(np.ones((2, 2))), groupby="type")
+
+
+def _fragments(rng, rows=500):
+    start = rng.integers(0, 1000, rows)
+    return Intervals.from_arrays(
+        rng.choice(["chr2", "chr1", "chrX"], rows),
+        start,
+        start + rng.integers(1, 100, rows),
+        cell_code=rng.integers(0, 7, rows),
+        barcodes=[f"c{number}" for number in range(7)],
+        sizes={"chr1": 1100, "chr2": 1100, "chrX": 1100},
+    )
+
+
+def test_fragments_split_by_label():
+    adata, _ = _tiles()
+    fragments = _fragments(np.random.default_rng(1))
+    groups = dbio.pp.pseudobulk(fragments, groupby=adata.obs["type"])
+    assert list(groups) == ["B", "NK", "T"]
+    frame = fragments.to_frame().astype({"barcode": str, "chrom": str})
+    for name, group in groups.items():
+        cells = [f"c{number}" for number, label in enumerate(LABELS) if label == name]
+        expected = frame[frame["barcode"].isin(cells)][["chrom", "start", "end"]]
+        found = group.to_frame().astype({"chrom": str})
+        pd.testing.assert_frame_equal(found.reset_index(drop=True), expected.reset_index(drop=True))
+        assert group.sizes == fragments.sizes
+        assert name in group.name
+    # The same counts, whether fragments are split first or counted by label.
+    counted = dbio.pp.coverage(fragments, bin_size=50, groupby=adata.obs["type"])
+    split = dbio.pp.coverage(groups, bin_size=50)
+    assert list(split.obs_names) == list(counted.obs_names)
+    np.testing.assert_array_equal(split.X.toarray(), counted.X.toarray())
+
+
+def test_splitting_needs_labels_of_barcodes():
+    fragments = _fragments(np.random.default_rng(2))
+    with pytest.raises(TypeError, match=r"adata.obs\['type'\]"):
+        dbio.pp.pseudobulk(fragments, groupby="type")
+    with pytest.raises(ValueError, match="none of the 1 barcodes"):
+        dbio.pp.pseudobulk(fragments, groupby={"c0-1": "T"})
+    with pytest.raises(ValueError, match="barcodes must be unique"):
+        dbio.pp.pseudobulk(fragments, groupby=pd.Series(["T", "B"], index=["c0", "c0"]))
+
+
+@pytest.mark.parametrize("style", ["{}:{}-{}", "{}-{}-{}", "{}_{}_{}", "{}:{:,}-{:,}"])
+def test_regions_from_names(style):
+    regions = [("chr1", 9790, 10675), ("chrUn_KI270442v1", 0, 500), ("HLA-A*01:01", 5, 6000)]
+    adata = ad.AnnData(np.ones((2, 3)), var=pd.DataFrame(index=[style.format(*region) for region in regions]))
+    assert dbio.pp.parse_regions(adata) is None
+    assert [tuple(row) for row in adata.var.astype(object).itertuples(index=False)] == regions
+    shifted = dbio.pp.parse_regions(adata[:, :1].copy(), one_based=True, copy=True)
+    assert shifted.var["start"].tolist() == [9789]
+    turned = ad.AnnData(np.ones((3, 2)), obs=pd.DataFrame(index=[style.format(*region) for region in regions]))
+    dbio.pp.parse_regions(turned, axis="obs")
+    assert turned.obs["end"].tolist() == [10675, 500, 6000]
+
+
+def test_names_that_are_no_regions():
+    adata = ad.AnnData(np.ones((2, 2)), var=pd.DataFrame(index=["chr1:1-5", "GAPDH"]))
+    with pytest.raises(ValueError, match=r"1 of 2 that are not, first: \['GAPDH'\]"):
+        dbio.pp.parse_regions(adata)
+    assert list(adata.var.columns) == []
+    with pytest.raises(ValueError, match="axis must be"):
+        dbio.pp.parse_regions(adata, axis=1)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import diffbio_sc as dbio
+
+WIDTH = 50
+
+
+@pytest.fixture(scope="module")
+def _labelled():
+    """Two samples with places twice as high as the rest, which the expert calls peaks and the default does not."""
+    rng = np.random.default_rng(0)
+    start = np.arange(0, 40_000, WIDTH)
+    mean = np.full((2, len(start)), 12.0)
+    places = [8000, 20_000, 31_000]
+    for place in places:
+        mean[:, (start >= place) & (start < place + 2000)] *= 2.2
+    adata = ad.AnnData(
+        rng.poisson(mean).astype(np.float32),
+        obs=pd.DataFrame(index=["x", "y"]),
+        var=pd.DataFrame({"chrom": "chr1", "start": start, "end": start + WIDTH}, index=start.astype(str)),
+    )
+    rows = []
+    for sample in ("x", "y"):
+        for place in places:
+            rows += [
+                (sample, "chr1", place - 1000, place + 900, "peakStart"),
+                (sample, "chr1", place + 1100, place + 3000, "peakEnd"),
+            ]
+        rows += [(sample, "chr1", 1000, 5000, "noPeaks"), (sample, "chr1", 14_000, 18_000, "noPeaks")]
+        rows += [(sample, "chr1", 7000, 11_000, "peaks")]
+    return adata, pd.DataFrame(rows, columns=["sample", "chrom", "start", "end", "annotation"])
+
+
+@pytest.fixture
+def labelled(_labelled):
+    return _labelled[0].copy(), _labelled[1].copy()
+
+
+def errors(adata, labels):
+    number = 0
+    for row in labels.itertuples():
+        table = adata.uns["peaks"]["tables"][row.sample]
+        begins = ((table["start"] >= row.start) & (table["start"] < row.end)).sum()
+        ends = ((table["end"] > row.start) & (table["end"] <= row.end)).sum()
+        overlaps = ((table["start"] < row.end) & (table["end"] > row.start)).any()
+        good = {"noPeaks": not overlaps, "peaks": overlaps, "peakStart": begins == 1, "peakEnd": ends == 1}
+        number += not good[row.annotation]
+    return number
+
+
+def test_labels_teach_what_a_peak_is(labelled, tmp_path):
+    adata, labels = labelled
+    dbio.tl.peaks(adata)
+    before = errors(adata, labels)
+    assert before >= 8
+    caller = dbio.tl.train_peaks(adata, labels, steps=60, learning_rate=0.1)
+    dbio.tl.peaks(adata, operator=caller)
+    assert errors(adata, labels) <= 2
+    assert adata.layers["peak_scores"].shape == adata.shape
+    caller.save(tmp_path / "caller.npz")
+    loaded = type(caller).load(tmp_path / "caller.npz")
+    again = adata.copy()
+    dbio.tl.peaks(again, operator=loaded)
+    np.testing.assert_allclose(again.layers["peak_scores"], adata.layers["peak_scores"], atol=1e-6)
+    narrow = ad.AnnData(adata.X[:, :100], obs=adata.obs, var=adata.var[:100].assign(end=lambda v: v["start"] + 25))
+    with pytest.raises(ValueError, match="made for bins of 50 bp"):
+        dbio.tl.peaks(narrow, operator=caller)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda labels: labels.drop(columns="chrom"), KeyError, "labels has no columns"),
+        (lambda labels: labels[:0], ValueError, "nothing to train on"),
+        (lambda labels: labels.replace("peaks", "peak"), ValueError, "annotation.*found \\['peak'\\]"),
+        (lambda labels: labels.replace("x", "z"), KeyError, "samples that adata has not: \\['z'\\]"),
+        (lambda labels: labels.replace("chr1", "chr2"), ValueError, "lies on no bins"),
+        (lambda labels: labels.assign(end=labels["start"]), ValueError, "start < end"),
+    ],
+)
+def test_bad_labels_are_named(labelled, change, error, message):
+    adata, labels = labelled
+    with pytest.raises(error, match=message):
+        dbio.tl.train_peaks(adata, change(labels))
+
+
+def test_other_bad_arguments_are_named(labelled):
+    adata, labels = labelled
+    gap = adata[:, np.r_[0:150, 300:800]].copy()
+    with pytest.raises(ValueError, match="across a gap|on no bins"):
+        dbio.tl.train_peaks(gap, labels.assign(start=5000, end=20_000))
+    with pytest.raises(ValueError, match="one table for each object"):
+        dbio.tl.train_peaks([adata, adata], labels)
+    with pytest.raises(KeyError, match="control 'input' is no row"):
+        dbio.tl.train_peaks(adata, labels, control="input")
+    with pytest.raises(ValueError, match="not both"):
+        dbio.tl.peaks(adata, labels=labels, operator=object())
