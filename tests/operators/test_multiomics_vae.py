@@ -253,6 +253,20 @@ def test_hidden_modality_is_imputed_better_than_by_its_mean(simulated):
     assert np.abs(predicted[:40] - np.log(held_out.sum(1))).mean() < 0.3
 
 
+def test_held_out_bound_of_both_modalities_beats_the_sum_of_their_own_models(simulated):
+    matrices, _ = simulated
+    noise = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+
+    def held_out_loss(chosen, names):
+        vae = make(dims=tuple(matrices[m].shape[1] for m in chosen), likelihoods=names)
+        vae.initialize([matrices[m][:-60] for m in chosen])
+        keys = vae.required_keys
+        return float(vae.loss({key: matrices[m][-60:] for key, m in zip(keys, chosen, strict=True)} | {"noise": noise}))
+
+    apart = held_out_loss((0,), ("negative_binomial",)) + held_out_loss((1,), ("multinomial",))
+    assert held_out_loss((0, 1), ("negative_binomial", "multinomial")) < apart
+
+
 def test_every_parameter_has_a_gradient(simulated):
     names = ("zero_inflated_negative_binomial", "protein_mixture", "poisson", "gaussian", "bernoulli")
     vae = make(dims=(GENES, PEAKS, GENES, PEAKS, PEAKS), likelihoods=names, modality_weight_mode="learnable")

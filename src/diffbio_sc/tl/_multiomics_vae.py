@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FUSIONS = ("poe", "moe", "mean")
 MODALITY_WEIGHTS = ("equal", "learnable", "gradnorm")
 _MANY_CELLS = 2000
+_MANY_FEATURES, _SAMPLED = 20_000, 2048  # above the first the multinomial of peaks is estimated from the second
 _SUBSET_RATE = 0.3
 
 
@@ -148,6 +149,7 @@ def multiomics_vae(
         fusion=fusion,
         n_batches=max(len(batches), 1),
         subset_rate=0.0 if complete else _SUBSET_RATE,
+        n_sampled=_SAMPLED if max(len(names) for names in read.features) > _MANY_FEATURES else 0,
     )
     operator = DifferentiableMultiOmicsVAE(config, rngs=nnx.Rngs(seed))
     if max_epochs == 0:
