@@ -91,6 +91,63 @@ def test_fragments_split_by_label():
     np.testing.assert_array_equal(split.X.toarray(), counted.X.toarray())
 
 
+def _snapatac2(fragments):
+    """The fragments as SnapATAC2 keeps them: lengths at the start, in a matrix of cells by base pairs."""
+    frame = fragments.to_frame().astype({"barcode": str, "chrom": str})
+    sizes = {"chr1": 1100, "chrX": 1100, "chr2": 1100}
+    offset = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    rows = [[] for _ in LABELS]
+    for chrom, start, end, barcode in frame[["chrom", "start", "end", "barcode"]].itertuples(index=False):
+        rows[int(barcode[1:])].append((offset[chrom] + start, end - start))
+    indices, data = np.array([entry for row in rows for entry in sorted(row)]).T
+    matrix = sp.csr_matrix((data, indices, np.cumsum([0, *map(len, rows)])), shape=(7, 3300))
+    adata = ad.AnnData(
+        obs=pd.DataFrame({"type": pd.Categorical(LABELS)}, index=[f"c{number}" for number in range(7)]),
+        obsm={"fragment_paired": matrix},
+    )
+    adata.uns["reference_sequences"] = pd.DataFrame(
+        {"reference_seq_name": list(sizes), "reference_seq_length": list(sizes.values())}
+    )
+    return adata
+
+
+def test_fragments_of_snapatac2_are_those_of_the_file():
+    fragments = _fragments(np.random.default_rng(1))
+    adata = _snapatac2(fragments)
+    expected = dbio.pp.pseudobulk(fragments, groupby=adata.obs["type"])
+    found = dbio.pp.pseudobulk(adata, groupby="type")
+    assert list(found) == list(expected)
+    for name, group in found.items():
+        frames = [part.to_frame().astype({"chrom": str})[["chrom", "start", "end"]] for part in (group, expected[name])]
+        left, right = (frame.sort_values(list(frame.columns)).reset_index(drop=True) for frame in frames)
+        pd.testing.assert_frame_equal(left, right)
+        assert group.sizes == fragments.sizes
+    with pytest.warns(UserWarning, match="fewer than 50 cells"):
+        tables = dbio.tl.peaks(adata, groupby="type", mode="narrow")
+    with pytest.warns(UserWarning, match="fewer than 50 cells"):
+        again = dbio.tl.peaks(fragments, groupby=adata.obs["type"], mode="narrow")
+    for name, table in tables.items():
+        assert len(table) == len(again[name])
+
+
+def test_bad_fragments_of_snapatac2_are_named():
+    adata = _snapatac2(_fragments(np.random.default_rng(1)))
+    with pytest.raises(KeyError, match=r"adata.obs has no column 'x'; columns: \['type'\]"):
+        dbio.pp.pseudobulk(adata, groupby="x")
+    with pytest.raises(KeyError, match="adata.obs has no column 'x'"):
+        dbio.tl.peaks(adata, groupby="x")
+    short = adata.copy()
+    short.uns["reference_sequences"] = adata.uns["reference_sequences"][:2]
+    with pytest.raises(ValueError, match=r"each of the 2,200 base pairs of the 2 sequences .* found 3,300"):
+        dbio.pp.pseudobulk(short, groupby="type")
+    del short.uns["reference_sequences"]
+    with pytest.raises(KeyError, match=r"needs adata.uns\['reference_sequences'\]"):
+        dbio.pp.pseudobulk(short, groupby="type")
+    adata.obsm["fragment_paired"].data[0] = -5
+    with pytest.raises(ValueError, match="lengths above 0, found -5"):
+        dbio.pp.pseudobulk(adata, groupby="type")
+
+
 def test_splitting_needs_labels_of_barcodes():
     fragments = _fragments(np.random.default_rng(2))
     with pytest.raises(TypeError, match=r"adata.obs\['type'\]"):

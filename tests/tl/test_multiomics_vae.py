@@ -70,6 +70,11 @@ def start(mdata, **options):
     return dbio.tl.multiomics_vae(mdata, **{"n_latent": 5, "max_epochs": 0, **options})
 
 
+def axis_lengths(mdata):
+    """How much longer the axes of the embedding are than those of z, whose prior is N(0, I)."""
+    return mdata.uns["multiomics_vae"]["model"]["arrays"]["axis_lengths"].astype(float)
+
+
 @pytest.fixture(scope="module")
 def fitted():
     mdata = mosaic()
@@ -94,7 +99,7 @@ def test_clusters_are_found_and_results_are_complete(fitted):
     assert latent.dtype == np.float32
     assert clusters(latent, fitted.obs["cluster"]) > 0.9
     assert (fitted.obsm[f"{KEY}_var"] > 0).all()
-    assert (fitted.obsm[f"{KEY}_var"] <= 1).all()  # no wider than the prior
+    assert (fitted.obsm[f"{KEY}_var"] / axis_lengths(fitted) ** 2 <= 1.0001).all()  # no wider than the prior
     for name in ("rna", "atac"):
         assert fitted[name].obsm[KEY].shape == (180, 5)
         assert np.isfinite(fitted[name].obsm[KEY]).all()
@@ -192,9 +197,21 @@ def test_scores_are_log_likelihoods(linear):
     theta = np.exp(linear.uns["multiomics_vae"]["model"]["arrays"]["decoders|0|log_inverse_dispersion"].astype(float))
     logs = stats.nbinom.logpmf(linear["rna"].X.toarray(), theta, theta / (theta + mean)).sum(1)
     np.testing.assert_allclose(table["log_likelihood_rna"], logs, rtol=1e-4)
-    latent, variance = linear.obsm[KEY].astype(float), linear.obsm[f"{KEY}_var"].astype(float)
+    lengths = axis_lengths(linear)
+    latent, variance = linear.obsm[KEY] / lengths, linear.obsm[f"{KEY}_var"] / lengths**2
     divergence = 0.5 * (latent**2 + variance - np.log(variance) - 1).sum(1)
     np.testing.assert_allclose(table["kl"], divergence, rtol=1e-4)
+
+
+def test_axes_are_stretched_by_the_cube_root_of_the_precision(linear):
+    """At the start an expert has one precision for all cells: the posterior variance of a cell that has everything."""
+    lengths = axis_lengths(linear)
+    arrays = linear.uns["multiomics_vae"]["model"]["arrays"]
+    precision = 1.0 + sum(np.exp(arrays[f"encoders|{m}|log_precision"].astype(float)) for m in range(2))
+    np.testing.assert_allclose(lengths, np.cbrt(precision), rtol=1e-5)
+    again = linear.copy()
+    dbio.tl.multiomics_encode(again, linear, key_added="X_again")
+    np.testing.assert_allclose(again.obsm["X_again"], linear.obsm[KEY], rtol=1e-5, atol=1e-6)
 
 
 def test_scores_of_absent_modalities_are_missing(fitted):
@@ -430,8 +447,8 @@ def test_copy_key_and_second_call(linear):
 
 
 def test_automatic_latent_dimensions():
-    assert automatic_latent(1_999, 5_000) == 20
-    assert automatic_latent(2_000, 5_000) == 30
+    assert automatic_latent(999, 5_000) == 20
+    assert automatic_latent(1_000, 5_000) == 30
     assert automatic_latent(12, 5_000) == 6
     assert automatic_latent(5_000, 14) == 7
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FEATURE_TYPES = "feature_types"
 _FEWEST_CELLS = 10
 _FEWEST_FEATURES = 2
+_PROBLEMS = ("non-numeric", "missing or infinite", "negative", "non-integer")  # of counts, the worst first
+_CHUNK = 1 << 22  # values that are looked at together
 _MOSTLY = 0.5  # share of fractional values above which a matrix is normalised, not counts with some bad values
 
 
@@ -370,20 +372,40 @@ def _read_matrix(part: AnnData, layer: str | None, where: str) -> sp.csr_array:
         raise ValueError(f"{where} is empty: shape {tuple(values.shape)}.")
     if np.dtype(values.dtype).kind not in "biuf":
         raise ValueError(f"{where} must hold real numbers, found dtype {values.dtype}.")
-    source = _as_count_matrix(values)
-    pieces = source.map_blocks(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
-    matrix = pieces[0] if len(pieces) == 1 else sp.csr_array(sp.vstack(pieces, format="csr"))
-    if not matrix.has_canonical_format or (matrix.data == 0).any():
+    if sp.issparse(values):
+        matrix = sp.csr_array(values, dtype=np.float32)  # the object's own arrays, where they are of this kind
+    else:
+        source = _as_count_matrix(values)
+        pieces = source.map_blocks(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
+        matrix = pieces[0] if len(pieces) == 1 else sp.csr_array(sp.vstack(pieces, format="csr"))
+    if not matrix.has_canonical_format or np.count_nonzero(matrix.data) < matrix.nnz:
         matrix = matrix.copy()
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
-    problem = _CountCheck()(0, matrix)
+    problem = _count_problem(matrix)
     if problem is not None and problem[0] == "missing or infinite":
         raise ValueError(
             f"{where} must hold finite values, found {_first(problem, part)}. Cells without a modality are left out of "
             "it, they need no placeholder."
         )
     return matrix
+
+
+def _count_problem(matrix: sp.csr_array) -> tuple[str, int, int, float] | None:
+    """First value that is no count, looked for in blocks of rows: what the search needs is as long as its input."""
+    found = []
+    for start in range(0, matrix.shape[0], BLOCK_ROWS):
+        indptr = matrix.indptr[start : start + BLOCK_ROWS + 1]
+        entries = slice(indptr[0], indptr[-1])
+        block = sp.csr_array(
+            (matrix.data[entries], matrix.indices[entries], indptr - indptr[0]),
+            shape=(len(indptr) - 1, matrix.shape[1]),
+        )
+        problem = _CountCheck()(start, block)
+        if problem is not None:
+            found.append(problem)
+    # In the order of the problems, as the whole matrix would be searched.
+    return min(found, key=lambda problem: _PROBLEMS.index(problem[0]), default=None)
 
 
 def _to_csr(start: int, block: Any) -> sp.csr_array:
@@ -396,9 +418,9 @@ def _layer_names(part: AnnData) -> list[str]:
 
 def _likelihood(part, name: str, matrix: sp.csr_array, layer: str | None, given: str, where: str) -> str:
     """Likelihood of the modality, after checking that the values are what it is for."""
-    problem = _CountCheck()(0, matrix)
     if given == "gaussian":
         return given
+    problem = _count_problem(matrix)
     if problem is not None:
         fractional = float((matrix.data != np.floor(matrix.data)).mean())
         counts = [f"layers={{{name!r}: {key!r}}}" for key in _other_counts(part, layer)]
@@ -436,14 +458,15 @@ def _other_counts(part: AnnData, layer: str | None) -> list[str]:
 def _summary(part: AnnData, name: str, matrix: sp.csr_array) -> ModalitySummary:
     entries, size = matrix.nnz, matrix.shape[0] * matrix.shape[1]
     values = matrix.data if entries else np.zeros(1, np.float32)
+    chunks = [values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK)]
     kinds = set(part.var[FEATURE_TYPES].dropna().astype(str)) if FEATURE_TYPES in part.var else set()
     return ModalitySummary(
         n_features=matrix.shape[1],
-        integer=bool((values == np.floor(values)).all()),
+        integer=all(bool((chunk == np.floor(chunk)).all()) for chunk in chunks),
         minimum=float(min(values.min(), 0 if entries < size else np.inf)),
         maximum=float(max(values.max(), 0 if entries < size else -np.inf)),
         zero_share=1 - entries / size,
-        large_share=float((values > 2).mean()),
+        large_share=sum(int((chunk > 2).sum()) for chunk in chunks) / len(values),
         name=" ".join([name, *kinds]) if len(kinds) == 1 and kinds != {name} else name,
     )
 

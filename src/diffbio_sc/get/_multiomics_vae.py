@@ -131,9 +131,11 @@ def _loadings(mdata: MuData | AnnData, key: str) -> pd.DataFrame:
 
     centre = read_embedding(mdata, key).mean(0, dtype=np.float64)
     model = read_multiomics_model(mdata, key=key)
+    lengths = np.asarray(model.operator.axis_lengths[...], np.float64)
+    centre = centre / lengths
     tables = []
     for index, (name, features) in enumerate(zip(model.modalities, model.features, strict=True)):
-        slopes = _slopes(model.operator, index, model.likelihoods[index], centre)
+        slopes = _slopes(model.operator, index, model.likelihoods[index], centre) / lengths
         table = pd.DataFrame(slopes, columns=[f"latent_{dimension}" for dimension in range(len(centre))])
         table.insert(0, "feature", features)
         table.insert(0, "modality", name)

@@ -76,7 +76,15 @@ def standard_deviations(matrix: Any) -> np.ndarray:
     return np.where(deviation > 1e-6 * np.sqrt(np.maximum(square, 1e-30)), deviation, 1.0).astype(np.float32)
 
 
-def fit_components(matrix: Any, regressors: np.ndarray, n_components: int, rng: np.random.Generator) -> Components:
+def fit_components(
+    matrix: Any,
+    regressors: np.ndarray,
+    n_components: int,
+    rng: np.random.Generator,
+    *,
+    deviations: Float[np.ndarray, " features"] | None = None,
+    typical_share: float = 0.0,
+) -> Components:
     """Principal components of a matrix of standardised columns, without the part that ``regressors`` explain.
 
     Parameters
@@ -89,28 +97,37 @@ def fit_components(matrix: Any, regressors: np.ndarray, n_components: int, rng: 
         Components at most; fewer are returned where held-out cells show no signal.
     rng
         Generator of the random projections and the split of the cells.
+    deviations
+        Standard deviations by which the columns were divided; read where ``typical_share`` is not 0.
+    typical_share
+        Features are weighted by ``1 / sqrt(noise variance + typical_share * median noise variance)``, both before the
+        columns were divided: with 0 every feature has noise of the same size, with more of it features that hardly
+        vary, such as genes of few reads, get less say.
     """
     cells, features = matrix.shape
     n_components = min(n_components, features - 1, max((cells - 1) // 2, 1))
     offsets = np.linalg.solve(regressors.T @ regressors, np.asarray(matrix.T @ regressors, np.float64).T)
     total = _column_squares(matrix) / cells - (offsets * (regressors.T @ regressors / cells @ offsets)).sum(0)
     total = np.maximum(total, 0.0)
-    weights = np.ones(features)
-    # Features are weighted by what the leading components leave of them: scores then have noise of variance 1.
+    squares = np.ones(features) if deviations is None else np.asarray(deviations, np.float64) ** 2
+    weights = _weights(total, squares, typical_share)
+    # The noise of a feature is what the leading components leave of it.
     for _ in range(2):
         scale, axes = _leading(matrix, regressors, offsets, weights, min(20, n_components), rng)
         explained = (scale[:, None] ** 2 * axes**2).sum(0) / (cells * weights**2)
-        weights = 1.0 / np.sqrt(np.maximum(total - explained, _SMALLEST_RESIDUAL))
+        weights = _weights(np.maximum(total - explained, _SMALLEST_RESIDUAL * total), squares, typical_share)
     scale, axes = _leading(matrix, regressors, offsets, weights, n_components, rng)
     variance = scale**2 / cells
     held_out = _held_out_variance(matrix, regressors, offsets, weights, n_components, rng)
-    rest = (total * weights**2).sum() - variance.sum()
-    floor = max(rest / max(features - n_components, 1), 1e-3)
-    signal = np.clip(held_out - floor, 0.0, 0.98 * variance)
-    kept = signal > _LIKELY_NOISE * floor
+    # What all components leave of the features, seen along each component.
+    left = np.maximum(total * weights**2 - variance @ axes**2, 0.0)
+    background = np.maximum(axes**2 @ left, 1e-6 * max(variance[0], 1e-12))
+    signal = np.clip(held_out - background, 0.0, 0.98 * variance)
+    kept = signal > _LIKELY_NOISE * background
     kept[0] = True
-    basis = (axes[kept] * weights).T / np.sqrt(floor)
-    noise = np.maximum((variance - signal)[kept] / floor, 1e-3)
+    unit = float(np.median(background))
+    basis = (axes[kept] * weights).T / np.sqrt(unit)
+    noise = np.maximum((variance - signal)[kept] / unit, 1e-3)
     return Components(basis.astype(np.float32), (offsets @ basis).astype(np.float32), noise)
 
 
@@ -184,6 +201,14 @@ def _column_squares(matrix: Any) -> np.ndarray:
     if sp.issparse(matrix):
         return np.asarray(matrix.multiply(matrix).sum(0), np.float64).ravel()
     return (matrix.astype(np.float64) ** 2).sum(0)
+
+
+def _weights(residual: np.ndarray, squares: np.ndarray, typical_share: float) -> np.ndarray:
+    """Weights of standardised columns, of which ``residual`` is noise and whose variances were ``squares``."""
+    noise = residual * squares
+    typical = float(np.median(noise[noise > 0])) if (noise > 0).any() else 1.0
+    weights = np.sqrt(squares / np.maximum(noise + typical_share * typical, 1e-9 * typical))
+    return weights / max(float(np.median(weights)), 1e-12)
 
 
 def _leading(matrix, regressors, offsets, weights, number, rng):

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from diffbio_sc.numerics.pileup import pileup
 from diffbio_sc.numerics.poisson_tail import log_survival_scalar
 
 __all__ = [
@@ -111,46 +112,19 @@ class Background(NamedTuple):
         )
 
 
-@njit(cache=True, nogil=True)
-def _pile_up(start, end, length):
-    n = len(start)
-    ends = np.empty(2 * n + 1, np.int32)
-    values = np.empty(2 * n + 1, np.float32)
-    runs, i, j, height, position = 0, 0, 0, 0, 0
-    while j < n:
-        following = min(start[i], end[j]) if i < n else end[j]
-        following = min(max(following, 0), length)
-        if following > position:
-            ends[runs] = following
-            values[runs] = height
-            runs += 1
-            position = following
-        while i < n and start[i] <= following:
-            i += 1
-            height += 1
-        while j < n and end[j] <= following:
-            j += 1
-            height -= 1
-        if following >= length:
-            break
-    if position < length:
-        ends[runs] = length
-        values[runs] = 0.0
-        runs += 1
-    return ends[:runs].copy(), values[:runs].copy()
-
-
 def pile_up(start: np.ndarray, end: np.ndarray, length: int) -> Runs:
     """Number of intervals over each base pair of a sequence.
 
     Parameters
     ----------
     start, end
-        Intervals, half-open, starts sorted; what lies beyond the sequence is cut off.
+        Intervals, half-open, from 0 on; what lies beyond the sequence is cut off.
     length
         Length of the sequence.
     """
-    return Runs(*_pile_up(start, np.sort(end), length))
+    inside = start < length
+    runs = pileup(start[inside], np.minimum(end[inside], length), size=length)
+    return Runs(runs.end, runs.value.astype(np.float32))
 
 
 @njit(cache=True, nogil=True)
@@ -177,12 +151,11 @@ def _cut_background(sites, low, high, scales, floor, length):
                 following = min(following, sites[first[k]] - low[k])
             if last[k] < n:
                 following = min(following, sites[last[k]] + high[k])
-        if runs and values[runs - 1] == level:
-            ends[runs - 1] = following
-        else:
-            ends[runs] = following
-            values[runs] = level
-            runs += 1
+        # A run ends where any window's count changes, even if the largest stays: MACS's summit is the middle one of the
+        # highest runs.
+        ends[runs] = following
+        values[runs] = level
+        runs += 1
         position = following
         for k in range(widths):
             while first[k] < n and sites[first[k]] - low[k] <= position:
@@ -460,6 +433,8 @@ class ChainModel(NamedTuple):
         Cost, in nats, of each change of state.
     log10_p
         A peak's -log10 p at the summit must be at least this.
+    log_odds
+        So must its log-likelihood ratio, in nats.
     """
 
     bin_width: int
@@ -467,6 +442,7 @@ class ChainModel(NamedTuple):
     fold: float
     penalty: float
     log10_p: float
+    log_odds: float = 0.0
 
 
 class ChainPeaks(NamedTuple):
@@ -645,7 +621,7 @@ def _grown(array):
 @njit(cache=True, nogil=True)
 def _call_sequences(
     start, end, bounds, lengths, c_start, c_end, c_bounds, c_both,
-    half, scales, floor, width, fragment_length, fold, penalty, least_p, histogram, smooth_half, plateau,
+    half, scales, floor, width, fragment_length, fold, penalty, least_p, least_odds, histogram, smooth_half, plateau,
 ):  # fmt: skip
     """Peaks of sequences; see :func:`call_chain_peaks`."""
     widest = 0
@@ -710,7 +686,7 @@ def _call_sequences(
             good = _describe(
                 start, end, first, last, longest, c_start, c_end, c_first, c_last, c_longest, c_both, half, scales,
                 floor, width, fragment_length, log_fold, fold, left, right, length, pad, smooth_half, plateau,
-                least_p, rows[found],
+                least_p, least_odds, rows[found],
             )  # fmt: skip
             if good:
                 rows[found, 0] = q
@@ -729,7 +705,8 @@ def _call_sequences(
 @njit(cache=True, nogil=True)
 def _describe(
     start, end, first, last, longest, c_start, c_end, c_first, c_last, c_longest, c_both, half, scales,
-    floor, width, fragment_length, log_fold, fold, left, right, length, pad, smooth_half, plateau, least_p, row,
+    floor, width, fragment_length, log_fold, fold, left, right, length, pad, smooth_half, plateau, least_p, least_odds,
+    row,
 ):  # fmt: skip
     """Refine the peak [left, right) to base pairs and fill its row; False if it is no peak after all."""
     begin, stop = max(left - max(pad, width), 0), min(right + max(pad, width), length)
@@ -792,11 +769,12 @@ def _describe(
         expected += level[x // width - bin_begin]
     here = level[summit // width - bin_begin]
     log10_p = -log_survival_scalar(height[summit - begin], float(here)) / math.log(10.0)
-    if not log10_p >= least_p:
+    log_odds = (count * log_fold - (fold - 1.0) * expected) / fragment_length
+    if not (log10_p >= least_p and log_odds >= least_odds):
         return False
     row[1], row[2], row[3] = new_left, new_right, summit
     row[4], row[5], row[6] = height[summit - begin], here, log10_p
-    row[7] = (count * log_fold - (fold - 1.0) * expected) / fragment_length
+    row[7] = log_odds
     row[8], row[9] = count / fragment_length, expected / fragment_length
     return True
 
@@ -846,7 +824,8 @@ def call_chain_peaks(
         treatment[0], treatment[1], np.asarray(treatment[2], np.int64), np.asarray(lengths, np.int64),
         control[0], control[1], np.asarray(control[2], np.int64), control_fragments,
         half, scales, np.float32(max(background.floor, 1e-9)), width, float(model.fragment_length), float(model.fold),
-        float(model.penalty), float(model.log10_p), histogram.counts, int(round(_SMOOTH)), _PLATEAU,
+        float(model.penalty), float(model.log10_p), float(model.log_odds), histogram.counts,
+        int(round(_SMOOTH)), _PLATEAU,
     )  # fmt: skip
     whole = rows[:, :4].astype(np.int64)
     return ChainPeaks(*whole.T, *(np.ascontiguousarray(column) for column in rows[:, 4:].T))

@@ -13,6 +13,7 @@ from diffbio_sc._anndata.matrix import Dask
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._logging import logger
+from diffbio_sc.io._anndata_fragments import cell_labels, fragments_of, holds_fragments
 from diffbio_sc.io._interval_kernels import group_rows
 from diffbio_sc.io._intervals import Intervals
 from diffbio_sc.pp._coverage import label_mapping, row_codes
@@ -29,7 +30,7 @@ def pseudobulk(source: Intervals, *, groupby: Mapping[str, str] | pd.Series) -> 
 @overload
 def pseudobulk(
     source: AnnData, *, groupby: str, layer: str | None = None, axis: Literal["var", "obs"] | None = None
-) -> AnnData: ...
+) -> AnnData | dict[str, Intervals]: ...
 
 
 def pseudobulk(
@@ -44,7 +45,8 @@ def pseudobulk(
     Parameters
     ----------
     source
-        An AnnData of raw counts with a genome axis (cells by bins or bins by cells), or fragments with barcodes.
+        An AnnData of raw counts with a genome axis (cells by bins or bins by cells), or fragments with barcodes. An
+        AnnData without such an axis but with fragments of SnapATAC2, ``.obsm["fragment_paired"]``, stands for these.
     groupby
         For an AnnData the column of its cells that holds the label; for fragments a mapping from barcode to label, such
         as ``adata.obs["cell_type"]``. Cells without a label are left out.
@@ -87,6 +89,8 @@ def pseudobulk(
         return _split_fragments(source, groupby)
     if not isinstance(groupby, str):
         raise TypeError(f"groupby must name a column of the cells of an AnnData, found {type(groupby).__name__}.")
+    if layer is None and holds_fragments(source):
+        return _split_fragments(fragments_of(source), cell_labels(source, groupby))
     return _sum_cells(source, groupby, layer, axis)
 
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from diffbio_sc._anndata import make_record
 from diffbio_sc._anndata.fitted_models import (
     check_key,
@@ -90,5 +92,12 @@ def multiomics_encode(
     record = make_record(params, model.record.get("report", {}), n_cells=mdata.n_obs)
     if copy:
         mdata = mdata.copy()
-    write_embedding(mdata, model.modalities, encoding, {**record, "model": model.record["model"]}, key_added=key_added)
+    write_embedding(
+        mdata,
+        model.modalities,
+        encoding,
+        {**record, "model": model.record["model"]},
+        lengths=np.asarray(model.operator.axis_lengths[...]),
+        key_added=key_added,
+    )
     return mdata if copy else None

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FUSIONS = ("poe", "moe", "mean")
 MODALITY_WEIGHTS = ("equal", "learnable", "gradnorm")
-_MANY_CELLS = 2000
+_MANY_CELLS = 1000
 _MANY_FEATURES, _SAMPLED = 20_000, 2048  # above the first the multinomial of peaks is estimated from the second
 _SUBSET_RATE = 0.3
 
@@ -62,7 +62,7 @@ def multiomics_vae(
         ``"bernoulli"`` (accessible or not), ``"protein_mixture"`` (background and foreground) and ``"gaussian"``
         (normalised values).
     n_latent
-        Latent dimensions; default 20 below 2,000 cells, else 30, but not more than half of the cells or the features.
+        Latent dimensions; default 20 below 1,000 cells, else 30, but not more than half of the cells or the features.
     fusion
         ``"poe"`` (product of experts), ``"moe"`` (mixture of experts) or ``"mean"``.
     modality_weights
@@ -88,9 +88,10 @@ def multiomics_vae(
     None, or the copy, with these fields (for the default ``key_added``):
 
     `.obsm["X_multiomics_vae"]` : float32 (cells × latent)
-        Posterior mean.
+        Posterior mean. Each axis is stretched, by the cube root of how precisely a cell with all modalities is known
+        along it, so that neighbours are found by what the data tell clearly.
     `.obsm["X_multiomics_vae_var"]` : float32 (cells × latent)
-        Posterior variance.
+        Posterior variance, on the same axes.
     `.obs["multiomics_vae_weight_<modality>"]` : float32
         Share of each modality in the embedding of the cell, 0 where it is missing; the prior has the rest.
     `mdata[<modality>].obsm["X_multiomics_vae"]` : float32
@@ -187,7 +188,8 @@ def multiomics_vae(
     )
     if copy:
         mdata = mdata.copy()
-    write_embedding(mdata, read.names, encoding, record, key_added=key_added)
+    lengths = np.asarray(operator.axis_lengths[...])
+    write_embedding(mdata, read.names, encoding, record, lengths=lengths, key_added=key_added)
     return mdata if copy else None
 
 

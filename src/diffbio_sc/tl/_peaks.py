@@ -65,7 +65,8 @@ def peaks(
     data
         An AnnData of raw counts with bins along the axis whose table has ``chrom``, ``start`` and ``end`` (either
         one); or fragments or reads of :mod:`diffbio_sc.io`, or a file of them, which are worked through one chromosome
-        after the other; or several of these, by name of the sample.
+        after the other; or several of these, by name of the sample. An AnnData without bins but with fragments of
+        SnapATAC2, ``.obsm["fragment_paired"]``, is taken as those fragments.
     groupby
         Pool before calling. Of an AnnData the column with the label of each cell (or sample): one set of peaks a label
         rather than a row. Of fragments with barcodes a mapping from barcode to label, such as
@@ -170,6 +171,12 @@ def peaks(
     if hasattr(data, "obs_names"):
         if hasattr(data, "mod"):
             raise TypeError("data must be an AnnData, found a MuData; pass the modality: mdata['atac'].")
+        from diffbio_sc.io._anndata_fragments import cell_labels, fragments_of, holds_fragments
+
+        if layer is None and holds_fragments(data):
+            groupby = cell_labels(data, groupby) if isinstance(groupby, str) else groupby
+            data = fragments_of(data)
+    if hasattr(data, "obs_names"):
         if mode == "macs":
             raise ValueError("mode='macs' needs fragments or reads at base pairs, not counts in bins; pass the file.")
         from diffbio_sc.tl._bin_peaks import BinSettings

@@ -34,9 +34,9 @@ TABLE_COLUMNS = (
 )  # fmt: skip
 
 NARROW_WINDOWS = (1000, 10_000)
-NARROW_PENALTY, NARROW_FOLDS = 2.5, (4.0, 6.0)
+NARROW_PENALTY, NARROW_FIRST_FOLD, NARROW_FOLDS = 2.5, 3.0, (2.0, 6.0)
 BROAD_PENALTY, BROAD_FOLD, BROAD_LEVEL_WINDOW = 60.0, 5.0, 2000
-LEAST_LOG10_P = 3.0
+LEAST_LOG10_P, LEAST_LOG_ODDS = 2.0, 5.5
 _TYPICAL_LENGTH = 200  # of fragments, where the reads do not tell
 _BREADTH_WIDTH = 500  # base pairs a bin
 BREADTH_LIMIT = 20.0  # counts of those bins are cut at this multiple of their mean
@@ -300,12 +300,13 @@ def _chain(
 
 def _narrow(sample, source, with_control, genome, total, settings) -> pd.DataFrame:
     background = _background(sample, source, with_control, genome, total, NARROW_WINDOWS)
-    low, high = NARROW_FOLDS
-    model = ChainModel(settings.bin_size, sample.mean_length, low, NARROW_PENALTY, LEAST_LOG10_P)
+    model = ChainModel(
+        settings.bin_size, sample.mean_length, NARROW_FIRST_FOLD, NARROW_PENALTY, LEAST_LOG10_P, LEAST_LOG_ODDS
+    )
     peaks, log10_q = _chain(sample, source, model, background, genome, settings.qvalue)
     # The fold of the model follows the data: half of the mean enrichment of the peaks.
-    fold = float(np.clip(0.5 * peaks.fragments.sum() / max(peaks.expected.sum(), 1e-9), low, high))
-    if len(peaks.start) and fold > low:
+    fold = float(np.clip(0.5 * peaks.fragments.sum() / max(peaks.expected.sum(), 1e-9), *NARROW_FOLDS))
+    if len(peaks.start):
         peaks, log10_q = _chain(sample, source, model._replace(fold=fold), background, genome, settings.qvalue)
     return make_table(sample.chromosomes, peaks.sequence, peaks, log10_q, settings.prefix)
 
@@ -317,7 +318,7 @@ def _broad(sample, source, with_control, genome, total, sequences, settings) -> 
         level = robust_level(sequences, max(BROAD_LEVEL_WINDOW // _BREADTH_WIDTH, 1)) if sequences else 0.0
         floor = level * sample.mean_length / _BREADTH_WIDTH
         background = Background((), (), floor if floor > 0 else background.floor)
-    model = ChainModel(settings.bin_size, sample.mean_length, BROAD_FOLD, BROAD_PENALTY, LEAST_LOG10_P)
+    model = ChainModel(settings.bin_size, sample.mean_length, BROAD_FOLD, BROAD_PENALTY, LEAST_LOG10_P, LEAST_LOG_ODDS)
     peaks, log10_q = _chain(sample, source, model, background, genome, settings.qvalue)
     return make_table(sample.chromosomes, peaks.sequence, peaks, log10_q, settings.prefix)
 

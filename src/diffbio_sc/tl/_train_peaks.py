@@ -109,10 +109,10 @@ def train_peaks(
     ]
     seed = int(np.random.default_rng(rng).integers(2**31))
     caller = DifferentiablePeakCaller(config, rngs=nnx.Rngs(seed))
-    stacked = _stack(tracks)
-    initial, before = nnx.state(nnx.clone(caller)), _label_errors(caller, stacked)
+    initial, before = nnx.state(nnx.clone(caller)), _label_errors(caller, tracks)
+    stacked = _stack(tracks, caller)
     report = caller.fit(stacked, steps=steps, learning_rate=learning_rate, network=network, rng=seed)
-    after = _label_errors(caller, stacked)
+    after = _label_errors(caller, tracks)
     if after > before:
         # The likelihood of the labels rose and the best path got worse: labels that the model cannot tell apart.
         nnx.update(caller, initial)
@@ -200,27 +200,43 @@ def _tracks(adata, genome, labels, layer, control, width, allow_fractional) -> l
     return tracks
 
 
-def _label_errors(caller: DifferentiablePeakCaller, data: dict[str, np.ndarray]) -> int:
+def _by_length(tracks: list[_Track]) -> list[tuple[list[int], dict[str, np.ndarray]]]:
+    """Tracks of equal length together, as the caller takes them: their numbers, signals and controls."""
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for number, track in enumerate(tracks):
+        groups.setdefault((len(track.counts), track.control is None), []).append(number)
+    result = []
+    for (_, without), numbers in groups.items():
+        data = {"signal": np.stack([tracks[number].counts for number in numbers]).astype(np.float32)}
+        if not without:
+            data["control"] = np.stack([tracks[number].control for number in numbers]).astype(np.float32)  # type: ignore[misc]
+        result.append((numbers, data))
+    return result
+
+
+def _label_errors(caller: DifferentiablePeakCaller, tracks: list[_Track]) -> int:
     """Labels that the hard calls contradict."""
-    number = 0
-    for row, found in enumerate(caller.segments({name: data[name] for name in ("signal", "control") if name in data})):
-        first, last = found[:, 0], found[:, 1] - 1
-        for kind, start, end in zip(*(data[f"region_{part}"][row] for part in ("kind", "start", "end")), strict=True):
-            overlaps = bool(((first < end) & (last >= start)).any())
-            begins = int(((first >= start) & (first < end)).sum())
-            stops = int(((last >= start) & (last < end)).sum())
-            good = (not overlaps, overlaps, begins == 1, stops == 1)
-            number += int(kind >= 0 and not good[kind])
-    return number
+    errors = 0
+    for numbers, data in _by_length(tracks):
+        for number, found in zip(numbers, caller.segments(data), strict=True):
+            track, first, last = tracks[number], found[:, 0], found[:, 1] - 1
+            for kind, start, end in zip(track.kind, track.start, track.end, strict=True):
+                overlaps = bool(((first < end) & (last >= start)).any())
+                begins = int(((first >= start) & (first < end)).sum())
+                stops = int(((last >= start) & (last < end)).sum())
+                errors += not (not overlaps, overlaps, begins == 1, stops == 1)[kind]
+    return errors
 
 
-def _stack(tracks: list[_Track]) -> dict[str, np.ndarray]:
-    """Rows of equal length: shorter ones go on with themselves again, which keeps the levels of the background."""
+def _stack(tracks: list[_Track], caller: DifferentiablePeakCaller) -> dict[str, np.ndarray]:
+    """Rows of equal length: shorter tracks go on with themselves again, each with the background of its own length."""
     length, regions = max(len(track.counts) for track in tracks), max(len(track.kind) for track in tracks)
-    data = {"signal": np.stack([np.resize(track.counts, length) for track in tracks])}
-    controls = [track.control for track in tracks]
-    if all(control is not None for control in controls):
-        data["control"] = np.stack([np.resize(control, length) for control in controls if control is not None])
+    data = {"signal": np.stack([np.resize(track.counts, length) for track in tracks]).astype(np.float32)}
+    # Windows would reach from the end of a track into its copy: calls would be other than those of the track alone.
+    data["background"] = np.empty_like(data["signal"])
+    for numbers, group in _by_length(tracks):
+        for number, row in zip(numbers, np.asarray(caller(group)["peak_background"]), strict=True):
+            data["background"][number] = np.resize(row, length)
     for name, fill in (("kind", -1), ("start", 0), ("end", 1)):
         values = np.full((len(tracks), regions), fill, np.int32)
         for row, track in enumerate(tracks):

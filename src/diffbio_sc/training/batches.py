@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 WEIGHT_KEY = "sample_weight"
+TRAINING_KEY = "is_training"
 
 
 class SampleSet(NamedTuple):
@@ -98,9 +99,9 @@ def place_samples(
     return samples, shared
 
 
-def padded_index(rows: np.ndarray, *, sharding: jax.sharding.Sharding) -> Int[Array, " bucket"]:
-    """Put an index of samples on the device, padded to its bucket."""
-    index = np.zeros(bucket_size(len(rows)), np.int32)
+def padded_index(rows: np.ndarray, *, bucket: int = 0, sharding: jax.sharding.Sharding) -> Int[Array, " bucket"]:
+    """Put an index of samples on the device, padded to its bucket or to the larger one given."""
+    index = np.zeros(max(bucket, bucket_size(len(rows))), np.int32)
     index[: len(rows)] = rows
     return jax.device_put(index, sharding)
 

@@ -17,7 +17,9 @@ initial state, exactly 0 until trained; the denoiser (a variational autoencoder 
 et al. 2019, Nature Communications 10:4576) multiplies a Gaussian smoother by such a difference.
 
 Weak labels (Hocking et al. 2017, Bioinformatics 33:491) say of a region that it holds no peak, a peak, one peak start
-or one peak end. Their probability under the posterior chain is exact, by counting starts along with the state.
+or one peak end. Their probability under the posterior chain is exact, by counting starts along with the state. Experts
+err and some regions fit no setting, so that a label is taken to be wrong with a small probability: without it a single
+one of those, of which the likelihood is as good as 0, outweighs the many that a setting explains.
 """
 
 from __future__ import annotations
@@ -97,6 +99,8 @@ class PeakCallerConfig(OperatorConfig):
         The same with a control.
     level_window
         Width in base pairs of the windows whose mixture gives the background of broad marks.
+    label_noise
+        Share of weak labels taken to be wrong, so that a label that nothing can satisfy does not decide the rest.
     """
 
     num_filters: int = 32
@@ -119,6 +123,7 @@ class PeakCallerConfig(OperatorConfig):
     background_windows: tuple[int, ...] = (10_000,)
     control_windows: tuple[int, ...] = (250, 1_000, 10_000)
     level_window: int = 2_000
+    label_noise: float = 0.05
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, if a value is not allowed."""
@@ -132,6 +137,7 @@ class PeakCallerConfig(OperatorConfig):
         self.require_one_of("mode", _MODES)
         self.require_positive("fold")
         self.require("fold", self.fold > 1, "a number above 1")
+        self.require("label_noise", 0 <= self.label_noise < 0.5, "a number from 0 to below 0.5")
 
 
 class CallerSettings(NamedTuple):
@@ -218,6 +224,12 @@ class DifferentiablePeakCaller(Operator):
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Return ``peak_scores``, ``peak_calls``, ``peak_boundaries``, ``peak_logits`` and ``peak_background``."""
+        result = self._run(DifferentiablePeakCaller._outputs, data)
+        if jnp.ndim(data["signal"]) == 1:
+            result = jax.tree.map(lambda array: array[0], result)
+        return result
+
+    def _outputs(self, data: Mapping[str, Any]) -> dict[str, Any]:
         tracks = self._tracks(data)
         denoised = None if self.denoiser is None else self.denoiser(tracks.reads)
         chain, evidence = self._posterior(tracks, None if denoised is None else denoised.rate)
@@ -232,8 +244,6 @@ class DifferentiablePeakCaller(Operator):
         if denoised is not None:
             result["denoised_signal"] = unit * denoised.rate
             result["elbo_loss"] = _elbo_loss(tracks.reads, denoised)
-        if jnp.ndim(data["signal"]) == 1:
-            result = jax.tree.map(lambda array: array[0], result)
         return result
 
     def segments(self, data: Mapping[str, Any]) -> list[np.ndarray]:
@@ -250,10 +260,7 @@ class DifferentiablePeakCaller(Operator):
         are left out.
         """
         self.check_keys(data)
-        tracks = self._tracks(data)
-        rate = None if self.denoiser is None else self.denoiser(tracks.reads).rate
-        evidence = self._evidence(tracks, rate)
-        margin = np.asarray(margins(evidence.log_odds, evidence.enter, evidence.leave))
+        margin = np.asarray(self._run(DifferentiablePeakCaller._margins, data))
         called = margin > float(self.threshold_logit[...])
         edges = np.diff(np.pad(called.astype(np.int8), ((0, 0), (1, 1))), axis=1)
         found = []
@@ -286,7 +293,8 @@ class DifferentiablePeakCaller(Operator):
           unlabelled.
         - ``region_kind`` (batch, regions), integers that index :data:`REGION_KINDS` and -1 for none, with
           ``region_start`` and ``region_end``, half-open positions: minus the log-probability of the weak labels, a
-          region, and a normal prior that draws the scalar parameters to their initial values.
+          region, of which a share ``config.label_noise`` is wrong, and a normal prior that draws the scalar parameters
+          to their initial values.
         - Neither: count splitting. The reads are thinned into two halves, independent if they are Poisson, and the
           peaks of one predict the counts of the other; Poisson deviance a position. The signal must be integer counts
           of reads, each counted once.
@@ -366,9 +374,7 @@ class DifferentiablePeakCaller(Operator):
         network = "labels" in arrays if network is None else network
         trained: DifferentiablePeakCaller = self
         if not network and self.correction is not None and self.correction.is_zero():
-            # The same operator without a network that adds exactly nothing, at a fraction of the time.
-            trained = nnx.clone(self)
-            trained.correction = None
+            trained = self._without_correction()
         settings = {
             "batch_size": None,
             "description": "peak caller",
@@ -380,6 +386,30 @@ class DifferentiablePeakCaller(Operator):
         if trained is not self:
             nnx.update(self, nnx.state(trained))
         return report
+
+    def _margins(self, data: Mapping[str, Any]) -> Float[Array, "batch length"]:
+        tracks = self._tracks(data)
+        rate = None if self.denoiser is None else self.denoiser(tracks.reads).rate
+        evidence = self._evidence(tracks, rate)
+        return margins(evidence.log_odds, evidence.enter, evidence.leave)
+
+    def _run(self, method: Callable[[Any, Mapping[str, Any]], Any], data: Mapping[str, Any]) -> Any:
+        """Apply a method to the tracks, compiled as one unless that happens already further out."""
+        names = [*self.required_keys, *(name for name in self.optional_keys if data.get(name) is not None)]
+        arrays = {name: data[name] for name in names}
+        graph, state = nnx.split(self)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, arrays))):
+            return method(self, arrays)
+        self._tracks(arrays)  # refuses bad values, which compiled code cannot see
+        if self.correction is not None and self.correction.is_zero():
+            graph, state = nnx.split(self._without_correction())
+        return _compiled(method, graph, state, arrays)
+
+    def _without_correction(self) -> DifferentiablePeakCaller:
+        """The same operator without a network that adds exactly nothing, at a fraction of the time."""
+        plain = nnx.clone(self)
+        plain.correction = None
+        return plain
 
     def _tracks(self, data) -> _Tracks:
         signal = as_float_array(data, "signal", (1, 2))
@@ -493,6 +523,10 @@ class DifferentiablePeakCaller(Operator):
         found = region_probability(chain, row, begin, size, kind == REGION_KINDS.index("peakEnd"), longest)
         some = _log_one_minus_exp(found.empty)
         log_probability = jnp.select([kind == 0, kind == 1], [found.empty, some], found.one)
+        noise = self.config.label_noise
+        if noise > 0:
+            # What the expert says is p with probability 1 - noise, and its opposite otherwise.
+            log_probability = jnp.logaddexp(math.log1p(-2.0 * noise) + log_probability, math.log(noise))
         number = jnp.maximum(labelled.sum(), 1)
         return (self._prior() - jnp.where(labelled, log_probability, 0.0).sum()) / number
 
@@ -524,6 +558,11 @@ class DifferentiablePeakCaller(Operator):
         enriched = 1.0 + jnp.exp(self.log_excess[...]) * jax.nn.sigmoid(chain.logits)
         mean = jnp.exp(evidence.log_background) * enriched
         return _poisson_deviance(second.reads, mean).mean()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compiled(method, graph, state, data):
+    return method(nnx.merge(graph, state), data)
 
 
 class _Tracks(NamedTuple):
@@ -659,7 +698,7 @@ class PoissonDenoiser(nnx.Module):
             "mean_kernel": _normal(rngs, (hidden, latent), 1.0 / hidden),
             "mean_bias": _normal(rngs, (latent,), 0.01),
             "log_variance_kernel": _normal(rngs, (hidden, latent), 0.01 / hidden),
-            "log_variance_bias": jnp.full(latent, -2.0),
+            "log_variance_bias": jnp.full(latent, -2.0, float),
             "decoder_kernel": _normal(rngs, (latent, hidden), 2.0 / latent),
             "decoder_bias": _normal(rngs, (hidden,), 0.01),
             "output_kernel": _normal(rngs, (hidden, window), 0.1 / hidden),

@@ -1,0 +1,58 @@
+"""Adam on vectors is Adam on trees, with rates by path."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffbio_sc.training.optimizers import Adam, adam_step
+from diffbio_sc.training.vectors import Layout, piecewise
+
+TREE = {"decoder": {"slopes": (3, 2), "bias": (2,)}, "encoder": {"kernel": (4,)}, "scale": ()}
+
+
+def random_tree(seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+        TREE,
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
+    )
+
+
+def test_vectors_and_trees_are_the_same():
+    tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.float32(7.0), "c": jnp.arange(4, dtype=jnp.bfloat16)}
+    layout = Layout.of(tree)
+    for library in (np, jnp):
+        vectors = layout.join(tree, library=library)
+        assert {name: vector.shape for name, vector in vectors.items()} == {"float32": (7,), "bfloat16": (4,)}
+        jax.tree.map(np.testing.assert_array_equal, layout.split(vectors), tree)
+
+
+def test_piecewise_vectors():
+    values = jnp.array([2.0, 3.0, 5.0])
+    np.testing.assert_array_equal(piecewise([2, 1, 3, 1], [0, 2, 2, 1], values), [2, 2, 5, 5, 5, 5, 3])
+    assert piecewise([2, 3], [1, 1], values) == 3
+
+
+@pytest.mark.parametrize("factors", [(), (("encoder", 0.1), ("decoder/slopes", 3.0))])
+def test_adam_is_that_of_optax_with_a_rate_for_each_part(factors):
+    tree, adam = random_tree(0), Adam(0.05, factors, 1e-6)
+    rates = {"encoder/kernel": 0.1, "decoder/slopes": 3.0} if factors else {}
+    layout, vectors, state = Layout.of(tree), Layout.of(tree).join(tree, library=jnp), adam.init(tree)
+    reference = optax.adam(0.05, eps=1e-6)
+    expected, expected_state = tree, reference.init(tree)
+    factor = jax.tree_util.tree_map_with_path(lambda path, _: rates.get("/".join(step.key for step in path), 1.0), tree)
+    for number in range(5):
+        slopes = random_tree(number + 1)
+        change, expected_state = reference.update(slopes, expected_state)
+        expected = jax.tree.map(lambda old, new, by: old + by * new, expected, change, factor)
+        gradient = layout.join(slopes, library=jnp)
+        options = (layout, adam.parts(tree), adam.epsilon)
+        vectors, state = adam_step(vectors, gradient, state, *options, jnp.bool_(True))
+        skipped, same = adam_step(vectors, gradient, state, *options, jnp.bool_(False))
+        jax.tree.map(np.testing.assert_array_equal, (skipped, same), (vectors, state))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), layout.split(vectors), expected)
