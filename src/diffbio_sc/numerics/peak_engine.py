@@ -7,7 +7,7 @@ on the CPU that ask for no gradient. Sums run in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numba
@@ -126,18 +126,23 @@ def robust_level(sequences: Sequence[np.ndarray], width: int) -> float:
     return _lower_mean(used, max(float(mean_filled), 1e-3)) / width
 
 
-def breadth(sequences: Sequence[np.ndarray], bin_width: float) -> float:
+def breadth(sequences: Sequence[np.ndarray], bin_width: float, *, limit: float = np.inf) -> float:
     """Covariance of counts 5 kb apart over that of counts 500 bp apart, over all sequences of one sample.
 
-    The twin of :func:`diffbio_sc.numerics.local_background.breadth`.
+    Counts are cut at ``limit``. The twin of :func:`diffbio_sc.numerics.local_background.breadth`.
     """
     short, long = max(round(SHORT_LAG / bin_width), 1), max(round(LONG_LAG / bin_width), 1)
     parts = [part for part in map(_as_line, sequences) if len(part) >= 2 * long]
     if not parts or short == long:
         return 0.0
-    mean = sum(part.sum(dtype=np.float64) for part in parts) / sum(map(len, parts))
-    near = sum(_lagged_products(part, short, mean) for part in parts) / sum(len(part) - short for part in parts)
-    far = sum(_lagged_products(part, long, mean) for part in parts) / sum(len(part) - long for part in parts)
+
+    def total(function: Callable[[np.ndarray], float]) -> float:
+        # One sequence is copied at a time.
+        return sum(function(part if np.isinf(limit) else np.minimum(part, limit)) for part in parts)
+
+    mean = total(lambda part: part.sum(dtype=np.float64)) / sum(map(len, parts))
+    near = total(lambda part: _lagged_products(part, short, mean)) / sum(len(part) - short for part in parts)
+    far = total(lambda part: _lagged_products(part, long, mean)) / sum(len(part) - long for part in parts)
     return float(far / near) if near > 1e-6 * mean**2 else 0.0
 
 

@@ -35,6 +35,7 @@ TABLE_COLUMNS = (
 
 NARROW_WINDOWS = (1000, 10_000)
 NARROW_PENALTY, NARROW_FIRST_FOLD, NARROW_FOLDS = 2.5, 3.0, (2.0, 6.0)
+ENRICHMENT_INTERVALS = 5_000_000  # from which the enrichment is measured, at least
 BROAD_PENALTY, BROAD_FOLD, BROAD_LEVEL_WINDOW = 60.0, 5.0, 2000
 LEAST_LOG10_P, LEAST_LOG_ODDS = 2.0, 5.5
 _TYPICAL_LENGTH = 200  # of fragments, where the reads do not tell
@@ -158,6 +159,7 @@ def stream_peaks(
     if broad:
         table = _broad(sample, background_sample, control is not None, genome, total, sequences, settings)
     else:
+        del sequences
         table = _narrow(sample, background_sample, control is not None, genome, total, settings)
     logger.info(f"{treatment.name}: {len(table)} peaks.")
     return table
@@ -257,7 +259,7 @@ def robust_breadth(sequences: Sequence[np.ndarray], width: float) -> float:
     if not number:
         return 0.0
     limit = BREADTH_LIMIT * max(sum(float(part.sum(dtype=np.float64)) for part in sequences) / number, 1.0)
-    return breadth([np.minimum(part, limit) for part in sequences], width)
+    return breadth(sequences, width, limit=limit)
 
 
 def _background(
@@ -298,15 +300,32 @@ def _chain(
     return ChainPeaks(*(column[kept] for column in found)), log10_q[kept]
 
 
+def _well_covered(sample: Sample) -> np.ndarray:
+    """Sequences of most intervals, as many as hold 5 million, in their order; all where there are fewer."""
+    number = sample.bounds[:, 1] - sample.bounds[:, 0]
+    order = np.argsort(-number, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(number[order]), ENRICHMENT_INTERVALS)) + 1
+    return np.sort(order[:enough])
+
+
 def _narrow(sample, source, with_control, genome, total, settings) -> pd.DataFrame:
     background = _background(sample, source, with_control, genome, total, NARROW_WINDOWS)
     model = ChainModel(
         settings.bin_size, sample.mean_length, NARROW_FIRST_FOLD, NARROW_PENALTY, LEAST_LOG10_P, LEAST_LOG_ODDS
     )
-    peaks, log10_q = _chain(sample, source, model, background, genome, settings.qvalue)
-    # The fold of the model follows the data: half of the mean enrichment of the peaks.
+    # The fold of the model follows the data: half of the mean enrichment of the peaks. Few chromosomes tell it.
+    first = _well_covered(sample)
+    share = float(sample.lengths[first].sum() / max(sample.lengths.sum(), 1))
+    peaks, log10_q = _chain(
+        sample._replace(bounds=sample.bounds[first], lengths=sample.lengths[first]),
+        source._replace(site_bounds=source.site_bounds[first]),
+        model,
+        background,
+        genome * share,
+        settings.qvalue,
+    )
     fold = float(np.clip(0.5 * peaks.fragments.sum() / max(peaks.expected.sum(), 1e-9), *NARROW_FOLDS))
-    if len(peaks.start):
+    if len(peaks.start) or len(first) < len(sample.lengths):
         peaks, log10_q = _chain(sample, source, model._replace(fold=fold), background, genome, settings.qvalue)
     return make_table(sample.chromosomes, peaks.sequence, peaks, log10_q, settings.prefix)
 
