@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
+
+_MOST_MAPS = 20_000
 
 
 @pytest.fixture(scope="session")
@@ -20,10 +23,20 @@ def data_folder() -> Path:
     return Path(path)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _few_memory_maps():
+    """Drop compiled programs before there are too many: each holds memory maps, and a process may have some 65,000."""
+    yield
+    maps = Path("/proc/self/maps")
+    if "jax" in sys.modules and maps.exists():
+        with maps.open("rb") as lines:
+            number = sum(1 for _ in lines)
+        if number > _MOST_MAPS:
+            sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _close_figures():
     yield
-    import sys
-
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
