@@ -641,11 +641,11 @@ def bound(options) -> None:
 
 
 def scale(options) -> None:
-    print("\n## scale: 100,000 cells x (2,000 genes + 100,000 peaks), sparse, simulated, three epochs\n")
+    print(f"\n## scale: 100,000 cells x (2,000 genes + 100,000 peaks), sparse, simulated; epochs: {options.epochs}\n")
     head(["counts above 0", "GiB of the input", "GiB peak, all", "CPU s", "CPU s an epoch", "NMI of types"])
     with tempfile.TemporaryDirectory() as folder:
         elsewhere(f"make_large({folder!r})")
-        row = elsewhere(f"measure_large({folder!r})")
+        row = elsewhere(f"measure_large({folder!r}, {options.epochs})")
     print(
         f"| {row['counts']:.3g} | {row['size']:.2f} | {row['peak'] / 2**10:.2f} | {row['seconds']:.0f} "
         f"| {row['rate']:.0f} | {row['nmi']:.2f} |",
@@ -678,12 +678,12 @@ def make_large(folder: str, cells: int = 100_000) -> None:
     print(json.dumps({}))
 
 
-def measure_large(folder: str) -> None:
+def measure_large(folder: str, epochs: int) -> None:
     one_core()
     counts = {name: sp.load_npz(f"{folder}/{name}.npz") for name in ("rna", "atac")}
     mdata = md.MuData({name: ad.AnnData(values) for name, values in counts.items()})
     size = sum(values.data.nbytes + values.indices.nbytes + values.indptr.nbytes for values in counts.values())
-    fit = ours(mdata, 0, max_epochs=3)
+    fit = ours(mdata, 0, max_epochs=epochs)
     result = {"peak": peak(), "seconds": fit.seconds, "rate": fit.seconds / max(fit.epochs, 1), "size": size / 2**30}
     from sklearn.cluster import KMeans
     from sklearn.metrics import normalized_mutual_info_score
@@ -693,14 +693,43 @@ def measure_large(folder: str) -> None:
     print(json.dumps({**result, "nmi": nmi, "counts": sum(values.nnz for values in counts.values())}))
 
 
+def compilation(options) -> None:
+    """What XLA compiles for a first fit and embedding, and for further ones of other numbers of cells."""
+    print("\n## compilation: SNARE, three epochs, one process\n")
+    head(["cells", "programs compiled", "s of compilation", "CPU s"])
+    row = elsewhere("measure_compilation((3720, 3800, 3500))")
+    for cells, programs, compiled, seconds in row["fits"]:
+        print(f"| {cells} | {programs} | {compiled:.1f} | {seconds:.1f} |", flush=True)
+
+
+def measure_compilation(numbers: tuple[int, ...]) -> None:
+    import jax
+
+    one_core()
+    compiled: list[float] = []
+
+    def note(name: str, seconds: float, **_) -> None:
+        if name.endswith("backend_compile_duration"):
+            compiled.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    mdata, fits = load("snare"), []
+    for cells in numbers:
+        compiled.clear()
+        fit = ours(mdata[:cells].copy(), 0, max_epochs=3)
+        fits.append((cells, len(compiled), sum(compiled), fit.seconds))
+    print(json.dumps({"fits": fits}))
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    parts = {f.__name__: f for f in (joint, impute, cost, bound, scale)}
+    parts = {f.__name__: f for f in (joint, impute, cost, bound, compilation, scale)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all without")
     parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS), help=", ".join(SETS))
     parser.add_argument("--methods", type=lambda text: text.split(";"), help="beginnings of names, apart by semicolons")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="of scale")
     given = parser.parse_args()
     for part in given.parts or parts:
         parts[part](given)

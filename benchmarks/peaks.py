@@ -29,7 +29,7 @@ THINNED = "H3K4me3_PGP_immune_chunk24"
 READ_LENGTH = 100  # of the labelled sets
 # As mean depth a read counts 100 / 25 = 4 in all; fragment_length is for reads that count 1 in each bin they touch.
 MEAN_DEPTH_LENGTH = READ_LENGTH - 24
-SEEDS = range(5)
+SEEDS = range(*map(int, os.environ.get("SPLITS", "0:5").split(":")))  # of random halves
 MACS3 = os.environ.get("MACS3") or shutil.which("macs3")
 COLUMNS = ["chrom", "start", "end", "name", "score", "strand", "signalValue", "pValue", "qValue", "peak"]
 
