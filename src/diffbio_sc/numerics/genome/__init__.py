@@ -1,0 +1,1 @@
+"""Statistics along a genome: pile-ups, backgrounds, tails, peaks."""
