@@ -7,6 +7,7 @@ from ._multiomics_vae import multiomics_vae
 from ._peaks import peaks
 from ._spatial_genes import spatial_genes
 from ._spatial_patterns import spatial_patterns
+from ._state_enrichment import state_enrichment
 from ._train_peaks import train_peaks
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "peaks",
     "spatial_genes",
     "spatial_patterns",
+    "state_enrichment",
     "train_peaks",
 ]

@@ -1,0 +1,1 @@
+"""Statistics along the genome."""
