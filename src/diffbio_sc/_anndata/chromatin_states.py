@@ -18,7 +18,7 @@ DEFAULT_KEY = "chromatin_states"
 
 
 def stored_name(key: str, name: str) -> str:
-    """Name of a column or matrix of a result: its own, or with the result's key before it if that is not the default."""
+    """Name of a column or matrix of a result: its own, or, if the key is not the default, with the key before it."""
     return name if key == DEFAULT_KEY else f"{key}_{name}"
 
 
@@ -85,8 +85,8 @@ def read_states(
     column = column or stored_name(key, "chromatin_state")
     if column not in table:
         raise KeyError(
-            f"{name}.{side} has no column {column!r}: run diffbio_sc.tl.chromatin_states first, or pass its key_added as "
-            f"key=..., or the column with the states as column=...; columns: {list(map(str, table.columns))}."
+            f"{name}.{side} has no column {column!r}: run diffbio_sc.tl.chromatin_states first, or pass its key_added "
+            f"as key=..., or the column with the states as column=...; columns: {list(map(str, table.columns))}."
         )
     values = table[column]
     if isinstance(values.dtype, pd.CategoricalDtype):

@@ -241,8 +241,8 @@ def _record(params: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any
         )
     if loud.any():
         warnings.warn(
-            f"marks {table[loud]['mark'].tolist()[:10]} are present in more than {_TOO_MANY:.0%} of the bins, which tells "
-            "states little: raise fold_threshold, or lower poisson_threshold.",
+            f"marks {table[loud]['mark'].tolist()[:10]} are present in more than {_TOO_MANY:.0%} of the bins, which "
+            "tells states little: raise fold_threshold, or lower poisson_threshold.",
             UserWarning,
             stacklevel=4,
         )

@@ -1,4 +1,5 @@
 from ._deconvolve import deconvolve
+from ._match_states import match_states
 from ._merge_peaks import merge_peaks
 from ._multiomics_encode import multiomics_encode
 from ._multiomics_impute import multiomics_impute
@@ -12,6 +13,7 @@ from ._train_peaks import train_peaks
 
 __all__ = [
     "deconvolve",
+    "match_states",
     "merge_peaks",
     "multiomics_encode",
     "multiomics_impute",

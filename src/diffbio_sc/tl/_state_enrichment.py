@@ -25,9 +25,11 @@ from diffbio_sc.numerics.genome.enrichment import (
 )
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from anndata import AnnData
 
-Regions = pd.DataFrame | Intervals | str | os.PathLike[str]
+    Regions: TypeAlias = pd.DataFrame | Intervals | str | os.PathLike[str]
 
 _NULLS = ("shift", "bins")
 

@@ -1,10 +1,10 @@
 """Overlap of two features of the genome, against what shifting one along the other gives.
 
 Bins beside each other are alike, so tests that take them as independent find significance everywhere. A circular shift
-of the annotation along its sequence keeps both features' lengths and clusters and breaks what ties them. The overlaps at
-all shifts are one cross-correlation, by Fourier transform; their mean, variance and skewness over all shifts are exact,
-and those of several chromosomes, shifted independently, add up. The tail is that of Pearson's type III distribution with
-these three moments.
+of the annotation along its sequence keeps both features' lengths and clusters and breaks what ties them. The overlaps
+at all shifts are one cross-correlation, by Fourier transform; their mean, variance and skewness over all shifts are
+exact, and those of several chromosomes, shifted independently, add up. The tail is that of Pearson's type III
+distribution with these three moments.
 """
 
 from __future__ import annotations
