@@ -1,1 +1,1 @@
-"""Runs over whole data (genomes, slides, maps) on arrays and intervals: beneath the faces, without AnnData."""
+"""Whole-data runs over blocks of a matrix or intervals of a genome: they know arrays, but no AnnData."""

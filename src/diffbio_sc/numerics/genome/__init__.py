@@ -1,1 +1,1 @@
-"""Statistics along the genome."""
+"""Statistics along a genome: pile-ups, backgrounds, tails, peaks."""
