@@ -13,8 +13,8 @@ from diffbio_sc._anndata.cell_types import read_cell_type_bins
 from diffbio_sc._anndata.matrix import read_counts
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._progress import progress
-from diffbio_sc.io._chrom_sizes import ChromSizes
-from diffbio_sc.io._intervals import Intervals
+from diffbio_sc.genome.chrom_sizes import ChromSizes
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.numerics.genome.binarization import presence_thresholds, smoothed_control
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from diffbio_sc._anndata.cell_types import CellTypeBins
 from diffbio_sc._anndata.chromatin_states import StoredStates, read_states
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._progress import progress
-from diffbio_sc.io._intervals import Intervals, match_chromosomes, name_heads
+from diffbio_sc.genome.intervals import Intervals, match_chromosomes, name_heads
 from diffbio_sc.io._text import open_bytes
 from diffbio_sc.numerics.genome.enrichment import (
     ShiftMoments,
