@@ -23,7 +23,7 @@ class ChromatinStateModel:
     Exact zeros of a loaded model mean "impossible" and stay zero.
     """
 
-    initial: Float[np.ndarray, "states"]
+    initial: Float[np.ndarray, " states"]
     """Probability of each state in the first bin of a sequence."""
     transition: Float[np.ndarray, "states states"]
     """Probability of the next bin's state (column) given this bin's (row)."""
@@ -145,7 +145,9 @@ class ChromatinStateModel:
                 raise ValueError(f"marks {list(wanted)} have no share in states {empty}; keep more marks.")
             emission = emission / total
         parameters = {key: values[:, columns] for key, values in self.emission_parameters.items()}
-        return dataclasses.replace(self, marks=wanted, emission=emission, emission_parameters=parameters)
+        return dataclasses.replace(
+            self, marks=wanted, emission=emission, emission_parameters=parameters, log_likelihood=None
+        )
 
     def reorder(self, order: Sequence[int] | Sequence[str]) -> ChromatinStateModel:
         """Return the model with its states in another order, given as positions or labels; labels move with them.

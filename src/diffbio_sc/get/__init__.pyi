@@ -1,6 +1,8 @@
+from ._chromatin_state_model import chromatin_state_model
 from ._multiomics_vae import multiomics_vae
 from ._peaks import peaks
 from ._proportions import proportions
 from ._spatial_genes import spatial_genes
+from ._state_enrichment import state_enrichment
 
-__all__ = ["multiomics_vae", "peaks", "proportions", "spatial_genes"]
+__all__ = ["chromatin_state_model", "multiomics_vae", "peaks", "proportions", "spatial_genes", "state_enrichment"]

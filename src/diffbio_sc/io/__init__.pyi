@@ -6,9 +6,15 @@ from ._read_bam import read_bam
 from ._read_bed import read_bed
 from ._read_bedgraph import read_bedgraph
 from ._read_bedpe import read_bedpe
+from ._read_chromhmm_binary import read_chromhmm_binary
+from ._read_chromhmm_model import read_chromhmm_model
 from ._read_fragments import read_fragments
 from ._read_intervals import read_intervals
+from ._read_segments import read_segments
 from ._signal import Signal, SignalArrays
+from ._write_chromhmm_binary import write_chromhmm_binary
+from ._write_chromhmm_model import write_chromhmm_model
+from ._write_segments import write_segments
 
 __all__ = [
     "IntervalArrays",
@@ -21,10 +27,16 @@ __all__ = [
     "read_bedpe",
     "read_bigwig",
     "read_chrom_sizes",
+    "read_chromhmm_binary",
+    "read_chromhmm_model",
     "read_fragments",
     "read_intervals",
     "read_narrowpeak",
+    "read_segments",
     "write_bed",
     "write_bigwig",
+    "write_chromhmm_binary",
+    "write_chromhmm_model",
     "write_narrowpeak",
+    "write_segments",
 ]

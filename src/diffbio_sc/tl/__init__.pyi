@@ -1,4 +1,5 @@
 from ._deconvolve import deconvolve
+from ._match_states import match_states
 from ._merge_peaks import merge_peaks
 from ._multiomics_encode import multiomics_encode
 from ._multiomics_impute import multiomics_impute
@@ -7,10 +8,12 @@ from ._multiomics_vae import multiomics_vae
 from ._peaks import peaks
 from ._spatial_genes import spatial_genes
 from ._spatial_patterns import spatial_patterns
+from ._state_enrichment import state_enrichment
 from ._train_peaks import train_peaks
 
 __all__ = [
     "deconvolve",
+    "match_states",
     "merge_peaks",
     "multiomics_encode",
     "multiomics_impute",
@@ -19,5 +22,6 @@ __all__ = [
     "peaks",
     "spatial_genes",
     "spatial_patterns",
+    "state_enrichment",
     "train_peaks",
 ]
