@@ -19,8 +19,8 @@ from scipy.spatial.distance import pdist
 
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
-from diffbio_sc.engines.chromatin_state_search import split_merge
-from diffbio_sc.engines.chromatin_state_starts import CRITERIA, Sample, partition_start, random_start, sample_bins
+from diffbio_sc.numerics.chains.split_merge import split_merge
+from diffbio_sc.numerics.chains.starts import CRITERIA, Sample, partition_start, random_start, sample_bins
 from diffbio_sc.numerics.chains.baum_welch import MarkovModel, Observations, expect, fit, log_likelihoods
 from diffbio_sc.numerics.chains.emissions import Bernoulli, Emission, Gaussian, Multinomial, NegativeBinomial, Poisson
 from diffbio_sc.numerics.chains.scan import forward_backward, viterbi

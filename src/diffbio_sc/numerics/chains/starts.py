@@ -1,4 +1,4 @@
-r"""First models of a chain of chromatin states, from hard partitions of the bins and from chance.
+r"""First models of a hidden Markov chain, from hard partitions of the positions and from chance.
 
 A partition is a tree of yes-or-no questions, whether a mark is high in a bin, grown leaf by leaf. Three measures of the next
 question give three starts of different kind:

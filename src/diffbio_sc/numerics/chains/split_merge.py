@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import xlogy
 
-from diffbio_sc.engines.chromatin_state_starts import Sample
+from diffbio_sc.numerics.chains.starts import Sample
 from diffbio_sc.numerics.chains.baum_welch import MarkovModel, Observations, expect, fit
 from diffbio_sc.numerics.chains.emissions import Emission, Sums
 from diffbio_sc.numerics.chains.statistics import ChainStatistics
