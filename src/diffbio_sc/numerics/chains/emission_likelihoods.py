@@ -1,7 +1,7 @@
 """Log-likelihoods of rows of marks in each state, in JAX: twins of :mod:`diffbio_sc.numerics.chains.emissions`.
 
-Every function takes values (T, M), whether each is known (T, M), and parameters (K, M) on an unbounded scale, and returns
-(T, K). A value that is not known adds nothing and has no gradient.
+Every function takes values (T, M), whether each is known (T, M), and parameters (K, M) on an unbounded scale, and
+returns (T, K). A value that is not known adds nothing and has no gradient.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 r"""Families of emissions of a hidden Markov model over marks that are independent given the state.
 
 Each family is a small frozen object with its parameters, arrays (K, M). It gives the log-likelihood of rows of
-observations in each state, sums sufficient statistics of weighted rows, and makes the family that maximises the expected
-log-likelihood from such sums. Sums of blocks add up, so that a genome is never held as a whole. A missing value is NaN; it
-says nothing, neither here nor there. float64 throughout.
+observations in each state, sums sufficient statistics of weighted rows, and makes the family that maximises the
+expected log-likelihood from such sums. Sums of blocks add up, so that a genome is never held as a whole. A missing
+value is NaN; it says nothing, neither here nor there. float64 throughout.
 
 - Bernoulli: P(x = 1) = p.
 - Poisson: mean m.
 - Negative binomial: mean m and dispersion a, variance m + a m^2; the maximum in a has no closed form, and is found by
   Newton steps on its logarithm from a histogram of each mark's values.
-- Gaussian: mean and variance. The variance has a floor, a small share of the mark's variance over all bins, without which
-  one state would close in on a point mass (signal that is clipped below) and the likelihood be unbounded.
+- Gaussian: mean and variance. The variance has a floor, a small share of the mark's variance over all bins, without
+  which one state would close in on a point mass (signal that is clipped below) and the likelihood be unbounded.
 - Multinomial: of the reads of a bin over marks, shares p that sum to 1 in each state; the bin's total says nothing.
 
 Log-likelihoods leave out no constants, so that families can be compared on the same data.
@@ -67,9 +67,7 @@ class Sums(NamedTuple):
         histogram = tuple(
             _add_longer(mine, theirs) for mine, theirs in zip(self.histogram, other.histogram, strict=True)
         )
-        return Sums(
-            self.weight + other.weight, self.first + other.first, self.second + other.second, histogram
-        )
+        return Sums(self.weight + other.weight, self.first + other.first, self.second + other.second, histogram)
 
     def combine(self, states: np.ndarray) -> Sums:
         """Statistics of new states that are sums of the present ones: ``states`` is (new, K)."""
@@ -105,7 +103,7 @@ class Emission(abc.ABC):
 
     @abc.abstractmethod
     def expected(self, sums: Sums) -> np.ndarray:
-        """Expected log-likelihood (K,) of weighted rows under each state, without the terms that no parameter changes."""
+        """Expected log-likelihood (K,) of weighted rows in each state, but for terms that no parameter changes."""
 
     def sums(self, rows: np.ndarray, weights: np.ndarray) -> Sums:
         """Sufficient statistics of rows (n, M) with a weight in each state (n, K)."""
@@ -185,9 +183,7 @@ class Poisson(Emission):
         mean = np.maximum(self.mean, _SMALLEST_MEAN)
         known = np.isfinite(rows)
         values = np.where(known, rows, 0.0)
-        return (
-            values @ np.log(mean).T - known.astype(np.float64) @ mean.T - gammaln(values + 1.0).sum(1, keepdims=True)
-        )
+        return values @ np.log(mean).T - known.astype(np.float64) @ mean.T - gammaln(values + 1.0).sum(1, keepdims=True)
 
     def maximize(self, sums: Sums) -> Poisson:
         """Return the means at the maximum."""
@@ -379,9 +375,7 @@ FAMILIES: dict[str, type[Emission]] = {
 }
 
 
-def family_from_moments(
-    name: str, mean: np.ndarray, variance: np.ndarray, overall_variance: np.ndarray
-) -> Emission:
+def family_from_moments(name: str, mean: np.ndarray, variance: np.ndarray, overall_variance: np.ndarray) -> Emission:
     """Return a family whose states have these means and variances (K, M), by moments.
 
     Parameters

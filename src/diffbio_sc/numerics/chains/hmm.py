@@ -1,21 +1,21 @@
 r"""Hidden Markov chains in JAX: exact posteriors, log-likelihood with its gradient, most probable paths.
 
-All are plain functions of log-probabilities: initial (K,), transition (K, K) and log-likelihoods (T, K) of the positions in
-each state. A row of the transition need not sum to 1, and the gradients treat all entries as free:
+All are plain functions of log-probabilities: initial (K,), transition (K, K) and log-likelihoods (T, K) of the
+positions in each state. A row of the transition need not sum to 1, and the gradients treat all entries as free:
 
     d log L / d log A_ij = expected transitions i -> j,   d log L / d l_tk = posterior of k at t,
     d log L / d log pi_k = expected starts in k.
 
-They are the statistics of one forward-backward pass, given to JAX as a custom derivative: no tape along the sequence. The
-posterior is the gradient of the log-likelihood, so that its own derivative, a Hessian, is symmetric, and a cotangent g of the
-statistics is pulled back by pushing the tangent g forward through the same pass. So posteriors have exact gradients too, at
-the cost of about three passes. (Derivatives beyond that of a posterior are not defined.)
+They are the statistics of one forward-backward pass, given to JAX as a custom derivative: no tape along the sequence.
+The posterior is the gradient of the log-likelihood, so that its own derivative, a Hessian, is symmetric, and a
+cotangent g of the statistics is pulled back by pushing the tangent g forward through the same pass. So posteriors have
+exact gradients too, at the cost of about three passes. (Derivatives beyond that of a posterior are not defined.)
 
-Several sequences lie one after the other: where ``starts`` is true a new one begins, where ``valid`` is false there is no
-position, only padding. Long sequences are cut into chunks that run side by side. What a chunk needs from its neighbour, the
-message at its border, comes first from a run over the neighbour's last positions, then from the neighbour's own end, pass
-after pass until no border changes: in a chain that forgets the first pass already confirms the guess, in one that does not
-the passes go on, so that the result is exact in either case.
+Several sequences lie one after the other: where ``starts`` is true a new one begins, where ``valid`` is false there is
+no position, only padding. Long sequences are cut into chunks that run side by side. What a chunk needs from its
+neighbour, the message at its border, comes first from a run over the neighbour's last positions, then from the
+neighbour's own end, pass after pass until no border changes: in a chain that forgets the first pass already confirms
+the guess, in one that does not the passes go on, so that the result is exact in either case.
 
 Messages are probabilities scaled to sum 1 at each position, and the logarithms of the scales are summed chunk by chunk:
 float32 stays exact to some 1e-6 over any length. ``K = 2`` is no special case; :mod:`.two_state` is.
@@ -95,7 +95,8 @@ def log_likelihood(
         False where there is no position.
     """
     return _log_likelihood(
-        _Inputs(*map(jnp.asarray, (log_initial, log_transition, log_likelihoods))), *_flags(log_likelihoods, starts, valid)
+        _Inputs(*map(jnp.asarray, (log_initial, log_transition, log_likelihoods))),
+        *_flags(log_likelihoods, starts, valid),
     )
 
 
@@ -114,9 +115,9 @@ def posterior(
 
     temperature
         Paths have probability proportional to exp(log-probability / temperature): 1 is the posterior, toward 0 only the
-        most probable path is left, all of them equally where several are. ``log_likelihood`` is then the logarithm of the
-        sum of the raised probabilities. Below 1 messages are logarithms, since raised probabilities leave the range of
-        floating-point numbers.
+        most probable path is left, all of them equally where several are. ``log_likelihood`` is then the logarithm of
+        the sum of the raised probabilities. Below 1 messages are logarithms, since raised probabilities leave the
+        range of floating-point numbers.
     """
     inputs = _Inputs(*(jnp.asarray(part) / temperature for part in (log_initial, log_transition, log_likelihoods)))
     flags = _flags(log_likelihoods, starts, valid)
@@ -201,8 +202,8 @@ def _expected_forward(logarithmic, inputs, starts, valid):
 def _expected_backward(logarithmic, saved, cotangents):
     inputs, expected, starts, valid = saved
     of_value, of_expected = cotangents
-    # The statistics are the gradient of the log-likelihood: their Jacobian is symmetric, and its transpose itself. Entries
-    # of minus infinity do not move.
+    # The statistics are the gradient of the log-likelihood: their Jacobian is symmetric, and its transpose itself.
+    # Entries of minus infinity do not move.
     tangent = _Inputs(
         *(jnp.where(jnp.isfinite(part), change, 0.0) for part, change in zip(inputs, of_expected, strict=True))
     )
@@ -343,7 +344,10 @@ def _forward_guess(parameters, chunks):
 @_forward_borders.defjvp
 def _(primals, tangents):
     return _settled_tangent(
-        primals, tangents, _forward_borders(*primals), lambda arguments, borders: _forward_pass(*arguments, borders)[2]
+        primals,
+        tangents,
+        _forward_borders(*primals),
+        lambda arguments, borders: _forward_pass(arguments[0], arguments[1], borders)[2],
     )
 
 

@@ -5,15 +5,15 @@ probabilities pi; given its state, marks are independent of each other,
 
     P(x, z) = pi_{z_1} prod_t A_{z_t z_{t+1}} prod_t prod_m P(x_tm | z_t)
 
-with P(x = 1 | k) = p_km for presence (Ernst, Kellis 2010, Nature Biotechnology 28:817; 2012, Nature Methods 9:215), or counts,
-signal and shares (:mod:`diffbio_sc.numerics.chains.emission_likelihoods`). A missing mark adds nothing.
+with P(x = 1 | k) = p_km for presence (Ernst, Kellis 2010, Nature Biotechnology 28:817; 2012, Nature Methods 9:215), or
+counts, signal and shares (:mod:`diffbio_sc.numerics.chains.emission_likelihoods`). A missing mark adds nothing.
 
 The derivative of the log-likelihood by log A is the expected number of transitions, by the log-likelihood of a bin in a
 state its posterior: one exact forward-backward pass is at once the E-step of EM and the gradient
 (:mod:`diffbio_sc.numerics.chains.hmm`). Nothing is taped along the genome.
 
-At a temperature T paths have probability proportional to P(x, z)^{1/T}. Their marginals, ``state_probabilities``, are the
-posterior at T = 1 and the most probable path as T goes to 0; never an average of the numbers of states.
+At a temperature T paths have probability proportional to P(x, z)^{1/T}. Their marginals, ``state_probabilities``, are
+the posterior at T = 1 and the most probable path as T goes to 0; never an average of the numbers of states.
 """
 
 from __future__ import annotations
@@ -94,18 +94,19 @@ class ChromatinStateAnnotator(Operator):
     -----
     Inputs of ``apply``: ``histone_marks`` (length, num_marks) or (batch, length, num_marks), each row of the batch a
     sequence of its own, NaN where missing. Optional: ``mark_mask`` of the same shape, False where missing;
-    ``sequence_start`` (length,) or (batch, length), True where a new sequence begins within a row; ``length`` (batch,), bins
-    of each row, after which there is padding; ``cell_type``, a number, or weights of the cell types (num_cell_types,), for
-    each row of a batch if there is one. Presence must be 0 or 1; a number between is an expected presence, as an upstream
-    network gives, and any other is refused.
+    ``sequence_start`` (length,) or (batch, length), True where a new sequence begins within a row; ``length``
+    (batch,), bins of each row, after which there is padding; ``cell_type``, a number, or weights of the cell types
+    (num_cell_types,), for each row of a batch if there is one. Presence must be 0 or 1; a number between is an
+    expected presence, as an upstream network gives, and any other is refused.
 
     Outputs: ``state_posteriors`` (length, num_states), P(state | all marks); ``state_probabilities``, the same at
-    ``config.temperature``; ``viterbi_path`` (length,), numbers of the states on the most probable path, by back-tracking;
+    ``config.temperature``; ``viterbi_path`` (length,), numbers of the states on the most probable path, by
+    back-tracking;
     ``log_likelihood``, of all bins of a row. Padding has probabilities 0 and state -1.
 
     Parameters are ``initial_logits``, ``transition_logits`` and those of the emissions, read as probabilities by
-    :attr:`initial_distribution`, :attr:`transition_matrix` and :attr:`emission_matrix`. Train with :meth:`fit`, by EM, or
-    with a loss of one's own; whole genomes with :func:`diffbio_sc.tl.chromatin_states`.
+    :attr:`initial_distribution`, :attr:`transition_matrix` and :attr:`emission_matrix`. Train with :meth:`fit`, by EM,
+    or with a loss of one's own; whole genomes with :func:`diffbio_sc.tl.chromatin_states`.
 
     Examples
     --------
@@ -258,16 +259,16 @@ class ChromatinStateAnnotator(Operator):
             found = []
             for criterion in starts.CRITERIA:
                 model = starts.partition_start(sample, self.config.num_states, self.config.emission, criterion, rng)
-                found.append(
-                    baum_welch.fit(observations, model, max_steps=_START_STEPS, tolerance=tolerance * bins)
-                )
+                found.append(baum_welch.fit(observations, model, max_steps=_START_STEPS, tolerance=tolerance * bins))
                 steps += found[-1].steps
             model = max(found, key=lambda one: one.objective).parameters
         else:
             model = self._as_model()
         result = baum_welch.fit(observations, model, max_steps=max_steps, tolerance=tolerance * bins)
         if not np.isfinite(result.objective):
-            raise ValueError("the present parameters cannot make the data: their probability is zero. Use start='data'.")
+            raise ValueError(
+                "the present parameters cannot make the data: their probability is zero. Use start='data'."
+            )
         self._take_model(result.parameters)
         return -result.history / bins, result.converged, steps + result.steps
 
@@ -453,8 +454,8 @@ class ChromatinStateAnnotator(Operator):
             weights = jax.nn.one_hot(weights, self.config.num_cell_types)
         if weights.shape not in ((self.config.num_cell_types,), (*batch, self.config.num_cell_types)):
             raise ValueError(
-                f"data['cell_type'] must be numbers {batch or '()'} or weights ({self.config.num_cell_types},), for each row "
-                f"of a batch if there is one; found shape {weights.shape}."
+                f"data['cell_type'] must be numbers {batch or '()'} or weights ({self.config.num_cell_types},), for each "
+                f"row of a batch if there is one; found shape {weights.shape}."
             )
         return jnp.tensordot(weights.astype(marks.dtype), self.cell_type_shift[...], 1)
 
