@@ -315,12 +315,14 @@ def choose_emission(kinds: MarkKinds, emission: str, adata: AnnData, side: str) 
         return chosen
     if emission == "bernoulli" and not kinds.binary:
         raise ValueError(
-            f"emission='bernoulli' needs values of 0 and 1 (NaN where missing), found {place()}. Make counts binary with "
-            "dbio.pp.binarize, or choose another emission; values are never made binary silently."
+            f"emission='bernoulli' needs values of 0 and 1 (NaN where missing), found {place()}. Make counts "
+            "binary with dbio.pp.binarize, or choose another emission; nothing is made binary silently."
         )
     if emission in ("poisson", "negative_binomial", "multinomial"):
         if kinds.smallest < 0:
-            raise ValueError(f"emission={emission!r} needs counts, found negative values ({kinds.smallest:.6g}).")
+            raise ValueError(
+                f"emission={emission!r} needs counts, found negative values (lowest {kinds.smallest:.6g})."
+            )
         if not kinds.whole:
             raise ValueError(f"emission={emission!r} needs counts, found {place()}; 'gaussian' takes real numbers.")
     if emission == "gaussian" and kinds.binary:

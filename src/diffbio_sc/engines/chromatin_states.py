@@ -295,8 +295,8 @@ def decode(observations: Observations, model: MarkovModel, *, top: int | None = 
         values[number] = found.log_likelihood
         if not np.isfinite(found.log_likelihood):
             raise ValueError(
-                f"the model cannot make sequence {number} ({size} bins): its probability is zero. A transition, start or "
-                "emission of exactly 0 forbids what the data show; give it a small probability instead."
+                f"the model cannot make sequence {number} ({size} bins): its probability is zero. A transition, start "
+                "or emission of exactly 0 forbids what the data show; give it a small probability instead."
             )
         path[offset : offset + size] = viterbi(model.initial, model.transition, source, size)[0]
     return Decoded(state, path, posterior, best, probability, values)

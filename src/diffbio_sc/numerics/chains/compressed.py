@@ -1,9 +1,9 @@
 r"""Expected statistics of a hidden Markov model from compressed sequences of repeating observations, exactly.
 
-A sequence of observation patterns in which few patterns occur often (binary marks along a genome: nine bins of ten hold
-nothing) is compressed by merging frequent neighbours into tokens, as byte-pair encoding does. With M_p = A diag(e_p)
-for a pattern p, and M_v = M_a M_b for the token v that stands for a followed by b, the forward and backward recursions run
-over tokens,
+A sequence of observation patterns in which few patterns occur often (binary marks along a genome: nine bins of ten
+hold nothing) is compressed by merging frequent neighbours into tokens, as byte-pair encoding does. With M_p = A
+diag(e_p) for a pattern p, and M_v = M_a M_b for the token v that stands for a followed by b, the forward and backward
+recursions run over tokens,
 
     alpha_t = alpha_{t-1} M_{v_t},      beta_{t-1} = M_{v_t} beta_t,
 

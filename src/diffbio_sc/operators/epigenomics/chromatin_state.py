@@ -454,8 +454,8 @@ class ChromatinStateAnnotator(Operator):
             weights = jax.nn.one_hot(weights, self.config.num_cell_types)
         if weights.shape not in ((self.config.num_cell_types,), (*batch, self.config.num_cell_types)):
             raise ValueError(
-                f"data['cell_type'] must be numbers {batch or '()'} or weights ({self.config.num_cell_types},), for each "
-                f"row of a batch if there is one; found shape {weights.shape}."
+                f"data['cell_type'] must be numbers {batch or '()'} or weights ({self.config.num_cell_types},), for "
+                f"each row of a batch; found shape {weights.shape}."
             )
         return jnp.tensordot(weights.astype(marks.dtype), self.cell_type_shift[...], 1)
 
