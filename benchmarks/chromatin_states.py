@@ -476,6 +476,9 @@ def _log_posterior(table, index, initial, transition):
             highest = -np.inf
             for i in range(states):
                 highest = max(highest, forward[t - 1, i] + transition[i, j])
+            if highest == -np.inf:
+                forward[t, j] = -np.inf
+                continue
             total = 0.0
             for i in range(states):
                 total += np.exp(forward[t - 1, i] + transition[i, j] - highest)
@@ -490,6 +493,9 @@ def _log_posterior(table, index, initial, transition):
             top = -np.inf
             for j in range(states):
                 top = max(top, transition[i, j] + table[index[t], j] + backward[j])
+            if top == -np.inf:
+                new[i] = -np.inf
+                continue
             total = 0.0
             for j in range(states):
                 total += np.exp(transition[i, j] + table[index[t], j] + backward[j] - top)
