@@ -359,9 +359,14 @@ def test_numbers_of_states_at_both_ends(bins):
 @pytest.mark.parametrize(
     ("change", "options", "error", "message"),
     [
-        (lambda a: a.obs.drop(columns="chrom", inplace=True), {}, KeyError, "expected columns"),
-        (lambda a: a.obs.__setitem__("end", a.obs["end"] + 100), {}, ValueError, "overlapping bins"),
-        (lambda a: a.obs.__setitem__("start", a.obs["end"]), {}, ValueError, "ends that are not after the start"),
+        (lambda a: setattr(a, "obs", a.obs.drop(columns="chrom")), {}, KeyError, "expected columns"),
+        (lambda a: setattr(a, "obs", a.obs.assign(end=a.obs["end"] + 100)), {}, ValueError, "overlapping bins"),
+        (
+            lambda a: setattr(a, "obs", a.obs.assign(start=a.obs["end"])),
+            {},
+            ValueError,
+            "ends that are not after the start",
+        ),
         (lambda a: setattr(a, "var_names", ["x", "x", "y"]), {}, ValueError, "marks .* must be unique"),
         (lambda a: None, {"layer": "no"}, KeyError, "adata.layers has no 'no'"),
         (lambda a: None, {"mask": "no"}, KeyError, "adata.layers has no 'no'"),
