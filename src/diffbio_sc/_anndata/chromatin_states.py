@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_KEY = "chromatin_states"
 
+_MODEL = ("initial", "transition", "emission", "marks")
+
 
 def stored_name(key: str, name: str) -> str:
     """Name of a column or matrix of a result: its own, or, if the key is not the default, with the key before it."""
@@ -141,3 +143,15 @@ def read_posterior(adata: AnnData, key: str, axis: Literal["var", "obs"], n_stat
     kept = states.ravel() >= 0
     posterior[rows[kept], states.ravel()[kept]] = values.ravel()[kept]
     return posterior
+
+
+def read_model_record(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """Entry of ``.uns`` that holds a model, checked to be one."""
+    entries = adata.uns if hasattr(adata, "uns") else {}
+    record = entries.get(key)
+    if not isinstance(record, Mapping) or any(name not in record for name in _MODEL):
+        raise KeyError(
+            f"adata.uns has no model of chromatin states {key!r}: run diffbio_sc.tl.chromatin_states first, or pass "
+            f"its key_added as key=...; keys: {[str(name) for name in entries]}."
+        )
+    return record

@@ -9,6 +9,7 @@ from ._peaks import peaks
 from ._spatial_genes import spatial_genes
 from ._spatial_patterns import spatial_patterns
 from ._state_enrichment import state_enrichment
+from ._state_reproducibility import state_reproducibility
 from ._train_peaks import train_peaks
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "spatial_genes",
     "spatial_patterns",
     "state_enrichment",
+    "state_reproducibility",
     "train_peaks",
 ]

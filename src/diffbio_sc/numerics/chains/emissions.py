@@ -67,9 +67,7 @@ class Sums(NamedTuple):
         histogram = tuple(
             _add_longer(mine, theirs) for mine, theirs in zip(self.histogram, other.histogram, strict=True)
         )
-        return Sums(
-            self.weight + other.weight, self.first + other.first, self.second + other.second, histogram
-        )
+        return Sums(self.weight + other.weight, self.first + other.first, self.second + other.second, histogram)
 
     def __mul__(self, factor: float) -> Sums:  # type: ignore[override]
         """Statistics of the same rows with ``factor`` times the weight."""
@@ -177,9 +175,7 @@ class Poisson(Emission):
         mean = np.maximum(self.mean, _SMALLEST_MEAN)
         known = np.isfinite(rows)
         values = np.where(known, rows, 0.0)
-        return (
-            values @ np.log(mean).T - known.astype(np.float64) @ mean.T - gammaln(values + 1.0).sum(1, keepdims=True)
-        )
+        return values @ np.log(mean).T - known.astype(np.float64) @ mean.T - gammaln(values + 1.0).sum(1, keepdims=True)
 
     def maximize(self, sums: Sums) -> Poisson:
         """Return the means at the maximum."""
@@ -348,9 +344,7 @@ FAMILIES: dict[str, type[Emission]] = {
 }
 
 
-def family_from_moments(
-    name: str, mean: np.ndarray, variance: np.ndarray, overall_variance: np.ndarray
-) -> Emission:
+def family_from_moments(name: str, mean: np.ndarray, variance: np.ndarray, overall_variance: np.ndarray) -> Emission:
     """Return a family whose states have these means and variances (K, M), by moments.
 
     Parameters
