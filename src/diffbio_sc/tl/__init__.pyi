@@ -1,3 +1,4 @@
+from ._chromatin_states import chromatin_states
 from ._deconvolve import deconvolve
 from ._match_states import match_states
 from ._merge_peaks import merge_peaks
@@ -13,6 +14,7 @@ from ._state_reproducibility import state_reproducibility
 from ._train_peaks import train_peaks
 
 __all__ = [
+    "chromatin_states",
     "deconvolve",
     "match_states",
     "merge_peaks",

@@ -23,7 +23,7 @@ import dataclasses
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
-from scipy.special import digamma, gammaln, polygamma
+from scipy.special import digamma, gammaln, polygamma, xlog1py, xlogy
 
 __all__ = [
     "FAMILIES",
@@ -69,10 +69,10 @@ class Sums(NamedTuple):
         )
         return Sums(self.weight + other.weight, self.first + other.first, self.second + other.second, histogram)
 
-    def __mul__(self, factor: float) -> Sums:  # type: ignore[override]
-        """Statistics of the same rows with ``factor`` times the weight."""
-        histogram = tuple(factor * part for part in self.histogram)
-        return Sums(factor * self.weight, factor * self.first, factor * self.second, histogram)
+    def combine(self, states: np.ndarray) -> Sums:
+        """Statistics of new states that are sums of the present ones: ``states`` is (new, K)."""
+        histogram = tuple(part @ states.T for part in self.histogram)
+        return Sums(states @ self.weight, states @ self.first, states @ self.second, histogram)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +100,10 @@ class Emission(abc.ABC):
     @abc.abstractmethod
     def maximize(self, sums: Sums) -> Self:
         """Return the family at the maximum; a state without weight keeps its parameters."""
+
+    @abc.abstractmethod
+    def expected(self, sums: Sums) -> np.ndarray:
+        """Expected log-likelihood (K,) of weighted rows under each state, without the terms that no parameter changes."""
 
     def sums(self, rows: np.ndarray, weights: np.ndarray) -> Sums:
         """Sufficient statistics of rows (n, M) with a weight in each state (n, K)."""
@@ -159,6 +163,10 @@ class Bernoulli(Emission):
         """Return the probabilities at the maximum."""
         return dataclasses.replace(self, mean=np.clip(_ratio(sums.first, sums.weight, self.mean), 0.0, 1.0))
 
+    def expected(self, sums: Sums) -> np.ndarray:
+        """Expected log-likelihood of each state."""
+        return (xlogy(sums.first, self.mean) + xlog1py(sums.weight - sums.first, -self.mean)).sum(1)
+
     def from_vector(self, vector: np.ndarray) -> Bernoulli:
         """Return the family with the probabilities of a vector."""
         return dataclasses.replace(self, mean=np.clip(vector.reshape(self.mean.shape), 1e-9, 1 - 1e-9))
@@ -180,6 +188,11 @@ class Poisson(Emission):
     def maximize(self, sums: Sums) -> Poisson:
         """Return the means at the maximum."""
         return dataclasses.replace(self, mean=_ratio(sums.first, sums.weight, self.mean))
+
+    def expected(self, sums: Sums) -> np.ndarray:
+        """Expected log-likelihood of each state."""
+        mean = np.maximum(self.mean, _SMALLEST_MEAN)
+        return (sums.first * np.log(mean) - sums.weight * mean).sum(1)
 
     def to_vector(self) -> np.ndarray:
         """Return square roots of the means."""
@@ -249,6 +262,15 @@ class NegativeBinomial(Emission):
             )
         return dataclasses.replace(self, mean=mean, dispersion=dispersion)
 
+    def expected(self, sums: Sums) -> np.ndarray:
+        """Expected log-likelihood of each state."""
+        total = np.zeros(self.n_states)
+        for mark, histogram in enumerate(sums.histogram):
+            used = np.flatnonzero(histogram.sum(1) > 0)
+            table = _negative_binomial(used.astype(np.float64), self.mean[:, mark], self.dispersion[:, mark])
+            total += (histogram[used] * table).sum(0)
+        return total
+
     def to_vector(self) -> np.ndarray:
         """Return logarithms of means and dispersions."""
         return np.log(np.concatenate([np.maximum(self.mean, _SMALLEST_MEAN).ravel(), self.dispersion.ravel()]))
@@ -294,6 +316,11 @@ class Gaussian(Emission):
         square = _ratio(sums.second, sums.weight, self.variance + self.mean**2)
         return dataclasses.replace(self, mean=mean, variance=np.maximum(square - mean**2, self.floor))
 
+    def expected(self, sums: Sums) -> np.ndarray:
+        """Expected log-likelihood of each state."""
+        squares = sums.second - 2.0 * self.mean * sums.first + self.mean**2 * sums.weight
+        return -0.5 * (sums.weight * np.log(2.0 * np.pi * self.variance) + squares / self.variance).sum(1)
+
     def to_vector(self) -> np.ndarray:
         """Return means over the deviation of the mark at its floor, and logarithms of variances."""
         return np.concatenate([(self.mean / np.sqrt(self.floor)).ravel(), np.log(self.variance).ravel()])
@@ -328,6 +355,10 @@ class Multinomial(Emission):
         rate = _ratio(sums.first, sums.weight, self.mean)
         total = rate.sum(1, keepdims=True)
         return dataclasses.replace(self, mean=np.where(total > 0, rate / np.where(total > 0, total, 1.0), self.mean))
+
+    def expected(self, sums: Sums) -> np.ndarray:
+        """Expected log-likelihood of each state."""
+        return (sums.first * np.log(np.maximum(self.mean, 1e-12))).sum(1)
 
     def to_vector(self) -> np.ndarray:
         """Return square roots of the shares."""
