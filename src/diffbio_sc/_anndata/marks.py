@@ -271,7 +271,11 @@ def read_marks(
             raise TypeError(f"{name} must hold real numbers or booleans, found dtype {matrix.dtype}.")
     order = np.concatenate(sequences)
     rows = MarkRows(
-        as_count_matrix(matrices[0]), None if mask is None else as_count_matrix(matrices[1]), side == "obs", order, columns
+        as_count_matrix(matrices[0]),
+        None if mask is None else as_count_matrix(matrices[1]),
+        side == "obs",
+        order,
+        columns,
     )
     kinds = rows.kinds()
     labels = [str(track_names[column]) for column in columns]

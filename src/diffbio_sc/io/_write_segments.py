@@ -81,7 +81,7 @@ def write_segments(
     if bad.any():
         raise ValueError(
             f"segments must have 0 <= start < end within their chromosome, found {int(bad.sum())} that have not; "
-            f"first: {frame[bad].iloc[0].tolist()}."
+            f"first: {list(map(str, frame[bad].iloc[0]))}."
         )
     lines = ""
     if dense:
