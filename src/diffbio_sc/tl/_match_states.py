@@ -96,7 +96,7 @@ def match_states(
     else:
         other = _model(reference, reference_key)
         matched = match_emissions(model, other)
-        if 2 * len(matched.shared) < min(model.n_marks, other.n_marks):
+        if 2 * len(matched.shared) < model.n_marks:
             warnings.warn(
                 f"the models share {len(matched.shared)} marks ({list(matched.shared)}) of {model.n_marks} and "
                 f"{other.n_marks}: matches rest on little.",

@@ -73,8 +73,9 @@ def found_again(
     for sequence in sequences:
         mine, theirs = codes[sequence], other[sequence]
         here = np.zeros(len(mine), bool)
-        for offset in range(-tolerance, tolerance + 1):
-            inside = slice(max(0, -offset), max(0, min(len(mine), len(mine) - offset)))
+        reach = min(tolerance, len(mine) - 1)
+        for offset in range(-reach, reach + 1):
+            inside = slice(max(0, -offset), min(len(mine), len(mine) - offset))
             there = slice(inside.start + offset, inside.stop + offset)
             one, two = mine[inside], theirs[there]
             here[inside] |= (one >= 0) & (two >= 0) & matched[one, two]
