@@ -1,4 +1,4 @@
-"""Marks of bins, in the order of the genome: the input of chromatin states, checked, whichever way the object holds it."""
+"""Marks of bins in the order of the genome, checked: the input of chromatin states, however the object holds it."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def read_marks(
     require_unique(
         track_names,
         f"marks ({name}.{other}_names)",
-        f"Rename them; marks of several cell types are bins below each other with {name}.{side}['cell_type'], not marks "
+        f"Rename them; marks of several cell types lie below each other, with {name}.{side}['cell_type'], not marks "
         "side by side.",
     )
     if not len(track_names):
@@ -285,3 +285,46 @@ def read_marks(
     if empty:
         logger.warning(f"marks {empty} are missing in all bins; they say nothing.")
     return MarkData(side, parts, labels, rows, sequences, names, kinds)
+
+
+def choose_emission(kinds: MarkKinds, emission: str, adata: AnnData, side: str) -> str:
+    """Return the family that the values are fitted with, refusing one that they do not fit.
+
+    Parameters
+    ----------
+    kinds
+        What the values are.
+    emission
+        The family asked for, or ``"auto"``.
+    adata, side
+        Object and axis of the bins, for messages.
+    """
+
+    def place() -> str:
+        assert kinds.example is not None
+        value, position, mark = kinds.example
+        bins, marks = (adata.obs_names, adata.var_names) if side == "obs" else (adata.var_names, adata.obs_names)
+        return f"{value:.6g} at bin {str(bins[position])!r}, mark {str(marks[mark])!r}"
+
+    if emission == "auto":
+        chosen = (
+            "bernoulli" if kinds.binary else "negative_binomial" if kinds.whole and kinds.smallest >= 0 else "gaussian"
+        )
+        what = {"bernoulli": "0 and 1", "negative_binomial": "counts", "gaussian": "real numbers"}[chosen]
+        logger.info(f"marks hold {what}: emission={chosen!r}.")
+        return chosen
+    if emission == "bernoulli" and not kinds.binary:
+        raise ValueError(
+            f"emission='bernoulli' needs values of 0 and 1 (NaN where missing), found {place()}. Make counts "
+            "binary with dbio.pp.binarize, or choose another emission; nothing is made binary silently."
+        )
+    if emission in ("poisson", "negative_binomial", "multinomial"):
+        if kinds.smallest < 0:
+            raise ValueError(
+                f"emission={emission!r} needs counts, found negative values (lowest {kinds.smallest:.6g})."
+            )
+        if not kinds.whole:
+            raise ValueError(f"emission={emission!r} needs counts, found {place()}; 'gaussian' takes real numbers.")
+    if emission == "gaussian" and kinds.binary:
+        warnings.warn("emission='gaussian' for values of 0 and 1; 'bernoulli' is made for them.", stacklevel=3)
+    return emission

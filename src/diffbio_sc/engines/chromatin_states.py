@@ -1,16 +1,15 @@
 r"""Chromatin states of whole genomes: fit, decoding, uncertainty, and the number of states.
 
-A hidden Markov model whose states emit marks independently of each other (Ernst, Kellis 2010, Nature Biotechnology 28:817;
-2012, Nature Methods 9:215) is fitted to all sequences by expectation maximisation. Several starts run for some steps, the
-best is trained on, and improved by moves that merge and split states. On large data the search runs on part of the
-sequences, the last training on all.
+A hidden Markov model whose states emit marks independently of each other (Ernst, Kellis 2010, Nature Biotechnology
+28:817; 2012, Nature Methods 9:215) is fitted to all sequences by expectation maximisation. Several starts run for some
+steps, the best is trained on, and improved by moves that merge and split states. On large data the search runs on part
+of the sequences, the last training on all.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -19,11 +18,11 @@ from scipy.spatial.distance import pdist
 
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
-from diffbio_sc.engines.chromatin_state_search import split_merge
-from diffbio_sc.engines.chromatin_state_starts import CRITERIA, Sample, partition_start, random_start, sample_bins
-from diffbio_sc.numerics.chains.baum_welch import MarkovModel, Observations, expect, fit, log_likelihoods
+from diffbio_sc.numerics.chains.baum_welch import MarkovModel, Observations, fit, log_likelihoods
 from diffbio_sc.numerics.chains.emissions import Bernoulli, Emission, Gaussian, Multinomial, NegativeBinomial, Poisson
 from diffbio_sc.numerics.chains.scan import forward_backward, viterbi
+from diffbio_sc.numerics.chains.split_merge import split_merge
+from diffbio_sc.numerics.chains.starts import CRITERIA, Sample, partition_start, random_start, sample_bins
 
 __all__ = [
     "EFFORTS",
@@ -31,9 +30,12 @@ __all__ = [
     "Effort",
     "StateFit",
     "decode",
+    "HeldOut",
     "fit_states",
     "from_state_model",
+    "held_out",
     "order_states",
+    "standard_errors",
     "to_state_model",
 ]
 
@@ -65,6 +67,8 @@ class Effort(NamedTuple):
 # benchmarks/chromatin_states.py effort
 EFFORTS = {"fast": Effort(0, 20, 1, 120, 8), "default": Effort(5, 30, 2, 1800, 60)}
 
+_PIECES = 20  # sequences, or pieces of sequences, that errors and folds are made of at least
+_RARE = 1e-7  # probability of a transition that training never saw, where other data are judged
 _SEARCH_POSITIONS = 2_000_000
 _START_TOLERANCE = 1e-6  # of the log-likelihood of a position: gains below it end a start or a move
 
@@ -173,16 +177,16 @@ def fit_states(
         Train from this model alone: no starts, no moves.
     """
     began = time.perf_counter()
-    rng = np.random.default_rng(rng)
+    generator = np.random.default_rng(rng)
     spent, starts, moves = 0, {}, (0, 0)
     positions = observations.n_positions
     if start is None:
-        search = _part_to_search(observations, rng)
+        search = _part_to_search(observations, generator)
         sample = sample_bins(search)
         chosen = EFFORTS[effort]
         small = _START_TOLERANCE * search.n_positions
         candidates = []
-        for name, model in _starts(sample, n_states, family, chosen, rng):
+        for name, model in _starts(sample, n_states, family, chosen, generator):
             found = fit(search, model, max_steps=chosen.start_steps, tolerance=small)
             spent += found.steps
             starts[name] = found.objective
@@ -201,7 +205,7 @@ def fit_states(
             value,
             sample,
             budget=chosen.search_steps,
-            rng=rng,
+            rng=generator,
             tolerance=small,
             most_failures=chosen.failures,
             report=logger.debug,
@@ -210,9 +214,7 @@ def fit_states(
     final = fit(observations, start, max_steps=max_steps, tolerance=tolerance * positions)
     model = order_states(final.parameters)
     seconds = time.perf_counter() - began
-    return StateFit(
-        model, final.objective, final.history, final.converged, spent + final.steps, starts, moves, seconds
-    )
+    return StateFit(model, final.objective, final.history, final.converged, spent + final.steps, starts, moves, seconds)
 
 
 def _starts(
@@ -293,11 +295,150 @@ def decode(observations: Observations, model: MarkovModel, *, top: int | None = 
         values[number] = found.log_likelihood
         if not np.isfinite(found.log_likelihood):
             raise ValueError(
-                f"the model cannot make sequence {number} of {size} bins: its probability is zero. A transition, start or "
-                "emission that is exactly 0 forbids what the data show; train from the model, or add small probabilities."
+                f"the model cannot make sequence {number} ({size} bins): its probability is zero. A transition, start "
+                "or emission of exactly 0 forbids what the data show; give it a small probability instead."
             )
         path[offset : offset + size] = viterbi(model.initial, model.transition, source, size)[0]
     return Decoded(state, path, posterior, best, probability, values)
+
+
+def standard_errors(
+    observations: Observations,
+    model: MarkovModel,
+    *,
+    n_resamples: int = 20,
+    steps: int = 15,
+    rng: np.random.Generator | int | None = 0,
+) -> dict[str, np.ndarray]:
+    """Return standard errors of emissions (K, M) and transitions (K, K), by resampling sequences.
+
+    Sequences are drawn with replacement and the model is trained on from where it is: the statistics of a sequence
+    count as often as it was drawn, nothing is read again. Fewer than 20 sequences are cut into pieces first, since a
+    sequence is longer by far than what its bins remember.
+
+    Parameters
+    ----------
+    observations
+        Sequences the model was fitted to.
+    model
+        Fitted model.
+    n_resamples
+        How often sequences are drawn.
+    steps
+        Steps of EM for each draw. They start at the estimate, and need no more than the distance of a few errors.
+    rng
+        Seed or generator.
+    """
+    generator = np.random.default_rng(rng)
+    pieces = observations.pieces(_PIECES)
+    number = len(pieces.lengths)
+    means, transitions = [], []
+    for _ in range(n_resamples):
+        weights = generator.multinomial(number, np.full(number, 1.0 / number)).astype(float)
+        found = fit(pieces, model, max_steps=steps, tolerance=0.0, weights=weights).parameters
+        means.append(found.emission.mean)
+        transitions.append(found.transition)
+    return {"emission": np.std(means, 0, ddof=1), "transition": np.std(transitions, 0, ddof=1)}
+
+
+class HeldOut(NamedTuple):
+    """Likelihood of sequences that models were not fitted to.
+
+    Attributes
+    ----------
+    n_states
+        Numbers of states tried (n,).
+    log_likelihood
+        Held-out log-likelihood for each bin (n,).
+    standard_error
+        Its standard error over pieces of sequences (n,).
+    difference, difference_error
+        To the best number of states, piece by piece, and its standard error (n,).
+    best
+        Number of states of the largest held-out likelihood.
+    chosen
+        Smallest number of states that is not worse than the best by more than one standard error of the difference.
+    """
+
+    n_states: np.ndarray
+    log_likelihood: np.ndarray
+    standard_error: np.ndarray
+    difference: np.ndarray
+    difference_error: np.ndarray
+    best: int
+    chosen: int
+
+
+def held_out(
+    observations: Observations,
+    n_states: Sequence[int],
+    *,
+    family: str = "bernoulli",
+    folds: int = 3,
+    effort: Literal["fast", "default"] = "fast",
+    rng: np.random.Generator | int | None = 0,
+    report: Callable[[int, float], None] | None = None,
+) -> HeldOut:
+    """Return the likelihood of held-out sequences for several numbers of states.
+
+    Sequences are dealt to folds; each fold is judged by models fitted to the others. Fewer than 20 sequences are cut
+    into pieces first.
+
+    Parameters
+    ----------
+    observations
+        Sequences.
+    n_states
+        Numbers of states.
+    family, effort, rng
+        As for :func:`fit_states`.
+    folds
+        Number of folds.
+    report
+        Told each number of states and its held-out log-likelihood for each bin.
+    """
+    generator = np.random.default_rng(rng)
+    pieces = observations.pieces(_PIECES)
+    number = len(pieces.lengths)
+    if number < folds:
+        raise ValueError(f"{folds} folds need at least as many sequences or {2 * _PIECES} bins, found {number}.")
+    fold = generator.permutation(np.arange(number) % folds)
+    seed = int(generator.integers(2**31))
+    values = np.zeros((len(n_states), number))
+    for one in range(folds):
+        training = pieces.subset(np.flatnonzero(fold != one))
+        judged = np.flatnonzero(fold == one)
+        test = pieces.subset(judged)
+        for row, states in enumerate(n_states):
+            fitted = fit_states(training, int(states), family=family, effort=effort, rng=seed)
+            values[row, judged] = log_likelihoods(test, _open(fitted.model))
+    bins = pieces.lengths
+    mean = values.sum(1) / bins.sum()
+    best = int(np.argmax(mean))
+    errors = np.array([_ratio_error(value, bins) for value in values])
+    gaps = np.array([_ratio_error(value - values[best], bins) for value in values])
+    numbers = np.asarray(n_states, np.int64)
+    good = mean >= mean[best] - gaps
+    if report is not None:
+        for states, value in zip(numbers, mean, strict=True):
+            report(int(states), float(value))
+    return HeldOut(numbers, mean, errors, mean - mean[best], gaps, int(numbers[best]), int(numbers[good].min()))
+
+
+def _open(model: MarkovModel) -> MarkovModel:
+    """The model with nothing impossible: what never occurred in training may occur elsewhere."""
+    transition = model.transition + _RARE
+    emission = model.emission.from_vector(model.emission.to_vector())
+    return MarkovModel(
+        (model.initial + 1.0 / model.n_states) / 2.0, transition / transition.sum(1, keepdims=True), emission
+    )
+
+
+def _ratio_error(values: np.ndarray, bins: np.ndarray) -> float:
+    """Standard error of sum(values) / sum(bins) over pieces of different length."""
+    residual = values - bins * (values.sum() / bins.sum())
+    number = len(bins)
+    return float(np.sqrt(number / (number - 1.0) * (residual**2).sum()) / bins.sum())
 
 
 def from_state_model(model: ChromatinStateModel, marginal: Sequence[str] | None = None) -> MarkovModel:

@@ -7,6 +7,7 @@ from ._multiomics_impute import multiomics_impute
 from ._multiomics_score import multiomics_score
 from ._multiomics_vae import multiomics_vae
 from ._peaks import peaks
+from ._select_n_states import select_n_states
 from ._spatial_genes import spatial_genes
 from ._spatial_patterns import spatial_patterns
 from ._state_enrichment import state_enrichment
@@ -23,6 +24,7 @@ __all__ = [
     "multiomics_score",
     "multiomics_vae",
     "peaks",
+    "select_n_states",
     "spatial_genes",
     "spatial_patterns",
     "state_enrichment",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, stored_name
-from diffbio_sc._anndata.marks import MarkData, MarkKinds, read_marks
+from diffbio_sc._anndata.marks import MarkData, choose_emission, read_marks
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
@@ -46,11 +46,11 @@ def chromatin_states(
 ) -> AnnData | None:
     """Annotate bins of a genome with chromatin states, learned from combinations of marks.
 
-    A hidden Markov model: each bin is in one of ``n_states`` states, a state emits each mark independently of the others,
-    and states follow each other along a chromosome :cite:p:`Ernst2012`. It is fitted by expectation maximisation with
-    an exact forward-backward pass over the whole genome, from several starts, and improved by merging and splitting
-    states. With ``model`` a known model annotates the bins, without training. The operator beneath, with gradients, is
-    :class:`diffbio_sc.operators.epigenomics.ChromatinStateAnnotator`.
+    A hidden Markov model: each bin is in one of ``n_states`` states, a state emits each mark independently of the
+    others, and states follow each other along a chromosome :cite:p:`Ernst2012`. It is fitted by expectation
+    maximisation with an exact forward-backward pass over the whole genome, from several starts, and improved by
+    merging and splitting states. With ``model`` a known model annotates the bins, without training. The operator
+    beneath, with gradients, is :class:`diffbio_sc.operators.epigenomics.ChromatinStateAnnotator`.
 
     Parameters
     ----------
@@ -66,8 +66,8 @@ def chromatin_states(
     emission
         Family of the marks given a state: presence (``"bernoulli"``), counts (``"poisson"``,
         ``"negative_binomial"``), signal (``"gaussian"``), or shares of the marks among the reads of a bin
-        (``"multinomial"``). ``"auto"`` takes the first for values of 0 and 1, the third for whole numbers and the fourth
-        for others, and says so. Values are never made binary: see :func:`diffbio_sc.pp.binarize`.
+        (``"multinomial"``). ``"auto"`` takes the first for values of 0 and 1, the third for whole numbers and the
+        fourth for others, and says so. Values are never made binary: see :func:`diffbio_sc.pp.binarize`.
     layer
         Layer with the marks; default ``.X``.
     mask
@@ -141,7 +141,7 @@ def chromatin_states(
     if given is not None:
         given = given.marginalise(data.marks)
         emission = given.emission_kind
-    family = _choose_emission(data.kinds, emission, adata, data.axis)
+    family = choose_emission(data.kinds, emission, adata, data.axis)
     params["emission"], params["axis"] = family, data.axis
     _warn_about_marks(data)
     if given is None:
@@ -267,33 +267,6 @@ def _read_data(adata, given: ChromatinStateModel | None, layer, mask, axis, cell
     return read_marks(adata, layer=layer, mask=mask, axis=axis, cell_type_key=cell_type_key, marks=shared)
 
 
-def _choose_emission(kinds: MarkKinds, emission: str, adata: AnnData, side: str) -> str:
-    def place() -> str:
-        assert kinds.example is not None
-        value, position, mark = kinds.example
-        bins, marks = (adata.obs_names, adata.var_names) if side == "obs" else (adata.var_names, adata.obs_names)
-        return f"{value:.6g} at bin {str(bins[position])!r}, mark {str(marks[mark])!r}"
-
-    if emission == "auto":
-        chosen = "bernoulli" if kinds.binary else "negative_binomial" if kinds.whole and kinds.smallest >= 0 else "gaussian"
-        what = {"bernoulli": "0 and 1", "negative_binomial": "counts", "gaussian": "real numbers"}[chosen]
-        logger.info(f"marks hold {what}: emission={chosen!r}.")
-        return chosen
-    if emission == "bernoulli" and not kinds.binary:
-        raise ValueError(
-            f"emission='bernoulli' needs values of 0 and 1 (NaN where missing), found {place()}. Make counts binary with "
-            "dbio.pp.binarize, or choose another emission; values are never made binary silently."
-        )
-    if emission in ("poisson", "negative_binomial", "multinomial"):
-        if kinds.smallest < 0:
-            raise ValueError(f"emission={emission!r} needs counts, found negative values (smallest {kinds.smallest:.6g}).")
-        if not kinds.whole:
-            raise ValueError(f"emission={emission!r} needs counts, found {place()}; 'gaussian' takes real numbers.")
-    if emission == "gaussian" and kinds.binary:
-        warnings.warn("emission='gaussian' for values of 0 and 1; 'bernoulli' is made for them.", stacklevel=3)
-    return emission
-
-
 def _warn_about_marks(data: MarkData) -> None:
     constant = [mark for mark, same in zip(data.marks, data.kinds.constant, strict=True) if same]
     if constant:
@@ -309,7 +282,7 @@ def _check_number(data: MarkData, n_states: int, family: str) -> None:
     marks = len(data.marks)
     if family == "bernoulli" and marks < 20 and n_states > 2**marks:
         warnings.warn(
-            f"n_states={n_states} is more than the {2**marks} combinations that {marks} marks can have: states differ by "
+            f"n_states={n_states} is more than the {2**marks} combinations of {marks} marks: states differ by "
             "what surrounds them, and the fit is less well determined.",
             UserWarning,
             stacklevel=3,
@@ -362,8 +335,6 @@ def _write(adata, data: MarkData, decoded, states: list[str], decode: str, key: 
         for name, value in kept.items()
     }
     matrices = {
-        name: value
-        for name, value in matrices.items()
-        if value is not None or name in getattr(adata, f"{data.axis}m")
+        name: value for name, value in matrices.items() if value is not None or name in getattr(adata, f"{data.axis}m")
     }
     write_results(adata, **{data.axis: columns, f"{data.axis}m": matrices, "uns": {key: record}})

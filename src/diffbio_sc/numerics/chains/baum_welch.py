@@ -125,6 +125,21 @@ class Observations:
             )
         return Observations(np.concatenate([dense_rows(self.rows[part]) for part in parts]), lengths)
 
+    def pieces(self, number: int) -> Observations:
+        """Return the same positions with long sequences cut, so that there are at least ``number`` of similar length.
+
+        A cut loses one transition.
+        """
+        if len(self.lengths) >= number or self.n_positions < 2 * number:
+            return self
+        size = max(self.n_positions // number, 2)
+        lengths = [
+            len(part)
+            for length in self.lengths
+            for part in np.array_split(np.empty(length, np.int8), max(int(np.ceil(length / size)), 1))
+        ]
+        return Observations(self.rows, lengths, index=self.index, compress=self.compressed is not None)
+
     def blocks(self, size: int = 65_536):
         """Yield (dense rows, weight of each row) over all positions, or over the distinct rows with their counts."""
         if self.counts is not None:
@@ -221,9 +236,7 @@ def log_likelihoods(observations: Observations, model: MarkovModel) -> np.ndarra
     return result
 
 
-def maximize(
-    model: MarkovModel, statistics: ChainStatistics, sums: Sums, *, pseudo_count: float = 0.0
-) -> MarkovModel:
+def maximize(model: MarkovModel, statistics: ChainStatistics, sums: Sums, *, pseudo_count: float = 0.0) -> MarkovModel:
     """Return the model of largest expected log-likelihood.
 
     Parameters

@@ -1,14 +1,14 @@
 r"""Expected statistics of a hidden Markov model from compressed sequences of repeating observations, exactly.
 
-A sequence of observation patterns in which few patterns occur often (binary marks along a genome: nine bins of ten hold
-nothing) is compressed by merging frequent neighbours into tokens, as byte-pair encoding does. With M_p = A diag(e_p) for
-a pattern p, and M_v = M_a M_b for the token v that stands for a followed by b, the forward and backward recursions run
-over tokens,
+A sequence of observation patterns in which few patterns occur often (binary marks along a genome: nine bins of ten
+hold nothing) is compressed by merging frequent neighbours into tokens, as byte-pair encoding does. With M_p = A
+diag(e_p) for a pattern p, and M_v = M_a M_b for the token v that stands for a followed by b, the forward and backward
+recursions run over tokens,
 
     alpha_t = alpha_{t-1} M_{v_t},      beta_{t-1} = M_{v_t} beta_t,
 
-a tenth of the bins. With X_v = sum over the occurrences of v of alpha_{t-1} beta_t^T / L, which is the derivative of the
-log-likelihood by M_v, the statistics of the merged tokens are handed down to their parts,
+a tenth of the bins. With X_v = sum over the occurrences of v of alpha_{t-1} beta_t^T / L, which is the derivative of
+the log-likelihood by M_v, the statistics of the merged tokens are handed down to their parts,
 
     X_a += X_v M_b^T,      X_b += M_a^T X_v,
 
@@ -184,12 +184,14 @@ class CompressedChains:
         start, ends = np.zeros(width), np.zeros(width)
         first_states = np.zeros((len(self.first), states))
         for number, tokens in enumerate(self.tokens.sequences):
+            weight = 1.0 if weights is None else float(weights[number])
+            if weight == 0.0 and statistics:
+                continue
             first = self.first[number]
             start[:states] = initial * scaled[first, :states]
             found = kernels.forward(tokens, start, matrices, messages)
             log_likelihood[number] = found + highest[first] + self._counts[number] @ scales
-            weight = 1.0 if weights is None else float(weights[number])
-            if statistics and weight > 0 and np.isfinite(found):
+            if statistics and np.isfinite(found):
                 kernels.backward(tokens, matrices, turned, messages, derivatives, ends, weight)
                 first_states[number] = ends[:states] * weight
         if not statistics:

@@ -1,16 +1,16 @@
 r"""Families of emissions of a hidden Markov model over marks that are independent given the state.
 
 Each family is a small frozen object with its parameters, arrays (K, M). It gives the log-likelihood of rows of
-observations in each state, sums sufficient statistics of weighted rows, and makes the family that maximises the expected
-log-likelihood from such sums. Sums of blocks add up, so that a genome is never held as a whole. A missing value is NaN; it
-says nothing, neither here nor there. float64 throughout.
+observations in each state, sums sufficient statistics of weighted rows, and makes the family that maximises the
+expected log-likelihood from such sums. Sums of blocks add up, so that a genome is never held as a whole. A missing
+value is NaN; it says nothing, neither here nor there. float64 throughout.
 
 - Bernoulli: P(x = 1) = p.
 - Poisson: mean m.
 - Negative binomial: mean m and dispersion a, variance m + a m^2; the maximum in a has no closed form, and is found by
   Newton steps on its logarithm from a histogram of each mark's values.
-- Gaussian: mean and variance. The variance has a floor, a small share of the mark's variance over all bins, without which
-  one state would close in on a point mass (signal that is clipped below) and the likelihood be unbounded.
+- Gaussian: mean and variance. The variance has a floor, a small share of the mark's variance over all bins, without
+  which one state would close in on a point mass (signal that is clipped below) and the likelihood be unbounded.
 - Multinomial: of the reads of a bin over marks, shares p that sum to 1 in each state; the bin's total says nothing.
 
 Log-likelihoods leave out no constants, so that families can be compared on the same data.
@@ -103,7 +103,7 @@ class Emission(abc.ABC):
 
     @abc.abstractmethod
     def expected(self, sums: Sums) -> np.ndarray:
-        """Expected log-likelihood (K,) of weighted rows under each state, without the terms that no parameter changes."""
+        """Expected log-likelihood (K,) of weighted rows in each state, but for terms that no parameter changes."""
 
     def sums(self, rows: np.ndarray, weights: np.ndarray) -> Sums:
         """Sufficient statistics of rows (n, M) with a weight in each state (n, K)."""

@@ -40,7 +40,7 @@ class PatternKeys:
         self._column += 1
 
     def distinct(self, most: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return distinct rows (patterns, columns) with NaN, and the row of each position; None if more than ``most``."""
+        """Return distinct rows (patterns, columns) and the row of each position; None if more than ``most``."""
         found, index = _factorize(self.keys, most)
         if index is None:
             return None

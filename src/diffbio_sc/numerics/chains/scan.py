@@ -2,8 +2,8 @@
 
 The sequence is read in blocks. A first pass keeps the forward message at the border of each block, a second one goes
 back through the blocks, runs each forward again from its border, and then backward; only one block's messages are ever
-held. Messages at the borders are the exact ones, not those of a burn-in. Observations enter through a function that gives
-the log-likelihoods of the positions asked for, so that neither they nor posteriors need exist as a whole.
+held. Messages at the borders are the exact ones, not those of a burn-in. Observations enter through a function that
+gives the log-likelihoods of the positions asked for, so that neither they nor posteriors need exist as a whole.
 
 The compiled loops are twins of those in :mod:`diffbio_sc.numerics.chains.hmm`, which also has gradients.
 """

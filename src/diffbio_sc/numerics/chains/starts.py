@@ -1,15 +1,15 @@
-r"""First models of a chain of chromatin states, from hard partitions of the bins and from chance.
+r"""First models of a hidden Markov chain, from hard partitions of the positions and from chance.
 
-A partition is a tree of yes-or-no questions, whether a mark is high in a bin, grown leaf by leaf. Three measures of the next
-question give three starts of different kind:
+A partition is a tree of yes-or-no questions, whether a mark is high in a bin, grown leaf by leaf. Three measures of
+the next question give three starts of different kind:
 
 - ``information``: the mutual information of neighbouring bins' leaves, as ChromHMM's nested initialisation;
 - ``presence``: the entropy of the marks that the leaves explain;
 - ``likelihood``: both, the likelihood of bins and leaves together.
 
 A mark is high where it is present, and for counts and signal where it is above its mean. The tree is grown on distinct
-patterns of high and low marks and the counts of neighbouring patterns, on at most some hundred thousand bins. More leaves
-than patterns can give are filled with copies that differ by chance.
+patterns of high and low marks and the counts of neighbouring patterns, on at most some hundred thousand bins. More
+leaves than patterns can give are filled with copies that differ by chance.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Sample(NamedTuple):
 def sample_bins(observations: Observations, *, most_bins: int = _SAMPLE_BINS) -> Sample:
     """Read what starts need.
 
-    Rows that repeat are all used; of others every sequence gives a stretch from its middle, in proportion to its length.
+    Rows that repeat are all used; of others every sequence gives a stretch from its middle, in proportion to its
+    length.
     """
     if observations.index is not None:
         rows, counts = observations.distinct, observations.counts
@@ -96,7 +97,9 @@ def sample_bins(observations: Observations, *, most_bins: int = _SAMPLE_BINS) ->
     return Sample(rows, counts, bits.astype(np.float64), pattern, neighbours, mean, variance)
 
 
-def partition_start(sample: Sample, n_states: int, family: str, criterion: str, rng: np.random.Generator) -> MarkovModel:
+def partition_start(
+    sample: Sample, n_states: int, family: str, criterion: str, rng: np.random.Generator
+) -> MarkovModel:
     """Return the model of a partition into ``n_states`` leaves, smoothed.
 
     Parameters
@@ -122,9 +125,13 @@ def random_start(sample: Sample, n_states: int, family: str, rng: np.random.Gene
     # Rare patterns are drawn as well: the square root of how often they occur.
     chance = np.sqrt(weight) / np.sqrt(weight).sum()
     centres = sample.bits[rng.choice(len(chance), number, replace=False, p=chance)]
-    importance = rng.gamma(2.0, size=sample.bits.shape[1]) / np.sqrt(sample.variance + 1e-3 * sample.variance.max() + 1e-12)
+    importance = rng.gamma(2.0, size=sample.bits.shape[1]) / np.sqrt(
+        sample.variance + 1e-3 * sample.variance.max() + 1e-12
+    )
     distance = (
-        (sample.bits @ importance)[:, None] + (centres @ importance)[None] - 2.0 * (sample.bits * importance) @ centres.T
+        (sample.bits @ importance)[:, None]
+        + (centres @ importance)[None]
+        - 2.0 * (sample.bits * importance) @ centres.T
     )
     return _model_of_leaves(sample, np.argmin(distance, 1), n_states, family, rng)
 
@@ -152,7 +159,16 @@ def _grow(sample: Sample, n_leaves: int, criterion: str) -> np.ndarray:
             if len(inside) < 2:
                 continue
             own = bits[inside]
-            gains = _gains(own, weight[inside], after[inside], before[inside], neighbours[inside][:, inside], table, leaf, criterion)
+            gains = _gains(
+                own,
+                weight[inside],
+                after[inside],
+                before[inside],
+                neighbours[inside][:, inside],
+                table,
+                leaf,
+                criterion,
+            )
             mark = int(np.argmax(gains))
             if gains[mark] > best[0]:
                 best = (float(gains[mark]), leaf, mark)
@@ -164,7 +180,10 @@ def _grow(sample: Sample, n_leaves: int, criterion: str) -> np.ndarray:
 
 def _gains(own, weight, after, before, inner, table, leaf, criterion) -> np.ndarray:
     """Gain (M,) of splitting a leaf by each mark; minus infinity where all its patterns agree."""
-    out, into = own.T @ after, own.T @ before  # (M, leaves): pairs that begin, or end, in the part where the mark is high
+    out, into = (
+        own.T @ after,
+        own.T @ before,
+    )  # (M, leaves): pairs that begin, or end, in the part where the mark is high
     both = (own * (inner @ own)).sum(0)
     high = weight @ own
     possible = (own.min(0) < own.max(0)) & (high > 0) & (high < weight.sum())

@@ -1,9 +1,9 @@
 r"""Better optima of a chain of states than a start leads to: states are split, others merged, and the chain trained on.
 
-Expectation maximisation ends in one of many optima. Two states that are nearly the same spend parameters that a state with
-a mixture of two kinds of bins lacks. A move merges a pair, splits another state and trains the chain for some steps; it is
-kept where the likelihood ends higher (Ueda, Nakano, Ghahramani, Hinton 2000, Neural Computation 12:2109). Moves are tried in
-the order of what they promise, from the expected statistics alone:
+Expectation maximisation ends in one of many optima. Two states that are nearly the same spend parameters that a state
+with a mixture of two kinds of bins lacks. A move merges a pair, splits another state and trains the chain for some
+steps; it is kept where the likelihood ends higher (Ueda, Nakano, Ghahramani, Hinton 2000, Neural Computation 12:2109).
+Moves are tried in the order of what they promise, from the expected statistics alone:
 
 - merging i and j costs Q_i + Q_j - Q_ij, with Q the expected log-likelihood of a state's bins and transitions;
 - splitting k gains what a mixture of two emissions fits its bins better than one.
@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import xlogy
 
-from diffbio_sc.engines.chromatin_state_starts import Sample
 from diffbio_sc.numerics.chains.baum_welch import MarkovModel, Observations, expect, fit
 from diffbio_sc.numerics.chains.emissions import Emission, Sums
+from diffbio_sc.numerics.chains.starts import Sample
 from diffbio_sc.numerics.chains.statistics import ChainStatistics
 
 __all__ = ["SearchResult", "split_merge"]
