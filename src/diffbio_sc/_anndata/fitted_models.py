@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
     from diffbio_sc.operators.contract import Operator
-    from diffbio_sc.operators.multiomics.multiomics_vae import DifferentiableMultiOmicsVAE, Encoding
+    from diffbio_sc.operators.multiomics import DifferentiableMultiOmicsVAE
+    from diffbio_sc.operators.multiomics.multiomics_vae import Encoding
 
 OperatorType = TypeVar("OperatorType", bound="Operator")
 Result = TypeVar("Result", bound=Mapping[str, np.ndarray])

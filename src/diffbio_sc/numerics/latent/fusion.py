@@ -173,9 +173,9 @@ def mixture_divergence(
 ) -> Float[Array, " cells"]:
     """Kullback-Leibler divergence from the mixture of the experts to N(0, I), estimated without bias from a draw of it.
 
-    The divergence of a mixture q of Gaussians q_k is the mean over k of KL(q_k, prior) + E_k[log q(z) - log q_k(z)]. The
-    first term is a closed form, the second is what the draw estimates: it lies above -log(experts), and is 0 for a cell
-    with a single expert, whose divergence is exact.
+    The divergence of a mixture q of Gaussians q_k is the mean over k of KL(q_k, prior) + E_k[log q(z) - log q_k(z)].
+    The first term is a closed form, the second is what the draw estimates: it lies above -log(experts), and is 0 for a
+    cell with a single expert, whose divergence is exact.
     """
     mean, log_variance, _, _ = _masked(mean, log_variance, present)
     own_mean, own_log_variance = _of_expert(mean, drawn.expert), _of_expert(log_variance, drawn.expert)

@@ -67,7 +67,10 @@ def encode(operator: Networks, matrices: Sequence[Any], present: np.ndarray, bat
 def score(
     operator: Networks, matrices: Sequence[Any], present: np.ndarray, batch: np.ndarray
 ) -> dict[str, Float[np.ndarray, " cells"]]:
-    """Divergence from the prior (``kl``) and ``log_likelihood_<i>`` at the posterior mean, in nats; as :func:`encode`."""
+    """Divergence from the prior (``kl``) and ``log_likelihood_<i>`` at the posterior mean, in nats.
+
+    Parameters as of :func:`encode`.
+    """
     graph, state = _split(operator)
     size = _dense_rows(max(operator.config.modality_dims))
     parts = []

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffbio_sc._random import as_generator
 from diffbio_sc.operators.contract import (
     FitReport,
     FittedStatistic,
@@ -169,7 +170,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         encoder_rate: float | None = None,
         validation_fraction: float = 0.1,
         patience: int | None = None,
-        rng: int | np.random.Generator = 0,
+        rng: int | np.random.Generator | None = 0,
         initialize: bool = True,
         checkpoint: str | None = None,
         description: str = "Multi-omics VAE",
@@ -214,7 +215,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         Report with ``loss``, ``kl`` and ``nll_<i>`` of each epoch, and the same with ``validation_`` before.
         """
         started = time.perf_counter()
-        generator = np.random.default_rng(rng)
+        generator = as_generator(rng)
         matrices, present, batch = self._check_matrices(matrices, present, batch)
         cells, held_out = len(present), None
         if validation_fraction:
@@ -223,9 +224,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         if initialize:
             self._initialize([matrix[trained] for matrix in matrices], present[trained], batch[trained], generator)
         batch_size = min(batch_size or fitting.default_batch_size(cells), cells)
-        data, of_cells, kept_apart, loss = fitting.training_data(
-            self, matrices, present, batch, held_out, batch_size
-        )
+        data, of_cells, kept_apart, loss = fitting.training_data(self, matrices, present, batch, held_out, batch_size)
         report = train(
             self,
             data,
@@ -253,7 +252,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         *,
         present: np.ndarray | None = None,
         batch: np.ndarray | None = None,
-        rng: int | np.random.Generator = 0,
+        rng: int | np.random.Generator | None = 0,
     ) -> None:
         """Set all parameters to the linear solution: factor analysis for the experts, one Newton step for the decoders.
 
@@ -265,7 +264,7 @@ class DifferentiableMultiOmicsVAE(Operator):
             Seed or generator of the random projections.
         """
         matrices, present, batch = self._check_matrices(matrices, present, batch)
-        self._initialize(matrices, present, batch, np.random.default_rng(rng))
+        self._initialize(matrices, present, batch, as_generator(rng))
 
     def _initialize(
         self, matrices: list[sp.csr_array], present: np.ndarray, batch: np.ndarray, generator: np.random.Generator

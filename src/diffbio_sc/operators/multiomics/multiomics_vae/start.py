@@ -217,7 +217,14 @@ def _batch_rates(
 
 
 def _regression_step(
-    matrix: Any, latent: np.ndarray, batch: np.ndarray, size: np.ndarray, share: np.ndarray, rates: np.ndarray, *, prior: float
+    matrix: Any,
+    latent: np.ndarray,
+    batch: np.ndarray,
+    size: np.ndarray,
+    share: np.ndarray,
+    rates: np.ndarray,
+    *,
+    prior: float,
 ) -> Float[np.ndarray, "latent features"]:
     """One Newton step of the Poisson regression of counts on the latent vectors, from slopes of 0."""
     weighted = latent * size[:, None]
