@@ -79,7 +79,7 @@ def test_loadings_are_slopes_of_the_expected_values():
     import jax
     import jax.numpy as jnp
 
-    from diffbio_sc._anndata.fitted_models import read_multiomics_model
+    from diffbio_sc._anndata.multiomics_model import read_multiomics_model
 
     rng = np.random.default_rng(0)
     cells = pd.DataFrame(index=[f"c{i}" for i in range(60)])

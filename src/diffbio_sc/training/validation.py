@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from diffbio_sc.numerics.padding import bucket_size
 from diffbio_sc.training import batches
 
 #: A share of the data to hold out, the rows of it to hold out, or data of its own.
-Validation = float | np.ndarray | Mapping[str, Any]
+Validation: TypeAlias = float | np.ndarray | Mapping[str, Any]
 
 
 class Split(NamedTuple):
