@@ -73,9 +73,6 @@ def test_posterior_and_switches_are_those_of_all_paths(log_odds, temperature):
     np.testing.assert_allclose(jax.nn.sigmoid(found.logits), inside, atol=2e-6)
     np.testing.assert_allclose(found.start, start, atol=2e-6)
     np.testing.assert_allclose(found.end, end, atol=2e-6)
-    np.testing.assert_allclose(
-        two_state.posterior_logits(jnp.float32(log_odds), ENTER, LEAVE, temperature), found.logits, atol=1e-5
-    )
     host = two_state_host.chain_posterior(log_odds, ENTER, LEAVE, temperature)
     np.testing.assert_allclose(host.inside, inside, atol=1e-6)
     np.testing.assert_allclose(host.start, start, atol=1e-6)
@@ -135,27 +132,10 @@ def test_soft_becomes_hard_as_the_temperature_goes_to_zero():
     clear = np.abs(margin) > 1e-2
     assert clear.mean() > 0.95
     for inside in (
-        jax.nn.sigmoid(two_state.posterior_logits(log_odds, 3.0, 3.0, 1e-3)),
+        jax.nn.sigmoid(two_state.switch_posterior(log_odds, 3.0, 3.0, 1e-3).logits),
         two_state_host.chain_posterior(log_odds, 3.0, 3.0, 1e-3).inside,
     ):
         np.testing.assert_allclose(np.asarray(inside)[clear], margin[clear] > 0, atol=1e-3)
-
-
-def test_reset_cuts_sequences_apart(log_odds):
-    """A track with breaks equals its parts, one by one, and the paths of a chain that begins anew."""
-    reset = np.zeros(9, bool)
-    reset[[4, 7]] = True
-    whole = two_state.switch_posterior(jnp.float32(log_odds), ENTER, LEAVE, reset=jnp.asarray(reset))
-    parts = [two_state.switch_posterior(jnp.float32(part), ENTER, LEAVE) for part in np.split(log_odds, [4, 7])]
-    for name in ("logits", "start", "end"):
-        np.testing.assert_allclose(
-            getattr(whole, name), np.concatenate([getattr(part, name) for part in parts]), atol=1e-5
-        )
-    paths = Enumeration(log_odds, begins=(4, 7))
-    np.testing.assert_allclose(jax.nn.sigmoid(whole.logits), paths.probability @ paths.paths, atol=2e-6)
-    np.testing.assert_allclose(whole.start, paths.probability @ paths.starts, atol=2e-6)
-    hard = two_state.margins(jnp.float32(log_odds), ENTER, LEAVE, reset=jnp.asarray(reset))
-    np.testing.assert_allclose(hard, paths.margin(), atol=1e-5)
 
 
 def test_batches_have_their_own_costs(log_odds):
