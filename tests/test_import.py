@@ -22,6 +22,24 @@ def test_import_loads_no_heavy_package():
     assert loaded.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("module", "misspelt", "meant"),
+    [
+        ("diffbio_sc", "opertors", "operators"),
+        ("diffbio_sc.tl", "spatial_gene", "spatial_genes"),
+        ("diffbio_sc.pl", "deconvolve", "deconvolution"),
+        ("diffbio_sc.operators.multiomics", "SpatialDeconvolver", "SpatialDeconvolution"),
+    ],
+)
+def test_a_misspelt_public_name_gets_a_suggestion(module, misspelt, meant):
+    package = importlib.import_module(module)
+    with pytest.raises(AttributeError, match=f"no '{misspelt}'; did you mean .*'{meant}'"):
+        getattr(package, misspelt)
+    assert not hasattr(package, "__wrapped__")
+    with pytest.raises(AttributeError, match="public names: "):
+        _ = package.zzz
+
+
 def test_settings_load_no_heavy_package():
     loaded = _run(
         "import sys, diffbio_sc as dbio; dbio.settings.verbosity = 2;"
@@ -124,6 +142,8 @@ def test_no_package_uses_private_names_of_another():
         "_settings",
         "_logging",
         "_progress",
+        "_random",
+        "_lazy",
     }  # floors of their own, private to the package as a whole
     found = []
     for path in sorted(root.rglob("*.py")):
