@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
-from diffbio_sc.genome.intervals import COLUMN_TYPES, IntervalBuilder, Intervals, name_heads
+from diffbio_sc.genome.interval_builder import IntervalBuilder
+from diffbio_sc.genome.intervals import COLUMN_TYPES, Intervals
 from diffbio_sc.io import _bam_kernels as kernels
 from diffbio_sc.io._text import BLOCK_BYTES, BarcodeTable, ByteSource, PathLike, open_bytes
 

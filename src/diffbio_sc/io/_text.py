@@ -12,8 +12,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from diffbio_sc.genome.chrom_sizes import ChromSizes, read_chrom_sizes
-from diffbio_sc.genome.intervals import COLUMN_TYPES, IntervalBuilder, Intervals, match_chromosomes, name_heads
+from diffbio_sc._checks import name_heads
+from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
+from diffbio_sc.genome.interval_builder import IntervalBuilder
+from diffbio_sc.genome.intervals import COLUMN_TYPES, Intervals
 from diffbio_sc.io import _text_kernels as kernels
 
 BLOCK_BYTES = 1 << 22
