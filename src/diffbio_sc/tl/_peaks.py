@@ -171,7 +171,7 @@ def peaks(
     if hasattr(data, "obs_names"):
         if hasattr(data, "mod"):
             raise TypeError("data must be an AnnData, found a MuData; pass the modality: mdata['atac'].")
-        from diffbio_sc.io._anndata_fragments import cell_labels, fragments_of, holds_fragments
+        from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragments
 
         if layer is None and holds_fragments(data):
             groupby = cell_labels(data, groupby) if isinstance(groupby, str) else groupby
