@@ -155,7 +155,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
 
 def _fragments_of(adata: Any, groupby: Any) -> tuple[Intervals, Any]:
     """Fragments that an AnnData holds, and the labels of its cells."""
-    from diffbio_sc.io._anndata_fragments import cell_labels, fragments_of, holds_fragments
+    from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragments
 
     if hasattr(adata, "mod") or not holds_fragments(adata):
         raise TypeError(
