@@ -207,7 +207,7 @@ def test_results_are_stored(tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"bin_size": 0}, "bin_size must be a positive whole number"),
+        ({"bin_size": 0}, "bin_size must be a whole number of at least 1 base, found 0"),
         ({"ends": "both"}, "ends must be"),
         ({"groupby": "cell_type"}, "groupby must be 'sample', 'barcode' or a mapping"),
         ({"groupby": {"x": "A"}}, r"none of the 1 barcodes asked for: \['x'\].*suffixes"),
