@@ -141,6 +141,8 @@ class Transposed(CountMatrix):
 
     def rows(self, indices: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
         """Dense float32 tracks at ``indices``."""
+        if isinstance(self.parent, InMemory) and not sp.issparse(self.parent.matrix):
+            return dense_block(self.parent.matrix[:, indices].T, columns)
         return dense_block(self.parent.columns(np.asarray(indices)).T.tocsr(), columns)
 
     def column_sums(self) -> np.ndarray:
