@@ -57,7 +57,7 @@ class Block:
             raise ImportError(f"{{name}} is blocked")
 sys.meta_path.insert(0, Block())
 count = 0
-for floor in ("operators", "training", "blocks", "genome", "numerics"):
+for floor in ("engines", "operators", "training", "blocks", "genome", "numerics"):
     package = importlib.import_module("diffbio_sc." + floor)
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
