@@ -167,8 +167,14 @@ def test_exclude_leaves_out_every_overlap_and_nothing_else():
             if not any(row[0] == b[0] and row[1] < b[2] and b[1] < row[2] for b in _rows(blocked))
         ]
         assert _rows(fragments.exclude(blocked)) == expected
-    with pytest.raises(ValueError, match="no chromosome in common"):
-        fragments.exclude(Intervals.from_arrays(["x"], [1], [2], name="blacklist"))
+    with pytest.raises(ValueError, match="no chromosome in common.*prefix 'chr'"):
+        fragments.exclude(Intervals.from_arrays(["1"], [1], [2], name="blacklist"))
+    # A blacklist of the mitochondrion alone is legal for data without it.
+    with pytest.warns(
+        UserWarning, match=r"no region of blacklist lies on a chromosome of intervals: \['chrMT'\] against"
+    ):
+        kept = fragments.exclude(Intervals.from_arrays(["chrMT"], [1], [2], name="blacklist"))
+    assert _rows(kept) == _rows(fragments)
 
 
 def test_extension_goes_along_the_strand_and_stays_inside():

@@ -182,12 +182,26 @@ def test_fragments_of_snapatac2_are_those_of_the_file():
         assert len(table) == len(again[name])
 
 
+def test_fragments_of_snapatac2_are_counted_in_bins():
+    fragments = _fragments(np.random.default_rng(1))
+    adata = _snapatac2(fragments)
+    for groupby in ("sample", "barcode", adata.obs["type"]):
+        found, expected = (
+            dbio.pp.coverage(source, bin_size=50, groupby=groupby, chrom_sizes=fragments.sizes)
+            for source in (adata, fragments)
+        )
+        assert list(found.obs_names) == list(expected.obs_names)
+        np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+    with pytest.raises(TypeError, match="found AnnData without fragments"):
+        dbio.pp.coverage(_tiles()[0])
+
+
 def test_bad_fragments_of_snapatac2_are_named():
     adata = _snapatac2(_fragments(np.random.default_rng(1)))
     with pytest.raises(KeyError, match=r"adata.obs has no column 'x'; columns: \['type'\]"):
         dbio.pp.pseudobulk(adata, groupby="x")
     with pytest.raises(KeyError, match="adata.obs has no column 'x'"):
-        dbio.tl.peaks(adata, groupby="x")
+        dbio.tl.call_peaks(adata, groupby="x")
     short = adata.copy()
     short.uns["reference_sequences"] = adata.uns["reference_sequences"][:2]
     with pytest.raises(ValueError, match=r"each of the 2,200 base pairs of the 2 sequences .* found 3,300"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc._progress import progress
+from diffbio_sc.genome.axis import Tiles
 from diffbio_sc.genome.intervals import IntervalArrays, Intervals
 from diffbio_sc.genome.signal import Signal
 from diffbio_sc.numerics.genome.pileup import overlap_counts, point_counts
@@ -17,42 +18,6 @@ from diffbio_sc.numerics.genome.pileup import overlap_counts, point_counts
 Ends = Literal["fragment", "cut_sites", "midpoint"]
 
 _BATCH = 4_000_000  # intervals of several chromosomes that are sorted into rows and bins at once
-_MOST = 2**31 - 1
-
-
-class Bins(NamedTuple):
-    """Bins of one width over chromosomes of known length, one chromosome after the other."""
-
-    sizes: dict[str, int]
-    """Length of each chromosome, above 0."""
-    width: int
-    """Bases in a bin; the last of a chromosome may be shorter."""
-    offset: dict[str, int]
-    """First bin of each chromosome."""
-    number: int
-    """Bins of all chromosomes."""
-
-    @classmethod
-    def over(cls, sizes: Mapping[str, int], width: int) -> Bins:
-        """Make the bins of chromosomes; those of length 0 have none."""
-        kept = {name: int(size) for name, size in sizes.items() if size > 0}
-        stops = np.cumsum([0, *(-(-size // width) for size in kept.values())])
-        if stops[-1] > _MOST:
-            raise ValueError(f"{stops[-1]:,} bins of {width} bases are more than a matrix can hold; use wider bins.")
-        return cls(kept, width, dict(zip(kept, stops[:-1].tolist(), strict=True)), int(stops[-1]))
-
-    def counts(self) -> np.ndarray:
-        """Number of bins on each chromosome."""
-        return np.diff([*self.offset.values(), self.number])
-
-    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Chromosome (its position in ``sizes``), start and end of each bin."""
-        counts = self.counts()
-        code = np.repeat(np.arange(len(counts)), counts)
-        within = np.arange(self.number) - np.repeat(np.cumsum(counts) - counts, counts)
-        start = within * self.width
-        length = np.array(list(self.sizes.values()), np.int64)
-        return code, start, np.minimum(start + self.width, length[code])
 
 
 class Rows(NamedTuple):
@@ -64,29 +29,29 @@ class Rows(NamedTuple):
     """Intervals counted in each row, int64."""
 
 
-def count_sample(intervals: Intervals, bins: Bins, ends: Ends) -> Rows:
+def count_sample(intervals: Intervals, tiles: Tiles, ends: Ends) -> Rows:
     """Count all intervals of a sample in one row."""
     indices, counts, number = [np.empty(0, np.int32)], [np.empty(0, np.int32)], 0
-    for name, arrays in _inside(intervals, bins):
+    for name, arrays in _inside(intervals, tiles):
         number += len(arrays.start)
-        size = bins.sizes[name]
-        length = -(-size // bins.width)
+        size = tiles.sizes[name]
+        length = -(-size // tiles.width)
         if ends == "fragment":
-            found = overlap_counts(arrays.start, arrays.end, bins.width, length, arrays.count)
+            found = overlap_counts(arrays.start, arrays.end, tiles.width, length, arrays.count)
         else:
             found = np.zeros(length, np.int64)
             for positions, chosen in _points(arrays, intervals.paired, ends, size):
                 weight = None if arrays.count is None else arrays.count[chosen]
-                found += point_counts(positions, bins.width, length, weight)
+                found += point_counts(positions, tiles.width, length, weight)
         some = np.flatnonzero(found)
-        indices.append((some + bins.offset[name]).astype(np.int32))
+        indices.append((some + tiles.offset[name]).astype(np.int32))
         counts.append(_as_int32(found[some]))
     column = np.concatenate(indices)
-    matrix = sp.csr_array((np.concatenate(counts), column, np.array([0, len(column)])), shape=(1, bins.number))
+    matrix = sp.csr_array((np.concatenate(counts), column, np.array([0, len(column)])), shape=(1, tiles.number))
     return Rows(matrix, np.array([number], np.int64))
 
 
-def count_groups(intervals: Intervals, codes: np.ndarray, groups: int, bins: Bins, ends: Ends) -> Rows:
+def count_groups(intervals: Intervals, codes: np.ndarray, groups: int, tiles: Tiles, ends: Ends) -> Rows:
     """Count the intervals of each group of barcodes in a row of its own.
 
     Parameters
@@ -97,37 +62,37 @@ def count_groups(intervals: Intervals, codes: np.ndarray, groups: int, bins: Bin
         Group of each barcode, -1 where it is left out.
     groups
         Number of groups.
-    bins, ends
+    tiles, ends
         Where to count, and what.
     """
     number = np.zeros(groups, np.int64)
     batches: list[sp.csr_array] = []
     parts: list[tuple[np.ndarray, ...]] = []
     waiting = 0
-    for name, arrays in _inside(intervals, bins):
+    for name, arrays in _inside(intervals, tiles):
         row = codes[arrays.cell_code]
         number += np.bincount(row[row >= 0], minlength=groups)
-        parts.append(_counted(arrays, row, intervals.paired, ends, bins, name))
+        parts.append(_counted(arrays, row, intervals.paired, ends, tiles, name))
         waiting += len(parts[-1][0])
         if waiting > _BATCH:  # many small contigs go together: each batch costs a pass over all rows
-            batches.append(_sum_equal(parts, groups, bins.number))
+            batches.append(_sum_equal(parts, groups, tiles.number))
             parts, waiting = [], 0
     if parts or not batches:
-        batches.append(_sum_equal(parts, groups, bins.number))
+        batches.append(_sum_equal(parts, groups, tiles.number))
     return Rows(_join(batches), number)
 
 
-def signal_means(signal: Signal, bins: Bins) -> Rows:
+def signal_means(signal: Signal, tiles: Tiles) -> Rows:
     """Mean of a signal in each bin, in one row; 0 where there is no value."""
-    values = np.zeros(bins.number, np.float32)
-    for name, size in bins.sizes.items():
+    values = np.zeros(tiles.number, np.float32)
+    for name, size in tiles.sizes.items():
         if name in signal:
-            means = signal.bin_means(name, bins.width, size)
-            values[bins.offset[name] : bins.offset[name] + len(means)] = means
+            means = signal.bin_means(name, tiles.width, size)
+            values[tiles.offset[name] : tiles.offset[name] + len(means)] = means
     return Rows(sp.csr_array(values[None]), np.zeros(1, np.int64))
 
 
-def move_bins(matrix: sp.csr_array, own: Bins, target: Bins) -> sp.csr_array:
+def move_bins(matrix: sp.csr_array, own: Tiles, target: Tiles) -> sp.csr_array:
     """Columns of one set of bins as those of another, which has all of its chromosomes, at least as long."""
     if own.offset == target.offset and own.number == target.number:
         return matrix
@@ -140,14 +105,14 @@ def move_bins(matrix: sp.csr_array, own: Bins, target: Bins) -> sp.csr_array:
     return moved
 
 
-def _inside(intervals: Intervals, bins: Bins) -> Iterator[tuple[str, IntervalArrays]]:
+def _inside(intervals: Intervals, tiles: Tiles) -> Iterator[tuple[str, IntervalArrays]]:
     """Intervals of each chromosome in the order of the bins, without those past its end; warns of what is left out."""
-    shared = [name for name in bins.sizes if name in intervals]
+    shared = [name for name in tiles.sizes if name in intervals]
     outside = len(intervals) - sum(len(intervals[name].start) for name in shared)
     beyond = 0
     for name in progress(shared, "Coverage", total=len(shared)):
         arrays = intervals[name]
-        inside = arrays.start < bins.sizes[name]
+        inside = arrays.start < tiles.sizes[name]
         if not inside.all():
             beyond += np.count_nonzero(~inside)
             arrays = IntervalArrays(*(None if values is None else values[inside] for values in arrays))
@@ -177,13 +142,13 @@ def _points(arrays: IntervalArrays, paired: bool, ends: Ends, size: int) -> Iter
 
 
 def _counted(
-    arrays: IntervalArrays, row: np.ndarray, paired: bool, ends: Ends, bins: Bins, name: str
+    arrays: IntervalArrays, row: np.ndarray, paired: bool, ends: Ends, tiles: Tiles, name: str
 ) -> tuple[np.ndarray, ...]:
     """Row and bin of each count, and its weight where there are weights."""
-    size, offset = bins.sizes[name], bins.offset[name]
+    size, offset = tiles.sizes[name], tiles.offset[name]
     if ends == "fragment":
-        first = arrays.start // bins.width
-        last = (np.minimum(arrays.end, size) - 1) // bins.width
+        first = arrays.start // tiles.width
+        last = (np.minimum(arrays.end, size) - 1) // tiles.width
         touched = np.where(row >= 0, last.astype(np.int64) - first + 1, 0)
         begin = np.cumsum(touched) - touched
         source = np.repeat(np.arange(len(row)), touched)
@@ -194,7 +159,7 @@ def _counted(
             rows = np.flatnonzero(chosen)
             kept = row[rows] >= 0
             sources.append(rows[kept])
-            columns.append(positions[kept] // bins.width)
+            columns.append(positions[kept] // tiles.width)
         source, column = np.concatenate(sources), np.concatenate(columns)
     weight = () if arrays.count is None else (arrays.count[source].astype(np.int64),)
     return row[source], column.astype(np.int64) + offset, *weight

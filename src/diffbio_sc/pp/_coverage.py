@@ -10,11 +10,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc import io
-from diffbio_sc._anndata.fragments import read_barcode_labels
+from diffbio_sc._anndata.fragments import fragments_of, holds_fragments, read_barcode_labels
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._checks import is_path, whole_number
 from diffbio_sc._logging import logger
-from diffbio_sc.engines.coverage import Bins, Ends, Rows, count_groups, count_sample, move_bins, signal_means
+from diffbio_sc.engines.coverage import Ends, Rows, count_groups, count_sample, move_bins, signal_means
+from diffbio_sc.genome.axis import Tiles
 from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
 from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
 from diffbio_sc.genome.intervals import Intervals
@@ -33,7 +34,7 @@ _SIGNAL_ENDINGS: dict[tuple[str, ...], Any] = {
 
 
 def coverage(
-    source: Source | Mapping[str, Source],
+    source: Source | AnnData | Mapping[str, Source],
     *,
     bin_size: int = 500,
     chrom_sizes: ChromSizes | None = None,
@@ -55,8 +56,8 @@ def coverage(
     ----------
     source
         Fragments or reads of :mod:`diffbio_sc.io`, or a file of them (see :func:`~diffbio_sc.io.read_intervals`); or
-        several, by name of the sample. A signal, or a bedGraph or bigWig file, gives its mean in each bin instead of
-        counts.
+        several, by name of the sample. An AnnData with fragments of SnapATAC2, ``.obsm["fragment_paired"]``, is taken
+        as those. A signal, or a bedGraph or bigWig file, gives its mean in each bin instead of counts.
     bin_size
         Width of the bins in bases; the last bin of a chromosome may be shorter.
     chrom_sizes
@@ -121,7 +122,7 @@ def coverage(
     sizes = None if chrom_sizes is None else read_chrom_sizes(chrom_sizes)
     preparation = _Preparation(shift, extension, remove_duplicates, regions, min_mapping_quality)
     known: dict[str, int] = {}
-    parts: dict[str, tuple[Rows, Bins, list[str]]] = {}
+    parts: dict[str, tuple[Rows, Tiles, list[str]]] = {}
     found: set[str] = set()
     for name, item in samples.items():
         opened = preparation.open(item)
@@ -134,13 +135,13 @@ def coverage(
         if sizes is None and opened.sizes is None:
             logger.info(f"{opened.name}: chromosome sizes are taken from the last end on each; pass chrom_sizes=.")
         if isinstance(opened, Signal):
-            bins = Bins.over(known if sizes is None else sizes, bin_size)
-            parts[name] = signal_means(preparation.check_signal(opened, groupby), bins), bins, [name]
+            tiles = Tiles.over(known if sizes is None else sizes, bin_size)
+            parts[name] = signal_means(preparation.check_signal(opened, groupby), tiles), tiles, [name]
             continue
         fragments = preparation.apply(opened)
-        bins = Bins.over(sizes or opened.extent(), bin_size)
+        tiles = Tiles.over(sizes or opened.extent(), bin_size)
         if isinstance(groupby, str) and groupby == "sample":
-            parts[name] = count_sample(fragments, bins, ends), bins, [name]
+            parts[name] = count_sample(fragments, tiles, ends), tiles, [name]
             continue
         codes, names = group_codes(fragments, labels)
         if labels is not None and len(codes):
@@ -149,10 +150,10 @@ def coverage(
             if not here or (len(samples) == 1):
                 report_barcodes(list(labels), here, fragments.name, fragments.barcodes or [])
         names = [f"{name}:{row}" for row in names] if len(samples) > 1 else list(names)
-        parts[name] = count_groups(fragments, codes, len(names), bins, ends), bins, names
+        parts[name] = count_groups(fragments, codes, len(names), tiles, ends), tiles, names
     if found and len(samples) > 1:
         report_barcodes(list(labels or ()), found, "source", [])
-    adata = _as_anndata(parts, Bins.over(known, bin_size), several=len(samples) > 1 and not _is(groupby, "sample"))
+    adata = _as_anndata(parts, Tiles.over(known, bin_size), several=len(samples) > 1 and not _is(groupby, "sample"))
     adata.uns["coverage"] = make_record(
         {
             "bin_size": bin_size,
@@ -190,14 +191,17 @@ class _Preparation:
         self.shift, self.extension, self.remove_duplicates = shift, extension, remove_duplicates
         self.regions, self.min_mapping_quality = regions, min_mapping_quality
 
-    def open(self, item: Source) -> Intervals | Signal:
+    def open(self, item: Any) -> Intervals | Signal:
         """Read a sample unless it has been read."""
         if isinstance(item, Intervals | Signal):
             return item
         if not is_path(item):
+            if hasattr(item, "obsm") and holds_fragments(item):
+                return fragments_of(item)
+            lacking = " without fragments (.obsm['fragment_paired'])" if hasattr(item, "obsm") else ""
             raise TypeError(
                 "source must be dbio.io.Intervals, dbio.io.Signal, a path, or a mapping of these by name, found "
-                f"{type(item).__name__}."
+                f"{type(item).__name__}{lacking}."
             )
         name = os.fspath(item).lower()
         for endings, reader in _SIGNAL_ENDINGS.items():
@@ -234,20 +238,20 @@ class _Preparation:
         return signal
 
 
-def _as_anndata(parts: Mapping[str, tuple[Rows, Bins, list[str]]], bins: Bins, *, several: bool) -> AnnData:
+def _as_anndata(parts: Mapping[str, tuple[Rows, Tiles, list[str]]], tiles: Tiles, *, several: bool) -> AnnData:
     """Rows of all samples over the bins of all of them."""
     import anndata
     import pandas as pd
 
-    matrix = sp.vstack([move_bins(rows.matrix, own, bins) for rows, own, _ in parts.values()], format="csr")
+    matrix = sp.vstack([move_bins(rows.matrix, own, tiles) for rows, own, _ in parts.values()], format="csr")
     obs = pd.DataFrame(
         {"n_fragments": np.concatenate([rows.intervals for rows, _, _ in parts.values()])},
         index=[row for _, _, names in parts.values() for row in names],
     )
     if several:
         obs["sample"] = pd.Categorical([name for name, (_, _, names) in parts.items() for _ in names])
-    code, start, end = bins.places()
-    chromosomes = list(bins.sizes)
+    code, start, end = tiles.places()
+    chromosomes = list(tiles.sizes)
     prefix = np.array(chromosomes, dtype=object)[code] if len(code) else np.empty(0, object)
     names = [f"{name}:{first}-{last}" for name, first, last in zip(prefix, start.tolist(), end.tolist(), strict=True)]
     var = pd.DataFrame({"chrom": pd.Categorical.from_codes(code, chromosomes), "start": start, "end": end}, index=names)
