@@ -141,6 +141,8 @@ class Transposed(CountMatrix):
 
     def rows(self, indices: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
         """Dense float32 tracks at ``indices``."""
+        if isinstance(self.parent, InMemory) and not sp.issparse(self.parent.matrix):
+            return dense_block(self.parent.matrix[:, indices].T, columns)
         return dense_block(self.parent.columns(np.asarray(indices)).T.tocsr(), columns)
 
     def column_sums(self) -> np.ndarray:
@@ -198,11 +200,11 @@ def read_genome_axis(
 
 def require_anndata(adata: Any, name: str = "adata") -> None:
     """Raise TypeError, saying what to do, if an argument is no AnnData."""
-    if hasattr(adata, "obs_names") and not hasattr(adata, "mod"):
-        return
-    if hasattr(adata, "mod"):
-        raise TypeError(f"{name} must be an AnnData, found a MuData: pass a modality, such as mdata['atac'].")
     found = type(adata).__name__
+    if hasattr(adata, "obs_names"):
+        if not hasattr(adata, "mod"):
+            return
+        found = "a MuData: pass a modality, such as mdata['atac']"
     if is_path(adata):
         found = f"the path {str(adata)!r}: read it first, for example with anndata.read_h5ad"
     raise TypeError(f"{name} must be an AnnData, found {found}.")
