@@ -88,8 +88,8 @@ def name_states(model: ChromatinStateModel) -> tuple[list[str], list[str]]:
 
     A state is quiescent if, of all combinations of the measured marks, it is that without any mark whose probability
     rises most from the genome's mean to the state. Any other state is of the kind whose combination is most probable
-    in it; where a control (WCE, input, IgG) is more often present than not it is repetitive. Without H3K27ac, strong and
-    weak enhancers are one kind.
+    in it; where a control (WCE, input, IgG) is more often present than not it is repetitive. Without H3K27ac, strong
+    and weak enhancers are one kind.
 
     Raises
     ------

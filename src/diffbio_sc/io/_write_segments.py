@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffbio_sc.genome.chrom_sizes import ChromSizes, read_chrom_sizes
-from diffbio_sc.genome.intervals import match_chromosomes
-from diffbio_sc.io._text import PathLike
+from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
+from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._write_text import write_text
 
 if TYPE_CHECKING:

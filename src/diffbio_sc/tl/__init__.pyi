@@ -1,3 +1,4 @@
+from ._call_peaks import call_peaks
 from ._chromatin_states import chromatin_states
 from ._deconvolve import deconvolve
 from ._match_states import match_states
@@ -16,6 +17,7 @@ from ._train_peaks import train_peaks
 
 __all__ = [
     "chromatin_states",
+    "call_peaks",
     "deconvolve",
     "match_states",
     "merge_peaks",

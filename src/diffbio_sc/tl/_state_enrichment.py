@@ -13,8 +13,10 @@ import pandas as pd
 from diffbio_sc._anndata.cell_types import CellTypeBins
 from diffbio_sc._anndata.chromatin_states import StoredStates, read_states
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._checks import name_heads
 from diffbio_sc._progress import progress
-from diffbio_sc.genome.intervals import Intervals, match_chromosomes, name_heads
+from diffbio_sc.genome.chrom_sizes import match_chromosomes
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.numerics.genome.enrichment import (
     ShiftMoments,
     bin_pvalues,
