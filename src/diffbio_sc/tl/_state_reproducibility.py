@@ -32,7 +32,8 @@ Match = Literal["auto", "labels", "emission", "overlap"]
 
 _MATCHES = ("auto", "labels", "emission", "overlap")
 _LEVELS = 10
-_FEWEST_BINS = 1000
+_FEWEST_BINS = 1000  # in all, and of a block
+_BLOCKS = 10  # of each fold and chromosome, at most
 
 
 def state_reproducibility(
@@ -82,7 +83,7 @@ def state_reproducibility(
         Bins away at which a state still counts as come back. SAGAconf allows 1000 bases, 5 bins of 200.
     n_folds
         Folds of whole chromosomes. A bin's probability comes from the other folds. With fewer than three chromosomes
-        each is cut into blocks.
+        each is cut into blocks that go to the folds in turn.
     axis
         Which axis holds the bins, if both could.
     key_added
@@ -100,7 +101,8 @@ def state_reproducibility(
       rate ``by_chance`` for states placed at random, ``posterior``, the mean posterior of the call), ``reliability``
       (in ten levels of the probability: ``bins``, mean ``predicted``, ``found``), ``overlap`` (bins of each pair of
       states), and ``summary`` (for each replicate: ``bins``, ``found``, ``by_chance``, ``kappa``, ``brier`` score and
-      ``calibration_error``, the mean distance from predicted to found over bins)
+      ``calibration_error``, the mean distance from predicted to found over bins). ``by_chance`` and ``kappa`` are
+      those of the bin itself, whatever the tolerance.
 
     Raises
     ------
@@ -347,12 +349,14 @@ class _Comparison:
         sizes = np.bincount(chromosome[self.known], minlength=len(self.base.place.levels[1]))
         used = np.flatnonzero(sizes)
         if len(used) < 3:
+            # Blocks far longer than segments, in turn: folds then see all parts of a chromosome, which differ.
             start = self.base.place.get_level_values(2).to_numpy()
             folds = np.zeros(len(chromosome), np.int64)
             for index in used:
                 mine = np.flatnonzero(chromosome == index)
                 first, last = start[mine].min(), start[mine].max() + 1
-                folds[mine] = (start[mine] - first) * n_folds // (last - first)
+                blocks = n_folds * max(1, min(_BLOCKS, int(sizes[index]) // (n_folds * _FEWEST_BINS)))
+                folds[mine] = (start[mine] - first) * blocks // (last - first) % n_folds
             return folds, n_folds, False
         number = min(n_folds, len(used))
         fold_of, filled = np.zeros(len(sizes), np.int64), np.zeros(number)
