@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata.matrix import read_counts
 from diffbio_sc._anndata.results import write_results
-from diffbio_sc.blocks.matrix import BLOCK_ROWS, CountMatrix, InMemory, as_count_matrix, dense_block
+from diffbio_sc.blocks.matrix import CountMatrix, InMemory, as_count_matrix, as_working, dense_block
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -140,20 +140,18 @@ class Transposed(CountMatrix):
             # Tracks of a CSR matrix of bins are all over it: it is turned once.
             parent = InMemory(sp.csc_array(parent.matrix))
         self.parent = parent
-        self.shape = (parent.shape[1], parent.shape[0])
+        self.shape, self.dtype = (parent.shape[1], parent.shape[0]), parent.dtype
 
-    def blocks(self, size: int = BLOCK_ROWS) -> Iterator[tuple[int, Any]]:
-        """Yield (first track, block)."""
-        for start in range(0, self.shape[0], size):
-            indices = np.arange(start, min(start + size, self.shape[0]))
-            if isinstance(self.parent, InMemory) and not sp.issparse(self.parent.matrix):
-                yield start, np.ascontiguousarray(self.parent.matrix[:, indices].T)
-            else:
-                yield start, sp.csr_array(self.parent.columns(indices).T)
+    def read(self, start: int, stop: int) -> Any:
+        """Tracks from ``start`` to before ``stop``."""
+        indices = np.arange(start, stop)
+        if isinstance(self.parent, InMemory) and not sp.issparse(self.parent.matrix):
+            return as_working(np.ascontiguousarray(self.parent.matrix[:, indices].T))
+        return as_working(sp.csr_array(self.parent.columns(indices).T))
 
-    def rows(self, indices: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
-        """Dense float32 tracks at ``indices``."""
-        return dense_block(self.parent.columns(np.asarray(indices)).T.tocsr(), columns)
+    def take(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+        """Dense float32 tracks at ``rows``."""
+        return dense_block(self.parent.columns(np.asarray(rows)).T.tocsr(), columns)
 
     def column_sums(self) -> np.ndarray:
         """Sum of each bin over the tracks, in float64."""

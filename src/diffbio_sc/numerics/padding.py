@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 
 def bucket_size(size: int) -> int:
     """Round up to the next number with at most four binary digits, at most an eighth more."""
     step = 1 << max(size.bit_length() - 4, 0)
     return -(-size // step) * step
+
+
+def round_up(size: int, multiple: int) -> int:
+    """Round up to the next multiple."""
+    return -(-size // multiple) * multiple
+
+
+def row_bucket(rows: int) -> int:
+    """Four steps to each power of two up to 2048, then multiples of 2048: few compiled shapes, little waste."""
+    step = max(32, (1 << (rows - 1).bit_length()) // 8)
+    return round_up(rows, min(step, 2048))
+
+
+def pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the array with zeros behind each axis up to ``shape``."""
+    if array.shape == shape:
+        return array
+    padded = np.zeros(shape, array.dtype)
+    padded[tuple(slice(size) for size in array.shape)] = array
+    return padded
