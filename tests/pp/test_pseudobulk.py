@@ -209,6 +209,15 @@ def test_bad_fragments_of_snapatac2_are_named():
     del short.uns["reference_sequences"]
     with pytest.raises(KeyError, match=r"needs adata.uns\['reference_sequences'\]"):
         dbio.pp.pseudobulk(short, groupby="type")
+    for value, problem in ((2000, "1 that reach beyond; the first is chr1:"), (-5, "lengths above 0, found -5")):
+        bad = adata.copy()
+        bad.obsm["fragment_paired"].data[0] = value
+        with pytest.raises(ValueError, match=problem):
+            dbio.pp.pseudobulk(bad, groupby="type")
+    half = adata.copy()
+    half.obsm["fragment_paired"] = half.obsm["fragment_paired"] * 0.5
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        dbio.pp.pseudobulk(half, groupby="type")
     adata.obsm["fragment_paired"].data[0] = -5
     with pytest.raises(ValueError, match="lengths above 0, found -5"):
         dbio.pp.pseudobulk(adata, groupby="type")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
 
 _VERSION = re.compile(r"\.\d+$")
@@ -18,7 +19,7 @@ def require_unique(names: Sequence[str] | pd.Index, what: str, remedy: str) -> N
     index = pd.Index(names)
     if not index.is_unique:
         twice = list(dict.fromkeys(map(str, index[index.duplicated()])))
-        raise ValueError(f"{what} must be unique, found {len(twice)} duplicated: {_head(twice)}. {remedy}")
+        raise ValueError(f"{what} must be unique, found {len(twice)} duplicated: {name_heads(twice)}. {remedy}")
 
 
 def align_names(
@@ -40,14 +41,10 @@ def align_names(
     if len(shared) < minimum:
         raise ValueError(
             f"{left_name} and {right_name} share {len(shared)} names, at least {minimum} are needed. "
-            f"{left_name}: {_head(left)}; {right_name}: {_head(right)}.{_hint(left, right, len(shared))}"
+            f"{left_name}: {name_heads(left)}; {right_name}: {name_heads(right)}.{_hint(left, right, len(shared))}"
         )
     logger.info(f"{len(shared)} names shared of {len(left)} ({left_name}) and {len(right)} ({right_name}).")
     return left.get_indexer(shared), right.get_indexer(shared)
-
-
-def _head(names: Sequence[str] | pd.Index) -> str:
-    return str([str(name) for name in names[:5]]) + (" ..." if len(names) > 5 else "")
 
 
 def _hint(left: pd.Index, right: pd.Index, shared: int) -> str:
