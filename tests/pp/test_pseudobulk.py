@@ -86,6 +86,12 @@ def test_regions_that_overlap_add_up(side):
         dbio.tl.peaks(groups)
 
 
+def test_results_are_stored(tmp_path):
+    groups = dbio.pp.pseudobulk(_tiles()[0], groupby="type")
+    groups.write_h5ad(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "a.h5ad").X.toarray(), groups.X.toarray())
+
+
 def test_objects_that_are_none():
     with pytest.raises(TypeError, match="found the path 'a.h5ad': read it first, with anndata.read_h5ad"):
         dbio.pp.pseudobulk("a.h5ad", groupby="type")
