@@ -63,7 +63,14 @@ def read_cell_type_bins(
         If a bin has no cell type, or bins of one cell type are no bins or overlap.
     """
     if cell_type_key is None:
-        genome = read_genome_axis(adata, axis=axis, name=name)
+        try:
+            genome = read_genome_axis(adata, axis=axis, name=name)
+        except ValueError as error:
+            if "duplicated bins" not in str(error):
+                raise
+            raise ValueError(
+                f"{error} If they are bins of several cell types or samples, name their column as cell_type_key."
+            ) from error
         return genome.axis, [CellTypeBins(None, np.arange(len(genome)), genome)]
     found = [side for side in ("var", "obs") if set(COLUMNS) <= set(getattr(adata, side).columns)]
     if axis is None and len(found) == 2:

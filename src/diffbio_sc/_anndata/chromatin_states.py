@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_KEY = "chromatin_states"
 
+_MODEL = ("initial", "transition", "emission", "marks")
+
 
 def stored_name(key: str, name: str) -> str:
     """Name of a column or matrix of a result: its own, or, if the key is not the default, with the key before it."""
@@ -90,14 +92,18 @@ def read_states(
         )
     values = table[column]
     if isinstance(values.dtype, pd.CategoricalDtype):
-        labels = [str(label) for label in values.cat.categories]
+        found = [str(label) for label in values.cat.categories]
         codes = values.cat.codes.to_numpy().astype(np.int32)
     else:
-        known = [str(label) for label in record.get("states", [])]
-        found = values.dropna().astype(str).unique()
-        labels = known if known and set(found) <= set(known) else sorted(found)
-        codes = pd.Index(labels, dtype=object).get_indexer(pd.Index(values.astype(str), dtype=object)).astype(np.int32)
+        found = sorted(values.dropna().astype(str).unique())
+        codes = pd.Index(found, dtype=object).get_indexer(pd.Index(values.astype(str), dtype=object)).astype(np.int32)
         codes[values.isna().to_numpy()] = -1
+    labels = found
+    known = [str(label) for label in record.get("states", [])]
+    if known and set(found) <= set(known):
+        # A part of an object has lost the categories of states that it lacks; those of the model count.
+        place = np.append(pd.Index(known, dtype=object).get_indexer(pd.Index(found, dtype=object)), -1)
+        labels, codes = known, place[codes].astype(np.int32)
     if not (codes >= 0).any():
         raise ValueError(f"{name}.{side}[{column!r}] gives no bin a state: all {len(codes)} are missing.")
     return StoredStates(side, codes, labels, state_colors(record, labels), parts, cell_type_key, params)
@@ -141,3 +147,15 @@ def read_posterior(adata: AnnData, key: str, axis: Literal["var", "obs"], n_stat
     kept = states.ravel() >= 0
     posterior[rows[kept], states.ravel()[kept]] = values.ravel()[kept]
     return posterior
+
+
+def read_model_record(adata: AnnData, key: str) -> Mapping[str, Any]:
+    """Entry of ``.uns`` that holds a model, checked to be one."""
+    entries = adata.uns if hasattr(adata, "uns") else {}
+    record = entries.get(key)
+    if not isinstance(record, Mapping) or any(name not in record for name in _MODEL):
+        raise KeyError(
+            f"adata.uns has no model of chromatin states {key!r}: run diffbio_sc.tl.chromatin_states first, or pass "
+            f"its key_added as key=...; keys: {[str(name) for name in entries]}."
+        )
+    return record

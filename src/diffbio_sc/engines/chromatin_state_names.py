@@ -23,6 +23,7 @@ COLORS = {
     "Heterochromatin": "#56b4e9",
     "Polycomb": "#0072b2",
     "Insulator": "#332288",
+    "Repetitive": "#aa4499",
     "Quiescent": "#d9d9d9",
 }
 # Combinations of marks and the kind that each speaks for.
@@ -51,6 +52,8 @@ _COMBINATIONS: tuple[tuple[frozenset[str], str], ...] = tuple(
         ("", "Quiescent"),
     )
 )
+# Controls. Where they are present too, what is seen is the number of copies in the genome.
+_CONTROLS = frozenset({"wce", "input", "control", "igg"})
 _SMALLEST = 1e-3  # probabilities beyond which a ratio says nothing
 
 
@@ -85,7 +88,8 @@ def name_states(model: ChromatinStateModel) -> tuple[list[str], list[str]]:
 
     A state is quiescent if, of all combinations of the measured marks, it is that without any mark whose probability
     rises most from the genome's mean to the state. Any other state is of the kind whose combination is most probable
-    in it. Without H3K27ac, strong and weak enhancers are one kind.
+    in it; where a control (WCE, input, IgG) is more often present than not it is repetitive. Without H3K27ac, strong
+    and weak enhancers are one kind.
 
     Raises
     ------
@@ -111,6 +115,10 @@ def name_states(model: ChromatinStateModel) -> tuple[list[str], list[str]]:
     silent = np.argmax(probability - expected, 1) == len(measured) - 1
     chosen = np.where(silent | (len(measured) == 1), len(measured) - 1, np.argmax(probability[:, :-1], 1))
     kinds = [measured[index][1] for index in chosen]
+    for column in (index for index, name in enumerate(names) if name in _CONTROLS):
+        kinds = [
+            "Repetitive" if often > 0.5 else kind for kind, often in zip(kinds, model.emission[:, column], strict=True)
+        ]
     if "h3k27ac" not in known:
         kinds = ["Enhancer" if kind == "Weak_enhancer" else kind for kind in kinds]
     return kinds, _shades([COLORS[kind] for kind in kinds])

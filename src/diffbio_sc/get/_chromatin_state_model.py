@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from diffbio_sc._anndata.chromatin_states import read_model_record
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
-
-_NEEDED = ("initial", "transition", "emission", "marks")
 
 
 def chromatin_state_model(adata: AnnData, *, key: str = "chromatin_states") -> ChromatinStateModel:
@@ -63,15 +62,3 @@ def chromatin_state_model(adata: AnnData, *, key: str = "chromatin_states") -> C
         n_iterations=None if iterations is None else int(iterations),
         colors=tuple(map(str, record["colors"])) if "colors" in record else (),
     )
-
-
-def read_model_record(adata: AnnData, key: str) -> Mapping[str, Any]:
-    """Entry of ``.uns`` that holds a model, checked to be one."""
-    entries = adata.uns if hasattr(adata, "uns") else {}
-    record = entries.get(key)
-    if not isinstance(record, Mapping) or any(name not in record for name in _NEEDED):
-        raise KeyError(
-            f"adata.uns has no model of chromatin states {key!r}: run diffbio_sc.tl.chromatin_states first, or pass "
-            f"its key_added as key=...; keys: {[str(name) for name in entries]}."
-        )
-    return record

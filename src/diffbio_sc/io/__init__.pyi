@@ -1,19 +1,21 @@
-from ._bigwig import read_bigwig, write_bigwig
-from ._chrom_sizes import read_chrom_sizes
-from ._intervals import IntervalArrays, Intervals
-from ._peaks import read_narrowpeak, write_bed, write_narrowpeak
+from ._genome_types import IntervalArrays, Intervals, Signal, SignalArrays, read_chrom_sizes
 from ._read_bam import read_bam
 from ._read_bed import read_bed
 from ._read_bedgraph import read_bedgraph
 from ._read_bedpe import read_bedpe
+from ._read_bigwig import read_bigwig
 from ._read_chromhmm_binary import read_chromhmm_binary
 from ._read_chromhmm_model import read_chromhmm_model
 from ._read_fragments import read_fragments
 from ._read_intervals import read_intervals
+from ._read_narrowpeak import read_narrowpeak
+from ._read_regions import read_regions
 from ._read_segments import read_segments
-from ._signal import Signal, SignalArrays
+from ._write_bed import write_bed
+from ._write_bigwig import write_bigwig
 from ._write_chromhmm_binary import write_chromhmm_binary
 from ._write_chromhmm_model import write_chromhmm_model
+from ._write_narrowpeak import write_narrowpeak
 from ._write_segments import write_segments
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "read_intervals",
     "read_narrowpeak",
     "read_segments",
+    "read_regions",
     "write_bed",
     "write_bigwig",
     "write_chromhmm_binary",

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from diffbio_sc._progress import progress
-from diffbio_sc.genome.chrom_sizes import ChromSizes, read_chrom_sizes
-from diffbio_sc.genome.intervals import match_chromosomes
-from diffbio_sc.io._text import PathLike, as_paths, open_bytes
+from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
+from diffbio_sc.io._byte_source import PathLike, as_paths, open_bytes
 
 if TYPE_CHECKING:
     from anndata import AnnData

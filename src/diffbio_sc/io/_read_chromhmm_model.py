@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffbio_sc.io._text import PathLike, open_bytes
+from diffbio_sc.io._byte_source import PathLike, open_bytes
 
 if TYPE_CHECKING:
     from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel

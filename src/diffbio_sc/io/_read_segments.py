@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffbio_sc.io._text import PathLike, first_data_line, open_bytes
+from diffbio_sc.io._byte_source import PathLike, open_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,10 +54,15 @@ def read_segments(path: PathLike) -> pd.DataFrame:
     where = os.fspath(path)
     with open_bytes(path) as source:
         data = source.stream.read()
-    found = first_data_line(data)
-    if found is None:
+    position = 0
+    for raw in data.splitlines(keepends=True):
+        words = raw.split()
+        if words and not raw.startswith(b"#") and words[0] not in (b"track", b"browser"):
+            break
+        position += len(raw)
+    else:
         raise ValueError(f"{where} has no segments.")
-    line, position = found
+    line = raw.decode(errors="backslashreplace").rstrip("\r\n")
     separator = "\t" if "\t" in line else r"\s+"
     width = len(line.split("\t") if separator == "\t" else line.split())
     if width < 4:

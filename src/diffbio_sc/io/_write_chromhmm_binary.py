@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from diffbio_sc.io._text import PathLike
+from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._write_text import open_writer
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffbio_sc.io._text import PathLike
+from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._write_text import write_text
 
 if TYPE_CHECKING:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffbio_sc.genome.chrom_sizes import ChromSizes, read_chrom_sizes
-from diffbio_sc.genome.intervals import match_chromosomes
-from diffbio_sc.io._text import PathLike
+from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
+from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._write_text import write_text
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def write_segments(
     if bad.any():
         raise ValueError(
             f"segments must have 0 <= start < end within their chromosome, found {int(bad.sum())} that have not; "
-            f"first: {frame[bad].iloc[0].tolist()}."
+            f"first: {list(map(str, frame[bad].iloc[0]))}."
         )
     lines = ""
     if dense:

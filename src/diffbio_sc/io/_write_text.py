@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from diffbio_sc.io._text import PathLike
+from diffbio_sc._files import replacing
+from diffbio_sc.io._byte_source import PathLike
 
 
 @contextmanager
 def open_writer(path: PathLike) -> Iterator[IO[bytes] | Any]:
     """Open a file for bytes, compressed if its name ends with ``.gz``; equal contents give equal files."""
-    with open(path, "wb") as raw:
+    with replacing(path) as temporary, open(temporary, "wb") as raw:
         if not os.fspath(path).endswith(".gz"):
             yield raw
             return

@@ -316,8 +316,7 @@ def _count(
 ) -> tuple[dict[tuple[str, str], np.ndarray], Any, list[np.ndarray]]:
     """Counts of the marks and controls of one cell type, their bins and sequences of bins."""
     from diffbio_sc._anndata.genome_axis import make_genome_axis
-    from diffbio_sc.io._read_bam import read_bam
-    from diffbio_sc.io._read_intervals import read_intervals
+    from diffbio_sc.io import read_bam, read_intervals
     from diffbio_sc.pp._coverage import coverage
 
     if isinstance(control, Mapping):

@@ -1,3 +1,4 @@
+from ._call_peaks import call_peaks
 from ._chromatin_states import chromatin_states
 from ._deconvolve import deconvolve
 from ._match_states import match_states
@@ -11,10 +12,12 @@ from ._select_n_states import select_n_states
 from ._spatial_genes import spatial_genes
 from ._spatial_patterns import spatial_patterns
 from ._state_enrichment import state_enrichment
+from ._state_reproducibility import state_reproducibility
 from ._train_peaks import train_peaks
 
 __all__ = [
     "chromatin_states",
+    "call_peaks",
     "deconvolve",
     "match_states",
     "merge_peaks",
@@ -27,5 +30,6 @@ __all__ = [
     "spatial_genes",
     "spatial_patterns",
     "state_enrichment",
+    "state_reproducibility",
     "train_peaks",
 ]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, stored_name
+from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record, stored_name
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 from diffbio_sc.engines.chromatin_state_names import match_emissions, name_states
-from diffbio_sc.get._chromatin_state_model import chromatin_state_model, read_model_record
-from diffbio_sc.io._read_chromhmm_model import read_chromhmm_model
+from diffbio_sc.get import chromatin_state_model
+from diffbio_sc.io import read_chromhmm_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +43,8 @@ def match_states(
         are matched one to one so that their emissions, of the marks that both have, differ least (Hungarian algorithm).
         By default states are named by their marks: active promoter (H3K4me3, H3K27ac), strong enhancer (H3K4me1,
         H3K27ac), weak enhancer (H3K4me1), transcribed (H3K36me3), heterochromatin (H3K9me3), Polycomb (H3K27me3) and
-        quiescent (none of these).
+        quiescent (none of these); beside these poised promoter (H3K4me3, H3K27me3), insulator (CTCF) and, with a
+        control among the marks, repetitive.
     key, reference_key
         The ``key_added`` of the states in ``adata`` and in ``reference``.
     rename
@@ -95,7 +96,7 @@ def match_states(
     else:
         other = _model(reference, reference_key)
         matched = match_emissions(model, other)
-        if 2 * len(matched.shared) < min(model.n_marks, other.n_marks):
+        if 2 * len(matched.shared) < model.n_marks:
             warnings.warn(
                 f"the models share {len(matched.shared)} marks ({list(matched.shared)}) of {model.n_marks} and "
                 f"{other.n_marks}: matches rest on little.",

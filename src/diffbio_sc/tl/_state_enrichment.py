@@ -13,9 +13,10 @@ import pandas as pd
 from diffbio_sc._anndata.cell_types import CellTypeBins
 from diffbio_sc._anndata.chromatin_states import StoredStates, read_states
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._checks import name_heads
 from diffbio_sc._progress import progress
-from diffbio_sc.genome.intervals import Intervals, match_chromosomes, name_heads
-from diffbio_sc.io._text import open_bytes
+from diffbio_sc.genome.chrom_sizes import match_chromosomes
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.numerics.genome.enrichment import (
     ShiftMoments,
     bin_pvalues,
@@ -173,7 +174,7 @@ def _named(regions: Any, argument: str) -> dict[str, Any]:
 
 def _frame(item: Any, name: str) -> pd.DataFrame:
     """Regions as a table of their own."""
-    from diffbio_sc.io._read_bed import read_bed
+    from diffbio_sc.io import read_bed
 
     if isinstance(item, str | os.PathLike):
         item = read_bed(item)
@@ -240,15 +241,12 @@ def _points(item: Any, name: str, chromosomes: list[str]) -> pd.DataFrame:
 
 def _read_anchors(path: str | os.PathLike[str]) -> Any:
     """Anchor files of ChromHMM: chromosome, position and strand; other files are BED."""
-    with open_bytes(path) as source:
-        data = source.stream.read()
-    first = data.split(b"\n", 1)[0].split()
-    if len(first) == 3 and first[2] in (b"+", b"-"):
-        import io
+    import bioframe
 
-        return pd.read_csv(
-            io.BytesIO(data), sep=r"\s+", header=None, names=["chrom", "pos", "strand"], dtype={"chrom": str}
-        )
+    names = ["chrom", "pos", "strand"]
+    first = pd.read_csv(path, sep=r"\s+", header=None, nrows=1, comment="#").iloc[0].tolist()
+    if len(first) == len(names) and first[2] in ("+", "-"):
+        return bioframe.read_table(path, schema=names, dtype={"chrom": str})
     return path
 
 
