@@ -112,6 +112,13 @@ def test_examples_of_docstrings_run():
         "datasets._pbmc_tissue",
         "pl._deconvolution",
         "operators.multiomics.spatial_deconvolution",
+        "io._read_fragments",
+        "io._read_regions",
+        "pp._coverage",
+        "pp._parse_regions",
+        "pp._pseudobulk",
+        "genome.chrom_sizes",
+        "genome.overlap",
         "_settings",
     ):
         result = doctest.testmod(importlib.import_module(f"diffbio_sc.{name}"))
