@@ -124,5 +124,6 @@ def _split_fragments(intervals: Intervals, groupby: Mapping[str, str] | pd.Serie
     labels = read_barcode_labels(groupby)
     codes, names = group_codes(intervals, labels)
     if len(codes):
-        report_barcodes(list(labels), found_barcodes(intervals, labels), intervals.name, intervals.barcodes or [])
+        found = found_barcodes(intervals, labels)
+        report_barcodes(list(labels), found, intervals.name, intervals.barcodes or [], stacklevel=4)
     return split_groups(intervals, codes, names)
