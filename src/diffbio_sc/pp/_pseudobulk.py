@@ -9,13 +9,13 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragments, read_barcode_labels
-from diffbio_sc._anndata.genome_axis import read_genome_axis, require_anndata
-from diffbio_sc._anndata.matrix import read_counts
+from diffbio_sc._anndata.genome_axis import read_genome_axis
+from diffbio_sc._anndata.matrix import require_anndata, survey_counts
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._checks import is_path
 from diffbio_sc._logging import logger
-from diffbio_sc.engines.pseudobulk import split_groups, sum_groups
+from diffbio_sc.engines.pseudobulk import SumOfCells, SumOfCellsByBins, split_groups
 from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
 from diffbio_sc.genome.intervals import Intervals
 
@@ -112,7 +112,8 @@ def _sum_cells(adata: AnnData, groupby: str, layer: str | None, axis: Literal["v
     genome = read_genome_axis(adata, axis=axis, allow_overlaps=True)
     there = "obs" if genome.axis == "var" else "var"
     codes, names = read_labels(genome.track_table(adata), groupby, name=f"adata.{there}")
-    sums = sum_groups(read_counts(adata, layer=layer), codes, len(names), cells_are_rows=genome.axis == "var")
+    step = (SumOfCells if genome.axis == "var" else SumOfCellsByBins)(codes, len(names))
+    _, (sums,) = survey_counts(adata, step, layer=layer)  # one pass checks the counts and adds them up
     obs = pd.DataFrame({"n_cells": np.bincount(codes[codes >= 0], minlength=len(names))}, index=names)
     result = anndata.AnnData(sp.csr_matrix(sums), obs=obs, var=getattr(adata, genome.axis).copy())
     result.uns["pseudobulk"] = make_record({"groupby": groupby, "layer": layer}, None)
