@@ -476,10 +476,10 @@ def no_cells(mdata):
         (None, {"likelihoods": {"rna": "nb"}}, ValueError, "unknown names"),
         (None, {"modalities": ["adt"]}, KeyError, "no modality"),
         (None, {"batch_key": "donor"}, KeyError, "mdata.obs has no column 'donor'"),
-        (None, {"n_latent": 0}, ValueError, "n_latent must be None or a whole number of at least 1"),
-        (None, {"max_epochs": -1}, ValueError, "max_epochs must be None or a whole number of at least 0"),
+        (None, {"n_latent": 0}, ValueError, "n_latent must be a whole number of at least 1"),
+        (None, {"max_epochs": -1}, ValueError, "max_epochs must be a whole number of at least 0"),
         (None, {"key_added": "rna"}, ValueError, "must not be the name of a modality"),
-        (None, {"key_added": "X_"}, ValueError, "key_added must be a name"),
+        (None, {"key_added": "X_"}, ValueError, "key_added must be a name, with or without"),
     ],
 )
 def test_bad_input_changes_nothing(change, options, error, message):

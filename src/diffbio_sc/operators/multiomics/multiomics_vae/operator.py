@@ -401,7 +401,7 @@ def _apply(graph, state, data):
     operator = nnx.merge(graph, state)
     config = operator.config
     counts, cells = operator._dense_cells(data)
-    experts = posterior.experts(operator, cells)
+    experts = posterior.experts(posterior.stack_encoders(operator), cells)
     joint = posterior.fuse(config.fusion, experts, cells["present"])
     result = {
         "joint_latent": joint.mean,
@@ -412,8 +412,8 @@ def _apply(graph, state, data):
     for m, name in enumerate(config.modality_names):
         predicted = operator._log_size(m, joint.mean, known)
         size = jnp.where(cells["present"][:, m], cells["log_size"][:, m], predicted)
-        values = blocks.expected_values(operator, m, joint.mean, cells["batch"], size)
-        result[f"{name}_reconstructed"] = values
+        likelihood, decoder = config.modality_likelihoods[m], operator.decoders[m]
+        result[f"{name}_reconstructed"] = blocks.expected_values(decoder, likelihood, joint.mean, cells["batch"], size)
     result["elbo_loss"] = operator._dense_bound(data, counts, cells, experts)
     return result
 
@@ -422,4 +422,4 @@ def _apply(graph, state, data):
 def _loss(graph, state, data):
     operator = nnx.merge(graph, state)
     counts, cells = operator._dense_cells(data)
-    return operator._dense_bound(data, counts, cells, posterior.experts(operator, cells))
+    return operator._dense_bound(data, counts, cells, posterior.experts(posterior.stack_encoders(operator), cells))
