@@ -41,7 +41,9 @@ def whole_numbers(values: Any, what: str, *, minimum: int | None = None, maximum
                 raise TypeError
             array = array.astype(np.float64)
         except (TypeError, ValueError):
-            raise ValueError(f"{what} must be whole numbers, found {array.dtype}: {array.ravel()[0]!r}.") from None
+            raise ValueError(
+                f"{what} must be whole numbers, found {array.dtype}: {array.ravel().tolist()[0]!r}."
+            ) from None
     bad = np.zeros(array.shape, np.bool_)
     if array.dtype.kind == "f":
         array = array.astype(np.float64)  # half precision cannot hold the limits

@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.genome_axis import make_genome_axis, read_genome_axis
+from diffbio_sc.blocks.matrix import dense_block
 
 BINS = pd.DataFrame(
     {
@@ -84,11 +85,11 @@ def test_tracks_are_the_same_from_both_sides(kind, tmp_path):
             for start, block in matrix.blocks(2):
                 found[start : start + block.shape[0]] = block.toarray() if sp.issparse(block) else block
             np.testing.assert_array_equal(found, _counts())
-            dense = matrix.map_row_blocks(lambda block, first: (first, block), size=2)
+            dense = matrix.map(lambda first, block: (first, dense_block(block)), 2)
             np.testing.assert_array_equal(np.concatenate([block for _, block in dense]), _counts())
             np.testing.assert_array_equal(matrix.column_sums(), _counts().sum(axis=0))
             np.testing.assert_array_equal(matrix.row_sums(), _counts().sum(axis=1))
-            np.testing.assert_array_equal(matrix.rows(np.array([1, 4]), np.array([6, 0])), _counts()[[1, 4]][:, [6, 0]])
+            np.testing.assert_array_equal(matrix.take(np.array([1, 4]), np.array([6, 0])), _counts()[[1, 4]][:, [6, 0]])
             codes = np.array([0, 1, -1, 1, 0])
             expected = [_counts()[codes == code].sum(axis=0) for code in (0, 1)]
             np.testing.assert_array_equal(matrix.sum_by_group(codes, 2), expected)

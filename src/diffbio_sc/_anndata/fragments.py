@@ -1,11 +1,14 @@
-"""Fragments that an AnnData of SnapATAC2 carries."""
+"""Fragments that an AnnData of SnapATAC2 carries, and labels of barcodes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from diffbio_sc._checks import name_heads
 from diffbio_sc.genome.interval_kernels import group_rows
 from diffbio_sc.genome.intervals import Intervals
 
@@ -76,3 +79,32 @@ def cell_labels(adata: Any, groupby: str) -> Any:
     if groupby not in adata.obs:
         raise KeyError(f"adata.obs has no column {groupby!r}; columns: {list(map(str, adata.obs.columns))}.")
     return adata.obs[groupby]
+
+
+def read_barcode_labels(labels: Mapping[str, str] | pd.Series) -> dict[str, str]:
+    """Label of each barcode, without missing labels; in the order of the labels, which a categorical column gives.
+
+    Raises
+    ------
+    TypeError
+        If ``labels`` is neither a mapping nor a column.
+    ValueError
+        If a barcode occurs twice, or none has a label.
+    """
+    if not isinstance(labels, Mapping | pd.Series):
+        raise TypeError(
+            "groupby must map barcodes to labels (a mapping, or a column such as adata.obs['cell_type']), found "
+            f"{type(labels).__name__}."
+        )
+    column = labels if isinstance(labels, pd.Series) else pd.Series(dict(labels), dtype=object)
+    if not column.index.is_unique:
+        twice = column.index[column.index.duplicated()].unique()
+        raise ValueError(f"barcodes must be unique, found twice: {name_heads(twice)}.")
+    column = column.dropna()
+    if not len(column):
+        raise ValueError("groupby must give a label to at least one barcode, found none.")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        ordered = column.cat.remove_unused_categories().sort_values(kind="stable")
+    else:
+        ordered = column.astype(str).sort_values(kind="stable")
+    return dict(zip(ordered.index.astype(str), ordered.astype(str), strict=True))

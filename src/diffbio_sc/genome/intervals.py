@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from diffbio_sc._checks import name_heads, whole_number, whole_numbers
-from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes, match_chromosomes
+from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes, match_regions
 from diffbio_sc.genome.interval_kernels import group_rows, unsorted_groups, within_limit
 from diffbio_sc.genome.overlap import Regions
 
@@ -302,12 +302,14 @@ class Intervals:
     def exclude(self, regions: Intervals) -> Intervals:
         """Leave out intervals that overlap one of ``regions``, such as a blacklist.
 
+        Warns if the two have no chromosome in common.
+
         Raises
         ------
         ValueError
-            If the two have no chromosome in common.
+            If their chromosomes would match only with or without the prefix ``chr``.
         """
-        match_chromosomes(self.chromosomes, regions.chromosomes, left_name=self.name, right_name=regions.name)
+        match_regions(self.chromosomes, regions.chromosomes, name=self.name, regions_name=regions.name)
         index = regions.index()
         code = {chromosome: position for position, chromosome in enumerate(regions.chromosomes)}
         return self.keep(

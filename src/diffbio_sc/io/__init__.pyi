@@ -7,6 +7,7 @@ from ._read_bigwig import read_bigwig
 from ._read_fragments import read_fragments
 from ._read_intervals import read_intervals
 from ._read_narrowpeak import read_narrowpeak
+from ._read_regions import read_regions
 from ._write_bed import write_bed
 from ._write_bigwig import write_bigwig
 from ._write_narrowpeak import write_narrowpeak
@@ -25,6 +26,7 @@ __all__ = [
     "read_fragments",
     "read_intervals",
     "read_narrowpeak",
+    "read_regions",
     "write_bed",
     "write_bigwig",
     "write_narrowpeak",

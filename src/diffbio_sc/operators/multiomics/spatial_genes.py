@@ -42,7 +42,7 @@ from flax import nnx
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Bool, Float
 
-from diffbio_sc.numerics.spatial.gaussian_processes import KERNELS, kernel_matrix
+from diffbio_sc.numerics.spatial.kernels import KERNELS, kernel_matrix
 from diffbio_sc.operators.contract import (
     FitReport,
     FittedStatistic,
