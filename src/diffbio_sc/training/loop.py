@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffbio_sc._checks import whole_number
+from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc._progress import progress
 from diffbio_sc._random import as_generator
 from diffbio_sc.training import batches
@@ -51,6 +52,7 @@ from diffbio_sc.training.vectors import Layout, Vectors
 __all__ = ["Loss", "train"]
 
 
+@one_thread_at_a_time
 def train(
     operator: Trainable,
     data: Mapping[str, Any],
@@ -241,7 +243,7 @@ def train(
             f"{skipped} training steps of {type(operator).__name__} had a loss or gradient that was not finite and "
             "were skipped; history['nonfinite_steps'] tells the epochs.",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     found_best = best if watches and math.isfinite(stopping.best) else None
     _put_back(operator, plan.layout, variables.judged if found_best is None else found_best, home)

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc.numerics.counts import likelihoods
 from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.operators.multiomics.multiomics_vae import posterior
@@ -44,6 +45,7 @@ class Encoding(NamedTuple):
     divergence: Float[np.ndarray, " cells"]
 
 
+@one_thread_at_a_time
 def encode(operator: Networks, matrices: Sequence[Any], present: np.ndarray, batch: np.ndarray) -> Encoding:
     """Posterior of each cell.
 
@@ -66,9 +68,10 @@ def encode(operator: Networks, matrices: Sequence[Any], present: np.ndarray, bat
         number = len(present[rows])
         parts.append(Encoding(*(part[:, :number] if part.ndim == 3 else part[:number] for part in encoded)))
     joined = zip(*parts, strict=True)
-    return Encoding(*(np.concatenate(pieces, axis=pieces[0].ndim == 3) for pieces in joined))
+    return Encoding(*(np.concatenate(pieces, axis=int(pieces[0].ndim == 3)) for pieces in joined))
 
 
+@one_thread_at_a_time
 def score(
     operator: Networks, matrices: Sequence[Any], present: np.ndarray, batch: np.ndarray
 ) -> dict[str, Float[np.ndarray, " cells"]]:
@@ -91,6 +94,7 @@ def score(
     return result
 
 
+@one_thread_at_a_time
 def expected(
     operator: Networks,
     modality: int,
