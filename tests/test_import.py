@@ -130,7 +130,6 @@ def _imports(path):
                 yield node.module, alias.name
 
 
-@pytest.mark.xfail(strict=False, reason="being moved to the floors where they belong")
 def test_no_package_uses_private_names_of_another():
     from pathlib import Path
 

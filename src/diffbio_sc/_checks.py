@@ -63,3 +63,10 @@ def whole_numbers(values: Any, what: str, *, minimum: int | None = None, maximum
 def is_path(value: Any) -> bool:
     """Whether an argument is a path."""
     return isinstance(value, str | os.PathLike)
+
+
+def require_columns(frame: Any, columns: Sequence[str], name: str) -> None:
+    """Raise KeyError that names the columns which a table lacks and those it has."""
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise KeyError(f"{name} has no columns {missing}; columns: {list(map(str, frame.columns))}.")

@@ -15,8 +15,8 @@ class _SmallBlocks(InMemory):
         super().__init__(matrix)
         self.rows_of_a_block = rows
 
-    def blocks(self, size=None):
-        return super().blocks(self.rows_of_a_block)
+    def plan(self, size=None):
+        return super().plan(self.rows_of_a_block)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 7, 100])

@@ -321,6 +321,22 @@ def test_a_bad_line_is_named(tmp_path, small_blocks, line, problem):
         read_fragments(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("chr1\t5\t9\tA", "has 4 fields, fewer"),
+        ("chr1\t5\t9\tA\tx", "no number in column 5"),
+        ("chr1\t5\t9\tA\t-1", "no number in column 5"),
+        ("chr1\t5\t9\tA\t3000000000", "2\\*\\*31 or more in column 5"),
+    ],
+)
+def test_a_bad_count_is_named(tmp_path, line, problem):
+    path = tmp_path / "bad.tsv"
+    path.write_text("chr1\t1\t10\tA\t2\n" + line + "\n")
+    with pytest.raises(ValueError, match=rf"bad.tsv, line 2 .*{problem}"):
+        read_fragments(path, use_counts=True)
+
+
 def test_files_of_another_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.tsv"):
         read_fragments(tmp_path / "missing.tsv")

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+import diffbio_sc as dbio
 from diffbio_sc.io import Intervals, Signal, read_bedgraph, read_bigwig, write_bigwig
 
 SIZES = {"chr2": 5000, "chr10": 300, "1": 40}
@@ -88,6 +89,12 @@ def test_bin_means_against_base_by_base():
             np.testing.assert_allclose(signal.bin_means(name, width, size), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_missing_values_of_a_signal_are_none():
+    signal = Signal({"a": ([0, 10], [10, 20], [np.nan, 2.0])})
+    np.testing.assert_array_equal(signal.bin_means("a", 10, 30), [0.0, 2.0, 0.0])
+    assert dbio.pp.coverage(signal, bin_size=20).X.toarray().tolist() == [[1.0]]
+
+
 @pytest.mark.parametrize(
     ("runs", "problem"),
     [
@@ -132,7 +139,8 @@ class TestBigWig:
             np.testing.assert_array_equal(signal[name].start, arrays[name][0])
             np.testing.assert_array_equal(signal[name].end, arrays[name][1])
             np.testing.assert_allclose(signal[name].value, arrays[name][2], rtol=1e-6)
-        assert read_bigwig(path, chromosomes=["1"]).chromosomes == ["1"]
+        for chosen in (["1"], "1"):
+            assert read_bigwig(path, chromosomes=chosen).chromosomes == ["1"]
         with pytest.raises(ValueError, match="prefix 'chr'"):
             read_bigwig(path, chromosomes=["2", "chr1"])
 

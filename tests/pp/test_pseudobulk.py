@@ -86,6 +86,12 @@ def test_regions_that_overlap_add_up(side):
         dbio.tl.peaks(groups)
 
 
+def test_results_are_stored(tmp_path):
+    groups = dbio.pp.pseudobulk(_tiles()[0], groupby="type")
+    groups.write_h5ad(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "a.h5ad").X.toarray(), groups.X.toarray())
+
+
 def test_objects_that_are_none():
     with pytest.raises(TypeError, match="found the path 'a.h5ad': read it first, with anndata.read_h5ad"):
         dbio.pp.pseudobulk("a.h5ad", groupby="type")
@@ -209,6 +215,15 @@ def test_bad_fragments_of_snapatac2_are_named():
     del short.uns["reference_sequences"]
     with pytest.raises(KeyError, match=r"needs adata.uns\['reference_sequences'\]"):
         dbio.pp.pseudobulk(short, groupby="type")
+    for value, problem in ((2000, "1 that reach beyond; the first is chr1:"), (-5, "lengths above 0, found -5")):
+        bad = adata.copy()
+        bad.obsm["fragment_paired"].data[0] = value
+        with pytest.raises(ValueError, match=problem):
+            dbio.pp.pseudobulk(bad, groupby="type")
+    half = adata.copy()
+    half.obsm["fragment_paired"] = half.obsm["fragment_paired"] * 0.5
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        dbio.pp.pseudobulk(half, groupby="type")
     adata.obsm["fragment_paired"].data[0] = -5
     with pytest.raises(ValueError, match="lengths above 0, found -5"):
         dbio.pp.pseudobulk(adata, groupby="type")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._checks import name_heads
+from diffbio_sc._checks import name_heads, whole_numbers
 from diffbio_sc.genome.interval_kernels import group_rows
 from diffbio_sc.genome.intervals import Intervals
 
@@ -37,7 +37,7 @@ def fragments_of(adata: Any) -> Intervals:
     KeyError
         If the chromosomes are not there.
     ValueError
-        If the matrix does not fit them, or a length is not positive.
+        If the matrix does not fit them, or a length is not a positive whole number that stays on its chromosome.
     """
     reference = adata.uns.get(_REFERENCE)
     if reference is None or _NAME not in reference or _LENGTH not in reference:
@@ -53,13 +53,20 @@ def fragments_of(adata: Any) -> Intervals:
             f"adata.obsm[{_KEY!r}] must have a column for each of the {lengths.sum():,} base pairs of the "
             f"{len(names)} sequences of adata.uns[{_REFERENCE!r}], found {matrix.shape[1]:,}."
         )
-    size = np.asarray(matrix.data, np.int64)
+    size = whole_numbers(matrix.data, f"adata.obsm[{_KEY!r}]")
     if len(size) and size.min() <= 0:
         raise ValueError(f"adata.obsm[{_KEY!r}] must hold lengths above 0, found {size.min()}.")
     position = np.asarray(matrix.indices, np.int64)
     offset = np.concatenate([[0], np.cumsum(lengths)])
     chromosome = np.searchsorted(offset, position, side="right") - 1
     start = position - offset[chromosome]
+    beyond = start + size > lengths[chromosome]
+    if beyond.any():
+        first = int(np.flatnonzero(beyond)[0])
+        raise ValueError(
+            f"adata.obsm[{_KEY!r}] must hold fragments within their sequences, found {int(beyond.sum())} that reach "
+            f"beyond; the first is {names[chromosome[first]]}:{start[first]}-{start[first] + size[first]}."
+        )
     cell = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     order = group_rows(chromosome, max(len(names), 1))
     stops = np.concatenate([[0], np.cumsum(np.bincount(chromosome, minlength=len(names)))])

@@ -17,7 +17,7 @@ from diffbio_sc.numerics.genome.pileup import overlap_counts, point_counts
 
 Ends = Literal["fragment", "cut_sites", "midpoint"]
 
-_BATCH = 4_000_000  # intervals of several chromosomes that are sorted into rows and bins at once
+_BATCH = 1_000_000  # intervals of several chromosomes that are sorted into rows and bins at once
 
 
 class Rows(NamedTuple):

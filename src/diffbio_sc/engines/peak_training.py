@@ -61,8 +61,8 @@ class TrainingChoice(NamedTuple):
 
 
 class _Counts(Protocol):
-    def rows(self, indices: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
-        """Dense rows at ``indices``."""
+    def take(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+        """Dense rows at ``rows``."""
 
 
 def cut_tracks(

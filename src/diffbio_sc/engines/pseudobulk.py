@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from diffbio_sc.blocks.matrix import CountMatrix, Dask
+from diffbio_sc.blocks.matrix import CountMatrix
+from diffbio_sc.blocks.steps import ByRow, Step
 from diffbio_sc.genome.interval_kernels import group_rows
 from diffbio_sc.genome.intervals import Intervals
 
@@ -27,62 +28,35 @@ def sum_groups(counts: CountMatrix, codes: np.ndarray, groups: int, *, cells_are
     cells_are_rows
         Which of the two ``counts`` is.
     """
-    if cells_are_rows:
-        return _sum_of(_blockwise(counts, _SumOfRows(codes, groups)))
-    return sp.csr_array(sp.vstack(list(_blockwise(counts, _SumOfColumns(codes, groups)))).T)
+    step = _SumOfRows(codes, groups) if cells_are_rows else _SumOfColumns(codes, groups)
+    sums = sp.csr_array(counts.reduce(step)[0])
+    return sums if cells_are_rows else sp.csr_array(sums.T)
 
 
-def _blockwise(counts: CountMatrix, function: Any) -> Iterable[sp.csr_array]:
-    if isinstance(counts, Dask):  # one task each
-        return counts.map_blocks(function)
-    return (function(start, block) for start, block in counts.blocks())
-
-
-def _sum_of(parts: Iterable[sp.csr_array]) -> sp.csr_array:
-    """Sum of matrices, neighbours first: a running sum would walk through the whole result for each of many parts."""
-    waiting: list[tuple[int, sp.csr_array]] = []
-    for part in parts:
-        weight = 1
-        while waiting and waiting[-1][0] == weight:
-            part, weight = waiting.pop()[1] + part, 2 * weight
-        waiting.append((weight, part))
-    total = waiting.pop()[1]
-    while waiting:
-        total = waiting.pop()[1] + total
-    return sp.csr_array(total)
-
-
-class _SumOfRows:
-    """Sum of the rows of each group; picklable for dask."""
+class _SumOfRows(Step):
+    """Sum of the rows of each group, sparse."""
 
     def __init__(self, codes: np.ndarray, groups: int):
         self.codes, self.groups = codes, groups
 
     def __call__(self, start: int, block: Any) -> sp.csr_array:
         codes = self.codes[start : start + block.shape[0]]
-        return sp.csr_array(_indicator(codes, self.groups) @ _as_float64(block))
+        return sp.csr_array(_indicator(codes, self.groups) @ sp.csr_array(block))
 
 
-class _SumOfColumns:
-    """Sum of the columns of each group; picklable for dask."""
+class _SumOfColumns(ByRow):
+    """Sum of the columns of each group in each row, sparse."""
 
     def __init__(self, codes: np.ndarray, groups: int):
         self.indicator = _indicator(codes, groups).T.tocsr()
 
     def __call__(self, start: int, block: Any) -> sp.csr_array:
-        return sp.csr_array(_as_float64(block) @ self.indicator)
+        return sp.csr_array(sp.csr_array(block) @ self.indicator)
 
 
 def _indicator(codes: np.ndarray, groups: int) -> sp.csr_array:
     kept = np.flatnonzero(codes >= 0)
     return sp.csr_array((np.ones(len(kept)), (codes[kept], kept)), shape=(groups, len(codes)))
-
-
-def _as_float64(block: Any) -> sp.csr_array:
-    # Counts of 8 or 16 bits must not be added up in their own type; scipy has no sparse half precision at all.
-    if sp.issparse(block):
-        return sp.csr_array(block).astype(np.float64)
-    return sp.csr_array(np.asarray(block, np.float64))
 
 
 def split_groups(intervals: Intervals, codes: np.ndarray, names: Sequence[str]) -> dict[str, Intervals]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from diffbio_sc._checks import name_heads, whole_number, whole_numbers
+from diffbio_sc._checks import name_heads, require_columns, whole_number, whole_numbers
 from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes, match_regions
 from diffbio_sc.genome.interval_kernels import group_rows, unsorted_groups, within_limit
 from diffbio_sc.genome.overlap import Regions
@@ -186,9 +186,7 @@ class Intervals:
         """
         import pandas as pd
 
-        missing = [key for key in ("chrom", "start", "end") if key not in table]
-        if missing:
-            raise KeyError(f"the table of {name} has no columns {missing}; columns: {list(map(str, table.columns))}.")
+        require_columns(table, ("chrom", "start", "end"), f"the table of {name}")
         columns = {key: table[key].to_numpy() for key in ("count", "strand") if key in table}
         barcodes = None
         if "barcode" in table:

@@ -110,6 +110,7 @@ class Signal:
         """Mean over each bin of ``width`` bases of a chromosome of length ``size``; 0 where there is no value."""
         bins = -(-size // width)
         start, end, value = self[chromosome]
+        value = np.nan_to_num(value, nan=0.0, posinf=np.inf, neginf=-np.inf)  # NaN is no value
         lengths = np.full(bins, width)
         lengths[-1:] = size - width * (bins - 1)
         return value_sums(start, end, value, width, bins) / lengths

@@ -246,7 +246,7 @@ class LineReader:
             kernels.TOO_FEW_FIELDS: f"has {field} fields, fewer than the lines before it or than this format needs",
             kernels.NOT_A_NUMBER: f"has no number in column {field + 1}",
             kernels.END_BEFORE_START: "has an end before its start",
-            kernels.TOO_LARGE: "has a position of 2**31 or more",
+            kernels.TOO_LARGE: f"has a number of 2**31 or more in column {field + 1}",
         }[status]
         raise ValueError(
             f"{path}, line {self.line + 1} {problem}: {shown!r}. Expected columns separated by tabs: chromosome, "
