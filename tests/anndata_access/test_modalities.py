@@ -8,12 +8,9 @@ import pytest
 import scipy.sparse as sp
 
 import diffbio_sc as dbio
-from diffbio_sc._anndata.modalities import (
-    read_batches,
-    read_known_modalities,
-    read_modalities,
-    write_modality_results,
-)
+from diffbio_sc._anndata.cell_batches import read_batches
+from diffbio_sc._anndata.modalities import read_known_modalities, read_modalities
+from diffbio_sc._anndata.modality_results import write_modality_results
 
 RNA = [f"gene{i}" for i in range(12)]
 ATAC = [f"peak{i}" for i in range(20)]
@@ -227,7 +224,7 @@ def test_bad_values_are_refused(change, options, error, message):
 
 def test_bad_objects_are_refused():
     cells = [f"c{i}" for i in range(24)]
-    with pytest.raises(TypeError, match="MuData.*found DataFrame"):
+    with pytest.raises(TypeError, match="MuData or an AnnData, found DataFrame"):
         read_modalities(pd.DataFrame())
     with pytest.raises(ValueError, match="no column 'feature_types'"):
         read_modalities(part(cells, RNA))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
 
 _VERSION = re.compile(r"\.\d+$")
@@ -20,7 +21,7 @@ def require_unique(names: Sequence[str] | pd.Index, what: str, remedy: str) -> N
     index = pd.Index(names)
     if not index.is_unique:
         twice = list(dict.fromkeys(map(str, index[index.duplicated()])))
-        raise ValueError(f"{what} must be unique, found {len(twice)} duplicated: {head(twice)}. {remedy}")
+        raise ValueError(f"{what} must be unique, found {len(twice)} duplicated: {name_heads(twice)}. {remedy}")
 
 
 def align_names(
@@ -71,7 +72,7 @@ def align_names(
 
     def hints() -> str:
         return (
-            f"{left_name}: {head(left)}; {right_name}: {head(right)}.{_hint(left, right, len(shared))}"
+            f"{left_name}: {name_heads(left)}; {right_name}: {name_heads(right)}.{_hint(left, right, len(shared))}"
             f"{_other_column(left_table, left_name, right, len(shared))}"
             f"{_other_column(right_table, right_name, left, len(shared))}"
         )
@@ -86,11 +87,6 @@ def align_names(
         )
     logger.info(f"{len(shared)} names shared of {len(left)} ({left_name}) and {len(right)} ({right_name}).")
     return left.get_indexer(shared), right.get_indexer(shared)
-
-
-def head(names: Sequence[str] | pd.Index) -> str:
-    """First five names, as a message shows them."""
-    return str([str(name) for name in names[:5]]) + (" ..." if len(names) > 5 else "")
 
 
 def _as_text(names: pd.Index) -> pd.Index:

@@ -1,4 +1,4 @@
-"""Sizes that compiled code is shared between."""
+"""Sizes that compiled code is shared between, and arrays filled up to them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ def row_bucket(rows: int) -> int:
     return round_up(rows, min(step, 2048))
 
 
-def pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the array with zeros behind each axis up to ``shape``."""
+def zero_padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the array with zeros behind it, up to ``shape``; float64 becomes float32."""
+    array = np.asarray(array)
+    dtype = np.float32 if array.dtype == np.float64 else array.dtype
     if array.shape == shape:
-        return array
-    padded = np.zeros(shape, array.dtype)
-    padded[tuple(slice(size) for size in array.shape)] = array
-    return padded
+        return array.astype(dtype, copy=False)
+    larger = np.zeros(shape, dtype)
+    larger[tuple(slice(size) for size in array.shape)] = array
+    return larger

@@ -85,9 +85,9 @@ def peaks(
 
     from diffbio_sc._anndata import read_labels
     from diffbio_sc._anndata.genome_axis import read_genome_axis
-    from diffbio_sc.get._peaks import read_tables
+    from diffbio_sc._anndata.peak_tables import read_peak_tables
 
-    tables = read_tables(adata, key)
+    tables = read_peak_tables(adata, key)
     params = adata.uns[key]["params"]
     groupby = params.get("groupby")
     prefix = "" if key == "peaks" else f"{key}_"
@@ -147,7 +147,7 @@ def peaks(
         figure, axes = ax.figure, [ax]  # type: ignore[assignment]
     for panel, name in zip(axes, chosen, strict=True):
         index = names.index(name)
-        values = counts.rows(np.flatnonzero(codes == index), bins).sum(0)
+        values = counts.take(np.flatnonzero(codes == index), bins).sum(0)
         _panel(panel, edges, values, background[index], scores[index], tables[name], chrom, first, last)
         panel.set_ylabel(name, rotation=0, ha="right", va="center")
         if labels is not None:

@@ -1,3 +1,4 @@
+from ._call_peaks import call_peaks
 from ._deconvolve import deconvolve
 from ._merge_peaks import merge_peaks
 from ._multiomics_encode import multiomics_encode
@@ -10,6 +11,7 @@ from ._spatial_patterns import spatial_patterns
 from ._train_peaks import train_peaks
 
 __all__ = [
+    "call_peaks",
     "deconvolve",
     "merge_peaks",
     "multiomics_encode",

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc.numerics.counts import regression
-from diffbio_sc.numerics.padding import pad, round_up, row_bucket
+from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
 
 GENE_BUCKET = 128
 _TYPE_BUCKET = 4
@@ -83,12 +83,12 @@ class SpotSolver:
         if prior_mean is None or prior_precision is None:
             prior_mean, prior_precision = np.zeros((spots, types)), np.zeros(types)
         solution = _solve_block(
-            pad(counts.astype(np.float32, copy=False), shape),
-            pad(self.signatures, (padded_types, shape[1])),
+            zero_padded(counts.astype(np.float32, copy=False), shape),
+            zero_padded(self.signatures, (padded_types, shape[1])),
             np.float32(self.dispersion),
-            pad(np.ones(genes, np.float32), (shape[1],)),
-            pad(prior_mean.astype(np.float32), (shape[0], padded_types)),
-            pad(prior_precision.astype(np.float32), (padded_types,)),
+            zero_padded(np.ones(genes, np.float32), (shape[1],)),
+            zero_padded(prior_mean.astype(np.float32), (shape[0], padded_types)),
+            zero_padded(prior_precision.astype(np.float32), (padded_types,)),
             np.int32(self.steps),
         )
         weights, deviation, inflation, misfit = (np.asarray(part)[:spots] for part in solution)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from diffbio_sc._checks import whole_numbers
+
 
 class RunLengths(NamedTuple):
     """A step function over one chromosome, without gaps from position 0 to the last end."""
@@ -110,7 +112,12 @@ def value_sums(start: np.ndarray, end: np.ndarray, value: np.ndarray, width: int
 
 
 def _checked(start: np.ndarray, end: np.ndarray, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    start, end = np.asarray(start, np.int32), np.asarray(end, np.int32)
+    # A cast would cut fractions off and wrap what 32 bits cannot hold.
+    start, end = (
+        part if getattr(part, "dtype", None) == np.int32 else whole_numbers(part, "positions", maximum=2**31 - 1)
+        for part in (start, end)
+    )
+    start, end = start.astype(np.int32, copy=False), end.astype(np.int32, copy=False)
     if start.shape != end.shape or start.ndim != 1:
         raise ValueError(f"start and end must be two vectors of one length, found {start.shape} and {end.shape}.")
     if len(start) and (start.min() < 0 or np.any(end <= start)):

@@ -45,7 +45,7 @@ from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proporti
 from diffbio_sc.numerics.counts.refinement import CONVERGED, FIRST_STEPS, refinement_rounds
 from diffbio_sc.numerics.counts.spot_regression import GENE_BUCKET, SpotSolution, SpotSolver, diagnose
 from diffbio_sc.numerics.counts.unknown_signature import unknown_rounds
-from diffbio_sc.numerics.padding import pad, round_up, row_bucket
+from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
 from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.correction import NetworkMinusStart
 
@@ -313,11 +313,11 @@ class SpatialDeconvolution(Operator):
         dispersion = np.exp(np.asarray(self.log_dispersion[...]))
         weights = SpotSolver(mu, float(dispersion), FIRST_STEPS, room=1)(counts).weights
         signature = unknown_rounds(
-            pad(counts.astype(np.float32, copy=False), shape),
-            pad(weights, (shape[0], len(mu))),
-            pad(mu, (len(mu), shape[1])),
+            zero_padded(counts.astype(np.float32, copy=False), shape),
+            zero_padded(weights, (shape[0], len(mu))),
+            zero_padded(mu, (len(mu), shape[1])),
             dispersion,
-            pad(np.ones(genes, np.float32), (shape[1],)),
+            zero_padded(np.ones(genes, np.float32), (shape[1],)),
             rounds,
         )
         return np.asarray(signature)[:genes]
@@ -397,10 +397,10 @@ class SpatialDeconvolution(Operator):
         rate = max(0.05, self.config.relative_prior * types / genes)
         updates = refine or (platform_effect and openness > 0)
         log_platform, log_theta, history = refinement_rounds(
-            pad(counts, shape),
-            pad(base.astype(np.float32), (types, shape[1])),
-            pad(np.asarray(anchor, np.float32), (shape[1],)),
-            pad(np.ones(genes, np.float32), (shape[1],)),
+            zero_padded(counts, shape),
+            zero_padded(base.astype(np.float32), (types, shape[1])),
+            zero_padded(np.asarray(anchor, np.float32), (shape[1],)),
+            zero_padded(np.ones(genes, np.float32), (shape[1],)),
             jnp.exp(self.log_dispersion[...]),
             jnp.float32(spread),
             jnp.float32(openness),

@@ -1,0 +1,182 @@
+"""Local background and breadth of a mark on host arrays: compiled loops, float64 inside, one sequence at a time.
+
+The twin of :mod:`diffbio_sc.numerics.genome.background`, for forward passes on the CPU that ask for no gradient. It
+loads without JAX, and the constants of both stand here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numba
+import numpy as np
+
+from diffbio_sc.numerics.lines import as_line, sigmoid
+
+__all__ = [
+    "BREADTH_BETWEEN",
+    "BREADTH_SLOPE",
+    "FEW_COUNTS",
+    "MIXTURE_STEPS",
+    "breadth",
+    "broad_weight",
+    "lags",
+    "local_background",
+    "robust_level",
+    "window_mean",
+]
+
+# The peaks of narrow marks are over within SHORT_LAG to LONG_LAG, the domains of broad ones are not.
+SHORT_LAG, LONG_LAG = 500, 5000  # base pairs
+BREADTH_BETWEEN = 0.4
+BREADTH_SLOPE = 0.02  # in which the weight of broad settings rises, so that it has a value at the border
+MIXTURE_STEPS = 60
+FEW_COUNTS = 10.0  # of a typical window; windows without any are gaps of the assembly if a typical one has more
+
+
+def window_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean over ``width`` positions around each, of those in the sequence (length,), float64."""
+    values = as_line(values)
+    return _window_mean(values, int(width))
+
+
+def local_background(
+    counts: np.ndarray,
+    windows: Sequence[int],
+    *,
+    control: np.ndarray | None = None,
+    control_scale: float | None = None,
+    level: float | None = None,
+    smallest: float = 1e-6,
+) -> np.ndarray:
+    """Background rate of one sequence (length,), float64.
+
+    Parameters are those of :func:`diffbio_sc.numerics.genome.background.local_background`. When a chromosome is one of
+    many, pass ``level`` and ``control_scale`` of the whole genome.
+    """
+    counts = as_line(counts)
+    source, scale = counts, 1.0
+    if control is not None:
+        source = as_line(control)
+        if source.shape != counts.shape:
+            raise ValueError(f"control must have shape {counts.shape} as counts has, found {source.shape}.")
+        depth = source.sum(dtype=np.float64)
+        if control_scale is None:
+            control_scale = float(counts.sum(dtype=np.float64) / depth) if depth > 0 else 1.0
+        scale = control_scale
+    if level is None:
+        level = float(counts.mean(dtype=np.float64)) if counts.size else 0.0
+    rate = np.full(counts.shape, max(level, smallest))
+    for width in windows:
+        _raise_to_mean(rate, source, int(width), float(scale))
+    return rate
+
+
+def robust_level(sequences: Sequence[np.ndarray], width: int) -> float:
+    """Background rate a position over all sequences (a genome's chromosomes), from a mixture of two Poisson laws.
+
+    The twin of :func:`diffbio_sc.numerics.genome.background.robust_level`, for any number of sequences at once.
+
+    Parameters
+    ----------
+    sequences
+        Counts, each read counted once.
+    width
+        Positions in a window; windows do not run across sequences.
+    """
+    parts = [as_line(counts) for counts in sequences]
+    sums = [part[: len(part) // width * width].reshape(-1, width).sum(1, dtype=np.float64) for part in parts]
+    windows = np.concatenate(sums) if sums else np.zeros(0)
+    if len(windows) < 2:
+        size = sum(map(len, parts))
+        return float(sum(part.sum(dtype=np.float64) for part in parts) / size) if size else 0.0
+    filled = windows[windows > 0]
+    mean_filled = filled.mean() if len(filled) else 0.0
+    used = filled if mean_filled >= FEW_COUNTS else windows
+    return _lower_mean(used, max(float(mean_filled), 1e-3)) / width
+
+
+def breadth(sequences: Sequence[np.ndarray], bin_width: float, *, limit: float = np.inf) -> float:
+    """Covariance of counts 5 kb apart over that of counts 500 bp apart, over all sequences of one sample.
+
+    Counts are cut at ``limit``. The twin of :func:`diffbio_sc.numerics.genome.background.breadth`.
+    """
+    short, long = lags(bin_width)
+    parts = [part for part in map(as_line, sequences) if len(part) >= 2 * long]
+    if not parts or short == long:
+        return 0.0
+
+    def total(function: Callable[[np.ndarray], float]) -> float:
+        # One sequence is copied at a time.
+        return sum(function(part if np.isinf(limit) else np.minimum(part, limit)) for part in parts)
+
+    mean = total(lambda part: part.sum(dtype=np.float64)) / sum(map(len, parts))
+    near = total(lambda part: _lagged_products(part, short, mean)) / sum(len(part) - short for part in parts)
+    far = total(lambda part: _lagged_products(part, long, mean)) / sum(len(part) - long for part in parts)
+    return float(far / near) if near > 1e-6 * mean**2 else 0.0
+
+
+def lags(bin_width: float) -> tuple[int, int]:
+    """Positions of the two lags of :func:`breadth`."""
+    return max(round(SHORT_LAG / bin_width), 1), max(round(LONG_LAG / bin_width), 1)
+
+
+def broad_weight(breadth: float) -> float:
+    """Weight of broad settings, from 0 to 1."""
+    return float(sigmoid((breadth - BREADTH_BETWEEN) / BREADTH_SLOPE))
+
+
+@numba.njit(cache=True, nogil=True)
+def _window_mean(values, width):
+    result = np.zeros(len(values))
+    _raise_to_mean(result, values, width, 1.0)
+    return result
+
+
+@numba.njit(cache=True, nogil=True)
+def _raise_to_mean(rate, values, width, scale):
+    """Raise ``rate`` to ``scale`` times the window's mean of ``values`` where that is larger."""
+    length = len(values)
+    before = width // 2
+    after = width - 1 - before
+    total = 0.0
+    for index in range(min(after, length)):
+        total += values[index]
+    for t in range(length):
+        # A running sum of counts is exact in float64; of fractions it errs by less than 1e-9 over a genome.
+        if t + after < length:
+            total += values[t + after]
+        if t - before - 1 >= 0:
+            total -= values[t - before - 1]
+        size = min(t + after, length - 1) - max(t - before, 0) + 1
+        rate[t] = max(rate[t], scale * total / size)
+
+
+@numba.njit(cache=True, nogil=True)
+def _lagged_products(values, lag, mean):
+    total = 0.0
+    for t in range(len(values) - lag):
+        total += (values[t] - mean) * (values[t + lag] - mean)
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _lower_mean(windows, typical):
+    low, high, share = 0.5 * typical, 2.0 * typical, 0.5
+    for step in range(MIXTURE_STEPS + 1):
+        log_share = math.log(share) - math.log1p(-share)
+        slope, offset = math.log(high / low), high - low
+        upper = upper_sum = lower = lower_sum = 0.0
+        for value in windows:
+            weight = sigmoid(log_share + value * slope - offset)
+            upper += weight
+            upper_sum += weight * value
+            lower += 1.0 - weight
+            lower_sum += (1.0 - weight) * value
+        if step == MIXTURE_STEPS:
+            return lower_sum / max(lower, 1e-6)
+        share = min(max(upper / max(float(len(windows)), 1e-6), 0.01), 0.99)
+        low = max(lower_sum / max(lower, 1e-6), 1e-3)
+        high = max(upper_sum / max(upper, 1e-6), 1.01 * low)
+    return low
