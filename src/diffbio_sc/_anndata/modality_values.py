@@ -40,7 +40,7 @@ def read_values(part: AnnData, layer: str | None, where: str) -> sp.csr_array:
         matrix = _as_csr(values)  # the object's own arrays, where they are of this kind
     else:
         source = as_count_matrix(values)
-        pieces = source.map_blocks(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
+        pieces = source.map(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
         matrix = pieces[0] if len(pieces) == 1 else sp.csr_array(sp.vstack(pieces, format="csr"))
     if not matrix.has_canonical_format or np.count_nonzero(matrix.data) < matrix.nnz:
         matrix = matrix.copy()
@@ -128,7 +128,7 @@ def _other_counts(part: AnnData, layer: str | None) -> list[str]:
     """Layers other than the one read that hold counts."""
     found = []
     for key in _layer_names(part):
-        if key != layer and not any(as_count_matrix(part.layers[key]).map_blocks(CountCheck())):
+        if key != layer and not any(as_count_matrix(part.layers[key]).map(CountCheck())):
             found.append(key)
     return found
 
