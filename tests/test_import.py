@@ -107,7 +107,7 @@ def test_examples_of_docstrings_run():
         "tl._spatial_patterns",
         "pl._spatial_genes",
         "get._spatial_genes",
-        "get._proportions",
+        "get._deconvolution",
         "metrics._composition",
         "datasets._pbmc_tissue",
         "pl._deconvolution",
