@@ -102,7 +102,7 @@ def read_contacts(
     codes, start, end, place = _grid(bins, resolution, side)
     matrix = _matrix(getattr(adata, f"{side}p")[key], name, allow_fractional)
     try:
-        storage = storage_of(matrix)
+        storage = storage_of(matrix, place)
     except ValueError as error:
         raise ValueError(
             f"{name} must be symmetric or hold one triangle only: {error}. "

@@ -15,12 +15,12 @@ Storage = Literal["symmetric", "upper", "lower", "diagonal"]
 
 
 @njit(cache=True, nogil=True)
-def _count_triangles(indptr, indices):
+def _count_triangles(indptr, indices, place):
     below = above = 0
     for i in range(len(indptr) - 1):
         for k in range(indptr[i], indptr[i + 1]):
-            below += indices[k] < i
-            above += indices[k] > i
+            below += place[indices[k]] < place[i]
+            above += place[indices[k]] > place[i]
     return below, above
 
 
@@ -52,15 +52,15 @@ def _fill_upper(indptr, indices, data, place, keep_lower, new_indptr, new_indice
             cursor[row] += 1
 
 
-def storage_of(matrix: sp.csr_array) -> Storage:
-    """Which triangles of a square matrix hold values.
+def storage_of(matrix: sp.csr_array, place: np.ndarray) -> Storage:
+    """Which triangles of a square matrix hold values, once row and column ``i`` are moved to ``place[i]``.
 
     Raises
     ------
     ValueError
         If both do and they differ: the matrix is not symmetric.
     """
-    below, above = _count_triangles(matrix.indptr, matrix.indices)
+    below, above = _count_triangles(matrix.indptr, matrix.indices, np.ascontiguousarray(place, np.int64))
     if not below and not above:
         return "diagonal"
     if not below:
