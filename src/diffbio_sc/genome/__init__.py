@@ -1,0 +1,1 @@
+"""What an interval, a bin axis and a contact map are; arrays only."""

@@ -1,0 +1,1 @@
+"""Mathematics of signals and contacts along the genome: arrays in, arrays out."""
