@@ -88,7 +88,7 @@ def simulate_contacts(
     replicate_sd
         How replicates differ beyond that: standard deviation of the log visibility of bins and of the decay's exponent.
     changed_share
-        Share of loops, boundaries and compartments that differ between two conditions.
+        Share of loops and boundaries, and twice the share of compartments, that differ between two conditions.
     fold_change
         Change of the contacts at the centre of a changed loop.
     trans_share
@@ -365,7 +365,8 @@ def _draw_structure(
     lengths = _lengths(size, _COMPARTMENT_LENGTH / resolution, _COMPARTMENT_SPREAD, 3, rng)
     sign = np.where(np.arange(len(lengths)) % 2 == 0, 1.0, -1.0) * rng.choice([-1.0, 1.0])
     level = sign * rng.uniform(0.5, 1.0, len(lengths))
-    flipped = rng.random(len(lengths)) < 0.5 * share
+    flipped = np.zeros(len(lengths), bool)
+    flipped[rng.permutation(len(lengths))[: round(0.5 * share * len(lengths))]] = True
     compartment = [_smooth(np.repeat(level, lengths)[:size], resolution)]
     if changes:
         compartment.append(_smooth(np.repeat(np.where(flipped, -level, level), lengths)[:size], resolution))
@@ -460,7 +461,8 @@ def _draw_loops(
     earlier = np.tri(len(pairs), k=-1, dtype=bool)
     pairs = pairs[~(~apart & earlier).any(1)][:wanted]
     enrichment = rng.uniform(*params["loop_enrichment"], len(pairs))
-    changed = rng.random(len(pairs)) < share
+    changed = np.zeros(len(pairs), bool)
+    changed[rng.permutation(len(pairs))[: round(share * len(pairs))]] = True
     gained = rng.random(len(pairs)) < 0.5
     fold = params["fold_change"]
     return pd.DataFrame(

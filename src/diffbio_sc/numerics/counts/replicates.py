@@ -1,7 +1,7 @@
 """Tests of two groups of few replicates, with dispersions that features share.
 
-A feature is observed once in each replicate. Its variance within the groups has a common part, a dispersion that follows
-a trend over strata (of distance, say) and means, and a part of its own, for which two or three replicates say little.
+A feature is observed once in each replicate. Its variance within the groups has a common part, a dispersion that
+follows a trend over strata (of distance, say) and means, and a part of its own, for which two or three replicates say little.
 As in quasi-likelihood tests of RNA-seq [1]_, the common part is estimated from many features and the own variance is
 shrunk toward it [2]_; how strongly follows from the spread of the variances.
 
@@ -22,6 +22,7 @@ _LARGEST_DISPERSION = 10.0
 _PRIOR_DF = np.concatenate([np.geomspace(1.0, 200.0, 60), [np.inf]])
 _QUANTILE = 0.9  # of the variances, against their median: what features that changed, up to a tenth, hardly move
 LEAST_STRATUM = 50
+_LEAST_EXCESS = 30
 
 
 class Fit(NamedTuple):
@@ -208,6 +209,7 @@ def fit_variance(observations: Observations, group: np.ndarray, covariate: np.nd
     count = len(covariate)
     n_strata = max(min(n_strata, count // LEAST_STRATUM), 1)
     edges = np.unique(np.quantile(covariate, np.linspace(0, 1, n_strata + 1)[1:-1])) if count else np.empty(0)
+    edges = edges[edges > covariate.min()] if count else edges
     stratum = np.searchsorted(edges, covariate, side="right")
     strata = len(edges) + 1
 
@@ -258,6 +260,19 @@ def _prior_df(relative: np.ndarray, df: int) -> float:
     return float(_PRIOR_DF[np.argmin(np.abs(np.log(ratio) - np.log(found)))])
 
 
+def excess_variance(observations: Observations, group: np.ndarray, covariate: np.ndarray, variance: Variance) -> float:
+    """How much more some features vary than those that the variance was estimated from: a factor, at least 1.
+
+    The median deviance of these features tells, if there are at least 30 of them. Without replicates it holds the
+    differences between the groups, and the factor rises with the share of features that differ.
+    """
+    if len(covariate) < _LEAST_EXCESS:
+        return 1.0
+    fit = observations.fit(np.asarray(group), variance.dispersion_at(covariate))
+    found = (fit.full if variance.residual_df else fit.null) / variance.scale_at(observations.size)
+    return max(float(np.median(found) / stats.chi2.median(variance.residual_df or 1)), 1.0)
+
+
 class GroupTest(NamedTuple):
     """Test of each feature.
 
@@ -282,8 +297,8 @@ class GroupTest(NamedTuple):
     dispersion: np.ndarray
 
 
-def test_groups(
-    observations: Observations, group: np.ndarray, covariate: np.ndarray, variance: Variance, inflation: float = 1.0
+def compare_groups(
+    observations: Observations, group: np.ndarray, covariate: np.ndarray, variance: Variance, inflation: float
 ) -> GroupTest:
     """Test features between two groups by a quasi-likelihood F test with moderated variance.
 
