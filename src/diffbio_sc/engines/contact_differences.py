@@ -24,6 +24,7 @@ from diffbio_sc.numerics.counts.replicates import (
     compare_groups,
     excess_variance,
     fit_variance,
+    given_variance,
     swapped_groups,
 )
 from diffbio_sc.numerics.genome.contact_replicates import Pixels, align_pixels, distance_bins, share_again
@@ -47,6 +48,7 @@ class Settings(NamedTuple):
     interaction_size: int
     max_distance: int
     least_count: float
+    dispersion: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,9 +293,12 @@ def _compare(name: str, collected: dict[str, Any], group: np.ndarray, settings: 
             of_reference = where["distance"][enough].astype(float)
             place["ring_effect"] = _log_group_ratio(sums[2], sums[3], group)
         counts, expected = sums[0], sums[1]
-    variance = fit_variance(reference, group, of_reference)
+    if settings.dispersion is None:
+        variance = fit_variance(reference, group, of_reference)
+    else:
+        variance = given_variance(settings.dispersion, len(group))
     inflation, null_share = _calibrate(reference, group, of_reference, variance)
-    if name == "loops":
+    if name == "loops" and settings.dispersion is None:
         # Loops vary more between libraries than other squares do, with the share of noise in each.
         inflation = max(inflation, excess_variance(observations, group, covariate, variance))
     test = compare_groups(observations, group, covariate, variance, inflation)

@@ -20,7 +20,9 @@ _NEWTON_STEPS = 25
 _BISECTIONS = 40
 _LARGEST_DISPERSION = 10.0
 _PRIOR_DF = np.concatenate([np.geomspace(1.0, 200.0, 60), [np.inf]])
-_QUANTILE = 0.9  # of the variances, against their median: what features that changed, up to a tenth, hardly move
+# Quantile of the variances that is held against their median: features that changed, up to a tenth, hardly move it. Without
+# replicates those that changed are among the variances: up to a quarter.
+_QUANTILE, _ALONE_QUANTILE = 0.9, 0.75
 LEAST_STRATUM = 50
 _LEAST_EXCESS = 30
 
@@ -234,7 +236,13 @@ def fit_variance(observations: Observations, group: np.ndarray, covariate: np.nd
     log_size = np.log(np.maximum(observations.size, 1e-12))
     knots, scale = _size_trend(log_size, scaled)
     relative = scaled / np.interp(log_size, knots, scale)
-    return Variance(edges, dispersion, knots, scale, _prior_df(relative, df), residual_df)
+    quantile = _QUANTILE if residual_df else _ALONE_QUANTILE
+    return Variance(edges, dispersion, knots, scale, _prior_df(relative, df, quantile), residual_df)
+
+
+def given_variance(dispersion: float, replicates: int) -> Variance:
+    """Variance of features whose dispersion is known, from replicates of another experiment."""
+    return Variance(np.empty(0), np.array([dispersion]), np.zeros(1), np.ones(1), float("inf"), replicates - 2)
 
 
 def _size_trend(log_size: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -249,13 +257,13 @@ def _size_trend(log_size: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, n
     return knots, np.maximum(scale, 0.1)
 
 
-def _prior_df(relative: np.ndarray, df: int) -> float:
+def _prior_df(relative: np.ndarray, df: int, quantile: float) -> float:
     """Degrees of freedom of the F distribution whose upper quantile lies as far above its median as that found."""
     if len(relative) < LEAST_STRATUM:
         return 10.0  # too few to tell: a prior worth ten replicates
-    found = np.quantile(relative, _QUANTILE) / max(np.median(relative), 1e-12)
-    ratio = stats.f.ppf(_QUANTILE, df, _PRIOR_DF[:-1]) / stats.f.median(df, _PRIOR_DF[:-1])
-    limit = stats.chi2.ppf(_QUANTILE, df) / stats.chi2.median(df)
+    found = np.quantile(relative, quantile) / max(np.median(relative), 1e-12)
+    ratio = stats.f.ppf(quantile, df, _PRIOR_DF[:-1]) / stats.f.median(df, _PRIOR_DF[:-1])
+    limit = stats.chi2.ppf(quantile, df) / stats.chi2.median(df)
     ratio = np.append(ratio, limit)  # falls with the degrees of freedom
     return float(_PRIOR_DF[np.argmin(np.abs(np.log(ratio) - np.log(found)))])
 

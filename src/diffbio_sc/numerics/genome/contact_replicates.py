@@ -74,7 +74,7 @@ def align_pixels(maps: list[sp.csr_array], good: np.ndarray, least_distance: int
 
 
 def share_again(pixels: Pixels, steady: np.ndarray) -> Pixels:
-    """Pixels whose expectation takes the decay of each map from contacts between steady bins alone.
+    """Pixels whose expectation takes decay and visibility of each map from contacts with steady bins alone.
 
     Where much of a chromosome changes, the contacts at a distance change with it, and so would the expectation of what
     stays. With few steady bins (less than a fifth of the contacts) the expectation stays as it was.
@@ -82,9 +82,7 @@ def share_again(pixels: Pixels, steady: np.ndarray) -> Pixels:
     among = steady[pixels.row] & steady[pixels.column]
     if among.all() or pixels.counts[among].sum(dtype=np.float64) < 0.2 * pixels.counts.sum(dtype=np.float64):
         return pixels
-    return pixels._replace(
-        expected=_shares(pixels.row, pixels.column, pixels.counts, pixels.n_bins, among.astype(np.float64))
-    )
+    return pixels._replace(expected=_shares(pixels.row, pixels.column, pixels.counts, pixels.n_bins, steady))
 
 
 def distance_bins(longest: int) -> np.ndarray:
@@ -104,8 +102,16 @@ def _shares(
     stratum = distance_bins(size)[column - row]
     strata = int(stratum.max()) + 1 if len(stratum) else 1
 
+    to_row = to_column = among = np.ones(1)
+    if steady is not None:
+        to_row, to_column = steady[column].astype(np.float64), steady[row].astype(np.float64)
+        among = to_row * to_column
+
     def by_distance(values: np.ndarray) -> np.ndarray:
-        return np.bincount(stratum, values if steady is None else values * steady, strata)
+        return np.bincount(stratum, values * among, strata)
+
+    def marginals(values: np.ndarray) -> np.ndarray:
+        return np.bincount(row, values * to_row, size) + np.bincount(column, values * to_column, size)
 
     pooled_distance = by_distance(pooled)
     expected = np.empty_like(counts)
@@ -115,19 +121,15 @@ def _shares(
         depth = mine.sum() / max(pooled.sum(), 1.0)
         mine_distance = by_distance(mine)
         share = (mine_distance + depth) / (pooled_distance + 1.0)
-        marginal = _marginals(row, column, mine, size)
+        marginal = marginals(mine)
         visibility = np.ones(size)
         for _ in range(_ROUNDS):
             predicted = pooled * share[stratum] * visibility[row] * visibility[column]
-            visibility *= _shrunken_ratio(marginal, _marginals(row, column, predicted, size))
+            visibility *= _shrunken_ratio(marginal, marginals(predicted))
             predicted = pooled * share[stratum] * visibility[row] * visibility[column]
             share *= (mine_distance + depth) / (by_distance(predicted) + depth)
         expected[:, number] = pooled * share[stratum] * visibility[row] * visibility[column]
     return expected
-
-
-def _marginals(row: np.ndarray, column: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    return np.bincount(row, values, size) + np.bincount(column, values, size)
 
 
 def _shrunken_ratio(found: np.ndarray, predicted: np.ndarray) -> np.ndarray:
