@@ -279,7 +279,9 @@ def log_smooth(
         kernel = np.exp(-((logs[at] - logs[part]) ** 2) / 2.0 / sigma**2)
         smoothed[:, k] = (values[:, part] * kernel).sum(1) / kernel.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.exp(np.stack([np.interp(np.log(distances), np.log(distances[thinned]), np.log(row)) for row in smoothed]))
+        return np.exp(
+            np.stack([np.interp(np.log(distances), np.log(distances[thinned]), np.log(row)) for row in smoothed])
+        )
 
 
 def _thin(distances: np.ndarray, step: float) -> np.ndarray:

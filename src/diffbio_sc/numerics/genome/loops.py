@@ -124,8 +124,19 @@ def loop_tile(
     expected[:nearest] = 0.0
     return LoopTile(
         *_loop_tile(
-            *rows[:5], expected, used, exposure, shape.kernel(), shape.inner, shape.outer, first, last, smallest, largest,
-            valid, SHRINKAGE,
+            *rows[:5],
+            expected,
+            used,
+            exposure,
+            shape.kernel(),
+            shape.inner,
+            shape.outer,
+            first,
+            last,
+            smallest,
+            largest,
+            valid,
+            SHRINKAGE,
         )  # fmt: skip
     )
 
@@ -186,7 +197,23 @@ def _filtered(values, kernel):
 
 @njit(cache=True, nogil=True)
 def _loop_tile(
-    begin, end, indices, data, offset, decay, used, exposure, kernel, p, w, first, last, smallest, largest, valid, shrink
+    begin,
+    end,
+    indices,
+    data,
+    offset,
+    decay,
+    used,
+    exposure,
+    kernel,
+    p,
+    w,
+    first,
+    last,
+    smallest,
+    largest,
+    valid,
+    shrink,
 ):
     n = len(begin)
     halo = w
@@ -293,7 +320,9 @@ def fit_null(tiles: list[LoopTile], edges: np.ndarray) -> NullModel:
     dispersion, centre, spread = np.zeros(number), np.zeros(number), np.ones(number)
     for k in range(number):
         part = slice(edges[k] - edges[0], edges[k + 1] - edges[0])
-        fields = [np.concatenate([getattr(tile, name)[:, part].ravel() for tile in tiles]) for name in LoopTile._fields[:3]]
+        fields = [
+            np.concatenate([getattr(tile, name)[:, part].ravel() for tile in tiles]) for name in LoopTile._fields[:3]
+        ]
         good = np.isfinite(fields[1]) & (fields[1] > 0)
         if good.sum() < 100:
             continue
