@@ -246,7 +246,7 @@ def macs() -> None:
     if MACS3 is None:
         missing_peer()
         return
-    from diffbio_sc.numerics import peak_statistics as ps
+    from diffbio_sc.numerics.genome import peak_statistics as ps
 
     treatment, control = (folder() / "macs" / f"CTCF_PE_{kind}_chr22_50k.bedpe.gz" for kind in ("ChIP", "CTRL"))
     with tempfile.TemporaryDirectory() as name:

@@ -39,7 +39,7 @@ class Block:
             raise ImportError(f"{{name}} is blocked")
 sys.meta_path.insert(0, Block())
 count = 0
-for floor in ("operators", "numerics", "training"):
+for floor in ("operators", "training", "blocks", "genome", "numerics"):
     package = importlib.import_module("diffbio_sc." + floor)
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
@@ -100,3 +100,39 @@ def test_examples_of_docstrings_run():
         failed, tried = failed + result.failed, tried + result.attempted
     assert tried >= 15
     assert failed == 0
+
+
+def _imports(path):
+    """Modules of this package that a file imports, with the names taken from each."""
+    import ast
+
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("diffbio_sc"):
+            for alias in node.names:
+                yield node.module, alias.name
+
+
+@pytest.mark.xfail(strict=False, reason="being moved to the floors where they belong")
+def test_no_package_uses_private_names_of_another():
+    from pathlib import Path
+
+    import diffbio_sc
+
+    root = Path(diffbio_sc.__file__).parent
+    shared = {
+        "_anndata",
+        "_settings",
+        "_logging",
+        "_progress",
+    }  # floors of their own, private to the package as a whole
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        own = path.relative_to(root).parts[0]
+        for module, name in _imports(path):
+            steps = [*module.split(".")[1:], name]
+            if not steps or steps[0] == own:
+                continue
+            private = [step for step in steps[(1 if steps[0] in shared else 0) :] if step.startswith("_")]
+            if private and private != ["__version__"] and steps[0] not in ("_demo", "_cli"):
+                found.append(f"{path.relative_to(root)}: from {module} import {name}")
+    assert not found, "\n".join(found)

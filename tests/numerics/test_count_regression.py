@@ -7,8 +7,8 @@ import pytest
 from scipy.optimize import minimize, nnls
 from scipy.stats import nbinom
 
-from diffbio_sc.numerics.count_regression import regress, regression_weights
-from diffbio_sc.numerics.quadratic import nonnegative_quadratic
+from diffbio_sc.numerics.counts.nonnegative_quadratic import nonnegative_quadratic
+from diffbio_sc.numerics.counts.regression import regress, regression_weights
 
 DISPERSION = 0.1
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from diffbio_sc.numerics import gaussian_fusion
+from diffbio_sc.numerics.latent import fusion
 
-gaussian_log_density = jax.jit(gaussian_fusion.gaussian_log_density)
-kl_to_standard_normal = jax.jit(gaussian_fusion.kl_to_standard_normal)
-mean_fusion = jax.jit(gaussian_fusion.mean_fusion)
-mixture_log_density = jax.jit(gaussian_fusion.mixture_log_density)
-mixture_of_experts = jax.jit(gaussian_fusion.mixture_of_experts)
-product_of_experts = jax.jit(gaussian_fusion.product_of_experts, static_argnames="prior")
-sample_mixture = jax.jit(gaussian_fusion.sample_mixture)
+gaussian_log_density = jax.jit(fusion.gaussian_log_density)
+kl_to_standard_normal = jax.jit(fusion.kl_to_standard_normal)
+mean_fusion = jax.jit(fusion.mean_fusion)
+mixture_log_density = jax.jit(fusion.mixture_log_density)
+mixture_of_experts = jax.jit(fusion.mixture_of_experts)
+product_of_experts = jax.jit(fusion.product_of_experts, static_argnames="prior")
+sample_mixture = jax.jit(fusion.sample_mixture)
 
 EXPERTS, CELLS, DIMENSIONS = 3, 5, 2
 GRID = np.linspace(-15, 15, 40_001)

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
-from diffbio_sc.numerics.gaussian_processes import (
+from diffbio_sc.numerics.spatial.gaussian_processes import (
     KERNELS,
     VarianceComponents,
     kernel_matrix,

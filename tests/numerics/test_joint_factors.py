@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import FactorAnalysis
 
-from diffbio_sc.numerics import joint_factors
+from diffbio_sc.numerics.latent import factors
 
 CELLS = 400
 
@@ -26,7 +26,7 @@ def planted():
 def fit(blocks, present=None, **options):
     present = np.ones((CELLS, len(blocks)), bool) if present is None else present
     noise = [np.full(block.shape[1], 1e-3) for block in blocks]
-    return joint_factors.fit_factors(
+    return factors.fit_factors(
         blocks, present, np.zeros(CELLS, int), 3, noise, rounds=400, rng=np.random.default_rng(0), **options
     )
 
@@ -72,9 +72,7 @@ def test_components_are_in_units_of_their_noise():
     rng = np.random.default_rng(1)
     deviations = rng.lognormal(0, 1, 300)
     values = rng.normal(size=(2000, 300))
-    components = joint_factors.fit_components(
-        values, np.ones((2000, 1)), 10, np.random.default_rng(0), deviations=deviations
-    )
+    components = factors.fit_components(values, np.ones((2000, 1)), 10, np.random.default_rng(0), deviations=deviations)
     scores = values @ components.basis
     # In the cells that the components come from they show up to the upper edge of the spectrum of noise.
     edge = (1 + np.sqrt(300 / 2000)) ** 2
@@ -90,7 +88,7 @@ def test_features_that_hardly_vary_get_less_say():
     """Weights are 1 / sqrt(noise + share of the typical noise), relative to those of the features before division."""
     deviations = np.array([0.1, 1.0, 1.0, 1.0, 10.0])
     for share in (0.0, 0.7):
-        weights = joint_factors._weights(np.ones(5), deviations**2, share) / deviations
+        weights = factors._weights(np.ones(5), deviations**2, share) / deviations
         expected = 1.0 / np.sqrt(deviations**2 + share * 1.0)
         np.testing.assert_allclose(weights / weights[1], expected / expected[1], rtol=1e-12)
 
@@ -105,7 +103,7 @@ def test_typical_noise_finds_what_standardising_buries():
     deviations = values.std(0)
 
     def found(share):
-        components = joint_factors.fit_components(
+        components = factors.fit_components(
             values / deviations,
             np.ones((150, 1)),
             5,

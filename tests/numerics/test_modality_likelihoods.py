@@ -13,10 +13,10 @@ import scipy.sparse as sp
 from scipy.special import digamma, expit, gammaln, log_softmax, logsumexp
 from scipy.stats import bernoulli, multinomial, nbinom, norm, poisson
 
-from diffbio_sc.numerics import modality_likelihoods
-from diffbio_sc.numerics.likelihood_choice import ModalitySummary, choose_likelihood
-from diffbio_sc.numerics.modality_likelihoods import LIKELIHOODS, sample_columns
-from diffbio_sc.training.sparse_rows import gather, place_sparse
+from diffbio_sc.numerics.counts import likelihoods
+from diffbio_sc.numerics.counts.likelihood_choice import ModalitySummary, choose_likelihood
+from diffbio_sc.numerics.counts.likelihoods import LIKELIHOODS, sample_columns
+from diffbio_sc.numerics.counts.sparse_rows import gather, place_sparse
 
 CELLS, FEATURES = 12, 50
 
@@ -124,7 +124,7 @@ REFERENCES = {
 @functools.cache
 def compiled(name):
     """Values for each cell, and the gradients of their sum: ``compiled(name)(parameters, counts)``."""
-    function = getattr(modality_likelihoods, name)
+    function = getattr(likelihoods, name)
 
     def total(parameters, counts):
         values = function(counts, **parameters)
@@ -279,14 +279,14 @@ def test_total_mean_replaces_the_sum_of_the_means(counts, parameters):
     log_probability = jax.nn.log_softmax(parameters["multinomial"]["logits"])
     log_mean = log_probability + jnp.log(jnp.maximum(depth, 1e-6))[:, None]
     expected = poisson.logpmf(counts, np.exp(np.asarray(log_mean, float))).sum(1)
-    found = jax.jit(modality_likelihoods.poisson)(to_entries(counts), log_mean, total_mean=depth)
+    found = jax.jit(likelihoods.poisson)(to_entries(counts), log_mean, total_mean=depth)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_multinomial_without_its_coefficient(counts, parameters):
     logits = parameters["multinomial"]["logits"]
     expected = (counts * log_softmax(logits.astype(float), axis=1)).sum(1)
-    function = jax.jit(functools.partial(modality_likelihoods.multinomial, constant=False))
+    function = jax.jit(functools.partial(likelihoods.multinomial, constant=False))
     for given in (counts, to_entries(counts)):
         np.testing.assert_allclose(function(given, logits), expected, rtol=1e-5)
 
@@ -305,13 +305,13 @@ def test_dispersion_for_each_cell_and_feature(counts, parameters):
 
 def test_a_parameter_of_another_shape_is_refused(counts):
     with pytest.raises(ValueError, match=r"broadcasts to \(cells, features\) \(12, 50\), found \(50, 12\)"):
-        modality_likelihoods.at_entries(np.zeros((50, 12), np.float32), to_entries(counts))
+        likelihoods.at_entries(np.zeros((50, 12), np.float32), to_entries(counts))
 
 
 def test_likelihoods_work_under_vmap(counts, parameters):
     entries, values = to_entries(counts), parameters["negative_binomial"]
     several = np.stack([values["log_mean"], values["log_mean"] + 1])
-    function = jax.jit(jax.vmap(modality_likelihoods.negative_binomial, (None, 0, None)))
+    function = jax.jit(jax.vmap(likelihoods.negative_binomial, (None, 0, None)))
     found = function(entries, several, values["log_inverse_dispersion"])
     for position in range(2):
         expected = negative_binomial_64(counts, several[position], values["log_inverse_dispersion"]).sum(1)
@@ -330,7 +330,7 @@ def test_entries_beyond_the_capacity_give_nan_not_a_wrong_number(counts, paramet
 
 def test_foreground_probability_is_bayes_theorem(counts, parameters):
     low, high = mixture_parts_64(counts, **parameters["protein_mixture"])
-    found = jax.jit(modality_likelihoods.foreground_probability)(counts, **parameters["protein_mixture"])
+    found = jax.jit(likelihoods.foreground_probability)(counts, **parameters["protein_mixture"])
     np.testing.assert_allclose(found, expit(high - low), rtol=1e-4, atol=1e-6)
 
 
@@ -358,12 +358,12 @@ def test_a_sample_of_all_columns_is_the_multinomial(counts, linear_decoder):
     everything = sample_columns(jax.random.key(0), FEATURES, FEATURES)
 
     def exact(latent, weights, intercept):
-        return modality_likelihoods.multinomial(counts, latent @ weights.T + intercept)
+        return likelihoods.multinomial(counts, latent @ weights.T + intercept)
 
     entries = to_entries(counts)
 
     def sampled(latent, weights, intercept):
-        return modality_likelihoods.sampled_multinomial(entries, latent, weights, intercept, everything)
+        return likelihoods.sampled_multinomial(entries, latent, weights, intercept, everything)
 
     def with_gradient(function):
         totals = lambda *values: (function(*values).sum(), function(*values))  # noqa: E731
@@ -384,7 +384,7 @@ def test_the_sampled_normaliser_is_unbiased(counts, linear_decoder):
 
     def one(key):
         sampled = sample_columns(key, FEATURES, 8)
-        return modality_likelihoods.sampled_multinomial(entries, *linear_decoder, sampled, constant=False)
+        return likelihoods.sampled_multinomial(entries, *linear_decoder, sampled, constant=False)
 
     draws = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 3000)), float)
     depth = counts.sum(1)
@@ -420,8 +420,8 @@ def test_expected_counts_equal_sums_over_the_probabilities(name):
     parameters = {key: values[key].astype(np.float32) for key in keys}
     x = np.arange(1200.0)
     depth = np.array([60.0], np.float32)
-    counts = modality_likelihoods.expected_counts(name, depth=depth, **parameters)
-    logarithms = modality_likelihoods.expected_log1p(name, depth=depth, **parameters)
+    counts = likelihoods.expected_counts(name, depth=depth, **parameters)
+    logarithms = likelihoods.expected_log1p(name, depth=depth, **parameters)
     for feature in range(3):
         if name == "multinomial":
             # Each count of a multinomial draw is binomial.
@@ -440,28 +440,28 @@ def test_expected_counts_equal_sums_over_the_probabilities(name):
 
 def test_expected_log1p_of_large_and_small_means():
     log_mean = np.log(np.array([[1e-6, 1e5]])).astype(np.float32)
-    found = np.asarray(modality_likelihoods.expected_log1p("poisson", log_mean=log_mean))
+    found = np.asarray(likelihoods.expected_log1p("poisson", log_mean=log_mean))
     np.testing.assert_allclose(found[0, 0], 1e-6 * np.log(2), rtol=1e-5)
     np.testing.assert_allclose(found[0, 1], np.log(1e5), rtol=1e-5)
 
 
 def test_expected_counts_of_bernoulli_and_gaussian(parameters):
     probability = open_64(**parameters["bernoulli"])
-    found = modality_likelihoods.expected_counts("bernoulli", **parameters["bernoulli"])
+    found = likelihoods.expected_counts("bernoulli", **parameters["bernoulli"])
     np.testing.assert_allclose(found, probability, rtol=1e-4)
-    found = modality_likelihoods.expected_log1p("bernoulli", **parameters["bernoulli"])
+    found = likelihoods.expected_log1p("bernoulli", **parameters["bernoulli"])
     np.testing.assert_allclose(found, probability * np.log(2), rtol=1e-4)
-    found = modality_likelihoods.expected_counts("gaussian", **parameters["gaussian"])
+    found = likelihoods.expected_counts("gaussian", **parameters["gaussian"])
     np.testing.assert_array_equal(found, parameters["gaussian"]["mean"])
     with pytest.raises(ValueError, match="not defined for the gaussian"):
-        modality_likelihoods.expected_log1p("gaussian", **parameters["gaussian"])
+        likelihoods.expected_log1p("gaussian", **parameters["gaussian"])
 
 
 def test_expected_counts_name_what_is_wrong(parameters):
     with pytest.raises(ValueError, match="need depth"):
-        modality_likelihoods.expected_counts("multinomial", **parameters["multinomial"])
+        likelihoods.expected_counts("multinomial", **parameters["multinomial"])
     with pytest.raises(ValueError, match="unknown likelihood 'binomial': choose one of negative_binomial"):
-        modality_likelihoods.expected_counts("binomial", logits=np.zeros((1, 1)))
+        likelihoods.expected_counts("binomial", logits=np.zeros((1, 1)))
 
 
 # --- choice -----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from diffbio_sc.numerics import peak_statistics as ps
-from diffbio_sc.numerics.peak_engine import chain_margins
+from diffbio_sc.numerics.genome import peak_statistics as ps
+from diffbio_sc.numerics.genome.peak_engine import chain_margins
 
 LENGTH = 60_000
 
@@ -287,7 +287,7 @@ def test_fragment_length_is_found_from_strands():
 
 def test_module_is_light():
     code = (
-        "import sys, diffbio_sc.numerics.peak_statistics; "
+        "import sys, diffbio_sc.numerics.genome.peak_statistics; "
         "print(sorted({'jax', 'pandas', 'anndata'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffbio_sc.numerics.pileup import depth_sums, overlap_counts, pileup, point_counts, value_sums
+from diffbio_sc.numerics.genome.pileup import depth_sums, overlap_counts, pileup, point_counts, value_sums
 
 SIZE = 97
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from diffbio_sc.numerics.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
+from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
 
 
 def imhof(eigenvalues, multiplicity):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffbio_sc.numerics.signatures import (
+from diffbio_sc.numerics.counts.signatures import (
     fit_bulk,
     informative_genes,
     remove_batch_effect,

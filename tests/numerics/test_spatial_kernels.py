@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from diffbio_sc.numerics.spatial_kernels import (
+from diffbio_sc.numerics.spatial.kernels import (
     DenseKernels,
     SpotLayout,
     gaussian,

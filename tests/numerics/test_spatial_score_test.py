@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from diffbio_sc.numerics.spatial_score_test import SpatialScoreTest, nuisance_columns
+from diffbio_sc.numerics.spatial.score_test import SpatialScoreTest, nuisance_columns
 
 
 def draw(rng, depth, genes, *, rate=None, dispersion=0.3, effect=None):

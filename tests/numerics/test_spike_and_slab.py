@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from diffbio_sc.numerics.spike_and_slab import learn_presence, presence_from_cells, spike_and_slab
+from diffbio_sc.numerics.counts.presence import learn_presence, presence_from_cells, spike_and_slab
 
 
 @pytest.mark.parametrize("estimate", [0.0, 0.05, 0.2, 0.6])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffbio_sc.numerics import peak_engine, two_state_chain
+from diffbio_sc.numerics.chains import two_state
+from diffbio_sc.numerics.genome import peak_engine
 
 ENTER, LEAVE = 1.5, 2.5
 
@@ -60,7 +61,7 @@ def log_odds():
 
 def test_margins_are_max_marginals_of_all_paths(log_odds):
     expected = Enumeration(log_odds).margin()
-    np.testing.assert_allclose(two_state_chain.margins(jnp.float32(log_odds), ENTER, LEAVE), expected, atol=1e-5)
+    np.testing.assert_allclose(two_state.margins(jnp.float32(log_odds), ENTER, LEAVE), expected, atol=1e-5)
     np.testing.assert_allclose(peak_engine.chain_margins(log_odds, ENTER, LEAVE), expected, atol=1e-5)
 
 
@@ -69,12 +70,12 @@ def test_posterior_and_switches_are_those_of_all_paths(log_odds, temperature):
     paths = Enumeration(log_odds, temperature)
     inside = paths.probability @ paths.paths
     start, end = paths.probability @ paths.starts, paths.probability @ paths.ends
-    found = two_state_chain.switch_posterior(jnp.float32(log_odds), ENTER, LEAVE, temperature)
+    found = two_state.switch_posterior(jnp.float32(log_odds), ENTER, LEAVE, temperature)
     np.testing.assert_allclose(jax.nn.sigmoid(found.logits), inside, atol=2e-6)
     np.testing.assert_allclose(found.start, start, atol=2e-6)
     np.testing.assert_allclose(found.end, end, atol=2e-6)
     np.testing.assert_allclose(
-        two_state_chain.posterior_logits(jnp.float32(log_odds), ENTER, LEAVE, temperature), found.logits, atol=1e-5
+        two_state.posterior_logits(jnp.float32(log_odds), ENTER, LEAVE, temperature), found.logits, atol=1e-5
     )
     host = peak_engine.chain_posterior(log_odds, ENTER, LEAVE, temperature)
     np.testing.assert_allclose(host.inside, inside, atol=1e-6)
@@ -92,9 +93,9 @@ def test_posterior_and_switches_are_those_of_all_paths(log_odds, temperature):
 @pytest.mark.parametrize("counts_ends", [False, True])
 def test_region_probabilities_are_those_of_all_paths(log_odds, counts_ends):
     paths = Enumeration(log_odds)
-    chain = two_state_chain.switch_posterior(jnp.float32(log_odds)[None], ENTER, LEAVE)
+    chain = two_state.switch_posterior(jnp.float32(log_odds)[None], ENTER, LEAVE)
     regions = np.array([(begin, stop) for begin in range(9) for stop in range(begin + 1, 10)])
-    found = two_state_chain.region_probability(
+    found = two_state.region_probability(
         chain,
         jnp.zeros(len(regions), int),
         jnp.asarray(regions[:, 0]),
@@ -114,15 +115,15 @@ def test_hard_path_equals_brute_force_viterbi_bin_for_bin(length, enter, leave):
     log_odds = np.random.default_rng(length).normal(-0.3, 2, length).astype(np.float32)
     path = viterbi(log_odds.astype(float), enter, leave)
     assert 20 < np.abs(np.diff(path)).sum() < length / 4
-    np.testing.assert_array_equal(np.asarray(two_state_chain.margins(log_odds, enter, leave)) > 0, path == 1)
+    np.testing.assert_array_equal(np.asarray(two_state.margins(log_odds, enter, leave)) > 0, path == 1)
     np.testing.assert_array_equal(peak_engine.chain_margins(log_odds, enter, leave) > 0, path == 1)
 
 
 def test_engines_agree_on_long_sequences():
     log_odds = np.random.default_rng(5).normal(-0.3, 2, 20_011).astype(np.float32)
-    hard = np.asarray(two_state_chain.margins(log_odds, 3.0, 3.0))
+    hard = np.asarray(two_state.margins(log_odds, 3.0, 3.0))
     np.testing.assert_allclose(hard, peak_engine.chain_margins(log_odds, 3.0, 3.0), atol=1e-4)
-    soft = two_state_chain.switch_posterior(jnp.asarray(log_odds), 3.0, 3.0)
+    soft = two_state.switch_posterior(jnp.asarray(log_odds), 3.0, 3.0)
     host = peak_engine.chain_posterior(log_odds, 3.0, 3.0)
     np.testing.assert_allclose(soft.logits, host.logits, atol=1e-4)
     np.testing.assert_allclose(soft.start, host.start, atol=1e-5)
@@ -131,11 +132,11 @@ def test_engines_agree_on_long_sequences():
 
 def test_soft_becomes_hard_as_the_temperature_goes_to_zero():
     log_odds = np.random.default_rng(6).normal(0, 2, 2000).astype(np.float32)
-    margin = np.asarray(two_state_chain.margins(log_odds, 3.0, 3.0))
+    margin = np.asarray(two_state.margins(log_odds, 3.0, 3.0))
     clear = np.abs(margin) > 1e-2
     assert clear.mean() > 0.95
     for inside in (
-        jax.nn.sigmoid(two_state_chain.posterior_logits(log_odds, 3.0, 3.0, 1e-3)),
+        jax.nn.sigmoid(two_state.posterior_logits(log_odds, 3.0, 3.0, 1e-3)),
         peak_engine.chain_posterior(log_odds, 3.0, 3.0, 1e-3).inside,
     ):
         np.testing.assert_allclose(np.asarray(inside)[clear], margin[clear] > 0, atol=1e-3)
@@ -145,8 +146,8 @@ def test_reset_cuts_sequences_apart(log_odds):
     """A track with breaks equals its parts, one by one, and the paths of a chain that begins anew."""
     reset = np.zeros(9, bool)
     reset[[4, 7]] = True
-    whole = two_state_chain.switch_posterior(jnp.float32(log_odds), ENTER, LEAVE, reset=jnp.asarray(reset))
-    parts = [two_state_chain.switch_posterior(jnp.float32(part), ENTER, LEAVE) for part in np.split(log_odds, [4, 7])]
+    whole = two_state.switch_posterior(jnp.float32(log_odds), ENTER, LEAVE, reset=jnp.asarray(reset))
+    parts = [two_state.switch_posterior(jnp.float32(part), ENTER, LEAVE) for part in np.split(log_odds, [4, 7])]
     for name in ("logits", "start", "end"):
         np.testing.assert_allclose(
             getattr(whole, name), np.concatenate([getattr(part, name) for part in parts]), atol=1e-5
@@ -154,22 +155,22 @@ def test_reset_cuts_sequences_apart(log_odds):
     paths = Enumeration(log_odds, begins=(4, 7))
     np.testing.assert_allclose(jax.nn.sigmoid(whole.logits), paths.probability @ paths.paths, atol=2e-6)
     np.testing.assert_allclose(whole.start, paths.probability @ paths.starts, atol=2e-6)
-    hard = two_state_chain.margins(jnp.float32(log_odds), ENTER, LEAVE, reset=jnp.asarray(reset))
+    hard = two_state.margins(jnp.float32(log_odds), ENTER, LEAVE, reset=jnp.asarray(reset))
     np.testing.assert_allclose(hard, paths.margin(), atol=1e-5)
 
 
 def test_batches_have_their_own_costs(log_odds):
     rows = jnp.float32(np.stack([log_odds, log_odds[::-1]]))
     enter, temperature = jnp.array([1.0, 4.0]), jnp.array([1.0, 0.5])
-    found = two_state_chain.switch_posterior(rows, enter, 2.0, temperature)
+    found = two_state.switch_posterior(rows, enter, 2.0, temperature)
     for row in range(2):
-        alone = two_state_chain.switch_posterior(rows[row], enter[row], 2.0, temperature[row])
+        alone = two_state.switch_posterior(rows[row], enter[row], 2.0, temperature[row])
         np.testing.assert_allclose(found.logits[row], alone.logits, atol=1e-5)
         np.testing.assert_allclose(found.end[row], alone.end, atol=1e-6)
 
 
 def test_one_position():
-    found = two_state_chain.switch_posterior(jnp.array([2.0]), 0.5, 9.0)
+    found = two_state.switch_posterior(jnp.array([2.0]), 0.5, 9.0)
     assert float(found.logits[0]) == pytest.approx(1.5)
     assert float(found.start[0]) == pytest.approx(float(jax.nn.sigmoid(1.5)), abs=1e-6)
     assert float(peak_engine.chain_margins(np.array([2.0]), 0.5, 9.0)[0]) == pytest.approx(1.5)
@@ -180,7 +181,7 @@ def test_gradients_equal_finite_differences_of_the_host_twin():
     weight = np.random.default_rng(4).normal(0, 1, 50)
 
     def objective(log_odds, enter, temperature):
-        found = two_state_chain.switch_posterior(log_odds, enter, 2.0, temperature)
+        found = two_state.switch_posterior(log_odds, enter, 2.0, temperature)
         return weight @ jax.nn.sigmoid(found.logits) + weight @ found.start - weight @ found.end
 
     def host(log_odds, enter, temperature):
@@ -201,7 +202,7 @@ def test_gradients_equal_finite_differences_of_the_host_twin():
 
 def test_gradients_are_finite_at_saturation():
     log_odds = jnp.concatenate([jnp.full(30, -1e3), jnp.full(30, 1e3), jnp.full(30, -1e3)])
-    gradient = jax.grad(lambda x: two_state_chain.switch_posterior(x, 3.0, 3.0, 1e-2).logits.sum())(log_odds)
+    gradient = jax.grad(lambda x: two_state.switch_posterior(x, 3.0, 3.0, 1e-2).logits.sum())(log_odds)
     assert np.isfinite(gradient).all()
     assert (np.asarray(gradient) > 0).any()
 

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 from flax import nnx
 
-from diffbio_sc.numerics import modality_likelihoods as likelihoods
+from diffbio_sc.numerics.counts import likelihoods
 from diffbio_sc.operators import NotFittedWarning
 from diffbio_sc.operators.multiomics import (
     DifferentiableMultiOmicsVAE,

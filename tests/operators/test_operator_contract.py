@@ -17,8 +17,8 @@ import scipy.sparse
 from flax import nnx
 
 from diffbio_sc.operators import FitReport, NotFittedWarning, Operator, OperatorConfig
-from diffbio_sc.operators import _storage as storage
-from diffbio_sc.operators._operator import FittedStatistic, as_float_array, check_axis_size
+from diffbio_sc.operators.contract import FittedStatistic, as_float_array, check_axis_size
+from diffbio_sc.training import storage
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -423,6 +423,6 @@ def test_operators_and_training_import_without_the_upper_floor():
 import sys
 for name in ("anndata", "mudata", "scanpy", "pandas", "diffbio_sc.tl"):
     sys.modules[name] = None
-import diffbio_sc.operators._operator, diffbio_sc.training.loop
+import diffbio_sc.operators.contract, diffbio_sc.training.loop
 """
     subprocess.run([sys.executable, "-c", script], check=True)

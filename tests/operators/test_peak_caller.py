@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffbio_sc.numerics import peak_engine
+from diffbio_sc.numerics.genome import peak_engine
 from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
 from diffbio_sc.operators.epigenomics.peak_caller import REGION_KINDS
 

@@ -14,8 +14,8 @@ import scipy.sparse as sp
 from scipy import stats
 
 import diffbio_sc as dbio
+from diffbio_sc.engines import interval_peaks
 from diffbio_sc.io import Intervals
-from diffbio_sc.tl import _stream_peaks
 
 NARROWPEAK = ["chrom", "start", "end", "name", "score", "strand", "signalValue", "pValue", "qValue", "peak"]
 TRUTH = {"chr1": [50_000, 120_000, 160_000], "chr2": [30_000, 80_000]}
@@ -561,9 +561,9 @@ def test_enrichment_is_measured_on_the_sequences_of_most_reads(monkeypatch):
     bounds = np.array([[0, 10], [10, 60], [60, 60], [60, 100]])
     columns = np.zeros(100, np.int32)
     lengths = np.full(4, 1000)
-    sample = _stream_peaks.Sample(
+    sample = interval_peaks.Sample(
         columns, columns, bounds, list("abcd"), lengths, 100, 50.0, True, columns, columns, bounds
     )
     for enough, expected in ((1, [1]), (50, [1]), (51, [1, 3]), (91, [0, 1, 3]), (1000, [0, 1, 2, 3])):
-        monkeypatch.setattr(_stream_peaks, "ENRICHMENT_INTERVALS", enough)
-        np.testing.assert_array_equal(_stream_peaks._well_covered(sample), expected)
+        monkeypatch.setattr(interval_peaks, "ENRICHMENT_INTERVALS", enough)
+        np.testing.assert_array_equal(interval_peaks._well_covered(sample), expected)

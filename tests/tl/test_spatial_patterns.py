@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.stats import norm, truncnorm
 from sklearn.metrics import adjusted_rand_score
 
-model = importlib.import_module("diffbio_sc.numerics.gaussian_process_mixture")
+model = importlib.import_module("diffbio_sc.numerics.spatial.pattern_mixture")
 patterns = importlib.import_module("diffbio_sc.tl._spatial_patterns")
 spatial_patterns = patterns.spatial_patterns
 

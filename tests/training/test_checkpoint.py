@@ -8,8 +8,7 @@ import optax
 import pytest
 from flax import nnx
 
-from diffbio_sc.operators import _storage as storage
-from diffbio_sc.training import train
+from diffbio_sc.training import storage, train
 
 OPTIONS = {"batch_size": 16, "learning_rate": 0.02, "validation_fraction": 0.2, "patience": 50, "rng": 4}
 

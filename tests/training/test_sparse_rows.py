@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from diffbio_sc.training import sparse_rows
+from diffbio_sc.numerics.counts import sparse_rows
+from diffbio_sc.numerics.counts.sparse_rows import batch_capacity, place_sparse, stratified_capacity, stratified_order
 from diffbio_sc.training.batches import bucket_size
-from diffbio_sc.training.sparse_rows import batch_capacity, place_sparse, stratified_capacity, stratified_order
 
 ROWS, COLUMNS, BATCH = 60, 40, 8
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from diffbio_sc.operators._operator import Operator
+    from diffbio_sc.operators.contract import Operator
     from diffbio_sc.operators.multiomics.multiomics_vae import DifferentiableMultiOmicsVAE, Encoding
 
 OperatorType = TypeVar("OperatorType", bound="Operator")
@@ -70,10 +70,10 @@ def store_operator(operator: Operator) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from diffbio_sc.operators import _storage
+    from diffbio_sc.training import storage
 
     arrays, layout = {}, {}
-    for path, value in _storage.variables(operator).items():
+    for path, value in storage.variables(operator).items():
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             dtype, host = f"key:{jax.random.key_impl(value)}", np.asarray(jax.random.key_data(value))
         else:
@@ -105,7 +105,7 @@ def rebuild_operator(stored: Mapping[str, Any], operator_class: type[OperatorTyp
     """
     from flax import nnx
 
-    from diffbio_sc.operators import _storage
+    from diffbio_sc.training import storage
 
     missing = sorted({"format", "operator", "version", "config", "layout", "arrays"} - set(stored))
     if missing:
@@ -126,9 +126,9 @@ def rebuild_operator(stored: Mapping[str, Any], operator_class: type[OperatorTyp
         if _stored_path(path) not in stored["arrays"]:
             raise ValueError(f"{where} is incomplete: array {path!r} is missing.")
         host = np.asarray(stored["arrays"][_stored_path(path)]).reshape(entry["shape"])
-        arrays[path] = _storage._to_device(host, entry["dtype"], f"{where}: array {path!r}")
+        arrays[path] = storage._to_device(host, entry["dtype"], f"{where}: array {path!r}")
     operator = operator_class(config, rngs=nnx.Rngs(0))
-    nnx.update(operator, _storage.restore(nnx.state(operator), arrays, where=where))
+    nnx.update(operator, storage.restore(nnx.state(operator), arrays, where=where))
     return operator
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from diffbio_sc._anndata.matrix import BLOCK_ROWS, CountMatrix, InMemory, _as_count_matrix, dense_block, read_counts
+from diffbio_sc._anndata.matrix import read_counts
 from diffbio_sc._anndata.results import write_results
+from diffbio_sc.blocks.matrix import BLOCK_ROWS, CountMatrix, InMemory, as_count_matrix, dense_block
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -85,7 +86,7 @@ class GenomeAxis:
         """Values of any kind, not checked to be counts, as a matrix of (tracks, bins)."""
         if layer is not None and layer not in adata.layers:
             raise KeyError(f"adata.layers has no {layer!r}; layers: {[str(key) for key in adata.layers.keys()]}.")
-        values = _as_count_matrix(adata.X if layer is None else adata.layers[layer])
+        values = as_count_matrix(adata.X if layer is None else adata.layers[layer])
         return values if self.axis == "var" else Transposed(values)
 
     def write(

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from diffbio_sc._anndata.matrix import BLOCK_ROWS, InMemory, _as_count_matrix, _CountCheck
+from diffbio_sc._anndata.matrix import CountCheck
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.results import write_results
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._logging import logger
-from diffbio_sc.numerics.likelihood_choice import ModalitySummary, choose_likelihood
+from diffbio_sc.blocks.matrix import BLOCK_ROWS, InMemory, as_count_matrix
+from diffbio_sc.numerics.counts.likelihood_choice import ModalitySummary, choose_likelihood
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -348,7 +349,7 @@ def _by_modality(given: Any, names: list[str], argument: str, default: Any) -> d
 def _check_likelihoods(given: Mapping[str, Any]) -> None:
     if all(value == "auto" for value in given.values()):
         return
-    from diffbio_sc.numerics.modality_likelihoods import LIKELIHOODS
+    from diffbio_sc.numerics.counts.likelihoods import LIKELIHOODS
 
     wrong = {name: value for name, value in given.items() if value not in (*LIKELIHOODS, "auto")}
     if wrong:
@@ -375,7 +376,7 @@ def _read_matrix(part: AnnData, layer: str | None, where: str) -> sp.csr_array:
     if sp.issparse(values):
         matrix = sp.csr_array(values, dtype=np.float32)  # the object's own arrays, where they are of this kind
     else:
-        source = _as_count_matrix(values)
+        source = as_count_matrix(values)
         pieces = source.map_blocks(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
         matrix = pieces[0] if len(pieces) == 1 else sp.csr_array(sp.vstack(pieces, format="csr"))
     if not matrix.has_canonical_format or np.count_nonzero(matrix.data) < matrix.nnz:
@@ -401,7 +402,7 @@ def _count_problem(matrix: sp.csr_array) -> tuple[str, int, int, float] | None:
             (matrix.data[entries], matrix.indices[entries], indptr - indptr[0]),
             shape=(len(indptr) - 1, matrix.shape[1]),
         )
-        problem = _CountCheck()(start, block)
+        problem = CountCheck()(start, block)
         if problem is not None:
             found.append(problem)
     # In the order of the problems, as the whole matrix would be searched.
@@ -450,7 +451,7 @@ def _other_counts(part: AnnData, layer: str | None) -> list[str]:
     """Layers other than the one read that hold counts."""
     found = []
     for key in _layer_names(part):
-        if key != layer and not any(_as_count_matrix(part.layers[key]).map_blocks(_CountCheck())):
+        if key != layer and not any(as_count_matrix(part.layers[key]).map_blocks(CountCheck())):
             found.append(key)
     return found
 

@@ -1,1 +1,1 @@
-"""What an interval, a bin axis and a contact map are; arrays only."""
+"""What an interval, a chromosome table, a signal, an overlap along a genome is: arrays, no files, no AnnData."""

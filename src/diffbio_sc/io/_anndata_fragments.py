@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from diffbio_sc.io._interval_kernels import group_rows
-from diffbio_sc.io._intervals import Intervals
+from diffbio_sc.genome.interval_kernels import group_rows
+from diffbio_sc.genome.intervals import Intervals
 
 _KEY, _REFERENCE = "fragment_paired", "reference_sequences"
 _NAME, _LENGTH = "reference_seq_name", "reference_seq_length"

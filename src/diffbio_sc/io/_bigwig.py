@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from diffbio_sc.io._chrom_sizes import ChromSizes, read_chrom_sizes
-from diffbio_sc.io._intervals import Intervals, match_chromosomes
-from diffbio_sc.io._signal import Signal
+from diffbio_sc.genome.chrom_sizes import ChromSizes, read_chrom_sizes
+from diffbio_sc.genome.intervals import Intervals, match_chromosomes
+from diffbio_sc.genome.signal import Signal
 from diffbio_sc.io._text import PathLike
-from diffbio_sc.numerics.pileup import pileup
+from diffbio_sc.numerics.genome.pileup import pileup
 
 if TYPE_CHECKING:
     from anndata import AnnData

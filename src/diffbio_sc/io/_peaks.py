@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffbio_sc.io._intervals import Intervals
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._text import PathLike, open_bytes
 
 if TYPE_CHECKING:

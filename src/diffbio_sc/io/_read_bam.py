@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from diffbio_sc._logging import logger
+from diffbio_sc.genome.intervals import COLUMN_TYPES, IntervalBuilder, Intervals, name_heads
 from diffbio_sc.io import _bam_kernels as kernels
-from diffbio_sc.io._intervals import COLUMN_TYPES, IntervalBuilder, Intervals, name_heads
 from diffbio_sc.io._text import BLOCK_BYTES, BarcodeTable, ByteSource, PathLike, open_bytes
 
 # Shortest record: 36 bytes of fixed fields.

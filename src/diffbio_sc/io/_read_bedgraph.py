@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffbio_sc.io._chrom_sizes import ChromSizes
-from diffbio_sc.io._signal import Signal
+from diffbio_sc.genome.chrom_sizes import ChromSizes
+from diffbio_sc.genome.signal import Signal
 from diffbio_sc.io._text import Layout, PathLike, TextReader, layout_columns
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from diffbio_sc.io._chrom_sizes import ChromSizes
-from diffbio_sc.io._intervals import Intervals
+from diffbio_sc.genome.chrom_sizes import ChromSizes
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._text import Layout, PathLike, TextReader, layout_columns
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from diffbio_sc.io._intervals import Intervals
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._read_bam import read_bam
 from diffbio_sc.io._read_bed import read_bed
 from diffbio_sc.io._read_bedpe import read_bedpe

@@ -12,9 +12,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from diffbio_sc.genome.chrom_sizes import ChromSizes, read_chrom_sizes
+from diffbio_sc.genome.intervals import COLUMN_TYPES, IntervalBuilder, Intervals, match_chromosomes, name_heads
 from diffbio_sc.io import _text_kernels as kernels
-from diffbio_sc.io._chrom_sizes import ChromSizes, read_chrom_sizes
-from diffbio_sc.io._intervals import COLUMN_TYPES, IntervalBuilder, Intervals, match_chromosomes, name_heads
 
 BLOCK_BYTES = 1 << 22
 # A line holds at least a name, two numbers and three separators.

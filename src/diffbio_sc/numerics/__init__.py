@@ -1,4 +1,4 @@
-"""Mathematics that several operators share: arrays in, arrays out."""
+"""Mathematics that several operators share, by the chapter of a textbook: arrays in, arrays out."""
 
 import lazy_loader as _lazy
 

@@ -259,7 +259,7 @@ def _maps(adata, chosen: pd.DataFrame, params, spatial_key, layer, key, n_column
 
 def _smooth(values: np.ndarray, coordinates: np.ndarray, slides: np.ndarray, gene: pd.Series) -> np.ndarray:
     """Mean of the gene's Gaussian process, slide by slide, around the slide's mean."""
-    from diffbio_sc.numerics.gaussian_process_mixture import slide_bases
+    from diffbio_sc.numerics.spatial.pattern_mixture import slide_bases
 
     fraction = float(np.clip(gene["fsv"], 0.01, 0.99))
     lengthscale = float(gene["spatial_lengthscale"])

@@ -13,13 +13,13 @@ import scipy.sparse as sp
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
-from diffbio_sc.io._chrom_sizes import ChromSizes, read_chrom_sizes
-from diffbio_sc.io._intervals import IntervalArrays, Intervals, match_chromosomes
+from diffbio_sc.genome.chrom_sizes import ChromSizes, read_chrom_sizes
+from diffbio_sc.genome.intervals import IntervalArrays, Intervals, match_chromosomes
+from diffbio_sc.genome.signal import Signal
 from diffbio_sc.io._read_bam import read_bam
 from diffbio_sc.io._read_bed import read_bed
 from diffbio_sc.io._read_intervals import read_intervals
-from diffbio_sc.io._signal import Signal
-from diffbio_sc.numerics.pileup import overlap_counts, point_counts
+from diffbio_sc.numerics.genome.pileup import overlap_counts, point_counts
 
 if TYPE_CHECKING:
     import pandas as pd

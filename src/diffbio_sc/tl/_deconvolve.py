@@ -23,7 +23,7 @@ from diffbio_sc._anndata import (
     write_results,
 )
 from diffbio_sc._logging import logger
-from diffbio_sc.numerics import signatures
+from diffbio_sc.numerics.counts import signatures
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -475,7 +475,7 @@ def _neighbour_prior(weights, coordinates, libraries, filled, smoothing) -> tupl
 
 def _posterior(solution: SpotSolution, profiles: np.ndarray, filled: np.ndarray, cells: np.ndarray | None) -> _Estimate:
     """Posterior mean and standard deviation of the proportions, with presence learned from all spots."""
-    from diffbio_sc.numerics.spike_and_slab import learn_presence, spike_and_slab
+    from diffbio_sc.numerics.counts.presence import learn_presence, spike_and_slab
     from diffbio_sc.operators.multiomics.spatial_deconvolution import SIGNATURE_INFLATION, proportion_deviation
 
     prior = learn_presence(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._logging import logger
-from diffbio_sc.tl._stream_peaks import TABLE_COLUMNS
+from diffbio_sc.engines.interval_peaks import TABLE_COLUMNS
 
 if TYPE_CHECKING:
     from anndata import AnnData

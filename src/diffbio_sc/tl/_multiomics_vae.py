@@ -137,8 +137,8 @@ def multiomics_vae(
 
     from flax import nnx
 
-    from diffbio_sc.operators._operator import FitReport
     from diffbio_sc.operators.multiomics.multiomics_vae import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig
+    from diffbio_sc.training.report import FitReport
 
     seed = int(rng.integers(2**31 - 1)) if isinstance(rng, np.random.Generator) else int(rng)
     config = MultiOmicsVAEConfig(

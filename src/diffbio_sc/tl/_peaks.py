@@ -12,8 +12,8 @@ import scipy.sparse as sp
 
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
-from diffbio_sc.io._intervals import Intervals, match_chromosomes
-from diffbio_sc.tl._stream_peaks import StreamSettings, empty_table, stream_peaks
+from diffbio_sc.engines.interval_peaks import StreamSettings, empty_table, stream_peaks
+from diffbio_sc.genome.intervals import Intervals, match_chromosomes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -179,7 +179,7 @@ def peaks(
     if hasattr(data, "obs_names"):
         if mode == "macs":
             raise ValueError("mode='macs' needs fragments or reads at base pairs, not counts in bins; pass the file.")
-        from diffbio_sc.tl._bin_peaks import BinSettings
+        from diffbio_sc.engines.bin_peaks import BinSettings
 
         settings = BinSettings(mode, float(qvalue), 0.0, 1.0, operator)
         return _peaks_of_bins(
@@ -411,7 +411,7 @@ def _peaks_of_bins(
 ) -> AnnData | None:  # fmt: skip
     from diffbio_sc._anndata import make_record, storable_names
     from diffbio_sc._anndata.genome_axis import read_genome_axis
-    from diffbio_sc.tl._bin_peaks import call_track
+    from diffbio_sc.engines.bin_peaks import call_track
 
     started = time.perf_counter()
     params = {

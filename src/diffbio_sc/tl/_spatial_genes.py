@@ -21,12 +21,12 @@ from diffbio_sc._anndata import (
     write_results,
 )
 from diffbio_sc._logging import logger
-from diffbio_sc.numerics.spatial_score_test import GeneMoments, SpatialScoreTest, nuisance_columns
+from diffbio_sc.numerics.spatial.score_test import GeneMoments, SpatialScoreTest, nuisance_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from diffbio_sc.numerics.gaussian_processes import VarianceComponents
+    from diffbio_sc.numerics.spatial.gaussian_processes import VarianceComponents
 
 _FEWEST_SPOTS = 10
 _GENES_A_BLOCK = 1000
@@ -183,7 +183,7 @@ def spatial_genes(
         )
     tested = np.isfinite(table["spatial_pvalue"])
     logger.info(f"{int(table['is_spatial'].sum())} of {int(tested.sum())} tested genes are spatially variable.")
-    from diffbio_sc.operators._operator import FitReport
+    from diffbio_sc.training.report import FitReport
 
     report = FitReport({}, True, 1, time.perf_counter() - started)
     record = make_record(
@@ -271,7 +271,7 @@ class _Variance(NamedTuple):
 
 
 def _variance_components(test, coordinates, groups, nuisance, used, rng) -> _Variance:
-    from diffbio_sc.numerics.gaussian_processes import VarianceComponents, representative_spots
+    from diffbio_sc.numerics.spatial.gaussian_processes import VarianceComponents, representative_spots
 
     spots = representative_spots(coordinates, groups, size=_VARIANCE_SPOTS, generator=np.random.default_rng(rng))
     depth = np.empty_like(test.depth)
@@ -368,7 +368,7 @@ def _columns(result: _Genes, alpha: float, fdr: str, *, with_variance: bool) -> 
 
 def _smoothed(shape, counts, spatial, used, coordinates, groups, depth, nuisance, result: _Genes) -> np.ndarray:
     """Expected counts at mean depth, of the spatial genes."""
-    from diffbio_sc.numerics.gaussian_processes import smooth
+    from diffbio_sc.numerics.spatial.gaussian_processes import smooth
 
     layer = np.full(shape, np.nan, np.float32)
     if not len(spatial):

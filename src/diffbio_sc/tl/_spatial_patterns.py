@@ -19,7 +19,7 @@ from diffbio_sc._anndata import (
     write_results,
 )
 from diffbio_sc._logging import logger
-from diffbio_sc.numerics.gaussian_process_mixture import SlideBasis, fit_mixture, slide_bases
+from diffbio_sc.numerics.spatial.pattern_mixture import SlideBasis, fit_mixture, slide_bases
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -1,7 +1,8 @@
 """Samples on the device, and the rule by which an epoch walks through them.
 
-Sample arrays are padded with zero rows to a bucket (:func:`bucket_size`), so that a data set of a similar size meets
-the same compiled code. The rows of the padding are never read: epochs follow an index of the real samples.
+Sample arrays are padded with zero rows to a bucket (:func:`~diffbio_sc.numerics.padding.bucket_size`), so that a data
+set of a similar size meets the same compiled code. The rows of the padding are never read: epochs follow an index of
+the real samples.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from diffbio_sc.numerics.padding import bucket_size
 
 WEIGHT_KEY = "sample_weight"
 TRAINING_KEY = "is_training"
@@ -38,12 +41,6 @@ class SampleSet(NamedTuple):
     shared: dict[str, Array]
     index: Int[Array, " bucket"]
     size: int
-
-
-def bucket_size(size: int) -> int:
-    """Round up to the next number with at most four binary digits, at most an eighth more."""
-    step = 1 << max(size.bit_length() - 4, 0)
-    return -(-size // step) * step
 
 
 def count_samples(data: Mapping[str, Any], sample_keys: Collection[str] | None, *, name: str) -> int:

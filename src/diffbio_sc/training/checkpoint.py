@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from diffbio_sc.operators import _storage
+from diffbio_sc.training import storage
 
 CHECKPOINT_FORMAT = 1
 
@@ -27,7 +27,7 @@ def write_checkpoint(
     trees
         Trees of arrays by name: variables, optimiser state, best parameters.
     """
-    arrays = {f"{name}/{key}": leaf for name, tree in trees.items() for key, leaf in _storage.flatten(tree).items()}
+    arrays = {f"{name}/{key}": leaf for name, tree in trees.items() for key, leaf in storage.flatten(tree).items()}
     header = {
         "kind": "training checkpoint",
         "format": CHECKPOINT_FORMAT,
@@ -35,7 +35,7 @@ def write_checkpoint(
         "run": dict(run),
         "progress": dict(progress),
     }
-    _storage.write_file(path, header, arrays)
+    storage.write_file(path, header, arrays)
 
 
 def read_checkpoint(
@@ -48,7 +48,7 @@ def read_checkpoint(
     ValueError
         If the file is no checkpoint, or one of another operator, configuration, data size or setting.
     """
-    header, arrays = _storage.read_file(path, kind="training checkpoint", newest_format=CHECKPOINT_FORMAT)
+    header, arrays = storage.read_file(path, kind="training checkpoint", newest_format=CHECKPOINT_FORMAT)
     # A resumed run may use another package version; the format decides whether it can be read.
     differing = [name for name in run if name != "version" and header["run"].get(name) != run[name]]
     if differing:
@@ -62,5 +62,5 @@ def read_checkpoint(
     for name, template in templates.items():
         prefix = f"{name}/"
         mine = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-        trees[name] = _storage.restore(template, mine, where=f"{os.fspath(path)!r} ({name})")
+        trees[name] = storage.restore(template, mine, where=f"{os.fspath(path)!r} ({name})")
     return header["progress"], trees

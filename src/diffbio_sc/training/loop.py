@@ -18,13 +18,14 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from diffbio_sc._progress import progress
-from diffbio_sc.operators._operator import FitReport, Operator
+from diffbio_sc.numerics.counts.sparse_rows import stratified_order
 from diffbio_sc.training import batches
 from diffbio_sc.training.checkpoint import read_checkpoint, write_checkpoint
 from diffbio_sc.training.devices import place_training
 from diffbio_sc.training.optimizers import Adam, adam_step
-from diffbio_sc.training.sparse_rows import stratified_order
+from diffbio_sc.training.report import FitReport
 from diffbio_sc.training.stopping import EarlyStopping
+from diffbio_sc.training.trainable import Trainable
 from diffbio_sc.training.vectors import Layout, Vectors
 
 # Of the keys of evaluations, beyond the reach of epochs, which count up from 0.
@@ -80,7 +81,7 @@ class _Failures(NamedTuple):
 
 
 def train(
-    operator: Operator,
+    operator: Trainable,
     data: Mapping[str, Any],
     *,
     loss: Loss | None = None,
@@ -137,7 +138,8 @@ def train(
         Samples a step; None takes all at once. At most the number of samples.
     stratified
         Whether each batch has one sample of every run of neighbours, as
-        :func:`~diffbio_sc.training.sparse_rows.stratified_order` says: for samples in the order of their entries.
+        :func:`~diffbio_sc.numerics.counts.sparse_rows.stratified_order` says: for samples in the order of their
+        entries.
     max_epochs
         Passes through the data.
     rng
@@ -373,7 +375,7 @@ def train(
     return FitReport(curves, stopping.stops, epochs, elapsed())
 
 
-def _operator_loss(operator: Operator, batch: dict[str, Array], key: Array) -> Float[Array, ""]:
+def _operator_loss(operator: Trainable, batch: dict[str, Array], key: Array) -> Float[Array, ""]:
     return operator.loss(batch)
 
 
@@ -590,7 +592,7 @@ def _on_host(layout: Layout, vectors: Vectors) -> Any:
     return layout.split({dtype: np.asarray(vector) for dtype, vector in vectors.items()})
 
 
-def _put_back(operator: Operator, layout: Layout, states: tuple[Vectors, nnx.State], home: tuple[Any, Any]) -> None:
+def _put_back(operator: Trainable, layout: Layout, states: tuple[Vectors, nnx.State], home: tuple[Any, Any]) -> None:
     """Give the operator its variables, on the devices where they were."""
     for state, shardings in zip((_on_host(layout, states[0]), states[1]), home, strict=True):
         nnx.update(operator, jax.tree.map(jax.device_put, state, shardings))

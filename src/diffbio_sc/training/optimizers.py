@@ -120,6 +120,6 @@ def _begins(path: str, beginning: str) -> bool:
 
 
 def _paths(tree: Any) -> list[str]:
-    from diffbio_sc.operators import _storage
+    from diffbio_sc.training import storage
 
-    return list(_storage.flatten(tree))
+    return list(storage.flatten(tree))

@@ -1,1 +1,1 @@
-"""Mathematics of signals and contacts along the genome: arrays in, arrays out."""
+"""Statistics along a genome: pile-ups, backgrounds, tails, peaks."""

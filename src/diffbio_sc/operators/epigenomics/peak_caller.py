@@ -10,7 +10,7 @@ is the optimal segmentation with a penalty for each change, as in PeakSeg (Hocki
 background lambda_t is that of MACS (Zhang et al. 2008, Genome Biology 9:R137): the largest of the track's mean and the
 means of windows around the position, or of windows of a control. Domains of broad marks fill such windows; for them
 lambda is the lower mean of a two-component mixture of the track's windows, and a change costs more. Which of the two
-a track is follows from its own autocovariance (:func:`diffbio_sc.numerics.local_background.breadth`).
+a track is follows from its own autocovariance (:func:`diffbio_sc.numerics.genome.background.breadth`).
 
 Learned parts start as nothing: a multi-scale dilated convolution corrects l and log lambda by its difference to its own
 initial state, exactly 0 until trained; the denoiser (a variational autoencoder with Poisson decoder, after SCALE, Xiong
@@ -36,14 +36,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc.numerics.local_background import (
+from diffbio_sc.numerics.chains.two_state import SwitchPosterior, margins, region_probability, switch_posterior
+from diffbio_sc.numerics.genome.background import (
     breadth,
     broad_weight,
     local_background,
     robust_level,
 )
-from diffbio_sc.numerics.two_state_chain import SwitchPosterior, margins, region_probability, switch_posterior
-from diffbio_sc.operators._operator import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
+from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
 
 REGION_KINDS = ("noPeaks", "peaks", "peakStart", "peakEnd")
 _MODES = ("auto", "narrow", "broad")

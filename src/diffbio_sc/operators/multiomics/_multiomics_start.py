@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
-from diffbio_sc.numerics import joint_factors
+from diffbio_sc.numerics.latent import factors
 
 if TYPE_CHECKING:
     from diffbio_sc.operators.multiomics.multiomics_vae import ModalityDecoder, ModalityEncoder, MultiOmicsVAEConfig
@@ -72,23 +72,23 @@ def start(
         read = read_features(encoders[m], names[m], matrix, linked=False)
         scores.append(read[:, : len(components.noise)].astype(np.float64))
         noise.append(components.noise)
-    factors = joint_factors.fit_factors(scores, present, batch, config.latent_dim, noise, rng=rng)
+    joint = factors.fit_factors(scores, present, batch, config.latent_dim, noise, rng=rng)
     for m, matrix in enumerate(matrices):
         known = np.flatnonzero(present[:, m])
-        kernel, precision = joint_factors.unimodal_expert(factors.loadings[m], factors.noise[m])
+        kernel, precision = factors.unimodal_expert(joint.loadings[m], joint.noise[m])
         encoder = encoders[m]
         encoder.kernel[...] = jnp.asarray(padded(kernel, (inputs, kernel.shape[1])))
         encoder.log_precision[...] = jnp.asarray(np.log(precision), jnp.float32)
-        offset = factors.offsets[m]
+        offset = joint.offsets[m]
         encoder.batch_offset[...] = jnp.asarray(padded(offset, (config.n_batches, inputs)))
         spread = np.sqrt(((scores[m][known] - offset[batch[known]]) ** 2).mean(0))
         encoder.input_scale[...] = jnp.asarray(
             padded(np.full(len(spread), 1.0 / max(np.sqrt((spread**2).mean()), 1e-6)), (inputs,))
         )
         if names[m] in ACCESSIBILITY:
-            _link(encoder, config, matrix[known], factors.latent[known], batch[known])
+            _link(encoder, config, matrix[known], joint.latent[known], batch[known])
         _start_decoder(
-            decoders[m], names[m], config, matrix[known], factors.latent[known], batch[known], log_size[known, m]
+            decoders[m], names[m], config, matrix[known], joint.latent[known], batch[known], log_size[known, m]
         )
     precision = 1.0 + sum(np.exp(np.asarray(encoder.log_precision[...], np.float64)) for encoder in encoders)
     return precision**_STRETCH
@@ -151,7 +151,7 @@ def _values(encoder: ModalityEncoder, name: str, matrix: Any, *, linked: bool) -
 
 def _fit_transform(
     encoder: ModalityEncoder, name: str, config: MultiOmicsVAEConfig, matrix: Any, generator: np.random.Generator
-) -> joint_factors.Components:
+) -> factors.Components:
     """Learn how counts of a modality become features."""
     size = np.maximum(np.asarray(matrix.sum(1), np.float64).ravel(), 1.0)
     log_size = np.log(size) if name != "gaussian" else np.zeros(len(size))
@@ -162,11 +162,11 @@ def _fit_transform(
         detected = np.maximum(np.bincount(matrix.indices, minlength=matrix.shape[1]), 1)
         encoder.frequency[...] = jnp.asarray(len(size) / detected, jnp.float32)
     values, regressors = _values(encoder, name, matrix, linked=False)
-    scale = 1.0 / joint_factors.standard_deviations(values)
-    limit = np.asarray(values.mean(0)).ravel() * scale + joint_factors.LARGEST_VALUE
+    scale = 1.0 / factors.standard_deviations(values)
+    limit = np.asarray(values.mean(0)).ravel() * scale + factors.LARGEST_VALUE
     if not (regressors[:, 1] ** 2).sum() > 0:
         regressors = regressors[:, :1]
-    components = joint_factors.fit_components(
+    components = factors.fit_components(
         _scaled(values, scale, limit),
         regressors,
         config.encoder_dim,

@@ -7,7 +7,7 @@ The model. A cell has a latent vector z ~ N(0, I). Each modality m that it has i
 with a small network h_m. Each modality gives a Gaussian opinion on z (its expert), and the posterior is their product
 with the prior N(0, I), or their mixture or mean. Absent modalities are left out of it exactly.
 
-Training starts from a solution in closed form (:mod:`diffbio_sc.numerics.joint_factors`): the experts are those of a
+Training starts from a solution in closed form (:mod:`diffbio_sc.numerics.latent.factors`): the experts are those of a
 factor analysis of all modalities, the decoders' slopes one Newton step of the count regression on z, and all networks
 begin near zero. ``fit`` raises the evidence lower bound from there and stops when held-out cells say.
 
@@ -31,9 +31,10 @@ import scipy.sparse as sp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from diffbio_sc.numerics import gaussian_fusion
-from diffbio_sc.numerics import modality_likelihoods as likelihoods
-from diffbio_sc.operators._operator import (
+from diffbio_sc.numerics.counts import likelihoods, sparse_rows
+from diffbio_sc.numerics.latent import fusion
+from diffbio_sc.numerics.padding import bucket_size
+from diffbio_sc.operators.contract import (
     FitReport,
     FittedStatistic,
     Operator,
@@ -43,8 +44,7 @@ from diffbio_sc.operators._operator import (
 )
 from diffbio_sc.operators.multiomics import _multiomics_start
 from diffbio_sc.operators.multiomics._multiomics_start import ACCESSIBILITY, as_dense, padded, read_features
-from diffbio_sc.training import sparse_rows
-from diffbio_sc.training.batches import TRAINING_KEY, WEIGHT_KEY, bucket_size
+from diffbio_sc.training.batches import TRAINING_KEY, WEIGHT_KEY
 from diffbio_sc.training.loop import train
 from diffbio_sc.training.optimizers import Adam
 
@@ -80,7 +80,7 @@ class MultiOmicsVAEConfig(OperatorConfig):
     gradnorm_alpha
         How much more a modality that lags behind is favoured.
     likelihoods
-        One name of :data:`diffbio_sc.numerics.modality_likelihoods.LIKELIHOODS` for each modality. Default: negative
+        One name of :data:`diffbio_sc.numerics.counts.likelihoods.LIKELIHOODS` for each modality. Default: negative
         binomial and multinomial for two (RNA and ATAC), negative binomial for any other number.
     fusion
         ``"poe"`` (product of experts with the prior), ``"moe"`` (mixture) or ``"mean"``.
@@ -184,7 +184,7 @@ def product_of_experts(
 ) -> tuple[Float[Array, "cells latent"], Float[Array, "cells latent"]]:
     """Mean and log variance of the product of Gaussians: precisions add up, means are averaged by precision.
 
-    Without a prior; :func:`diffbio_sc.numerics.gaussian_fusion.product_of_experts` has one, weights and absent experts.
+    Without a prior; :func:`diffbio_sc.numerics.latent.fusion.product_of_experts` has one, weights and absent experts.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def product_of_experts(
     """
     means, log_variances = jnp.asarray(means), jnp.asarray(log_variances)
     present = jnp.ones(means.shape[:2], bool)
-    fused = gaussian_fusion.product_of_experts(means, log_variances, present, prior=False)
+    fused = fusion.product_of_experts(means, log_variances, present, prior=False)
     return fused.mean, fused.log_variance
 
 
@@ -808,11 +808,11 @@ class DifferentiableMultiOmicsVAE(Operator):
             arrays, features, log_size, by_depth, kept, batch_data["batch"]
         )
 
-    def _fuse(self, experts: tuple[Array, Array], present: Array) -> gaussian_fusion.FusedGaussian:
+    def _fuse(self, experts: tuple[Array, Array], present: Array) -> fusion.FusedGaussian:
         fuse = {
-            "poe": gaussian_fusion.product_of_experts,
-            "moe": gaussian_fusion.mixture_of_experts,
-            "mean": gaussian_fusion.mean_fusion,
+            "poe": fusion.product_of_experts,
+            "moe": fusion.mixture_of_experts,
+            "mean": fusion.mean_fusion,
         }[self.config.fusion]
         return fuse(*experts, present.T)
 
@@ -876,11 +876,11 @@ class DifferentiableMultiOmicsVAE(Operator):
             imbalance = jnp.abs(norms - target).sum()
             total = total + imbalance - jax.lax.stop_gradient(imbalance)
         if config.fusion == "moe":
-            density = gaussian_fusion.gaussian_log_density(latent, posterior.mean, posterior.log_variance)
+            density = fusion.gaussian_log_density(latent, posterior.mean, posterior.log_variance)
             zeros = jnp.zeros_like(latent)
-            divergence = density - gaussian_fusion.gaussian_log_density(latent, zeros, zeros)
+            divergence = density - fusion.gaussian_log_density(latent, zeros, zeros)
         else:
-            divergence = gaussian_fusion.kl_to_standard_normal(posterior.mean, posterior.log_variance)
+            divergence = fusion.kl_to_standard_normal(posterior.mean, posterior.log_variance)
         divergence = (divergence * weight).sum() / weight.sum()
         terms = {"kl": divergence, **{f"nll_{m}": losses[m] for m in range(len(names))}}
         return total + config.kl_weight * divergence, terms
@@ -1014,7 +1014,7 @@ def _encode_block(graph, state, block):
     operator = nnx.merge(graph, state)
     mean, log_variance = operator._experts(block, None)
     posterior = operator._fuse((mean, log_variance), block["present"])
-    alone = jax.vmap(lambda m, v: gaussian_fusion.product_of_experts(m[None], v[None], jnp.ones((1, len(m)))))(
+    alone = jax.vmap(lambda m, v: fusion.product_of_experts(m[None], v[None], jnp.ones((1, len(m)))))(
         mean, log_variance
     )
     absent = ~block["present"].T[..., None]
@@ -1031,7 +1031,7 @@ def _encode_block(graph, state, block):
 def _score_block(graph, state, block, counts):
     operator = nnx.merge(graph, state)
     posterior = operator._fuse(operator._experts(block, None), block["present"])
-    values = [gaussian_fusion.kl_to_standard_normal(posterior.mean, posterior.log_variance)]
+    values = [fusion.kl_to_standard_normal(posterior.mean, posterior.log_variance)]
     for m, name in enumerate(operator.config.modality_likelihoods):
         parameters = operator.decoders[m].parameters(name, posterior.mean, block["batch"], block["log_size"][:, m])
         value = getattr(likelihoods, name)(counts[m], **parameters)

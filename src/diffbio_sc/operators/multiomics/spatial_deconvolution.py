@@ -38,9 +38,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc.numerics import count_likelihoods, count_regression, signatures
-from diffbio_sc.numerics.spike_and_slab import learn_presence, spike_and_slab
-from diffbio_sc.operators._operator import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
+from diffbio_sc.numerics.counts import negative_binomial, regression, signatures
+from diffbio_sc.numerics.counts.presence import learn_presence, spike_and_slab
+from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
 
 FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all of a large slide
 _GENE_BUCKET = 128
@@ -220,7 +220,7 @@ class SpatialDeconvolution(Operator):
         size = profiles.sum(-1)
         mu = self.signatures(profiles)
         dispersion = jnp.exp(self.log_dispersion[...])
-        weights = count_regression.regression_weights(counts, depth, mu, dispersion, self.config.solver_steps)
+        weights = regression.regression_weights(counts, depth, mu, dispersion, self.config.solver_steps)
         used = jnp.ones(counts.shape[1], counts.dtype)
         solution = _diagnose(*jax.lax.stop_gradient((weights, counts, depth, mu, dispersion, used)))
         deviation = jnp.where(solution.deviation > 0, solution.deviation, 1.0)
@@ -249,7 +249,7 @@ class SpatialDeconvolution(Operator):
         counts, profiles = self._inputs(data)
         mean = self({"spatial_expression": counts, "reference_profiles": profiles})["reconstructed"]
         dispersion = jnp.exp(self.log_dispersion[...])
-        return -count_likelihoods.negative_binomial_log_likelihood(counts, mean, dispersion).mean()
+        return -negative_binomial.negative_binomial_log_likelihood(counts, mean, dispersion).mean()
 
     def fit(
         self,
@@ -536,10 +536,10 @@ def _pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _diagnose(weights, counts, depth, mu, dispersion, used, information=None) -> SpotSolution:
     types = weights.shape[1]
     real = (mu.sum(1) > 0).sum()
-    mean = count_regression.expected_counts(weights, depth, mu)
+    mean = regression.expected_counts(weights, depth, mu)
     if information is None:
-        products = count_regression.pair_products(mu)
-        information = count_regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0)[1]
+        products = regression.pair_products(mu)
+        information = regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0)[1]
     freedom = jnp.maximum(used.sum() - real, 1.0)
     pearson = (counts - mean) ** 2 / (jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean)) * used
     misfit = pearson.sum(-1) / freedom
@@ -560,7 +560,7 @@ def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, step
     depth = counts.sum(-1)
     real = (mu.sum(1) > 0).astype(mu.dtype)  # not types that only pad the shape
     start = jnp.broadcast_to(real / real.sum(), (len(counts), len(mu)))
-    weights, information = count_regression.regress(
+    weights, information = regression.regress(
         counts, depth, mu, dispersion, start, prior_mean, prior_precision, steps=steps
     )
     return _diagnose(weights, counts, depth, mu, dispersion, used, information)
@@ -600,7 +600,7 @@ def _refinement_rounds(
         return base * jnp.exp(log_platform) * theta
 
     def weighted(weights, mu):
-        mean = count_regression.expected_counts(weights, depth, mu)
+        mean = regression.expected_counts(weights, depth, mu)
         return mean, 1.0 / (1.0 + dispersion * mean)
 
     def update_platform(weights, log_platform, theta):
@@ -638,10 +638,10 @@ def _refinement_rounds(
         log_platform = jnp.where(first, now.log_platform, log_platform)
         theta = jnp.where(first, now.theta, update_deviation(now.weights, log_platform, now.theta))
         mu = signature(log_platform, theta)
-        products = count_regression.pair_products(mu)
-        weights = count_regression.fisher_step(now.weights, counts, depth, mu, dispersion, products).weights
+        products = regression.pair_products(mu)
+        weights = regression.fisher_step(now.weights, counts, depth, mu, dispersion, products).weights
         mean, _ = weighted(weights, mu)
-        deviance = (count_likelihoods.negative_binomial_deviance(counts, mean, dispersion) * used).sum()
+        deviance = (negative_binomial.negative_binomial_deviance(counts, mean, dispersion) * used).sum()
         history = now.history.at[now.step].set(deviance / jnp.maximum(counts.sum(), 1.0))
         return _Refinement(now.step + 1, weights, log_platform, theta, history)
 
@@ -671,7 +671,7 @@ def _unknown_rounds(counts, weights, mu, dispersion, used, rounds):
     """Signature of sum 1 that, added to ``mu``, explains most of the residuals of ``weights``."""
     depth = counts.sum(-1)
     filled = (depth > 0).astype(counts.dtype)
-    mean = count_regression.expected_counts(weights, depth, mu)
+    mean = regression.expected_counts(weights, depth, mu)
     residual = (counts - mean) / jnp.sqrt(jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean))
     residual = jnp.clip(residual, -5.0, 10.0) * used * filled[:, None]
     # Power iteration on genes: the leading right singular vector, without the full decomposition.
@@ -694,9 +694,9 @@ def _unknown_rounds(counts, weights, mu, dispersion, used, rounds):
     def one_round(carry, _):
         weights, signature = carry
         both = jnp.concatenate([mu, signature[None]])
-        products = count_regression.pair_products(both)
-        weights = count_regression.fisher_step(weights, counts, depth, both, dispersion, products).weights
-        mean = count_regression.expected_counts(weights, depth, both)
+        products = regression.pair_products(both)
+        weights = regression.fisher_step(weights, counts, depth, both, dispersion, products).weights
+        mean = regression.expected_counts(weights, depth, both)
         trust = 1.0 / (1.0 + dispersion * mean)
         exposure = weights[:, -1] * depth
         signature = signature * (exposure @ (trust * counts / mean) + 1e-9) / (exposure @ trust + 1e-9)

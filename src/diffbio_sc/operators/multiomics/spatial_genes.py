@@ -42,8 +42,8 @@ from flax import nnx
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Bool, Float
 
-from diffbio_sc.numerics.gaussian_processes import KERNELS, kernel_matrix
-from diffbio_sc.operators._operator import (
+from diffbio_sc.numerics.spatial.gaussian_processes import KERNELS, kernel_matrix
+from diffbio_sc.operators.contract import (
     FitReport,
     FittedStatistic,
     Operator,

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from diffbio_sc.numerics.peak_engine import (
+from diffbio_sc.engines.interval_peaks import make_table, robust_breadth
+from diffbio_sc.numerics.genome.peak_engine import (
     broad_weight,
     chain_margins,
     chain_posterior,
     local_background,
     robust_level,
 )
-from diffbio_sc.numerics.peak_statistics import ChainPeaks, PValueHistogram
-from diffbio_sc.numerics.poisson_tail import log_survival
-from diffbio_sc.tl._stream_peaks import make_table, robust_breadth
+from diffbio_sc.numerics.genome.peak_statistics import ChainPeaks, PValueHistogram
+from diffbio_sc.numerics.genome.poisson_tail import log_survival
 
 if TYPE_CHECKING:
     from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from diffbio_sc.training.batches import bucket_size
+from diffbio_sc.numerics.padding import bucket_size
 
 _MOST_ENTRIES = 2**31 - 1
 _CHUNK = 1 << 22

@@ -7,7 +7,7 @@ signal where there is one. Windows are centred, and at the ends of a sequence th
 A broad domain fills its own windows, so that the mean of a window is no background there. For broad marks without
 control :func:`robust_level` finds the rate of the lower of two levels in the whole sequence instead.
 
-The JAX functions here have twins for host arrays in :mod:`diffbio_sc.numerics.peak_engine`.
+The JAX functions here have twins for host arrays in :mod:`diffbio_sc.numerics.genome.peak_engine`.
 """
 
 from __future__ import annotations

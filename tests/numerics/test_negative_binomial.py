@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import nbinom, poisson
 
-from diffbio_sc.numerics.count_likelihoods import negative_binomial_deviance, negative_binomial_log_likelihood
+from diffbio_sc.numerics.counts.negative_binomial import negative_binomial_deviance, negative_binomial_log_likelihood
 
 COUNTS = np.array([0, 0, 1, 3, 10, 200, 1500], np.float32)
 MEANS = np.array([1e-4, 0.3, 0.8, 5.0, 4.0, 150.0, 2000.0], np.float32)

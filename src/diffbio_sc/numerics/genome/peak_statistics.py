@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from diffbio_sc.numerics.pileup import pileup
-from diffbio_sc.numerics.poisson_tail import log_survival_scalar
+from diffbio_sc.numerics.genome.pileup import pileup
+from diffbio_sc.numerics.genome.poisson_tail import log_survival_scalar
 
 __all__ = [
     "Background",
@@ -791,7 +791,7 @@ def call_chain_peaks(
 ) -> ChainPeaks:
     """Call peaks of sequences by the most probable path of a two-state chain.
 
-    The path is that of :func:`diffbio_sc.numerics.peak_engine.chain_margins` on
+    The path is that of :func:`diffbio_sc.numerics.genome.peak_engine.chain_margins` on
     ``covered / d * log(fold) - (fold - 1) * lambda`` of bins.
 
     Parameters

@@ -10,7 +10,7 @@ where erfcx(t) = exp(t^2) erfc(t) keeps the factor that underflows outside. Wher
 computed and ln P is log1p of it, so that small values of -ln P keep their digits too. Below a = 32 the power series
 and the continued fraction serve.
 
-The JAX twin is :mod:`diffbio_sc.numerics.poisson_tail_jax`; this module loads without JAX.
+The JAX twin is :mod:`diffbio_sc.numerics.genome.poisson_tail_jax`; this module loads without JAX.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc.operators import _storage
-from diffbio_sc.operators._config import OperatorConfig
+from diffbio_sc.operators.config import OperatorConfig
+from diffbio_sc.training import storage
+from diffbio_sc.training.report import FitReport
 
 __all__ = [
     "FILE_FORMAT",
@@ -32,44 +33,6 @@ FILE_FORMAT = 1
 
 class NotFittedWarning(UserWarning):
     """A network was applied before it was fitted."""
-
-
-class FitReport(NamedTuple):
-    """What a fit did.
-
-    Attributes
-    ----------
-    history
-        Curves by name, one value a step.
-    converged
-        Whether the stopping rule was met before the steps ran out.
-    steps
-        Steps (rounds, epochs) taken.
-    seconds
-        Wall time.
-    """
-
-    history: dict[str, np.ndarray]
-    converged: bool
-    steps: int
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report in types that h5ad and zarr store."""
-        history = {name: np.asarray(curve, dtype=np.float64) for name, curve in self.history.items()}
-        return {
-            "history": history,
-            "converged": bool(self.converged),
-            "steps": int(self.steps),
-            "seconds": float(self.seconds),
-        }
-
-    def __repr__(self) -> str:
-        ending = "converged" if self.converged else "not converged"
-        curves = [
-            f"{name} {curve[0]:.6g} -> {curve[-1]:.6g}" for name, curve in self.history.items() if np.size(curve) > 0
-        ]
-        return f"FitReport({', '.join([ending, f'{self.steps} steps', f'{self.seconds:.3g} s', *curves])})"
 
 
 class FittedStatistic(nnx.Variable):
@@ -273,7 +236,7 @@ class Operator(nnx.Module):
             File to write; its folder must exist. An existing file is replaced in one step.
         """
         header = {"kind": "operator", "format": FILE_FORMAT, **self.identity()}
-        _storage.write_file(path, header, _storage.variables(self))
+        storage.write_file(path, header, storage.variables(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, rngs: nnx.Rngs | None = None) -> Self:
@@ -297,7 +260,7 @@ class Operator(nnx.Module):
             If the file holds another operator, another format, or other arrays than the configuration asks for.
         """
         where = repr(os.fspath(path))
-        header, arrays = _storage.read_file(path, kind="operator", newest_format=FILE_FORMAT)
+        header, arrays = storage.read_file(path, kind="operator", newest_format=FILE_FORMAT)
         if header["operator"] != cls.__name__:
             raise ValueError(f"{where} holds a {header['operator']}, not a {cls.__name__}.")
         try:
@@ -305,7 +268,7 @@ class Operator(nnx.Module):
         except ValueError as error:
             raise ValueError(f"{where}, written by diffbio_sc {header['version']}: {error}") from error
         operator = cls(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
-        nnx.update(operator, _storage.restore(nnx.state(operator), arrays, where=where))
+        nnx.update(operator, storage.restore(nnx.state(operator), arrays, where=where))
         return operator
 
     def identity(self) -> dict[str, Any]:

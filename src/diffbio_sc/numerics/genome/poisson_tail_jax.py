@@ -1,4 +1,4 @@
-"""Upper tail of the Poisson law in log space, in JAX: the twin of :mod:`diffbio_sc.numerics.poisson_tail`.
+"""Upper tail of the Poisson law in log space, in JAX: the twin of :mod:`diffbio_sc.numerics.genome.poisson_tail`.
 
 The same uniform expansion, from a = 16 on; below, 16 terms of the sum stand in front of the tail at a + 16.
 Everything is a smooth function of both arguments, so that gradients come by differentiation.
@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 
-from diffbio_sc.numerics.poisson_tail import C0, C1, C2
+from diffbio_sc.numerics.genome.poisson_tail import C0, C1, C2
 
 __all__ = ["log_survival"]
 

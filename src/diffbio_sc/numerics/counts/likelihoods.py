@@ -1,9 +1,9 @@
 """Log-likelihood of a batch of cells in one modality, given what a decoder says of each cell and feature.
 
 Every function takes the counts as a dense matrix (cells by features) or as the entries of sparse rows
-(:class:`~diffbio_sc.training.sparse_rows.RowEntries`) and returns one number for each cell: the sum over its features,
-with all constants. For sparse rows the value at zero, which needs no gamma function, is summed over all features, and
-the difference to it over the entries only. Both forms are the same number.
+(:class:`~diffbio_sc.numerics.counts.sparse_rows.RowEntries`) and returns one number for each cell: the sum over its
+features, with all constants. For sparse rows the value at zero, which needs no gamma function, is summed over all
+features, and the difference to it over the entries only. Both forms are the same number.
 
 Parameters of a decoder are given as logarithms or log-odds, for each cell and feature; those that a feature has in
 common to all cells may be one vector. Means may be of any size: a decoder with size factors adds their logarithm.
@@ -24,7 +24,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
-from diffbio_sc.training.sparse_rows import RowEntries, row_sums
+from diffbio_sc.numerics.counts.sparse_rows import RowEntries, row_sums
 
 #: Names of the likelihoods, each a function of this module.
 LIKELIHOODS = (

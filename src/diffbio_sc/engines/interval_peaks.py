@@ -11,9 +11,9 @@ import pandas as pd
 
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
-from diffbio_sc.io._intervals import Intervals, match_chromosomes
-from diffbio_sc.numerics.peak_engine import breadth, broad_weight, robust_level
-from diffbio_sc.numerics.peak_statistics import (
+from diffbio_sc.genome.intervals import Intervals, match_chromosomes
+from diffbio_sc.numerics.genome.peak_engine import breadth, broad_weight, robust_level
+from diffbio_sc.numerics.genome.peak_statistics import (
     Background,
     ChainModel,
     ChainPeaks,
@@ -26,7 +26,7 @@ from diffbio_sc.numerics.peak_statistics import (
     pile_up,
     score_runs,
 )
-from diffbio_sc.numerics.pileup import depth_sums
+from diffbio_sc.numerics.genome.pileup import depth_sums
 
 TABLE_COLUMNS = (
     "chrom", "start", "end", "name", "score", "strand", "signalValue", "pValue", "qValue", "peak",

@@ -1,7 +1,7 @@
 """Peak calling on host arrays: compiled loops in flat memory, float64 inside, for one sequence at a time.
 
-Twins of :mod:`diffbio_sc.numerics.two_state_chain` and :mod:`diffbio_sc.numerics.local_background`, for forward passes
-on the CPU that ask for no gradient. Sums run in float64.
+Twins of :mod:`diffbio_sc.numerics.chains.two_state` and :mod:`diffbio_sc.numerics.genome.background`, for forward
+passes on the CPU that ask for no gradient. Sums run in float64.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ChainPosterior(NamedTuple):
 def chain_margins(log_odds: np.ndarray, enter: float, leave: float, *, initial: float | None = None) -> np.ndarray:
     """Max-marginal margins of one sequence (length,), float32; the most probable path is where they are above 0.
 
-    Parameters are those of :func:`diffbio_sc.numerics.two_state_chain.margins`.
+    Parameters are those of :func:`diffbio_sc.numerics.chains.two_state.margins`.
     """
     initial = enter if initial is None else initial
     return _margins(_as_line(log_odds), float(enter), float(leave), float(initial))
@@ -54,7 +54,7 @@ def chain_posterior(
 ) -> ChainPosterior:
     """Posterior of one sequence (length,) at a temperature above 0.
 
-    Parameters are those of :func:`diffbio_sc.numerics.two_state_chain.switch_posterior`.
+    Parameters are those of :func:`diffbio_sc.numerics.chains.two_state.switch_posterior`.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, found {temperature!r}; chain_margins is its limit at 0.")
@@ -81,7 +81,7 @@ def local_background(
 ) -> np.ndarray:
     """Background rate of one sequence (length,), float64.
 
-    Parameters are those of :func:`diffbio_sc.numerics.local_background.local_background`. When a chromosome is one of
+    Parameters are those of :func:`diffbio_sc.numerics.genome.background.local_background`. When a chromosome is one of
     many, pass ``level`` and ``control_scale`` of the whole genome.
     """
     counts = _as_line(counts)
@@ -105,7 +105,7 @@ def local_background(
 def robust_level(sequences: Sequence[np.ndarray], width: int) -> float:
     """Background rate a position over all sequences (a genome's chromosomes), from a mixture of two Poisson laws.
 
-    The twin of :func:`diffbio_sc.numerics.local_background.robust_level`, for any number of sequences at once.
+    The twin of :func:`diffbio_sc.numerics.genome.background.robust_level`, for any number of sequences at once.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def robust_level(sequences: Sequence[np.ndarray], width: int) -> float:
 def breadth(sequences: Sequence[np.ndarray], bin_width: float, *, limit: float = np.inf) -> float:
     """Covariance of counts 5 kb apart over that of counts 500 bp apart, over all sequences of one sample.
 
-    Counts are cut at ``limit``. The twin of :func:`diffbio_sc.numerics.local_background.breadth`.
+    Counts are cut at ``limit``. The twin of :func:`diffbio_sc.numerics.genome.background.breadth`.
     """
     short, long = max(round(SHORT_LAG / bin_width), 1), max(round(LONG_LAG / bin_width), 1)
     parts = [part for part in map(_as_line, sequences) if len(part) >= 2 * long]

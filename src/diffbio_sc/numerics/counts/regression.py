@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffbio_sc.numerics.count_likelihoods import SMALLEST_MEAN
-from diffbio_sc.numerics.quadratic import nonnegative_quadratic
+from diffbio_sc.numerics.counts.negative_binomial import SMALLEST_MEAN
+from diffbio_sc.numerics.counts.nonnegative_quadratic import nonnegative_quadratic
 
 # Below this mean a single unexpected count would get a weight of more than a thousand.
 _SMALLEST_WEIGHTED_MEAN = 1e-3

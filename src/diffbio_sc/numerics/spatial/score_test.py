@@ -25,8 +25,8 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
-from diffbio_sc.numerics.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
-from diffbio_sc.numerics.spatial_kernels import Level, SpotLayout
+from diffbio_sc.numerics.spatial.kernels import Level, SpotLayout
+from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
 
 # Classes of c = alpha m that share weights, and those at which spectra are computed (interpolated between).
 _CLASSES = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 40.0])
@@ -112,7 +112,7 @@ class SpatialScoreTest:
     covariates
         Nuisance columns. Columns that others already span are dropped.
     lengthscales
-        Scales to test; default :func:`~diffbio_sc.numerics.spatial_kernels.lengthscale_grid`.
+        Scales to test; default :func:`~diffbio_sc.numerics.spatial.kernels.lengthscale_grid`.
     most_dense_spots
         Up to so many spots, kernels are exact matrices.
     """

@@ -1,0 +1,120 @@
+"""Values along chromosomes, such as a bedGraph or bigWig file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from diffbio_sc.genome.intervals import Intervals, name_heads
+from diffbio_sc.numerics.genome.pileup import value_sums
+
+
+class SignalArrays(NamedTuple):
+    """Values of one chromosome: ``value[i]`` holds from ``start[i]`` to ``end[i]``, half-open; sorted, no overlap."""
+
+    start: np.ndarray
+    """int32."""
+    end: np.ndarray
+    """int32."""
+    value: np.ndarray
+    """float64."""
+
+
+class Signal:
+    """Values along chromosomes, in runs; where there is no run there is no value.
+
+    ``signal["chr1"]`` gives the runs of a chromosome (:class:`SignalArrays`).
+
+    Parameters
+    ----------
+    arrays
+        Start, end and value by chromosome.
+    sizes
+        Length of each chromosome, where known.
+    name
+        What messages call this signal, such as the name of its file.
+
+    Raises
+    ------
+    ValueError
+        If runs of a chromosome are not sorted, overlap, or reach beyond its size.
+    """
+
+    def __init__(
+        self,
+        arrays: Mapping[str, Sequence[np.ndarray]],
+        *,
+        sizes: Mapping[str, int] | None = None,
+        name: str = "signal",
+    ):
+        self.name = name
+        self.sizes = None if sizes is None else dict(sizes)
+        self.arrays: dict[str, SignalArrays] = {}
+        for chromosome, (start, end, value) in arrays.items():
+            runs = SignalArrays(np.asarray(start, np.int32), np.asarray(end, np.int32), np.asarray(value, np.float64))
+            overlap = np.flatnonzero(runs.start[1:] < runs.end[:-1])
+            if len(overlap):
+                first = overlap[0]
+                raise ValueError(
+                    f"{name} must have one value at each position, but "
+                    f"{chromosome}:{runs.start[first]}-{runs.end[first]} and "
+                    f"{chromosome}:{runs.start[first + 1]}-{runs.end[first + 1]} overlap."
+                )
+            if self.sizes is not None and len(runs.end):
+                if chromosome not in self.sizes or runs.end[-1] > self.sizes[chromosome]:
+                    raise ValueError(
+                        f"{name} has values up to {chromosome}:{runs.end[-1]}, the sizes say "
+                        f"{self.sizes.get(chromosome, 'nothing of this chromosome')}."
+                    )
+            self.arrays[str(chromosome)] = runs
+
+    @classmethod
+    def from_intervals(cls, intervals: Intervals) -> Signal:
+        """Runs that a reader has collected as intervals with a column of values."""
+        value = intervals.columns.get("value", np.empty(0))
+        arrays = {
+            chromosome: (*intervals[chromosome][:2], value[first:last])
+            for chromosome, (first, last) in zip(intervals.chromosomes, intervals.bounds.tolist(), strict=True)
+        }
+        return cls(arrays, sizes=intervals.sizes, name=intervals.name)
+
+    @property
+    def chromosomes(self) -> list[str]:
+        """Names, in the order of the file."""
+        return list(self.arrays)
+
+    def __getitem__(self, chromosome: str) -> SignalArrays:
+        if chromosome not in self.arrays:
+            raise KeyError(f"{self.name} has no chromosome {chromosome!r}; it has {name_heads(self.chromosomes)}.")
+        return self.arrays[chromosome]
+
+    def __contains__(self, chromosome: object) -> bool:
+        return chromosome in self.arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        """Number of runs."""
+        return sum(len(runs.start) for runs in self.arrays.values())
+
+    def __repr__(self) -> str:
+        return f"Signal({self.name}: {len(self):,} runs on {len(self.arrays):,} chromosomes)"
+
+    def extent(self) -> dict[str, int]:
+        """Length of each chromosome: its size where known, else the end of its last run."""
+        known = self.sizes or {}
+        return {
+            chromosome: known[chromosome] if chromosome in known else int(runs.end[-1]) if len(runs.end) else 0
+            for chromosome, runs in self.arrays.items()
+        }
+
+    def bin_means(self, chromosome: str, width: int, size: int) -> np.ndarray:
+        """Mean over each bin of ``width`` bases of a chromosome of length ``size``; 0 where there is no value."""
+        bins = -(-size // width)
+        start, end, value = self[chromosome]
+        lengths = np.full(bins, width)
+        lengths[-1:] = size - width * (bins - 1)
+        return value_sums(start, end, value, width, bins) / lengths

@@ -1,0 +1,1 @@
+"""Models of counts: likelihoods, regression, signatures, presence."""

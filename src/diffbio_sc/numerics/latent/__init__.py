@@ -1,0 +1,1 @@
+"""Latent variables of several modalities: fusion of experts, joint factors."""

@@ -1,0 +1,1 @@
+"""Spatial statistics: kernels, score tests, Gaussian processes."""
