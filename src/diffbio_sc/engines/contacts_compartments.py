@@ -104,8 +104,10 @@ def phase(name: str, pairs: EigenPairs, track: np.ndarray | None) -> tuple[np.nd
         largest = np.nanargmax(np.abs(vectors[k]))
         if vectors[k, largest] < 0:
             vectors[k] = -vectors[k]
-    usable = np.isfinite(vectors[0]) & np.isfinite(track) if track is not None and present else None
-    if usable is None or usable.sum() < _FEWEST_OF_TRACK or np.ptp(track[usable]) == 0:
+    if track is None:
+        track = np.full(vectors.shape[1], np.nan)
+    usable = np.isfinite(vectors[0]) & np.isfinite(track)
+    if usable.sum() < _FEWEST_OF_TRACK or np.ptp(track[usable]) == 0:
         return vectors, Phasing(name, values, 0, np.nan, np.nan, False)
     correlations = np.full(len(values), np.nan)
     for k in present:

@@ -104,10 +104,7 @@ def insulation_map(
             or [np.zeros(0, np.int64)]
         )
         least = _threshold(score, peaks, decays, distance) if threshold is None else threshold
-        good = (
-            (score[peaks] > least) & (z[peaks] > LEAST_Z) if call and np.isfinite(least) else np.zeros(len(peaks), bool)
-        )
-        called = peaks[good]
+        called = peaks[(score[peaks] > least) & (z[peaks] > LEAST_Z)] if call and np.isfinite(least) else peaks[:0]
         probability = _soft(score, least, distance, decays)
     boundary = np.zeros(n, bool)
     boundary[called] = True

@@ -71,7 +71,7 @@ def loops_map(
     valid: float = 0.5,
     nearest: int = 2,
 ) -> MapLoops:
-    """Score all pairs of bins and list local maxima; the arguments are those of :func:`diffbio_sc.tl.loops`, in bins."""
+    """Score all pairs of bins and list local maxima; arguments as of :func:`diffbio_sc.tl.loops`, lengths in bins."""
     work = [
         (region, first, min(first + TILE, region.last - region.first))
         for region in decays
@@ -100,7 +100,7 @@ def loops_map(
         )
 
     sample = sorted({round(k) for k in np.linspace(0, len(work) - 1, min(NULL_TILES, len(work)))})
-    null = fit_null([tile(*work[k], 0) for k in sample], edges)
+    null = fit_null([tile(work[k][0], work[k][1], work[k][2], 0) for k in sample], edges)
     dispersion = null.of_distance(null.dispersion).astype(np.float32)
     histogram = np.zeros((len(edges) - 1, len(_HISTOGRAM)), np.int64)
     found = []
@@ -136,7 +136,8 @@ def loops_map(
     order = np.argsort(-table[:, 9], kind="stable")
     table, p, q = table[order], p[order], q[order]
     first_bin, second_bin = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
-    return MapLoops(first_bin, second_bin, *table[:, 2:5].T, table[:, 5:9], table[:, 9], p, q, null)
+    observed, expected, level = table[:, 2:5].T
+    return MapLoops(first_bin, second_bin, observed, expected, level, table[:, 5:9], table[:, 9], p, q, null)
 
 
 def _empty() -> MapLoops:

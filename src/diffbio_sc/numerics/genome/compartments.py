@@ -3,10 +3,10 @@ r"""Compartments: the leading eigenvectors of weighted observed over expected co
 With observed counts O, expected counts L_ij = P(d) b_i b_j and weights W = L^gamma, the vectors maximise
 x' (W * (O / L - 1)) x against x' diag(W 1) x. The matrix W * (O / L - 1) = O L^(gamma - 1) - L^gamma is sparse minus
 diag(b^gamma) Toeplitz(P^gamma) diag(b^gamma), so that a product with it costs the contacts and a Fourier transform:
-nothing is ever n x n (the idea of POSSUMM, Gu et al. 2021, bioRxiv 2021.10.03.462599, of a sparse product). gamma = 0 is
-the plain eigenvector of O / L - 1, which noise of far pairs takes over on shallow maps; gamma = 1 weighs as Poisson
-counts do, and neighbourhoods of high counts take over. Counts are winsorised at what noise allows, never O / L itself,
-of which on a shallow map a single contact is an outlier.
+nothing is ever n x n, which POSSUMM (Gu et al. 2021, bioRxiv 2021.10.03.462599) showed to be possible. gamma = 0 is the
+plain eigenvector of O / L - 1, which noise of far pairs takes over on shallow maps; gamma = 1 weighs as Poisson counts
+do, and neighbourhoods of high counts take over. Counts are winsorised at what noise allows, never O / L itself, of
+which on a shallow map a single contact is an outlier.
 
 :mod:`diffbio_sc.numerics.genome.compartments_jax` is the differentiable twin.
 """

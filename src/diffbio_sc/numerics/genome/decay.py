@@ -3,8 +3,8 @@ r"""Decay of contacts with distance, and how many contacts are expected of a pai
 With balancing weights w and exposures b = 1 / w, counts at distance d are Poisson of mean P(d) b_i b_j. The sum of
 exposures over all pairs at each distance is an autocorrelation of b, one fast Fourier transform for all distances, so
 that no pair is visited that has no contacts. log P is piecewise linear in log distance: a Poisson regression on hat
-functions with a penalty on changes of slope, chosen by generalised cross-validation (Wood 2006, section 4.5). P is above 0 at every distance, also where no contact
-was seen.
+functions with a penalty on changes of slope, chosen by generalised cross-validation (Wood 2006, section 4.5). P is over
+0 at every distance, also where no contact was seen.
 
 :func:`log_smooth` is the Gaussian smoother in log distance of cooltools (Open2C et al. 2024, PLoS Computational Biology
 20:e1012067), for results that equal its own. :mod:`diffbio_sc.numerics.genome.decay_jax` is the differentiable twin.

@@ -1,8 +1,8 @@
 r"""Loops: pixels with more contacts than their surroundings explain.
 
-Of each pair (i, j) of bins the expected count is L = P(d) b_i b_j. Backgrounds about the pixel, the donut, its lower left
-corner, and the horizontal and vertical strips of HiCCUPS (Rao et al. 2014, Cell 159:1665), tell how many times more
-contacts the neighbourhood has,
+Of each pair (i, j) of bins the expected count is L = P(d) b_i b_j. Backgrounds about the pixel, the donut, its lower
+left corner, and the horizontal and vertical strips of HiCCUPS (Rao et al. 2014, Cell 159:1665), tell how many times
+more contacts the neighbourhood has,
 
     r_q = (sum_q O + a r_donut) / (sum_q L + a),   the donut shrunk to 1 and the others to the donut,
 
@@ -11,8 +11,8 @@ of which the largest counts. A Gaussian filter g, matched to the shape of a loop
     S = sum g O,   m = r sum g L,   var = r sum g^2 L + r (sum g L)^2 / (sum_q L + a) + phi m^2
 
 (counting noise, uncertainty of the background, overdispersion), scored on the scale where the variance of a count is
-constant: z = 2 sqrt(f S + 3/8) - 2 sqrt(f m + 3/8) with f = m / var. The overdispersion phi of each stratum of distance is
-the one with which the lower half of its scores, which no loop reaches, spreads as it should.
+constant: z = 2 sqrt(f S + 3/8) - 2 sqrt(f m + 3/8) with f = m / var. The overdispersion phi of each stratum of distance
+is the one with which the lower half of its scores, which no loop reaches, spreads as it should.
 
 All boxes are differences of summed areas in dense tiles along the diagonal, so that memory does not grow with the map.
 :mod:`diffbio_sc.numerics.genome.loops_jax` is the differentiable twin.
