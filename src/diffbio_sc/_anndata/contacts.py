@@ -6,10 +6,12 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.genome_axis import GenomeAxis, read_genome_axis
 from diffbio_sc.genome.contact_map import ContactMap
+from diffbio_sc.genome.intervals import match_chromosomes
 from diffbio_sc.numerics.genome.pixels import storage_of, upper_triangle
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _LARGEST_GRID = 20  # times the bins that are there
 _STORAGES = ("symmetric", "upper")
+_OTHER_WEIGHTS = ("weight", "kr", "vc", "vc_sqrt", "scale", "ice", "bias")
 
 
 class Contacts(NamedTuple):
@@ -198,3 +201,154 @@ def _matrix(values: Any, name: str, allow_fractional: bool) -> sp.csr_array:
         return sp.csr_array(matrix, dtype=np.float64)
     largest = int(data.max()) if len(data) else 0
     return sp.csr_array(matrix, dtype=np.int32 if largest <= np.iinfo(np.int32).max else np.int64)
+
+
+def read_weights(adata: AnnData, contacts: Contacts, key: str = "contact_weight", divisive: bool = False) -> np.ndarray:
+    """Take balancing weights out of a column of the genome axis, in the order of the map, NaN for bins left out.
+
+    Raises
+    ------
+    KeyError
+        If there is no such column.
+    ValueError
+        If no weight is above 0, or some are negative.
+    """
+    side = contacts.axis.axis
+    table = getattr(adata, side)
+    if key not in table:
+        others = [str(name) for name in table.columns if str(name).lower() in _OTHER_WEIGHTS]
+        hint = f" Columns that may hold weights: {others}; pass weight_key." if others else ""
+        raise KeyError(
+            f"adata.{side} has no column {key!r}: the map is not balanced. Run dbio.tl.balance(adata) first, or "
+            f"dbio.tl.contacts, which runs all steps.{hint}"
+        )
+    values = pd.to_numeric(table[key], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    if (values < 0).any() or np.isinf(values).any():
+        raise ValueError(f"adata.{side}[{key!r}] must hold finite weights, not negative; smallest {np.nanmin(values)}.")
+    values = np.where(values > 0, values, np.nan)
+    if not np.isfinite(values).any():
+        raise ValueError(f"adata.{side}[{key!r}] holds no weight above 0: every bin would be left out.")
+    weights = contacts.to_map(1.0 / values if divisive else values)
+    _check_direction(contacts, weights, f"adata.{side}[{key!r}]", divisive)
+    return weights
+
+
+def _check_direction(contacts: Contacts, weights: np.ndarray, name: str, divisive: bool) -> None:
+    """Multiplicative weights fall with a bin's contacts; those of Juicer, which are divided by, rise."""
+    counts = contacts.map.counts
+    total = np.asarray(counts.sum(0), np.float64).ravel() + np.asarray(counts.sum(1), np.float64).ravel()
+    good = np.isfinite(weights) & (total > 0)
+    if good.sum() < 30 or np.ptp(weights[good]) == 0:
+        return
+    if np.corrcoef(np.log(weights[good]), np.log(total[good]))[0, 1] > 0.5:
+        warnings.warn(
+            f"{name} {'falls' if divisive else 'rises'} with the contacts of a bin: are these weights that counts are "
+            f"{'multiplied with' if divisive else 'divided by, as in .hic files'}? Pass divisive={not divisive} then.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def read_breaks(contacts: Contacts, breaks: Any) -> np.ndarray | None:
+    """Bins of a map at which chromosomes are cut, from a mapping of chromosome to position (or positions) in bp."""
+    if breaks is None:
+        return None
+    if not hasattr(breaks, "items"):
+        raise TypeError(f"breaks must map chromosomes to positions in base pairs, found {type(breaks).__name__}.")
+    result = []
+    unknown = [name for name in breaks if str(name) not in contacts.map.chrom_names]
+    if len(unknown) == len(breaks) and len(breaks):
+        raise ValueError(
+            f"breaks and the map have no chromosome in common: {unknown[:5]} and {list(contacts.map.chrom_names)[:5]}."
+        )
+    for name, positions in breaks.items():
+        if str(name) not in unknown and str(name) in contacts.map.chromosomes():
+            span = contacts.map.span(str(name))
+            starts = contacts.map.start[span]
+            result += (span.start + np.searchsorted(starts, np.atleast_1d(positions))).tolist()
+    return np.array(result, np.int64)
+
+
+def read_track(adata: AnnData, contacts: Contacts, track: Any) -> tuple[np.ndarray, str]:
+    """Values of a track for the bins of a map, NaN where it has none, and its name.
+
+    Parameters
+    ----------
+    adata
+        Object.
+    contacts
+        Its map.
+    track
+        A column of the genome axis; a name along the other axis, whose values in ``X`` are taken; an array along the
+        genome axis; or a table with ``chrom``, ``start``, ``end`` and, if it has a fourth numeric column, values, of
+        which the mean over a bin's overlaps is taken. A table without values gives the number of intervals that start
+        in a bin, as of genes.
+    """
+    axis = contacts.axis
+    table = getattr(adata, axis.axis)
+    other = axis.track_names(adata)
+    if isinstance(track, str):
+        if track in table:
+            values = pd.to_numeric(table[track], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        elif track in other:
+            row = axis.signal(adata).rows(np.flatnonzero(other == track)[:1])
+            values = np.asarray(row, np.float64).ravel()
+        else:
+            raise KeyError(
+                f"track {track!r} is neither a column of adata.{axis.axis} ({list(map(str, table.columns))}) nor a "
+                f"name along the other axis ({list(map(str, other[:5]))})."
+            )
+        name = track
+    elif isinstance(track, pd.DataFrame):
+        return _binned(contacts.map, track)
+    else:
+        values, name = np.asarray(track, np.float64).ravel(), "array"
+        if len(values) != len(axis):
+            raise ValueError(
+                f"track must have a value for each of the {len(axis)} bins of adata.{axis.axis}, found {len(values)}. "
+                "A track of another bin size is taken as a table with chrom, start, end and value."
+            )
+    if not np.isfinite(values).any():
+        raise ValueError(f"track {name!r} has no finite value.")
+    return contacts.to_map(np.where(np.isfinite(values), values, np.nan)), name
+
+
+def _binned(contact_map: ContactMap, table: pd.DataFrame) -> tuple[np.ndarray, str]:
+    missing = [column for column in ("chrom", "start", "end") if column not in table]
+    if missing:
+        raise KeyError(f"the track's table has no columns {missing}; columns: {list(map(str, table.columns))}.")
+    numeric = [
+        column
+        for column in table.columns
+        if column not in ("chrom", "start", "end") and pd.api.types.is_numeric_dtype(table[column])
+    ]
+    chrom = table["chrom"].astype(str).to_numpy(dtype=object)
+    match_chromosomes(
+        list(contact_map.chrom_names), list(dict.fromkeys(chrom)), left_name="the map", right_name="the track"
+    )
+    start, end = (pd.to_numeric(table[column]).to_numpy(np.int64) for column in ("start", "end"))
+    resolution, n = contact_map.resolution, contact_map.n_bins
+    total, weight = np.zeros(n), np.zeros(n)
+    values = table[numeric[0]].to_numpy(np.float64) if numeric else np.ones(len(table))
+    for name in contact_map.chromosomes():
+        span = contact_map.span(name)
+        base = int(contact_map.start[span.start]) // resolution
+        own = (chrom == name) & np.isfinite(values)
+        first = start[own] // resolution - base
+        last = first if not numeric else (np.maximum(end[own], start[own] + 1) - 1) // resolution - base
+        length = np.maximum(last - first + 1, 0)
+        row = np.repeat(np.arange(own.sum()), length)
+        position = first[row] + np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+        inside = (position >= 0) & (position < span.stop - span.start)
+        row, position = row[inside], position[inside] + span.start
+        low = np.maximum(start[own][row], contact_map.start[position])
+        overlap = np.minimum(end[own][row], contact_map.end[position]) - low if numeric else np.ones(len(row))
+        total += np.bincount(position, values[own][row] * overlap, n)
+        weight += np.bincount(position, overlap, n)
+    if not numeric:
+        present = np.isin(
+            np.array(contact_map.chrom_names, dtype=object)[contact_map.chrom], list(dict.fromkeys(chrom))
+        )
+        return np.where(present, total, np.nan), "intervals"
+    with np.errstate(invalid="ignore"):
+        return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), np.nan), str(numeric[0])

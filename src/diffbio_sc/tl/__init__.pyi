@@ -1,4 +1,10 @@
+from ._balance import balance
+from ._compartments import compartments
+from ._contacts import contacts
 from ._deconvolve import deconvolve
+from ._expected import expected
+from ._insulation import insulation
+from ._loops import loops
 from ._merge_peaks import merge_peaks
 from ._multiomics_encode import multiomics_encode
 from ._multiomics_impute import multiomics_impute
@@ -10,7 +16,13 @@ from ._spatial_patterns import spatial_patterns
 from ._train_peaks import train_peaks
 
 __all__ = [
+    "balance",
+    "compartments",
+    "contacts",
     "deconvolve",
+    "expected",
+    "insulation",
+    "loops",
     "merge_peaks",
     "multiomics_encode",
     "multiomics_impute",

@@ -5,7 +5,7 @@ Scipy's own ``triu`` goes through coordinates and takes several times the memory
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -101,3 +101,112 @@ def upper_triangle(matrix: sp.csr_array, storage: Storage, place: np.ndarray, n_
 
 def _is_identity(place: np.ndarray) -> bool:
     return bool((place == np.arange(len(place))).all())
+
+
+class PixelRows(NamedTuple):
+    """Part of an upper triangle without copying it: of each row the columns from one up to another.
+
+    Attributes
+    ----------
+    begin, end
+        Where in ``indices`` and ``data`` the part of each row begins and ends; the diagonal is not among them.
+    indices, data
+        Columns and counts of the whole matrix.
+    offset
+        Column that counts as 0.
+    diagonal
+        Value on the diagonal, 0 where it is left out.
+    """
+
+    begin: np.ndarray
+    end: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+    offset: int
+    diagonal: np.ndarray
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.begin)
+
+    def product(self, vector: np.ndarray, used: np.ndarray) -> np.ndarray:
+        """Product of the symmetric matrix, of which this is one triangle, with a vector.
+
+        Rows and columns that are not ``used`` count as zero.
+        """
+        return _symmetric_product(*self, np.asarray(vector, np.float64), used)
+
+    def marginals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sums and numbers of the values of each bin."""
+        return _marginals(*self)
+
+
+def pixel_rows(
+    matrix: sp.csr_array, first: int, last: int, first_column: np.ndarray, last_column: np.ndarray
+) -> PixelRows:
+    """Rows ``first`` to ``last`` of an upper triangle, of each the columns from one up to, not including, another."""
+    begin, end = _row_ranges(
+        matrix.indptr[first : last + 1],
+        matrix.indices,
+        np.ascontiguousarray(first_column, np.int64),
+        np.ascontiguousarray(last_column, np.int64),
+    )
+    diagonal = np.zeros(last - first)
+    at = begin < end
+    on = np.flatnonzero(at)[matrix.indices[begin[at]] == np.arange(first, last)[at]]
+    diagonal[on] = matrix.data[begin[on]]
+    begin[on] += 1
+    return PixelRows(begin, end, matrix.indices, matrix.data, first, diagonal)
+
+
+def cis_rows(matrix: sp.csr_array, first: int, last: int, nearest: int = 0) -> PixelRows:
+    """Contacts among bins ``first`` to ``last``, at least ``nearest`` bins apart."""
+    rows = np.arange(first, last)
+    return pixel_rows(matrix, first, last, rows + nearest, np.full(last - first, last))
+
+
+@njit(cache=True, nogil=True)
+def _row_ranges(indptr, indices, first_column, last_column):
+    n = len(first_column)
+    begin, end = np.empty(n, np.int64), np.empty(n, np.int64)
+    for i in range(n):
+        row = indices[indptr[i] : indptr[i + 1]]
+        begin[i] = indptr[i] + np.searchsorted(row, first_column[i])
+        end[i] = max(begin[i], indptr[i] + np.searchsorted(row, last_column[i]))
+    return begin, end
+
+
+@njit(cache=True, nogil=True)
+def _symmetric_product(begin, end, indices, data, offset, diagonal, vector, used):
+    result = np.zeros(len(vector))
+    for i in range(len(begin)):
+        if not used[i]:
+            continue
+        own = vector[i]
+        total = diagonal[i] * own
+        for k in range(begin[i], end[i]):
+            j = indices[k] - offset
+            total += data[k] * vector[j]
+            result[j] += data[k] * own
+        result[i] += total
+    for i in range(len(used)):
+        if not used[i]:
+            result[i] = 0.0
+    return result
+
+
+@njit(cache=True, nogil=True)
+def _marginals(begin, end, indices, data, offset, diagonal):
+    total, number = np.zeros(len(begin)), np.zeros(len(begin), np.int64)
+    for i in range(len(begin)):
+        if diagonal[i] != 0:
+            total[i] += diagonal[i]
+            number[i] += 1
+        for k in range(begin[i], end[i]):
+            j = indices[k] - offset
+            total[i] += data[k]
+            total[j] += data[k]
+            number[i] += 1
+            number[j] += 1
+    return total, number
