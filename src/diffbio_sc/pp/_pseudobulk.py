@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragments
 from diffbio_sc._anndata.genome_axis import read_genome_axis
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._anndata.tables import read_labels
@@ -15,7 +16,6 @@ from diffbio_sc._logging import logger
 from diffbio_sc.blocks.matrix import Dask
 from diffbio_sc.genome.interval_kernels import group_rows
 from diffbio_sc.genome.intervals import Intervals
-from diffbio_sc.io._anndata_fragments import cell_labels, fragments_of, holds_fragments
 from diffbio_sc.pp._coverage import label_mapping, row_codes
 
 if TYPE_CHECKING:
