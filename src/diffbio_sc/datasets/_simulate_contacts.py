@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from diffbio_sc._anndata.contacts_object import bins_table, symmetric
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -54,8 +56,8 @@ def simulate_contacts(
 
     with visibilities :math:`b`, the decay
     :math:`P(s) = (s / 50\,\text{kb})^{-0.75} (1 + (s / 2\,\text{Mb})^2)^{-0.15}`, compartments :math:`x` between -1
-    and 1 (:math:`f` rises from 0.25 to 1 about 400 kb), domains :math:`D` (TADs, some with nested ones), loops :math:`L`
-    (Gaussian spots, at corners of domains and elsewhere) and stripes :math:`S`. Counts are negative binomial.
+    and 1 (:math:`f` rises from 0.25 to 1 about 400 kb), domains :math:`D` (TADs, some with nested ones), loops
+    :math:`L` (Gaussian spots, at corners of domains and elsewhere) and stripes :math:`S`. Counts are negative binomial.
 
     Parameters
     ----------
@@ -515,26 +517,14 @@ def _symmetric(parts: list[sp.coo_array], size: int) -> sp.csr_array:
     rows = np.concatenate([part.row for part in parts])
     columns = np.concatenate([part.col for part in parts])
     values = np.concatenate([part.data for part in parts]).astype(np.int32)
-    off = rows != columns
-    counts = sp.coo_array(
-        (
-            np.concatenate([values, values[off]]),
-            (np.concatenate([rows, columns[off]]), np.concatenate([columns, rows[off]])),
-        ),
-        shape=(size, size),
-    )
-    return sp.csr_array(counts)
+    return symmetric(sp.csr_array(sp.coo_array((values, (rows, columns)), shape=(size, size))))
 
 
 def _bins(sizes: Mapping[str, int], resolution: int) -> pd.DataFrame:
     number = np.concatenate([np.arange(size) for size in sizes.values()])
     chrom = np.repeat(list(sizes), list(sizes.values()))
     start = number * resolution
-    names = [f"{name}:{first}-{first + resolution}" for name, first in zip(chrom, start, strict=True)]
-    return pd.DataFrame(
-        {"chrom": pd.Categorical(chrom, categories=list(sizes)), "start": start, "end": start + resolution},
-        index=pd.Index(names, dtype=object),
-    )
+    return bins_table(pd.Categorical(chrom, categories=list(sizes)), start, start + resolution)
 
 
 def _loops_table(named, resolution, fold, strength, n_conditions) -> pd.DataFrame:

@@ -56,7 +56,8 @@ class Comparison:
     """Test of the features of one kind.
 
     ``place`` holds what they are, arrays by name; ``counts`` the contacts (features, maps) and ``expected`` those of
-    maps that do not differ in structure; of ratios, those of the first window. ``tested`` are rows with enough contacts.
+    maps that do not differ in structure; of ratios, those of the first window. ``tested`` are rows with enough
+    contacts.
     """
 
     place: dict[str, np.ndarray]

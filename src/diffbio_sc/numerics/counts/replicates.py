@@ -1,9 +1,9 @@
 """Tests of two groups of few replicates, with dispersions that features share.
 
 A feature is observed once in each replicate. Its variance within the groups has a common part, a dispersion that
-follows a trend over strata (of distance, say) and means, and a part of its own, for which two or three replicates say little.
-As in quasi-likelihood tests of RNA-seq [1]_, the common part is estimated from many features and the own variance is
-shrunk toward it [2]_; how strongly follows from the spread of the variances.
+follows a trend over strata (of distance, say) and means, and a part of its own, for which two or three replicates say
+little. As in quasi-likelihood tests of RNA-seq [1]_, the common part is estimated from many features and the own
+variance is shrunk toward it [2]_; how strongly follows from the spread of the variances.
 
 .. [1] S. P. Lund et al., Statistical Applications in Genetics and Molecular Biology 11 (2012) 5.
 .. [2] G. K. Smyth, Statistical Applications in Genetics and Molecular Biology 3 (2004) 3.
@@ -20,8 +20,8 @@ _NEWTON_STEPS = 25
 _BISECTIONS = 40
 _LARGEST_DISPERSION = 10.0
 _PRIOR_DF = np.concatenate([np.geomspace(1.0, 200.0, 60), [np.inf]])
-# Quantile of the variances that is held against their median: features that changed, up to a tenth, hardly move it. Without
-# replicates those that changed are among the variances: up to a quarter.
+# Quantile of the variances that is held against their median: features that changed, up to a tenth, hardly move it.
+# Without replicates those that changed are among the variances: up to a quarter.
 _QUANTILE, _ALONE_QUANTILE = 0.9, 0.75
 LEAST_STRATUM = 50
 _LEAST_EXCESS = 30
