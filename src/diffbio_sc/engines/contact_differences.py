@@ -335,3 +335,34 @@ def _calibrate(
     inflation = max((found / wanted) ** 2, 1.0)
     share = float((compare_groups(reference, swapped, covariate, variance, inflation).pvalue < 0.05).mean())
     return inflation, share
+
+
+def ratio_of_region(
+    maps: Sequence[ContactMap], group: np.ndarray, good: np.ndarray, bins: slice, factor: int, pseudocount: float
+) -> np.ndarray:
+    """Log of the second group's contacts over the first's, as compared, for blocks of pairs of bins of one chromosome.
+
+    NaN for blocks without a bin that takes part; 0 where no map has a contact.
+    """
+    first = maps[0]
+    name = first.chrom_names[first.chrom[bins.start]]
+    span = first.span(name)
+    pixels = align_pixels([each.cis(name).counts for each in maps], good[span], _LEAST_DISTANCE)
+    low, high = bins.start - span.start, bins.stop - span.start
+    inside = (pixels.row >= low) & (pixels.column < high)
+    size = -(-(high - low) // factor)
+    block = (pixels.row[inside] - low) // factor * size + (pixels.column[inside] - low) // factor
+    log_ratio = []
+    for code in (0, 1):
+        sums = [
+            np.bincount(block, values[inside][:, group == code].sum(1), size**2).reshape(size, size)
+            for values in (pixels.counts, pixels.expected)
+        ]
+        log_ratio.append(np.log(sums[0] + pseudocount) - np.log(sums[1] + pseudocount))
+    result = log_ratio[1] - log_ratio[0]
+    result = np.triu(result) + np.triu(result, 1).T
+    padded = np.zeros(size * factor, bool)
+    padded[: high - low] = good[bins]
+    left_out = ~padded.reshape(size, factor).any(1)
+    result[left_out] = result[:, left_out] = np.nan
+    return result
