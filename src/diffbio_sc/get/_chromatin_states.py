@@ -69,8 +69,8 @@ def chromatin_states(
     >>> import diffbio_sc as dbio
     >>> adata = dbio.datasets.simulate_chromatin_states(n_bins=2000)
     >>> table = dbio.get.chromatin_states(adata, kind="emissions", key="truth")
-    >>> table.iloc[0].tolist()
-    ['Active promoter', 'H3K4me3', 0.92]
+    >>> table.loc[0, "mark"], float(table.loc[0, "value"])
+    ('H3K4me3', 0.92)
     """
     kinds = ("segments", "emissions", "transitions", "coverage")
     if kind not in kinds:
