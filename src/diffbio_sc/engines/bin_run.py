@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -9,7 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc._progress import progress
-from diffbio_sc.engines.bin_peaks import Bins, Caller, call_track
+from diffbio_sc.engines.bin_peaks import Bins, Caller, call_track, measure_counts
+from diffbio_sc.engines.mark_choice import choose_mark
 from diffbio_sc.engines.peak_sets import count_support, cut_at_regions
 from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.intervals import Intervals
@@ -116,6 +118,9 @@ def call_groups(
     broad: list[str] = []
     pools = _Pools(counts, groups.codes, number)
     place = {name: index for index, name in enumerate(groups.names)}
+    if settings.mode == "auto" and operator is None:
+        measured = {group: measure_counts(pools[place[group]], bins) for group in groups.called}
+        settings = dataclasses.replace(settings, mode=choose_mark(measured))
     for group in progress(groups.called, "Peaks", total=len(groups.called)):
         index = place[group]
         against = None

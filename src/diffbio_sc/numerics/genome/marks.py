@@ -22,6 +22,7 @@ __all__ = [
     "LEAST_LOG10_P_FRAGMENTS",
     "LEAST_LOG_ODDS_FRAGMENTS",
     "LEVEL_WINDOW",
+    "LIMIT",
     "NARROW_BINS",
     "NARROW_FRAGMENTS",
     "NARROW_FOLD_LIMITS",
@@ -42,22 +43,30 @@ class Mark(NamedTuple):
         Widths, in base pairs, of the windows of the background without a control.
     control_windows
         The same with a control. Windows shorter than a fragment or two show what is local to it, such as a repeat.
+    own_window
+        Narrowest window in which the treatment itself has a say beside a control that is shallower: see
+        :meth:`diffbio_sc.numerics.genome.site_background.Background.with_uncertainty`. It is several times as wide as
+        a peak of the mark. Of narrow marks the widest one that keeps every null set at 2 peaks or fewer, of 2, 3 and
+        10 kb (``benchmarks/peaks.py nulls``).
     """
 
     fold: float
     penalty: float
     windows: tuple[int, ...]
     control_windows: tuple[int, ...]
+    own_window: int
 
 
-NARROW_BINS = Mark(5.0, 3.0, (10_000,), (250, 1000, 10_000))
+NARROW_BINS = Mark(5.0, 3.0, (10_000,), (250, 1000, 10_000), 2000)
 # The fold is where measuring the enrichment starts; windows of the mean length of fragments come in with a control.
-NARROW_FRAGMENTS = Mark(3.0, 2.5, (10_000,), (1000, 10_000))
+NARROW_FRAGMENTS = Mark(3.0, 2.5, (10_000,), (1000, 10_000), 2000)
 NARROW_FOLD_LIMITS = (2.0, 6.0)
+# Quantile of the standard normal law up to which the background of a shallow control goes: 2 in 100 places lie above.
+LIMIT = 2.0
 # Domains fill their own windows: without a control the background is the lower of two levels of the genome, that of
 # windows of LEVEL_WINDOW. Cost and windows: benchmarks/peaks.py labels and breadths.
-BROAD_BINS = Mark(5.0, 60.0, (), (10_000,))
-BROAD_FRAGMENTS = Mark(5.0, 60.0, (), (1000, 10_000))
+BROAD_BINS = Mark(5.0, 60.0, (), (10_000,), 10_000)
+BROAD_FRAGMENTS = Mark(5.0, 60.0, (), (1000, 10_000), 10_000)
 LEVEL_WINDOW = 2000
 # Peaks below these are left out whatever their false discovery rate (benchmarks/peaks.py ctcf and yeast).
 LEAST_LOG10_P_BINS = 3.0
