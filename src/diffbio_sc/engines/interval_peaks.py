@@ -19,17 +19,21 @@ from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
 from diffbio_sc.numerics.genome.macs import QValues, Runs, ScoredRuns, cut_background, macs_regions, pile_up, score_runs
 from diffbio_sc.numerics.genome.marks import (
     BROAD_FRAGMENTS,
+    EXPECTED_READS,
     LEAST_LOG10_P_FRAGMENTS,
     LEAST_LOG_ODDS_FRAGMENTS,
     LEVEL_WINDOW,
     NARROW_FOLD_LIMITS,
     NARROW_FRAGMENTS,
+    SHALLOW_CONTROL,
     Mark,
 )
 from diffbio_sc.numerics.genome.site_background import Background
 
 __all__ = ["measure_intervals", "stream_peaks"]
 
+_LEAST_GENOME = 0.02  # of the length of the chromosomes with reads
+_FEWEST_PER_WINDOW, _ENOUGH_CONTROL = 0.1, 1000  # reads of a control for every 10 kb, or in all
 ENRICHMENT_INTERVALS = 5_000_000  # from which the enrichment is measured, at least: it is known to a per mille then
 _MACS_WINDOWS = (1000, 10_000)  # slocal and llocal of MACS, besides d
 
@@ -94,11 +98,50 @@ def _prepare_control(control: Intervals, sample: Sample, name: str, settings: Pe
         raise ValueError(
             f"the control {control.name} holds no reads on the chromosomes of {name}, {sample.chromosomes[:5]}."
         )
+    _check_control(source, sample, control.name, name)
     return source
 
 
+def _check_control(source: Sample, sample: Sample, control: str, name: str) -> None:
+    """Refuse a control that tells nothing, warn of one that tells little."""
+    per_window = source.number / max(sample.lengths.sum() / max(NARROW_FRAGMENTS.control_windows), 1)
+    if per_window < _FEWEST_PER_WINDOW and source.number < _ENOUGH_CONTROL:
+        raise ValueError(
+            f"the control {control} holds {source.number} reads, {per_window:.2g} for every 10 kb of {name}: it tells "
+            "nothing of the local background. Leave control out to take the background from the treatment."
+        )
+    if source.number < SHALLOW_CONTROL * sample.number:
+        warnings.warn(
+            f"the control {control} is {source.number / sample.number:.1%} as deep as {name}: what it cannot tell of "
+            "the local background is taken from the treatment, and weak peaks are lost.",
+            UserWarning,
+            stacklevel=4,
+        )
+    treated, known = (part.bounds[:, 1] - part.bounds[:, 0] for part in (sample, source))
+    without = np.flatnonzero((known == 0) & (treated * (source.number / sample.number) >= EXPECTED_READS))
+    if len(without):
+        names = [sample.chromosomes[index] for index in without[:5]]
+        warnings.warn(
+            f"the control {control} has no reads on {len(without)} chromosomes of {name}, such as {names}: the "
+            "background there is the mean of the genome.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _genome_size(sample: Sample, settings: PeakSettings) -> float:
-    return float(settings.genome_size or sample.lengths.sum())
+    """Mappable size of the genome; ValueError or a warning where it cannot be."""
+    extent = float(sample.lengths.sum())
+    if settings.genome_size is None:
+        return extent
+    size = float(settings.genome_size)
+    used = float(sample.lengths[sample.bounds[:, 1] > sample.bounds[:, 0]].sum())
+    if size < _LEAST_GENOME * used:
+        raise ValueError(
+            f"genome_size is {size:g} base pairs, but reads lie on chromosomes of {used:.4g} base pairs in all: give "
+            "the mappable size of the genome, usually 0.7 to 0.95 of its length."
+        )
+    return size
 
 
 def _background(sample: Sample, source: Sample | None, mark: Mark, genome: float) -> Background:

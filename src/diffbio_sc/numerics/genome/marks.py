@@ -18,6 +18,7 @@ from typing import NamedTuple
 __all__ = [
     "BROAD_BINS",
     "BROAD_FRAGMENTS",
+    "EXPECTED_READS",
     "LEAST_LOG10_P_BINS",
     "LEAST_LOG10_P_FRAGMENTS",
     "LEAST_LOG_ODDS_FRAGMENTS",
@@ -26,7 +27,10 @@ __all__ = [
     "NARROW_BINS",
     "NARROW_FRAGMENTS",
     "NARROW_FOLD_LIMITS",
+    "SHALLOW_CONTROL",
+    "WIDEST_WINDOW",
     "Mark",
+    "bins_of_window",
 ]
 
 
@@ -72,3 +76,15 @@ LEVEL_WINDOW = 2000
 LEAST_LOG10_P_BINS = 3.0
 LEAST_LOG10_P_FRAGMENTS = 2.0
 LEAST_LOG_ODDS_FRAGMENTS = 5.5
+# A control less than this part as deep as the treatment is called shallow in a warning; so is one without reads on a
+# chromosome where so many were to be expected.
+SHALLOW_CONTROL = 0.05
+EXPECTED_READS = 5.0
+WIDEST_WINDOW = max(NARROW_BINS.windows)
+_FEWEST_BINS = 20  # that is how many WIDEST_WINDOW has with bins of 500 bp
+
+
+def bins_of_window(window: float, width: float) -> int:
+    """Bins of a window of the background; the widest has 20 at least, or a peak of a bin or two would fill it."""
+    least = _FEWEST_BINS if window >= WIDEST_WINDOW else 1
+    return max(round(window / width), least)

@@ -42,7 +42,7 @@ from diffbio_sc.numerics.genome.background import (
     local_background,
     robust_level,
 )
-from diffbio_sc.numerics.genome.marks import BROAD_BINS, LEVEL_WINDOW, NARROW_BINS
+from diffbio_sc.numerics.genome.marks import BROAD_BINS, LEVEL_WINDOW, NARROW_BINS, bins_of_window
 from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.epigenomics.peak_labels import label_log_probability, longest_region
 from diffbio_sc.operators.epigenomics.peak_networks import (
@@ -431,7 +431,7 @@ class DifferentiablePeakCaller(Operator):
     def _background_of(self, tracks: _Tracks, windows, own_window, *, level=None):
         return local_background(
             tracks.reads,
-            [self._positions(width) for width in windows],
+            [bins_of_window(width, self.config.bin_width) for width in windows],
             control=tracks.control,
             own_width=self._positions(own_window),
             level=level,
