@@ -105,7 +105,7 @@ def test_barcodes_found_are_counted_not_labels(rows):
     intervals = as_intervals(rows, cell_code=code, barcodes=cells)
     labels = pd.Series("T", index=[*cells[:3], *(f"other{number}" for number in range(500))])
     with (
-        pytest.warns(UserWarning, match="only 3 of 503 labelled barcodes are in intervals"),
+        pytest.warns(UserWarning, match="intervals has 3 of the 503 barcodes asked for"),
         pytest.warns(UserWarning, match="fewer than 50 cells.*'T'"),
     ):
         dbio.tl.call_peaks(intervals, groupby=labels)

@@ -11,7 +11,8 @@ from diffbio_sc._progress import progress
 from diffbio_sc.engines.interval_sample import Sample, coarse_bins, prepare_sample
 from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, Breadth, choose_mark, measure_breadth
 from diffbio_sc.engines.peak_settings import PeakSettings
-from diffbio_sc.genome.intervals import Intervals, match_chromosomes
+from diffbio_sc.genome.chrom_sizes import match_chromosomes
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.peak_table import PeakTable
 from diffbio_sc.numerics.genome.background_host import robust_level
 from diffbio_sc.numerics.genome.chain_calls import ChainModel, ChainPeaks, call_chain_peaks

@@ -8,7 +8,8 @@ import numpy as np
 
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
-from diffbio_sc.io._text import Layout, PathLike, TextReader, layout_columns
+from diffbio_sc.io._byte_source import PathLike
+from diffbio_sc.io._line_reader import Layout, LineReader, layout_columns
 
 
 def read_fragments(
@@ -61,7 +62,7 @@ def read_fragments(
     >>> _ = path.write_text("chr1\t100\t300\tAAAC-1\t1\nchr1\t250\t400\tAAAG-1\t2\n")
     >>> fragments = dbio.io.read_fragments(path)
     >>> fragments
-    Intervals(fragments.tsv: 2 fragments on 1 chromosomes, 2 barcodes)
+    Intervals(fragments.tsv: 2 fragments on 1 chromosome, 2 barcodes)
     >>> fragments["chr1"].end
     array([300, 400], dtype=int32)
     """
@@ -76,4 +77,5 @@ def read_fragments(
         keep_barcodes = has_barcodes and (use_barcodes or barcodes is not None)
         return layout_columns(barcode=3 if keep_barcodes else -1, count=4 if use_counts else -1), False
 
-    return TextReader(locate, sizes=chrom_sizes, barcodes=barcodes).read(path)
+    columns = [*(["cell_code"] if use_barcodes or barcodes is not None else []), *(["count"] if use_counts else [])]
+    return LineReader(locate, columns=columns, sizes=chrom_sizes, barcodes=barcodes).read(path)

@@ -168,7 +168,7 @@ def _check_object(adata: Any, groupby: Any, copy: bool) -> None:
             f"adata must be an AnnData of counts in bins, found {type(adata).__name__}; dbio.tl.call_peaks takes files "
             "and fragments, dbio.pp.coverage counts them in bins."
         )
-    from diffbio_sc.io._anndata_fragments import holds_fragments
+    from diffbio_sc._anndata.fragments import holds_fragments
 
     if holds_fragments(adata):
         raise ValueError(

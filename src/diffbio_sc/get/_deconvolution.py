@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def deconvolution(adata: AnnData, *, key: str = "deconvolution") -> pd.DataFrame:
+    """Result of :func:`diffbio_sc.tl.deconvolve` as a tidy table.
+
+    Parameters
+    ----------
+    adata
+        Object that was deconvolved.
+    key
+        The ``key_added`` of the deconvolution.
+
+    Returns
+    -------
+    One row for each spot and cell type: ``spot``, ``cell_type`` (original name), ``proportion``, ``std``,
+    ``abundance``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such result.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> spots, reference = dbio.datasets.pbmc_tissue(n_spots=100)
+    >>> dbio.tl.deconvolve(spots, reference, cell_type_key="cell_type")
+    >>> dbio.get.deconvolution(spots).columns.tolist()
+    ['spot', 'cell_type', 'proportion', 'std', 'abundance']
+    """
+    if key not in adata.obsm or key not in adata.uns:
+        raise KeyError(f"adata has no deconvolution {key!r}: run diffbio_sc.tl.deconvolve; obsm: {list(adata.obsm)}.")
+    types = [str(name) for name in adata.uns[key]["cell_types"]]
+    spots, n_types = adata.obsm[key].shape
+    return pd.DataFrame(
+        {
+            "spot": np.repeat(adata.obs_names.to_numpy(), n_types),
+            "cell_type": pd.Categorical(np.tile(types, spots), categories=types),
+            "proportion": adata.obsm[key].to_numpy().ravel(),
+            "std": adata.obsm[f"{key}_std"].to_numpy().ravel(),
+            "abundance": adata.obsm[f"{key}_abundance"].to_numpy().ravel(),
+        }
+    )
