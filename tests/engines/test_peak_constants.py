@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from flax import nnx
+from scipy import stats
 
 from diffbio_sc.engines.bin_peaks import Bins, call_track
 from diffbio_sc.engines.interval_peaks import stream_peaks
@@ -94,13 +95,15 @@ def test_streamed_peaks_change_state_at_a_cost_of_two_and_a_half_nats():
         edges = np.diff(np.pad((chain_margins(odds, penalty, penalty) > 0).astype(np.int8), 1))
         runs = np.stack([np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)], 1)
         gain = np.array([odds[first:last].sum() for first, last in runs])
-        return runs[gain >= 5.5]
+        height = np.array([depth[25 * first : 25 * last].max() for first, last in runs])
+        here = np.array([level[first:last].mean() for first, last in runs])
+        return runs[(gain >= 5.5) & (stats.poisson.sf(height - 1, here) <= 1e-2)]
 
     first = called(3.0, 2.5)
     fragments = sum(covered[low:high].sum() for low, high in first)
     expected = sum(25 * level[low:high].sum() / 200 for low, high in first)
     fold = np.clip(0.5 * fragments / expected, 2.0, 6.0)
     counts = {penalty: len(called(fold, penalty)) for penalty in (2.5, 4.0)}
-    # Borders move within a bin afterwards, and the least p-value takes some: nearly the same number of peaks.
-    assert abs(len(table) - counts[2.5]) <= 0.03 * counts[2.5]
-    assert counts[4.0] < 0.9 * counts[2.5]
+    # Borders and summits move within a bin afterwards, and a few weak peaks with them.
+    assert 0.85 * counts[2.5] < len(table) <= counts[2.5]
+    assert counts[4.0] < 0.5 * counts[2.5]

@@ -168,8 +168,8 @@ def test_keys_that_files_cannot_hold_are_refused(rows, key):
     [
         ("x.bw", TypeError, "is a signal, not fragments"),
         ("x.bedGraph.gz", TypeError, "is a signal, not fragments"),
-        ("x.cram", ValueError, "tells no format"),
-        ("x.sam", ValueError, "tells no format"),
+        ("x.cram", ValueError, "is a CRAM file"),
+        ("x.sam", ValueError, "is a SAM file"),
     ],
 )
 def test_files_that_hold_no_fragments_are_named(source, error, message):

@@ -63,9 +63,9 @@ def read_bins(adata: Any, genome: GenomeAxis, *, fragment_length: float | None =
         positions = 1.0 + (length - 1) / width
     return Bins(
         genome.chromosomes,
-        genome.table["chrom"].cat.codes.to_numpy(),
-        genome.table["start"].to_numpy(),
-        genome.table["end"].to_numpy(),
+        genome.code,
+        genome.start,
+        genome.end,
         genome.sequences,
         width,
         positions,
@@ -75,16 +75,14 @@ def read_bins(adata: Any, genome: GenomeAxis, *, fragment_length: float | None =
 
 def _check_gaps(genome: GenomeAxis) -> None:
     """Refuse bins most of which stand alone between gaps, and warn where many do."""
-    order, table = genome.order, genome.table
-    codes = table["chrom"].cat.codes.to_numpy()[order]
+    codes = genome.code[genome.order]
     gaps = genome.breaks[codes[genome.breaks] == codes[genome.breaks - 1]]
     if not len(gaps):
         return
-    span = np.zeros(len(order))
-    starts, ends = table["start"].to_numpy(), table["end"].to_numpy()
+    span = np.zeros(len(codes))
     position = 0
     for index in genome.sequences:
-        span[position : position + len(index)] = ends[index[-1]] - starts[index[0]]
+        span[position : position + len(index)] = genome.end[index[-1]] - genome.start[index[0]]
         position += len(index)
     # Short contigs are what they are; short pieces beside a gap are missing bins.
     beside = np.isin(codes, codes[gaps])
@@ -104,7 +102,7 @@ def _width(genome: GenomeAxis) -> float:
     """Width of the bins in base pairs; the median, with a warning, where they differ."""
     if genome.width is not None:
         return float(genome.width)
-    sizes = (genome.table["end"] - genome.table["start"]).to_numpy()
+    sizes = genome.end - genome.start
     warnings.warn(
         f"bins are {sizes.min()} to {sizes.max()} base pairs wide; windows of the background take them to have their "
         "median width. Peaks are better called from fragments or from bins of one width.",
