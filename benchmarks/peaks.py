@@ -241,9 +241,7 @@ def yeast() -> None:
 
 def macs() -> None:
     print("\n## macs: mode='macs' beside MACS3 itself\n")
-    print(
-        "| control | peaks of MACS3 | ours | same region and summit | largest difference of fold, relative | of p | of q |"
-    )
+    print("| control | peaks of MACS3 | ours | same region and summit | largest relative error of fold | of p | of q |")
     print("|---|---|---|---|---|---|---|")
     if MACS3 is None:
         missing_peer()
@@ -311,9 +309,9 @@ def nulls() -> None:
                 cells.append(", ".join(map(str, found)))
             print(f"| {kind} | {mode} | {' | '.join(cells)} |", flush=True)
     print(
-        "\nLargest false share of the peaks called, narrow, among 1,500 planted ones of 8 to 59 fragments (and those found)\n"
+        "\nLargest false share of narrow peaks called, with 1,500 planted ones of 8 to 59 fragments (and number found)"
     )
-    print("| background | no control | depth 1 | 1/10 | 1/20 | 1/100 |\n|---|---|---|---|---|---|")
+    print("\n| background | no control | depth 1 | 1/10 | 1/20 | 1/100 |\n|---|---|---|---|---|---|")
     for kind in ("flat", "uneven", "repeats"):
         cells = []
         for depth in depths:
