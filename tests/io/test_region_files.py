@@ -106,7 +106,7 @@ def test_other_columns_are_text_that_reads_back(tmp_path):
             "chrom": pd.Categorical(["a", "b", "b"]),
             "start": [1, 2, 3],
             "end": [5, 6, 7],
-            "thickStart": [65672890.0, 1.0, np.nan],
+            "thickStart": [65672890.0, 12345678901.0, np.nan],
             "value": np.array([1 / 3, 1e-12, np.inf], np.float32),
             "name": ['say "x"', None, "p'q"],
             "group": pd.Categorical(["T", None, "B"]),
@@ -115,7 +115,7 @@ def test_other_columns_are_text_that_reads_back(tmp_path):
     )
     write_bed(table, tmp_path / "a.bed")
     rows = [line.split("\t") for line in (tmp_path / "a.bed").read_text().splitlines()]
-    assert [row[3] for row in rows] == ["65672890", "1", "."]
+    assert [row[3] for row in rows] == ["65672890", "12345678901", "."]
     assert [np.float32(row[4]) for row in rows] == table["value"].tolist()
     assert [row[5] for row in rows] == ['say "x"', ".", "p'q"]
     assert [row[6:] for row in rows] == [["T", "True"], [".", "False"], ["B", "True"]]
