@@ -101,8 +101,8 @@ def coverage(
     TypeError
         If a source is neither intervals nor a signal nor a path.
     ValueError
-        If files share no chromosome with the sizes or the blacklist, reads cannot be extended, none of the barcodes is
-        there, or an option does not go with a source.
+        If files share no chromosome with the sizes, or name those of the blacklist differently; if reads cannot be
+        extended, none of the barcodes is there, or an option does not go with a source.
 
     Examples
     --------
@@ -114,7 +114,7 @@ def coverage(
     bin_size = whole_number(bin_size, "bin_size", unit=" base")
     if ends not in ("fragment", "cut_sites", "midpoint"):
         raise ValueError(f"ends must be 'fragment', 'cut_sites' or 'midpoint', found {ends!r}.")
-    samples = dict(source) if isinstance(source, Mapping) else {"sample": source}
+    samples = {str(name): item for name, item in source.items()} if isinstance(source, Mapping) else {"sample": source}
     if not samples:
         raise ValueError("source must name at least one sample, found an empty mapping.")
     grouping = _Grouping(groupby, barcodes, several=len(samples) > 1)
