@@ -4,13 +4,19 @@ from ._read_bed import read_bed
 from ._read_bedgraph import read_bedgraph
 from ._read_bedpe import read_bedpe
 from ._read_bigwig import read_bigwig
+from ._read_chromhmm_binary import read_chromhmm_binary
+from ._read_chromhmm_model import read_chromhmm_model
 from ._read_fragments import read_fragments
 from ._read_intervals import read_intervals
 from ._read_narrowpeak import read_narrowpeak
 from ._read_regions import read_regions
+from ._read_segments import read_segments
 from ._write_bed import write_bed
 from ._write_bigwig import write_bigwig
+from ._write_chromhmm_binary import write_chromhmm_binary
+from ._write_chromhmm_model import write_chromhmm_model
 from ._write_narrowpeak import write_narrowpeak
+from ._write_segments import write_segments
 
 __all__ = [
     "IntervalArrays",
@@ -23,11 +29,17 @@ __all__ = [
     "read_bedpe",
     "read_bigwig",
     "read_chrom_sizes",
+    "read_chromhmm_binary",
+    "read_chromhmm_model",
     "read_fragments",
     "read_intervals",
     "read_narrowpeak",
+    "read_segments",
     "read_regions",
     "write_bed",
     "write_bigwig",
+    "write_chromhmm_binary",
+    "write_chromhmm_model",
     "write_narrowpeak",
+    "write_segments",
 ]

@@ -1,25 +1,35 @@
 from ._call_peaks import call_peaks
+from ._chromatin_states import chromatin_states
 from ._deconvolve import deconvolve
+from ._match_states import match_states
 from ._merge_peaks import merge_peaks
 from ._multiomics_encode import multiomics_encode
 from ._multiomics_impute import multiomics_impute
 from ._multiomics_score import multiomics_score
 from ._multiomics_vae import multiomics_vae
 from ._peaks import peaks
+from ._select_n_states import select_n_states
 from ._spatial_genes import spatial_genes
 from ._spatial_patterns import spatial_patterns
+from ._state_enrichment import state_enrichment
+from ._state_reproducibility import state_reproducibility
 from ._train_peaks import train_peaks
 
 __all__ = [
+    "chromatin_states",
     "call_peaks",
     "deconvolve",
+    "match_states",
     "merge_peaks",
     "multiomics_encode",
     "multiomics_impute",
     "multiomics_score",
     "multiomics_vae",
     "peaks",
+    "select_n_states",
     "spatial_genes",
     "spatial_patterns",
+    "state_enrichment",
+    "state_reproducibility",
     "train_peaks",
 ]
