@@ -118,6 +118,9 @@ def test_other_columns_are_text_that_reads_back(tmp_path):
             "name": ['say "x"', None, "p'q"],
             "group": pd.Categorical(["T", None, "B"]),
             "good": [True, False, True],
+            "number": pd.array([1, None, 3], dtype="Int64"),
+            "half": pd.array([0.5, None, 3], dtype="Float64"),
+            "sure": pd.array([True, None, False], dtype="boolean"),
         }
     )
     write_bed(table, tmp_path / "a.bed")
@@ -125,7 +128,8 @@ def test_other_columns_are_text_that_reads_back(tmp_path):
     assert [row[3] for row in rows] == ["65672890", "12345678901", "."]
     assert [np.float32(row[4]) for row in rows] == table["value"].tolist()
     assert [row[5] for row in rows] == ['say "x"', ".", "p'q"]
-    assert [row[6:] for row in rows] == [["T", "True"], [".", "False"], ["B", "True"]]
+    assert [row[6:8] for row in rows] == [["T", "True"], [".", "False"], ["B", "True"]]
+    assert [row[8:] for row in rows] == [["1", "0.5", "True"], [".", ".", "."], ["3", "3", "False"]]
 
 
 def test_codes_for_what_is_missing(tmp_path):

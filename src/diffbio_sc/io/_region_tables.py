@@ -50,8 +50,8 @@ def write_regions(table: Any, path: PathLike) -> None:
     frame = frame[[*_PLACE, *(key for key in frame.columns if key not in _PLACE)]].copy()
     for key in frame.columns:
         if frame[key].dtype.kind == "f":
-            frame[key] = [_number(value) for value in frame[key].tolist()]
-        elif frame[key].dtype.kind not in "iub":
+            frame[key] = [_number(value) for value in frame[key].to_numpy(np.float64, na_value=np.nan).tolist()]
+        elif frame[key].dtype.kind not in "iub" or frame[key].isna().any():
             text = frame[key].astype(object).fillna(".").map(str)
             broken = text[text.str.contains("[\t\r\n]", regex=True)]
             if len(broken):
