@@ -91,7 +91,7 @@ def coverage(
     -------
     AnnData of rows by bins:
 
-    - ``.X``: CSR, int32 (float32 of a signal)
+    - ``.X``: CSR, int32 (float32 for a signal)
     - ``.var``: ``chrom`` (category), ``start``, ``end`` (int64; 0-based, half-open), in the order of the sizes
     - ``.obs["n_fragments"]``: fragments or reads counted in each row
     - ``.uns["coverage"]``: parameters and versions
