@@ -79,7 +79,7 @@ class StateFit(NamedTuple):
     Attributes
     ----------
     model
-        Parameters, states in the order of :func:`order_states`.
+        Parameters, states in the order of :func:`order_states`, or of the model that training started from.
     log_likelihood
         Of all sequences.
     history
@@ -174,11 +174,12 @@ def fit_states(
     rng
         Seed or generator of starts and moves.
     start
-        Train from this model alone: no starts, no moves.
+        Train from this model alone: no starts, no moves, and its states keep their order.
     """
     began = time.perf_counter()
     generator = np.random.default_rng(rng)
     spent, starts, moves = 0, {}, (0, 0)
+    given = start is not None
     positions = observations.n_positions
     if start is None:
         search = _part_to_search(observations, generator)
@@ -212,7 +213,7 @@ def fit_states(
         )
         spent, moves, start = spent + result.steps, (result.tried, result.kept), result.model
     final = fit(observations, start, max_steps=max_steps, tolerance=tolerance * positions)
-    model = order_states(final.parameters)
+    model = final.parameters if given else order_states(final.parameters)
     seconds = time.perf_counter() - began
     return StateFit(model, final.objective, final.history, final.converged, spent + final.steps, starts, moves, seconds)
 
