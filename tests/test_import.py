@@ -107,7 +107,7 @@ def test_examples_of_docstrings_run():
         "tl._spatial_patterns",
         "pl._spatial_genes",
         "get._spatial_genes",
-        "get._proportions",
+        "get._deconvolution",
         "metrics._composition",
         "datasets._pbmc_tissue",
         "datasets._simulate_chromatin_states",
@@ -124,6 +124,13 @@ def test_examples_of_docstrings_run():
         "pl._chromatin_states",
         "pl._deconvolution",
         "operators.multiomics.spatial_deconvolution",
+        "io._read_fragments",
+        "io._read_regions",
+        "pp._coverage",
+        "pp._parse_regions",
+        "pp._pseudobulk",
+        "genome.chrom_sizes",
+        "genome.overlap",
         "_settings",
     ):
         result = doctest.testmod(importlib.import_module(f"diffbio_sc.{name}"))

@@ -80,7 +80,7 @@ class MarkRows:
 
     def _column(self, matrix: CountMatrix, mark: int) -> np.ndarray:
         if not self.bins_first:
-            column = matrix.rows(np.array([mark]))[0]
+            column = matrix.take(np.array([mark]))[0]
         elif isinstance(matrix, InMemory) and not sp.issparse(matrix.matrix):
             column = np.asarray(matrix.matrix[:, mark], np.float32)
         else:
@@ -103,10 +103,10 @@ class MarkRows:
         all_marks = len(self.marks) == matrix.shape[1 if self.bins_first else 0]
         if self.bins_first:
             if isinstance(matrix, InMemory):
-                return matrix.rows(where, None if all_marks else self.marks)
+                return matrix.take(where, None if all_marks else self.marks)
             sorting = np.argsort(where, kind="stable")
             rows = np.empty((len(where), len(self.marks)), np.float32)
-            rows[sorting] = matrix.rows(where[sorting], None if all_marks else self.marks)
+            rows[sorting] = matrix.take(where[sorting], None if all_marks else self.marks)
             return rows
         if isinstance(matrix, InMemory) and not sp.issparse(matrix.matrix):
             rows = np.asarray(matrix.matrix[:, where], np.float32).T

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.matrix import CountCheck
-from diffbio_sc._anndata.name_lists import some_names
+from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
 from diffbio_sc.blocks.matrix import BLOCK_ROWS, InMemory, as_count_matrix
 from diffbio_sc.numerics.counts.likelihood_choice import ModalitySummary, choose_likelihood
@@ -40,7 +40,7 @@ def read_values(part: AnnData, layer: str | None, where: str) -> sp.csr_array:
         matrix = _as_csr(values)  # the object's own arrays, where they are of this kind
     else:
         source = as_count_matrix(values)
-        pieces = source.map_blocks(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
+        pieces = source.map(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
         matrix = pieces[0] if len(pieces) == 1 else sp.csr_array(sp.vstack(pieces, format="csr"))
     if not matrix.has_canonical_format or np.count_nonzero(matrix.data) < matrix.nnz:
         matrix = matrix.copy()
@@ -128,7 +128,7 @@ def _other_counts(part: AnnData, layer: str | None) -> list[str]:
     """Layers other than the one read that hold counts."""
     found = []
     for key in _layer_names(part):
-        if key != layer and not any(as_count_matrix(part.layers[key]).map_blocks(CountCheck())):
+        if key != layer and not any(as_count_matrix(part.layers[key]).map(CountCheck())):
             found.append(key)
     return found
 
@@ -167,12 +167,12 @@ def to_features(matrix: sp.csr_array, found: pd.Index, wanted: pd.Index, name: s
     if 2 * known < len(wanted):
         raise ValueError(
             f"Modality {name!r} has {known} of the {len(wanted)} features of the model, at least half are needed. "
-            f"Model: {some_names(wanted)}; found: {some_names(found)}."
+            f"Model: {name_heads(wanted)}; found: {name_heads(found)}."
         )
     if len(missing):
         warnings.warn(
             f"Modality {name!r} lacks {len(missing)} of the {len(wanted)} features of the model, they are taken as "
-            f"zero: {some_names(missing)}.",
+            f"zero: {name_heads(missing)}.",
             UserWarning,
             stacklevel=4,
         )

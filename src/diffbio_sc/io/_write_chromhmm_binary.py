@@ -80,7 +80,7 @@ def write_chromhmm_binary(
     bad = [name for name in names if os.sep in name or "/" in name]
     if bad:
         raise ValueError(f"names of cell types must be part of a file's name, found {bad[:5]}.")
-    columns = np.stack([_as_digits(tracks.rows(np.array([row]))[0], mark) for row, mark in enumerate(marks)], 1)
+    columns = np.stack([_as_digits(tracks.take(np.array([row]))[0], mark) for row, mark in enumerate(marks)], 1)
     jobs = []
     for part, name in zip(parts, names, strict=True):
         width = part.genome.width

@@ -154,10 +154,10 @@ def binarize(
     for part in parts:
         sequences = part.genome.sequences
         for index, name in enumerate(names):
-            counts = tracks.rows(np.array([index]))[0, part.positions].astype(np.float64)
+            counts = tracks.take(np.array([index]))[0, part.positions].astype(np.float64)
             against = None
             if name in controls:
-                other = tracks.rows(np.array([names.index(controls[name])]))[0, part.positions]
+                other = tracks.take(np.array([names.index(controls[name])]))[0, part.positions]
                 against = smoothed_control(other.astype(np.float64), sequences, flank=flank, pseudocount=pseudocount)
             present, row = _call(counts, against, options)
             values[index, part.positions] = present
