@@ -222,6 +222,29 @@ def test_values_that_are_no_counts(bad, problem):
         dbio.pp.binarize(as_bins(values))
 
 
+@pytest.mark.parametrize("axis", ["obs", "var"])
+def test_marks_of_one_name_are_refused(axis):
+    adata = as_bins(counts_of(np.random.default_rng(9)), axis)
+    if axis == "obs":
+        adata.var_names = ["a", "b", "a"]
+    else:
+        adata.obs_names = ["a", "b", "a"]
+    with pytest.raises(ValueError, match=r"names of marks must be unique.*\['a'\]"):
+        dbio.pp.binarize(adata)
+
+
+def test_backed_and_chunked_counts(tmp_path):
+    da = pytest.importorskip("dask.array")
+    adata = as_bins(counts_of(np.random.default_rng(10)))
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    chunked = adata.copy()
+    chunked.X = da.from_array(adata.X, chunks=(64, 3))
+    for each in (adata, backed, chunked):
+        dbio.pp.binarize(each)
+        np.testing.assert_array_equal(np.asarray(each.layers["binary"]), adata.layers["binary"])
+
+
 def test_files_that_cannot_be_read_as_marks():
     with pytest.raises(TypeError, match="found str"):
         dbio.pp.binarize("a.bam")
