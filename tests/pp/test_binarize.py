@@ -46,6 +46,9 @@ def test_fold_and_count_raise_thresholds():
     assert presence_thresholds(np.array([2.0, 50.0]), fold=2.5).tolist() == [9, 125]
     assert presence_thresholds(np.array([2.0, 50.0]), least=30).tolist() == [30, threshold_by_loop(50.0, 1e-4)]
     assert presence_thresholds(np.array([1e-9])).tolist() == [1]
+    # A fold and a count must be met in full: 2.3 times 10.1 is 23.2, so 24 reads.
+    assert presence_thresholds(np.array([10.1]), tail=0.5, fold=2.3).tolist() == [24]
+    assert presence_thresholds(np.array([0.1]), least=6.5).tolist() == [7]
 
 
 def test_the_control_is_averaged_within_sequences():
