@@ -26,7 +26,6 @@ __all__ = [
     "loops",
     "multiomics_vae",
     "peaks",
-    "proportions",
     "spatial_genes",
     "state_enrichment",
     "state_reproducibility",
