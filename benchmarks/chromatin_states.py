@@ -208,8 +208,8 @@ def _biology(data: Observations, model: MarkovModel) -> tuple[float, float]:
 
 def s(effort: str = "default") -> None:
     head(
-        f"{effort}: fitted to S; mutual information of GM12878's states with annotations, nats; likelihood of a bin of 20 "
-        "other chromosomes of K562 in hg19, WCE summed out",
+        f"{effort}: fitted to S; mutual information of GM12878's states with annotations, nats; likelihood of a bin of "
+        "20 other chromosomes of K562 in hg19, WCE summed out",
         *("states", "seed", "log-likelihood", "over ChromHMM", "EM steps", "CPU s", "lamina", "CpG islands"),
         *("K562, a bin", "over ChromHMM"),
     )
@@ -591,8 +591,7 @@ def effort() -> None:
         for chosen in choices:
             values, began = [], cpu()
             for seed in SEEDS:
-                engine.EFFORTS["tried"] = chosen
-                values.append(round(engine.fit_states(one, states, effort="tried", rng=seed).log_likelihood))
+                values.append(round(engine.fit_states(one, states, effort=chosen, rng=seed).log_likelihood))
             seconds = (cpu() - began) / len(SEEDS)
             row(name, states, chosen.random_starts, chosen.kept, chosen.failures, values, f"{seconds:.1f}")
 

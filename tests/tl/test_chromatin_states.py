@@ -365,7 +365,7 @@ def test_numbers_of_states_at_both_ends(bins):
             lambda a: setattr(a, "obs", a.obs.assign(start=a.obs["end"])),
             {},
             ValueError,
-            "ends that are not after the start",
+            "ends that do not lie after their starts",
         ),
         (lambda a: setattr(a, "var_names", ["x", "x", "y"]), {}, ValueError, "marks .* must be unique"),
         (lambda a: None, {"layer": "no"}, KeyError, "adata.layers has no 'no'"),

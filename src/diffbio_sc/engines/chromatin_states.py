@@ -149,7 +149,7 @@ def fit_states(
     n_states: int,
     *,
     family: str = "bernoulli",
-    effort: Literal["fast", "default"] = "default",
+    effort: Literal["fast", "default"] | Effort = "default",
     max_steps: int = 400,
     tolerance: float = 1e-8,
     rng: np.random.Generator | int | None = 0,
@@ -166,7 +166,7 @@ def fit_states(
     family
         Family of emissions, one of :data:`diffbio_sc.numerics.chains.emissions.FAMILIES`.
     effort
-        How long to look for a good optimum, a key of :data:`EFFORTS`.
+        How long to look for a good optimum: a key of :data:`EFFORTS`, or numbers of one's own.
     max_steps
         Most EM steps of the last training.
     tolerance
@@ -184,7 +184,7 @@ def fit_states(
     if start is None:
         search = _part_to_search(observations, generator)
         sample = sample_bins(search)
-        chosen = EFFORTS[effort]
+        chosen = effort if isinstance(effort, Effort) else EFFORTS[effort]
         small = _START_TOLERANCE * search.n_positions
         candidates = []
         for name, model in _starts(sample, n_states, family, chosen, generator):
@@ -292,14 +292,15 @@ def decode(observations: Observations, model: MarkovModel, *, top: int | None = 
                 best[where] = order
                 probability[where] = np.take_along_axis(found, order, 1)
 
-        found = forward_backward(model.initial, model.transition, source, size, visit)
+        block = observations.block_size(states)
+        found = forward_backward(model.initial, model.transition, source, size, visit, block=block)
         values[number] = found.log_likelihood
         if not np.isfinite(found.log_likelihood):
             raise ValueError(
                 f"the model cannot make sequence {number} ({size} bins): its probability is zero. A transition, start "
                 "or emission of exactly 0 forbids what the data show; give it a small probability instead."
             )
-        path[offset : offset + size] = viterbi(model.initial, model.transition, source, size)[0]
+        path[offset : offset + size] = viterbi(model.initial, model.transition, source, size, block=block)[0]
     return Decoded(state, path, posterior, best, probability, values)
 
 

@@ -26,6 +26,7 @@ __all__ = ["MarkovModel", "Observations", "expect", "fit", "log_likelihoods", "m
 _FEWEST_REPEATS = 4
 _COMPRESSIBLE_PATTERNS = 4096
 _SMALLEST = 1e-12
+_BLOCK_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,14 +141,10 @@ class Observations:
         ]
         return Observations(self.rows, lengths, index=self.index, compress=self.compressed is not None)
 
-    def blocks(self, size: int = 65_536):
-        """Yield (dense rows, weight of each row) over all positions, or over the distinct rows with their counts."""
-        if self.counts is not None:
-            yield self.distinct, self.counts
-            return
-        for start in range(0, self.n_positions, size):
-            rows = dense_rows(self.rows[start : start + size])
-            yield rows, np.ones(len(rows))
+    def block_size(self, states: int) -> int:
+        """Positions of which messages, and where rows do not repeat the rows too, take little memory."""
+        width = states if self.index is not None else max(states, self.n_marks)
+        return max(_BLOCK_BYTES // (8 * width), 256)
 
     def log_likelihood_source(self, emission: Emission, sequence: int) -> Callable[[int, int], np.ndarray]:
         """Return a function that gives the log-likelihoods of positions of one sequence."""
@@ -210,7 +207,8 @@ def _expect_streamed(observations, model, weights):
             emission_sums = part if emission_sums is None else emission_sums + part
 
         source = observations.log_likelihood_source(model.emission, number)
-        found = forward_backward(model.initial, model.transition, source, int(length), visit)
+        block = observations.block_size(states)
+        found = forward_backward(model.initial, model.transition, source, int(length), visit, block=block)
         total += weight * found.log_likelihood
         initial += weight * found.initial
         transitions += weight * found.transitions
@@ -232,7 +230,8 @@ def log_likelihoods(observations: Observations, model: MarkovModel) -> np.ndarra
     for number in np.flatnonzero(~np.isfinite(result)):
         source = observations.log_likelihood_source(model.emission, int(number))
         length = int(observations.lengths[number])
-        result[number] = log_likelihood(model.initial, model.transition, source, length)
+        block = observations.block_size(model.n_states)
+        result[number] = log_likelihood(model.initial, model.transition, source, length, block=block)
     return result
 
 
