@@ -83,14 +83,14 @@ def peaks(
     import matplotlib.pyplot as plt
     import scipy.sparse as sp
 
-    from diffbio_sc._anndata import read_labels
+    from diffbio_sc._anndata import prefix_of, read_labels
     from diffbio_sc._anndata.genome_axis import read_genome_axis
     from diffbio_sc._anndata.peak_tables import read_peak_tables
 
     tables = read_peak_tables(adata, key)
     params = adata.uns[key]["params"]
     groupby = params.get("groupby")
-    prefix = "" if key == "peaks" else f"{key}_"
+    prefix = prefix_of(key, "peaks")
     genome = read_genome_axis(adata, axis=axis)  # type: ignore[arg-type]
     names = list(tables)
     chosen = list(tracks) if tracks is not None else names[:6]
