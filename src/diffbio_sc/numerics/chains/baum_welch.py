@@ -152,7 +152,17 @@ class Observations:
         if self.index is not None:
             index, table = self.index, emission.log_likelihood(self.distinct)
             return lambda start, stop: table[index[offset + start : offset + stop]]
-        return lambda start, stop: emission.log_likelihood(dense_rows(self.rows[offset + start : offset + stop]))
+        kept: dict[tuple[int, int], np.ndarray] = {}
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            # Blocks are asked for forward and then backward: the last one need not be worked out twice.
+            if (start, stop) not in kept:
+                kept.clear()
+                block = dense_rows(self.rows[offset + start : offset + stop])
+                kept[start, stop] = emission.log_likelihood(block)
+            return kept[start, stop]
+
+        return rows
 
 
 def expect(
