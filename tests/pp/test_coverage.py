@@ -315,7 +315,7 @@ def test_cells_of_several_samples_have_names_of_both():
 
 def test_what_lies_outside_the_sizes_is_counted_in_a_warning():
     fragments = Intervals.from_arrays(["chr1", "chr1", "chrM"], [5, 95, 1], [9, 99, 4])
-    with pytest.warns(UserWarning, match="1 intervals on chromosomes without a size and 1 past the end"):
+    with pytest.warns(UserWarning, match="1 interval on chromosomes without a size and 1 past the end"):
         found = dbio.pp.coverage(fragments, bin_size=50, chrom_sizes={"chr1": 90})
     assert found.X.toarray().tolist() == [[1, 0]]
     assert found.obs["n_fragments"].tolist() == [1]

@@ -102,14 +102,6 @@ class CountMatrix(abc.ABC):
         ]
         return np.concatenate(parts) if parts else _no_rows(self.shape[1], columns)
 
-    def map_blocks(self, function: Callable[[int, Any], Result], size: int = BLOCK_ROWS) -> list[Result]:
-        """Do the same as :meth:`map`."""
-        return self.map(function, size)
-
-    def rows(self, indices: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
-        """Do the same as :meth:`take`."""
-        return self.take(indices, columns)
-
     def column_sums(self) -> np.ndarray:
         """Sum of each column, in float64."""
         return self.reduce(ColumnSums())[0]

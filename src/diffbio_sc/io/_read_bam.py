@@ -190,7 +190,7 @@ class _AlignmentReader:
         if self.rows == 0:
             self._report_nothing(left_out)
         if self.rows or count[kernels.OTHER_BARCODE]:
-            self.cells.report(self.name, [])
+            self.cells.report(self.name, [], stacklevel=5)
         single, mates = int(count[kernels.SEEN_SINGLE]), int(count[kernels.SEEN_PAIRED])
         if asked is None and min(single, mates) > _FEW * (single + mates):
             taken = "pairs are read as fragments and single reads are left out"
