@@ -105,7 +105,7 @@ def test_interactions_across_a_moved_boundary_change(changed):
 def test_depth_decay_and_visibility_are_no_difference():
     """The second group is another depth, a steeper decay, and other visibilities, and nothing else."""
     rng = np.random.default_rng(0)
-    adata = dbio.datasets.simulate_contacts(800, n_replicates=4, contacts_per_bin=2000, n_loops=30)
+    adata = dbio.datasets.simulate_contacts(800, n_replicates=4, contacts_per_bin=2000, n_loops=30, replicate_sd=0.01)
     distance = np.arange(800)
     visibility = rng.uniform(0.3, 1.0, 800)
     keep = 0.9 * ((distance + 1) / 1.0) ** -0.1
@@ -194,6 +194,14 @@ def test_several_chromosomes_and_shuffled_bins():
     np.testing.assert_allclose(
         adata.obs["boundary_change"].to_numpy()[order], shuffled.obs["boundary_change"].to_numpy(), atol=1e-4
     )
+
+
+def test_bins_along_var():
+    adata = dbio.datasets.simulate_contacts(150, n_replicates=2, n_conditions=2, contacts_per_bin=300)
+    turned = adata.T.copy()
+    for each in (adata, turned):
+        dbio.tl.differential_contacts(each, groups=GROUPS, features="boundaries")
+    np.testing.assert_array_equal(turned.var["boundary_change"], adata.obs["boundary_change"])
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
