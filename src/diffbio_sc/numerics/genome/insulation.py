@@ -65,7 +65,7 @@ def window_sums(rows: PixelRows, decay: np.ndarray, weights: np.ndarray, window:
     exposure = np.where(used, 1.0 / np.where(used, weights, 1.0), 0.0)
     near = np.where(np.isfinite(decay), decay, 0.0)[: 2 * window]
     near[:nearest] = 0.0
-    return WindowSums(*_window_sums(*rows[:5], used, exposure, near, window))
+    return WindowSums(*_window_sums(*rows, used, exposure, near, window))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -88,7 +88,7 @@ def _add(diamond, sides, i, j, value, window, n):
 
 
 @njit(cache=True, nogil=True)
-def _window_sums(begin, end, indices, data, offset, used, exposure, decay, window):
+def _window_sums(begin, end, indices, data, offset, diagonal, used, exposure, decay, window):
     n = len(begin)
     diamond, sides = np.zeros(n + 2), np.zeros(n + 2)
     diamond_expected, sides_expected = np.zeros(n + 2), np.zeros(n + 2)
@@ -96,6 +96,7 @@ def _window_sums(begin, end, indices, data, offset, used, exposure, decay, windo
     for i in range(n):
         if not used[i]:
             continue
+        _add(diamond, sides, i, i, diagonal[i], window, n)
         for k in range(begin[i], end[i]):
             j = indices[k] - offset
             if j - i >= 2 * window:
@@ -137,7 +138,7 @@ def cooltools_insulation(
     both, at least ``nearest`` apart; NaN where it is empty.
     """
     used = np.isfinite(weights)
-    total, number = _diamond_means(*rows[:5], used, np.where(used, weights, 0.0), window, nearest)
+    total, number = _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = total / number
         mean = mean / np.nanmedian(mean) if np.isfinite(mean).any() else mean
@@ -146,12 +147,14 @@ def cooltools_insulation(
 
 
 @njit(cache=True, nogil=True)
-def _diamond_means(begin, end, indices, data, offset, used, weights, window, nearest):
+def _diamond_means(begin, end, indices, data, offset, diagonal, used, weights, window, nearest):
     n = len(begin)
     total, number = np.zeros(n + 1), np.zeros(n + 1, np.int64)
     for i in range(n):
         if not used[i]:
             continue
+        total[i] += diagonal[i] * weights[i] ** 2
+        total[i + 1] -= diagonal[i] * weights[i] ** 2
         for k in range(begin[i], end[i]):
             j = indices[k] - offset
             if j - i > 2 * window - 2:
