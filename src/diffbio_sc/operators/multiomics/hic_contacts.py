@@ -234,9 +234,12 @@ class HiCContactAnalysis(Operator):
         """Return the outputs; see the notes of the class."""
         arrays = self._inputs(data)
         _check_values(arrays)
-        plain = self.loop_correction.is_zero() and self.bin_correction.is_zero()
         # Compiled as one also while gradients are taken from outside: one operation after the other takes far longer.
-        return _compiled(HiCContactAnalysis._outputs, *nnx.split(self), arrays, plain)
+        return _compiled(HiCContactAnalysis._outputs, *nnx.split(self), arrays, self._is_plain())
+
+    def _is_plain(self) -> bool:
+        """Whether the networks are known to add exactly nothing, so that they need not be run."""
+        return self.loop_correction.is_zero() and self.bin_correction.is_zero()
 
     def _outputs(self, arrays: Mapping[str, Array], plain: bool = False) -> dict[str, Array]:
         counts = arrays["contacts"]
@@ -419,7 +422,7 @@ class HiCContactAnalysis(Operator):
                 arrays[name] = as_float_array(data, name, (len(shape),))
                 if arrays[name].shape != shape:
                     raise ValueError(f"data[{name!r}] must have shape {shape}, found {arrays[name].shape}.")
-        return _compiled(HiCContactAnalysis._loss, *nnx.split(self), arrays, False)
+        return _compiled(HiCContactAnalysis._loss, *nnx.split(self), arrays, self._is_plain())
 
     def _loss(self, arrays: Mapping[str, Array], plain: bool) -> Float[Array, ""]:
         parts = self.analyse(arrays, plain=plain)
