@@ -205,7 +205,7 @@ def ctcf() -> None:
         target = Path(name)
         for seed in SEEDS:
             files = split(treatment, target, seed)
-            ours = [dbio.tl.peaks(path, control=control, genome_size=52e6) for path in files]
+            ours = [dbio.tl.call_peaks(path, control=control, genome_size=52e6) for path in files]
             for rank_by in ("signalValue", "pValue") if seed == 0 else ("signalValue",):
                 _print_ctcf(f"`tl.peaks`, {rank_by}", seed, ours, rank_by)
             if MACS3 is not None:
@@ -227,7 +227,7 @@ def yeast() -> None:
         target = Path(name)
         for seed in SEEDS:
             files = split(path, target, seed, counted=True)
-            callers = {"`tl.peaks`": [dbio.tl.peaks(one, genome_size=12e6) for one in files]}
+            callers = {"`tl.peaks`": [dbio.tl.call_peaks(one, genome_size=12e6) for one in files]}
             if MACS3 is not None:
                 callers["MACS3"] = [macs3(one, target, "-g", "12e6") for one in files]
             for caller, tables in callers.items():
@@ -252,7 +252,7 @@ def macs() -> None:
     with tempfile.TemporaryDirectory() as name:
         for label, options in (("CTCF with control", ["-c", str(control)]), ("CTCF without", [])):
             theirs = macs3(treatment, Path(name), "-g", "52e6", *options)
-            ours = dbio.tl.peaks(treatment, control=control if options else None, mode="macs", genome_size=52e6)
+            ours = dbio.tl.call_peaks(treatment, control=control if options else None, mode="macs", genome_size=52e6)
             reads = dbio.io.read_bedpe(treatment).deduplicate()["chr22"]
             against = dbio.io.read_bedpe(control).deduplicate()["chr22"] if options else reads
             total, number = float((reads.end - reads.start).sum()), len(reads.start)
@@ -325,7 +325,7 @@ def thin() -> None:
 
 
 OURS = (
-    "import sys, diffbio_sc as dbio; t = dbio.tl.peaks(sys.argv[1]); "
+    "import sys, diffbio_sc as dbio; t = dbio.tl.call_peaks(sys.argv[1]); "
     "dbio.io.write_narrowpeak(t, sys.argv[2]); print(len(t))"
 )
 

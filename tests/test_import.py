@@ -22,6 +22,24 @@ def test_import_loads_no_heavy_package():
     assert loaded.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("module", "misspelt", "meant"),
+    [
+        ("diffbio_sc", "opertors", "operators"),
+        ("diffbio_sc.tl", "spatial_gene", "spatial_genes"),
+        ("diffbio_sc.pl", "deconvolve", "deconvolution"),
+        ("diffbio_sc.operators.multiomics", "SpatialDeconvolver", "SpatialDeconvolution"),
+    ],
+)
+def test_a_misspelt_public_name_gets_a_suggestion(module, misspelt, meant):
+    package = importlib.import_module(module)
+    with pytest.raises(AttributeError, match=f"no '{misspelt}'; did you mean .*'{meant}'"):
+        getattr(package, misspelt)
+    assert not hasattr(package, "__wrapped__")
+    with pytest.raises(AttributeError, match="public names: "):
+        _ = package.zzz
+
+
 def test_settings_load_no_heavy_package():
     loaded = _run(
         "import sys, diffbio_sc as dbio; dbio.settings.verbosity = 2;"
@@ -39,7 +57,7 @@ class Block:
             raise ImportError(f"{{name}} is blocked")
 sys.meta_path.insert(0, Block())
 count = 0
-for floor in ("operators", "training", "blocks", "genome", "numerics"):
+for floor in ("engines", "operators", "training", "blocks", "genome", "numerics"):
     package = importlib.import_module("diffbio_sc." + floor)
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
@@ -124,6 +142,10 @@ def test_no_package_uses_private_names_of_another():
         "_settings",
         "_logging",
         "_progress",
+        "_random",
+        "_lazy",
+        "_checks",
+        "_files",
     }  # floors of their own, private to the package as a whole
     found = []
     for path in sorted(root.rglob("*.py")):

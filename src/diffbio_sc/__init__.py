@@ -3,9 +3,9 @@
 The import is lazy: ``import diffbio_sc as dbio`` loads neither JAX nor anndata; each part loads at first use.
 """
 
-import lazy_loader as _lazy
+from diffbio_sc import _lazy
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, __file__)
 __all__ = [*__all__, "__version__"]

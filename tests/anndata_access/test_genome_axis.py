@@ -166,7 +166,7 @@ def test_missing_columns_say_what_is_there_and_what_to_do():
         ("start", 3, 300.5, "whole numbers, found 300.5"),
         ("start", 3, "x", "whole numbers, found 'x'"),
         ("start", 1, -5, r"negative starts: \['bin1'\]; the first is chr2:-5-100"),
-        ("end", 1, 0, r"not after the start .*\['bin1'\]; the first is chr2:0-0"),
+        ("end", 1, 0, r"ends that do not lie after their starts .*\['bin1'\]; the first is chr2:0-0"),
         ("end", 1, 101, r"overlapping bins \(1 .*'bin1' \(chr2:0-101\) and 'bin0' \(chr2:100-200\)"),
     ],
 )

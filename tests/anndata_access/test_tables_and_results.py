@@ -7,6 +7,7 @@ import pytest
 
 from diffbio_sc._anndata import (
     align_names,
+    check_key,
     make_record,
     read_coordinates,
     read_labels,
@@ -155,3 +156,39 @@ def test_record_survives_h5ad_and_zarr(adata, tmp_path):
         assert float(params["nested|key"]["deep"]) == 1.5
         np.testing.assert_array_equal(back.uns["result"]["report"]["history"]["loss"], [0, 1, 2])
         assert set(back.uns["result"]["version"]) == {"diffbio_sc", "jax", "anndata", "numpy"}
+
+
+@pytest.mark.parametrize("key", ["spatial_genes", "a b", "µ.1", "..a"])
+def test_keys_that_files_hold_pass(key, adata, tmp_path):
+    assert check_key(key) == key
+    write_results(adata, uns={key: {"a": 1}}, obsm={key: np.ones((4, 2), np.float32)}, var={key: np.zeros(3)})
+    for name, read in (("h5ad", ad.read_h5ad), ("zarr", ad.read_zarr)):
+        path = tmp_path / f"stored.{name}"
+        getattr(adata, f"write_{name}")(path)
+        again = read(path)
+        assert key in again.uns
+        assert key in again.obsm
+        assert key in again.var
+
+
+@pytest.mark.parametrize("key", ["run1/decon", "/a", "a\\b", "a\0", "", " ", ".", ".."])
+def test_keys_that_files_cannot_hold_are_refused(key, adata):
+    with pytest.raises(ValueError, match="key_added must .*h5ad and zarr"):
+        check_key(key)
+    for field, value in (("uns", {}), ("obs", np.zeros(4)), ("layers", np.zeros((4, 3)))):
+        with pytest.raises(ValueError, match=f"keys of adata.{field} must"):
+            write_results(adata, obsm={"good": np.zeros((4, 1))}, **{field: {key: value}})
+    assert "good" not in adata.obsm
+
+
+def test_keys_that_are_no_text_are_refused():
+    with pytest.raises(TypeError, match="key must be a text, found 3"):
+        check_key(3, "key")
+
+
+def test_pairwise_results_are_checked_and_written(adata):
+    write_results(adata, obsp={"near": np.eye(4)}, varp={"map": np.eye(3)})
+    assert adata.obsp["near"].shape == (4, 4)
+    assert adata.varp["map"].shape == (3, 3)
+    with pytest.raises(ValueError, match=r"varp\['map'\] must have shape \(3, 3\), found shape \(4, 4\)"):
+        write_results(adata, varp={"map": np.eye(4)})

@@ -126,7 +126,7 @@ def test_barcodes_of_a_tag(tmp_path):
     grouped = read_bam(path, barcode_tag="CB", barcodes={"AC1-1": "x", "AC2-1": "x"})
     assert grouped.barcodes == ["x"]
     assert len(grouped) == barcodes.count("AC1-1") + barcodes.count("AC2-1")
-    with pytest.raises(ValueError, match="none of the barcodes"):
+    with pytest.raises(ValueError, match="none of the 1 barcodes"):
         read_bam(path, barcode_tag="CB", barcodes=["nobody"])
     with pytest.raises(ValueError, match="no alignment with the tag 'XX'"):
         read_bam(path, barcode_tag="XX")
@@ -148,7 +148,7 @@ def test_no_alignments_is_a_result(tmp_path):
 def test_what_is_no_bam_file(tmp_path):
     path = tmp_path / "a.bam"
     path.write_text("chr1\t1\t2\n")
-    with pytest.raises(ValueError, match="no BAM file.*samtools view -b"):
+    with pytest.raises(ValueError, match="not a BAM file.*samtools view -b"):
         read_bam(path)
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="it is empty"):

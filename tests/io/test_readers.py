@@ -48,7 +48,7 @@ def _equal(intervals, frame, columns=("chrom", "start", "end")):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few lines, so that short files cross many of their borders."""
-    monkeypatch.setattr("diffbio_sc.io._text.BLOCK_BYTES", 512)
+    monkeypatch.setattr("diffbio_sc.io._line_reader.BLOCK_BYTES", 512)
 
 
 @pytest.mark.parametrize("order", ["grouped", "scattered"])

@@ -32,9 +32,11 @@ def test_narrowpeak_round_trip(tmp_path, name):
     path = tmp_path / name
     write_narrowpeak(_peaks(), path)
     text = (gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()).decode()
-    assert text == "chr1\t10\t60\ta\t1000\t.\t12.25\t333.125\t300.5\t49\nchrX\t200\t1200\tb\t3\t.\t1e+06\t-1\t0.25\t0\n"
+    assert (
+        text == "chr1\t10\t60\ta\t1000\t.\t12.25\t333.125\t300.5\t49\nchrX\t200\t1200\tb\t3\t.\t1000000\t-1\t0.25\t0\n"
+    )
     found = read_narrowpeak(path)
-    expected = _peaks().assign(score=[1000.0, 3.0], pValue=[333.125, -1], strand=".")[list(found.columns)]
+    expected = _peaks().assign(score=[1000.0, 3.0], pValue=[333.125, np.nan], strand=".")[list(found.columns)]
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
 
 
@@ -57,7 +59,7 @@ def test_no_peaks_is_a_file_and_a_table(tmp_path):
 def test_bad_peaks(tmp_path):
     with pytest.raises(KeyError, match=r"no columns \['end'\]"):
         write_narrowpeak(_peaks().drop(columns="end"), tmp_path / "a")
-    with pytest.raises(ValueError, match="1 that have not"):
+    with pytest.raises(ValueError, match="1 that do not; the first is 50 of chr1:10-60"):
         write_narrowpeak(_peaks().assign(peak=[50, 0]), tmp_path / "a")
     (tmp_path / "a").write_text("chr1\t1\t2\n")
     with pytest.raises(ValueError, match="found a line of 3 columns"):

@@ -101,8 +101,8 @@ class TestBigWig:
         self.library = pytest.importorskip("pyBigWig")
 
     def test_round_trip(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("diffbio_sc.io._bigwig._WINDOW", 90)  # runs cross the borders of windows
-        monkeypatch.setattr("diffbio_sc.io._bigwig._RUNS", 7)
+        monkeypatch.setattr("diffbio_sc.io._read_bigwig._WINDOW", 90)  # runs cross the borders of windows
+        monkeypatch.setattr("diffbio_sc.io._write_bigwig._RUNS", 7)
         arrays = _signal(np.random.default_rng(1))
         path = tmp_path / "a.bw"
         write_bigwig(arrays, path, chrom_sizes=SIZES)
@@ -162,7 +162,7 @@ class TestBigWig:
         with pytest.raises(FileNotFoundError):
             read_bigwig(tmp_path / "a.bw")
         (tmp_path / "a.bw").write_text("text")
-        with pytest.raises(ValueError, match="no bigWig file"):
+        with pytest.raises(ValueError, match="not a bigWig file"):
             read_bigwig(tmp_path / "a.bw")
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffbio_sc.numerics.genome import background, peak_engine
+from diffbio_sc.numerics.genome import background, background_host
 
 
 def brute_mean(values, width):
@@ -22,7 +22,7 @@ def counts():
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 40, 128, 300, 301, 1000])
 def test_window_means_are_those_of_a_loop(counts, width):
     expected = brute_mean(counts, width)
-    np.testing.assert_allclose(peak_engine.window_mean(counts, width), expected, rtol=1e-12)
+    np.testing.assert_allclose(background_host.window_mean(counts, width), expected, rtol=1e-12)
     np.testing.assert_allclose(background.window_mean(jnp.float32(counts), width), expected, rtol=1e-6)
 
 
@@ -30,13 +30,13 @@ def test_windows_lose_no_count_beside_a_pile_of_ten_million():
     """Differences of running totals in float32 would: the sum before the window is far above its counts."""
     counts = np.ones(5000, np.float32)
     counts[100] = 1e7
-    for found in (background.window_mean(jnp.asarray(counts), 50), peak_engine.window_mean(counts, 50)):
+    for found in (background.window_mean(jnp.asarray(counts), 50), background_host.window_mean(counts, 50)):
         np.testing.assert_allclose(np.asarray(found)[1000:], 1.0, rtol=1e-6)
 
 
 def test_background_is_the_largest_of_level_and_windows(counts):
     expected = np.maximum.reduce([np.full(301, counts.mean()), brute_mean(counts, 5), brute_mean(counts, 50)])
-    np.testing.assert_allclose(peak_engine.local_background(counts, [5, 50]), expected, rtol=1e-12)
+    np.testing.assert_allclose(background_host.local_background(counts, [5, 50]), expected, rtol=1e-12)
     np.testing.assert_allclose(background.local_background(jnp.float32(counts), [5, 50]), expected, rtol=1e-5)
 
 
@@ -44,28 +44,28 @@ def test_control_is_scaled_to_the_depth_of_the_signal(counts):
     control = np.random.default_rng(1).poisson(10.0, 301).astype(float)
     scale = counts.sum() / control.sum()
     expected = np.maximum(counts.mean(), scale * brute_mean(control, 20))
-    np.testing.assert_allclose(peak_engine.local_background(counts, [20], control=control), expected, rtol=1e-12)
+    np.testing.assert_allclose(background_host.local_background(counts, [20], control=control), expected, rtol=1e-12)
     found = background.local_background(jnp.float32(counts), [20], control=jnp.float32(control))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     given = np.maximum(0.1, 0.5 * brute_mean(control, 20))
     options = {"control_scale": 0.5, "level": 0.1}
-    np.testing.assert_allclose(peak_engine.local_background(counts, [20], control=control, **options), given)
+    np.testing.assert_allclose(background_host.local_background(counts, [20], control=control, **options), given)
     found = background.local_background(jnp.float32(counts), [20], control=jnp.float32(control), **options)
     np.testing.assert_allclose(found, given, rtol=1e-5)
 
 
 def test_empty_control_and_empty_signal_leave_the_level(counts):
     zeros = np.zeros(301)
-    np.testing.assert_allclose(peak_engine.local_background(counts, [20], control=zeros), counts.mean())
+    np.testing.assert_allclose(background_host.local_background(counts, [20], control=zeros), counts.mean())
     found = background.local_background(jnp.float32(counts), [20], control=jnp.zeros(301))
     np.testing.assert_allclose(found, counts.mean(), rtol=1e-6)
-    np.testing.assert_array_equal(peak_engine.local_background(zeros, [20]), 1e-6)
+    np.testing.assert_array_equal(background_host.local_background(zeros, [20]), 1e-6)
     np.testing.assert_allclose(background.local_background(jnp.zeros(301), [20]), 1e-6)
 
 
 def test_control_of_another_length_is_refused(counts):
     with pytest.raises(ValueError, match="control must have shape"):
-        peak_engine.local_background(counts, [20], control=counts[:-1])
+        background_host.local_background(counts, [20], control=counts[:-1])
 
 
 def simulate(lengths, seed=0, low=0.5, fold=6.0, gap=0):
@@ -82,19 +82,19 @@ def simulate(lengths, seed=0, low=0.5, fold=6.0, gap=0):
 def test_robust_level_finds_the_background_under_domains_that_fill_most(gap):
     counts = simulate([8000 + gap, 16000, 4000, 20000], gap=gap)
     assert counts.mean() > 3 * 0.5
-    level = peak_engine.robust_level([counts], 80)
+    level = background_host.robust_level([counts], 80)
     assert level == pytest.approx(0.5, rel=0.03)
     assert float(background.robust_level(jnp.float32(counts), 80)) == pytest.approx(level, rel=1e-3)
     split = np.split(counts, [8000 + gap, 24000 + gap])
-    assert peak_engine.robust_level(split, 80) == pytest.approx(level, rel=1e-6)
+    assert background_host.robust_level(split, 80) == pytest.approx(level, rel=1e-6)
 
 
 def test_robust_level_of_tiny_and_empty_tracks():
-    assert peak_engine.robust_level([np.array([1.0, 2.0])], 80) == 1.5
+    assert background_host.robust_level([np.array([1.0, 2.0])], 80) == 1.5
     assert float(background.robust_level(jnp.array([1.0, 2.0]), 80)) == 1.5
-    assert peak_engine.robust_level([np.zeros(1000)], 80) == pytest.approx(0.0, abs=1e-6)
+    assert background_host.robust_level([np.zeros(1000)], 80) == pytest.approx(0.0, abs=1e-6)
     assert float(background.robust_level(jnp.zeros(1000), 80)) == pytest.approx(0.0, abs=1e-6)
-    assert peak_engine.robust_level([], 80) == 0.0
+    assert background_host.robust_level([], 80) == 0.0
 
 
 def test_robust_level_has_a_gradient():
@@ -109,12 +109,12 @@ def test_breadth_tells_domains_from_peaks_and_does_not_depend_on_depth():
     broad = simulate([2000, 3000, 1500, 2500])
     narrow = simulate([400, 60] * 20)
     for counts, low, high in ((broad, 0.6, 1.1), (narrow, -0.4, 0.2)):
-        value = peak_engine.breadth([counts], 25)
+        value = background_host.breadth([counts], 25)
         assert low < value < high
         assert float(background.breadth(jnp.float32(counts), 25)) == pytest.approx(value, abs=1e-3)
         thinned = np.random.default_rng(2).binomial(counts.astype(int), 0.5).astype(float)
-        assert peak_engine.breadth([thinned], 25) == pytest.approx(value, abs=0.1)
-    assert peak_engine.broad_weight(peak_engine.breadth([broad], 25)) > 0.99
+        assert background_host.breadth([thinned], 25) == pytest.approx(value, abs=0.1)
+    assert background_host.broad_weight(background_host.breadth([broad], 25)) > 0.99
     assert float(background.broad_weight(jnp.float32(0.4))) == pytest.approx(0.5)
 
 
@@ -122,7 +122,7 @@ def test_breadth_is_a_ratio_of_covariances():
     counts = np.random.default_rng(3).poisson(3 + 2 * np.sin(np.arange(3000) / 90.0)).astype(float)
     centred = counts - counts.mean()
     expected = np.mean(centred[200:] * centred[:-200]) / np.mean(centred[20:] * centred[:-20])
-    assert peak_engine.breadth([counts], 25) == pytest.approx(expected, rel=1e-9)
+    assert background_host.breadth([counts], 25) == pytest.approx(expected, rel=1e-9)
     for track in (np.ones(3000), np.zeros(3000), counts[:100]):
-        assert peak_engine.breadth([track], 25) == 0.0
+        assert background_host.breadth([track], 25) == 0.0
         assert float(background.breadth(jnp.float32(track), 25)) == 0.0

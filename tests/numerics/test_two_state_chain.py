@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffbio_sc.numerics.chains import two_state
-from diffbio_sc.numerics.genome import peak_engine
+from diffbio_sc.numerics.chains import two_state, two_state_host
 
 ENTER, LEAVE = 1.5, 2.5
 
@@ -62,7 +61,7 @@ def log_odds():
 def test_margins_are_max_marginals_of_all_paths(log_odds):
     expected = Enumeration(log_odds).margin()
     np.testing.assert_allclose(two_state.margins(jnp.float32(log_odds), ENTER, LEAVE), expected, atol=1e-5)
-    np.testing.assert_allclose(peak_engine.chain_margins(log_odds, ENTER, LEAVE), expected, atol=1e-5)
+    np.testing.assert_allclose(two_state_host.chain_margins(log_odds, ENTER, LEAVE), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 3.0])
@@ -74,10 +73,7 @@ def test_posterior_and_switches_are_those_of_all_paths(log_odds, temperature):
     np.testing.assert_allclose(jax.nn.sigmoid(found.logits), inside, atol=2e-6)
     np.testing.assert_allclose(found.start, start, atol=2e-6)
     np.testing.assert_allclose(found.end, end, atol=2e-6)
-    np.testing.assert_allclose(
-        two_state.posterior_logits(jnp.float32(log_odds), ENTER, LEAVE, temperature), found.logits, atol=1e-5
-    )
-    host = peak_engine.chain_posterior(log_odds, ENTER, LEAVE, temperature)
+    host = two_state_host.chain_posterior(log_odds, ENTER, LEAVE, temperature)
     np.testing.assert_allclose(host.inside, inside, atol=1e-6)
     np.testing.assert_allclose(host.start, start, atol=1e-6)
     np.testing.assert_allclose(host.end, end, atol=1e-6)
@@ -116,15 +112,15 @@ def test_hard_path_equals_brute_force_viterbi_bin_for_bin(length, enter, leave):
     path = viterbi(log_odds.astype(float), enter, leave)
     assert 20 < np.abs(np.diff(path)).sum() < length / 4
     np.testing.assert_array_equal(np.asarray(two_state.margins(log_odds, enter, leave)) > 0, path == 1)
-    np.testing.assert_array_equal(peak_engine.chain_margins(log_odds, enter, leave) > 0, path == 1)
+    np.testing.assert_array_equal(two_state_host.chain_margins(log_odds, enter, leave) > 0, path == 1)
 
 
 def test_engines_agree_on_long_sequences():
     log_odds = np.random.default_rng(5).normal(-0.3, 2, 20_011).astype(np.float32)
     hard = np.asarray(two_state.margins(log_odds, 3.0, 3.0))
-    np.testing.assert_allclose(hard, peak_engine.chain_margins(log_odds, 3.0, 3.0), atol=1e-4)
+    np.testing.assert_allclose(hard, two_state_host.chain_margins(log_odds, 3.0, 3.0), atol=1e-4)
     soft = two_state.switch_posterior(jnp.asarray(log_odds), 3.0, 3.0)
-    host = peak_engine.chain_posterior(log_odds, 3.0, 3.0)
+    host = two_state_host.chain_posterior(log_odds, 3.0, 3.0)
     np.testing.assert_allclose(soft.logits, host.logits, atol=1e-4)
     np.testing.assert_allclose(soft.start, host.start, atol=1e-5)
     np.testing.assert_allclose(soft.end, host.end, atol=1e-5)
@@ -136,27 +132,10 @@ def test_soft_becomes_hard_as_the_temperature_goes_to_zero():
     clear = np.abs(margin) > 1e-2
     assert clear.mean() > 0.95
     for inside in (
-        jax.nn.sigmoid(two_state.posterior_logits(log_odds, 3.0, 3.0, 1e-3)),
-        peak_engine.chain_posterior(log_odds, 3.0, 3.0, 1e-3).inside,
+        jax.nn.sigmoid(two_state.switch_posterior(log_odds, 3.0, 3.0, 1e-3).logits),
+        two_state_host.chain_posterior(log_odds, 3.0, 3.0, 1e-3).inside,
     ):
         np.testing.assert_allclose(np.asarray(inside)[clear], margin[clear] > 0, atol=1e-3)
-
-
-def test_reset_cuts_sequences_apart(log_odds):
-    """A track with breaks equals its parts, one by one, and the paths of a chain that begins anew."""
-    reset = np.zeros(9, bool)
-    reset[[4, 7]] = True
-    whole = two_state.switch_posterior(jnp.float32(log_odds), ENTER, LEAVE, reset=jnp.asarray(reset))
-    parts = [two_state.switch_posterior(jnp.float32(part), ENTER, LEAVE) for part in np.split(log_odds, [4, 7])]
-    for name in ("logits", "start", "end"):
-        np.testing.assert_allclose(
-            getattr(whole, name), np.concatenate([getattr(part, name) for part in parts]), atol=1e-5
-        )
-    paths = Enumeration(log_odds, begins=(4, 7))
-    np.testing.assert_allclose(jax.nn.sigmoid(whole.logits), paths.probability @ paths.paths, atol=2e-6)
-    np.testing.assert_allclose(whole.start, paths.probability @ paths.starts, atol=2e-6)
-    hard = two_state.margins(jnp.float32(log_odds), ENTER, LEAVE, reset=jnp.asarray(reset))
-    np.testing.assert_allclose(hard, paths.margin(), atol=1e-5)
 
 
 def test_batches_have_their_own_costs(log_odds):
@@ -173,7 +152,7 @@ def test_one_position():
     found = two_state.switch_posterior(jnp.array([2.0]), 0.5, 9.0)
     assert float(found.logits[0]) == pytest.approx(1.5)
     assert float(found.start[0]) == pytest.approx(float(jax.nn.sigmoid(1.5)), abs=1e-6)
-    assert float(peak_engine.chain_margins(np.array([2.0]), 0.5, 9.0)[0]) == pytest.approx(1.5)
+    assert float(two_state_host.chain_margins(np.array([2.0]), 0.5, 9.0)[0]) == pytest.approx(1.5)
 
 
 def test_gradients_equal_finite_differences_of_the_host_twin():
@@ -185,7 +164,7 @@ def test_gradients_equal_finite_differences_of_the_host_twin():
         return weight @ jax.nn.sigmoid(found.logits) + weight @ found.start - weight @ found.end
 
     def host(log_odds, enter, temperature):
-        found = peak_engine.chain_posterior(log_odds, enter, 2.0, temperature)
+        found = two_state_host.chain_posterior(log_odds, enter, 2.0, temperature)
         return weight @ (found.inside.astype(float) + found.start - found.end)
 
     by_odds, by_enter, by_temperature = jax.grad(objective, (0, 1, 2))(jnp.float32(log_odds), 1.5, 0.8)
@@ -209,4 +188,4 @@ def test_gradients_are_finite_at_saturation():
 
 def test_temperature_zero_is_refused_by_the_host_posterior():
     with pytest.raises(ValueError, match="chain_margins is its limit"):
-        peak_engine.chain_posterior(np.zeros(3), 1.0, 1.0, 0.0)
+        two_state_host.chain_posterior(np.zeros(3), 1.0, 1.0, 0.0)

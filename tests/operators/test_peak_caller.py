@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffbio_sc.numerics.genome import peak_engine
+from diffbio_sc.numerics.chains import two_state_host
+from diffbio_sc.numerics.genome import background_host
 from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
-from diffbio_sc.operators.epigenomics.peak_caller import REGION_KINDS
+from diffbio_sc.operators.epigenomics.peak_labels import REGION_KINDS
 
 LENGTH = 400
 TRUTH = ((60, 80), (200, 206), (300, 340))
@@ -132,9 +133,9 @@ def test_e14_untrained_scores_are_the_posterior_of_the_statistical_model(signal)
     """E14: the host engine, written apart, on Poisson log-odds over the local background."""
     found = call(make(num_filters=0), {"signal": signal})
     for row in range(len(signal)):
-        background = peak_engine.local_background(signal[row], [400])
+        background = background_host.local_background(signal[row], [400])
         log_odds = signal[row] * np.log(5.0) - 4.0 * background
-        expected = peak_engine.chain_posterior(log_odds, 3.0, 3.0)
+        expected = two_state_host.chain_posterior(log_odds, 3.0, 3.0)
         np.testing.assert_allclose(found["peak_background"][row], background, rtol=1e-4)
         np.testing.assert_allclose(found["peak_scores"][row], expected.inside, atol=1e-4)
         np.testing.assert_allclose(found["peak_boundaries"]["start"][row], expected.start, atol=1e-4)
@@ -208,7 +209,7 @@ def test_e16_denoiser_begins_as_a_gaussian_smoother(signal):
     found = call(caller, {"signal": signal})
     smooth = gaussian_filter1d(signal.astype(float), 2.0, axis=1, mode="constant", truncate=4.0)
     smooth = smooth / gaussian_filter1d(np.ones(LENGTH), 2.0, mode="constant", truncate=4.0)
-    around = np.stack([peak_engine.window_mean(row, 50) for row in signal])
+    around = np.stack([background_host.window_mean(row, 50) for row in signal])
     np.testing.assert_allclose(found["denoised_signal"], 0.95 * smooth + 0.05 * around, rtol=1e-3, atol=1e-4)
     plain = make(positions_per_read=2.0, mode="narrow", num_filters=0)
     background = jnp.asarray(found["peak_background"])
@@ -265,8 +266,8 @@ def test_e22_soft_boundaries_of_the_specification_follow_from_the_switch_posteri
 def test_soft_calls_become_the_best_path_as_the_temperature_goes_to_zero(signal):
     cold = call(make(temperature=1e-3, num_filters=0), {"signal": signal})
     for row in range(2):
-        log_odds = signal[row] * np.log(5.0) - 4.0 * peak_engine.local_background(signal[row], [400])
-        margin = peak_engine.chain_margins(log_odds, 3.0, 3.0)
+        log_odds = signal[row] * np.log(5.0) - 4.0 * background_host.local_background(signal[row], [400])
+        margin = two_state_host.chain_margins(log_odds, 3.0, 3.0)
         clear = np.abs(margin) > 1e-2
         for name in ("peak_scores", "peak_calls"):
             np.testing.assert_allclose(np.asarray(cold[name])[row][clear], margin[clear] > 0, atol=1e-3)
@@ -334,9 +335,9 @@ def test_float32_gradients_of_all_settings_equal_finite_differences(signal):
         excess, enter, leave, factor, temperature = np.exp(values[:5])
         total = 0.0
         for row, truth in zip(signal.astype(float), labels, strict=True):
-            background = factor * peak_engine.local_background(row, [400])
+            background = factor * background_host.local_background(row, [400])
             log_odds = row * np.log1p(excess) - excess * background
-            chain = peak_engine.chain_posterior(log_odds, enter, leave, temperature)
+            chain = two_state_host.chain_posterior(log_odds, enter, leave, temperature)
             logits = chain.logits.astype(float) - values[5] / temperature
             total += (np.logaddexp(0.0, logits) - truth * logits).mean()
         return total / len(signal)
@@ -408,8 +409,8 @@ def test_weak_label_loss_is_the_probability_of_the_labels_under_sampled_paths():
     """Paths drawn from the posterior chain on the host, one by one, and labels counted on them."""
     track = simulate(rows=1)[:, 40:100]
     caller = make(mode="narrow", num_filters=0, label_noise=0.0)
-    log_odds = track[0] * np.log(5.0) - 4.0 * peak_engine.local_background(track[0], [400])
-    chain = peak_engine.chain_posterior(log_odds, 3.0, 3.0)
+    log_odds = track[0] * np.log(5.0) - 4.0 * background_host.local_background(track[0], [400])
+    chain = two_state_host.chain_posterior(log_odds, 3.0, 3.0)
     inside = chain.inside.astype(float)
     rng = np.random.default_rng(0)
     paths = np.zeros((20_000, 60), bool)
@@ -485,14 +486,7 @@ def test_fit_without_labels_learns_from_split_counts():
     caller = make(fold=3.0, learnable_temperature=False, mode="narrow", num_filters=0)
     report = caller.fit({"signal": simulate(rows=6)}, steps=150, learning_rate=0.05)
     assert report.history["loss"][-10:].mean() < report.history["loss"][:10].mean()
-    assert caller.statistics(broad=False).fold > 4.0
-
-
-def test_statistics_are_the_settings_of_the_config():
-    settings = make().statistics(broad=False)
-    np.testing.assert_allclose(settings, (5.0, 3.0, 3.0, 1.0, 1.0, 0.5), rtol=1e-6)
-    np.testing.assert_allclose(make().statistics(broad=True)[1:3], 60.0, rtol=1e-5)
-    np.testing.assert_allclose(make(mode="broad").statistics(broad=True)[1:3], 60.0, rtol=1e-5)
+    assert 1.0 + np.exp(float(caller.log_excess[...])) > 4.0
 
 
 def test_saved_and_loaded(tmp_path, signal):

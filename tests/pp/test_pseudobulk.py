@@ -123,9 +123,9 @@ def test_fragments_of_snapatac2_are_those_of_the_file():
         pd.testing.assert_frame_equal(left, right)
         assert group.sizes == fragments.sizes
     with pytest.warns(UserWarning, match="fewer than 50 cells"):
-        tables = dbio.tl.peaks(adata, groupby="type", mode="narrow")
+        tables = dbio.tl.call_peaks(adata, groupby="type", mode="narrow")
     with pytest.warns(UserWarning, match="fewer than 50 cells"):
-        again = dbio.tl.peaks(fragments, groupby=adata.obs["type"], mode="narrow")
+        again = dbio.tl.call_peaks(fragments, groupby=adata.obs["type"], mode="narrow")
     for name, table in tables.items():
         assert len(table) == len(again[name])
 

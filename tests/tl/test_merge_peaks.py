@@ -100,7 +100,7 @@ def test_bad_arguments_are_named():
         dbio.tl.merge_peaks({"a": good}, width=0)
     with pytest.raises(ValueError, match="at least one table"):
         dbio.tl.merge_peaks({})
-    with pytest.raises(KeyError, match="'a' have no columns \\['chrom'\\]"):
+    with pytest.raises(KeyError, match="'a' has no columns \\['chrom'\\]"):
         dbio.tl.merge_peaks({"a": good.drop(columns="chrom")})
     with pytest.raises(ValueError, match="clash"):
         dbio.tl.merge_peaks({"score": good})

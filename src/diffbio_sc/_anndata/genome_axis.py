@@ -14,7 +14,10 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata.matrix import read_counts
 from diffbio_sc._anndata.results import write_results
+from diffbio_sc._checks import is_path, name_heads
 from diffbio_sc.blocks.matrix import BLOCK_ROWS, CountMatrix, InMemory, as_count_matrix, dense_block
+from diffbio_sc.genome.axis import BinAxis, order_bins
+from diffbio_sc.genome.signal import Signal
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,40 +33,21 @@ _OTHER_NAMES = {
     "start": ("chromstart", "chromStart", "Start", "chr_start", "starts"),
     "end": ("chromend", "chromEnd", "stop", "End", "chr_end", "ends"),
 }
+_LARGEST = 2**40 - 1  # no position of a genome is larger
 
 
-@dataclasses.dataclass(frozen=True)
-class GenomeAxis:
-    """Bins or regions along one axis of an AnnData.
-
-    A gap between bins or a change of chromosome ends a sequence; no statistic runs across it.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class GenomeAxis(BinAxis):
+    """Bins or regions along one axis of an AnnData."""
 
     axis: Literal["var", "obs"]
     """Which axis it is."""
-    table: pd.DataFrame
-    """``chrom`` (categorical, in order of first appearance), ``start`` and ``end`` (int64) of each bin, in the order of
-    the axis."""
-    order: np.ndarray
-    """Positions along the axis in genomic order: chromosomes in order of first appearance, then start."""
-    breaks: np.ndarray
-    """Where in ``order`` a new sequence begins, the first (0) left out."""
-    width: int | None
-    """Width of all bins (the last of a chromosome may be shorter); None if they differ."""
 
     @cached_property
-    def sequences(self) -> list[np.ndarray]:
-        """Positions along the axis of each sequence of bins without a gap, in genomic order."""
-        return np.split(self.order, self.breaks) if len(self.order) else []
-
-    @property
-    def chromosomes(self) -> list[str]:
-        """Chromosomes in order of first appearance."""
-        return list(self.table["chrom"].cat.categories)
-
-    def __len__(self) -> int:
-        """Number of bins."""
-        return len(self.table)
+    def table(self) -> pd.DataFrame:
+        """``chrom`` (categorical, in order of first appearance), ``start`` and ``end`` (int64) of each bin."""
+        chrom = pd.Categorical.from_codes(self.code, self.chromosomes)
+        return pd.DataFrame({"chrom": chrom, "start": self.start, "end": self.end}, index=self.names)
 
     def track_names(self, adata: AnnData) -> pd.Index:
         """Names along the other axis: samples, cells or tracks."""
@@ -97,6 +81,7 @@ class GenomeAxis:
         matrices: Mapping[str, Any] | None = None,
         track_columns: Mapping[str, Any] | None = None,
         track_matrices: Mapping[str, Any] | None = None,
+        pairs: Mapping[str, Any] | None = None,
         layers: Mapping[str, Any] | None = None,
         uns: Mapping[str, Any] | None = None,
     ) -> None:
@@ -110,6 +95,8 @@ class GenomeAxis:
             Values for each bin: columns of ``.var`` and arrays of ``.varm``, or of ``.obs`` and ``.obsm``.
         track_columns, track_matrices
             The same for each track.
+        pairs
+            Arrays of (bins, bins), such as contacts: ``.varp`` or ``.obsp``.
         layers
             Arrays of (tracks, bins), dense or sparse; stored as the object lies.
         uns
@@ -119,6 +106,7 @@ class GenomeAxis:
         fields = {
             here: columns,
             f"{here}m": matrices,
+            f"{here}p": pairs,
             there: track_columns,
             f"{there}m": track_matrices,
             "layers": {key: self._as_stored(value) for key, value in (layers or {}).items()},
@@ -164,7 +152,13 @@ class Transposed(CountMatrix):
         return self.parent.column_sums()
 
 
-def read_genome_axis(adata: AnnData, *, axis: Literal["var", "obs"] | None = None, name: str = "adata") -> GenomeAxis:
+def read_genome_axis(
+    adata: AnnData,
+    *,
+    axis: Literal["var", "obs"] | None = None,
+    name: str = "adata",
+    allow_overlaps: bool = False,
+) -> GenomeAxis:
     """Find the axis whose table has columns ``chrom``, ``start`` and ``end``, and check them.
 
     Parameters
@@ -175,14 +169,20 @@ def read_genome_axis(adata: AnnData, *, axis: Literal["var", "obs"] | None = Non
         Which axis, if both tables have the columns.
     name
         What messages call the object.
+    allow_overlaps
+        Accept bins that overlap, for functions that take each of them by itself.
 
     Raises
     ------
+    TypeError
+        If the object is no AnnData.
     KeyError
         If no axis, or not the one asked for, has the three columns.
     ValueError
-        If both have them, or values are missing, are no whole numbers, end before they start, overlap or occur twice.
+        If both have them, or values are missing or no whole numbers, or bins end before they start, overlap or occur
+        twice.
     """
+    require_anndata(adata, name)
     if axis not in (None, "var", "obs"):
         raise ValueError(f"axis must be 'var', 'obs' or None, found {axis!r}.")
     found = [side for side in ("var", "obs") if set(COLUMNS) <= set(getattr(adata, side).columns)]
@@ -193,77 +193,98 @@ def read_genome_axis(adata: AnnData, *, axis: Literal["var", "obs"] | None = Non
     if (axis or (found[0] if found else None)) not in found:
         raise KeyError(_missing(adata, [axis] if axis else ["var", "obs"], name))
     side: Any = axis or found[0]
-    return make_genome_axis(getattr(adata, side), axis=side, name=f"{name}.{side}")
+    return make_genome_axis(getattr(adata, side), axis=side, name=f"{name}.{side}", allow_overlaps=allow_overlaps)
 
 
-def make_genome_axis(table: pd.DataFrame, *, axis: Literal["var", "obs"], name: str) -> GenomeAxis:
-    """Check a table with columns chrom, start and end, and order it."""
+def require_anndata(adata: Any, name: str = "adata") -> None:
+    """Raise TypeError, saying what to do, if an argument is no AnnData."""
+    if hasattr(adata, "obs_names") and not hasattr(adata, "mod"):
+        return
+    if hasattr(adata, "mod"):
+        raise TypeError(f"{name} must be an AnnData, found a MuData: pass a modality, such as mdata['atac'].")
+    found = type(adata).__name__
+    if is_path(adata):
+        found = f"the path {str(adata)!r}: read it first, for example with anndata.read_h5ad"
+    raise TypeError(f"{name} must be an AnnData, found {found}.")
+
+
+def make_genome_axis(
+    table: pd.DataFrame, *, axis: Literal["var", "obs"], name: str, allow_overlaps: bool = False
+) -> GenomeAxis:
+    """Check a table with columns ``chrom``, ``start`` and ``end``, and order its bins along the genome."""
     if not len(table):
         raise ValueError(f"{name} has no bins: it is empty.")
     chrom = table["chrom"]
     if chrom.isna().any():
         bad = table.index[chrom.isna()]
-        raise ValueError(f"{name}['chrom'] must name a chromosome for each bin, missing for {_some(bad)}.")
+        raise ValueError(f"{name}['chrom'] must name a chromosome for each bin, missing for {name_heads(bad)}.")
     if isinstance(chrom.dtype, pd.CategoricalDtype):  # millions of bins: names are turned to text once each
         codes, used = pd.factorize(np.asarray(chrom.cat.codes.array))
-        names = pd.Index([str(name) for name in chrom.cat.categories[used]], dtype=object)
-    else:
+        chromosomes = [str(name) for name in chrom.cat.categories[used]]
+    if not isinstance(chrom.dtype, pd.CategoricalDtype) or len(set(chromosomes)) < len(chromosomes):  # 1 and "1"
         codes, names = pd.factorize(chrom.astype(str).to_numpy(dtype=object))
-    start, end = (_whole(table, key, name) for key in ("start", "end"))
-    for bad, problem in (
-        (start < 0, "negative starts"),
-        (end <= start, "ends that are not after the start (positions are 0-based, half-open)"),
-    ):
-        if bad.any():
-            first = int(np.flatnonzero(bad)[0])
-            raise ValueError(
-                f"{name} has {problem}: {_some(table.index[bad])}; the first is "
-                f"{names[codes[first]]}:{start[first]}-{end[first]}."
-            )
-    order = np.lexsort((end, start, codes))
-    same = codes[order][1:] == codes[order][:-1]
-    gap = start[order][1:] - end[order][:-1]
-    overlap = np.flatnonzero(same & (gap < 0))
-    if len(overlap):
-        left, right = order[overlap[0]], order[overlap[0] + 1]
-        twice = start[left] == start[right] and end[left] == end[right]
-        raise ValueError(
-            f"{name} has {'duplicated' if twice else 'overlapping'} bins ({len(overlap)} such neighbours): "
-            f"{str(table.index[left])!r} ({names[codes[left]]}:{start[left]}-{end[left]}) and "
-            f"{str(table.index[right])!r} ({names[codes[right]]}:{start[right]}-{end[right]}). "
-            f"{'Remove one of each pair.' if twice else 'Merge them, or keep one of each pair.'}"
-        )
-    breaks = np.flatnonzero(~same | (gap > 0)) + 1
-    frame = pd.DataFrame(
-        {"chrom": pd.Categorical.from_codes(codes, names), "start": start, "end": end}, index=table.index
+        chromosomes = list(names)
+    start, end = (_positions(table, key, name) for key in ("start", "end"))
+    bins = order_bins(
+        codes.astype(np.int32), start, end, chromosomes, names=table.index, name=name, allow_overlaps=allow_overlaps
     )
-    return GenomeAxis(axis, frame, order, breaks, _common_width((end - start)[order], ~same))
+    return GenomeAxis(axis=axis, **{field.name: getattr(bins, field.name) for field in dataclasses.fields(bins)})
 
 
-def _common_width(widths: np.ndarray, ends_chromosome: np.ndarray) -> int | None:
-    """Width of all bins, of which the last of a chromosome may be shorter."""
-    last = np.append(ends_chromosome, True)
-    inner = widths[~last] if not last.all() else widths
-    width = int(inner[0])
-    return width if (inner == width).all() and (widths[last] <= width).all() else None
-
-
-def _whole(table: pd.DataFrame, key: str, name: str) -> np.ndarray:
-    if isinstance(table[key].dtype, np.dtype) and table[key].dtype.kind in "iu":
-        return np.asarray(table[key].array, dtype=np.int64)
-    values = pd.to_numeric(table[key], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = ~np.isfinite(values) | (values != np.floor(values))
+def _positions(table: pd.DataFrame, key: str, name: str) -> np.ndarray:
+    """Whole numbers of a column of any type that can hold them."""
+    column = table[key]
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iu":
+        values = np.asarray(column.array)
+        bad = values > _LARGEST
+    else:
+        values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        bad = ~np.isfinite(values) | (values != np.floor(values)) | (np.abs(values) > _LARGEST)
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise ValueError(
-            f"{name}[{key!r}] must hold whole numbers, found {table[key].iloc[first]!r} at "
+            f"{name}[{key!r}] must hold whole numbers, found {column.iloc[first]!r} at "
             f"{str(table.index[first])!r} ({int(bad.sum())} such values)."
         )
     return values.astype(np.int64)
 
 
-def _some(names: pd.Index) -> str:
-    return str([str(name) for name in names[:5]]) + (f" ... ({len(names)})" if len(names) > 5 else "")
+def read_track_signal(adata: AnnData, *, track: str | None, layer: str | None) -> Signal:
+    """One track of an AnnData as runs of its non-zero bins.
+
+    Parameters
+    ----------
+    adata
+        Object with a genome axis.
+    track
+        Name along the other axis; may be left out if there is one track.
+    layer
+        Layer of the values; default ``X``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such track or layer.
+    ValueError
+        If there are several tracks and none is named.
+    """
+    axis = read_genome_axis(adata)
+    names = axis.track_names(adata)
+    if track is None and len(names) != 1:
+        raise ValueError(f"adata has {len(names)} tracks; pass track=..., one of {name_heads(names)}.")
+    position = 0 if track is None else int(names.get_indexer([track])[0])
+    if position < 0:
+        raise KeyError(f"adata has no track {track!r}; tracks: {name_heads(names)}.")
+    values = axis.signal(adata, layer).rows(np.array([position]))[0].astype(np.float64)
+    # Genomic order brings each chromosome's bins together.
+    rows = axis.order[values[axis.order] != 0]
+    borders = np.searchsorted(axis.code[rows], np.arange(len(axis.chromosomes) + 1))
+    arrays = {
+        chromosome: (axis.start[chosen], axis.end[chosen], values[chosen])
+        for chromosome, first, last in zip(axis.chromosomes, borders[:-1], borders[1:], strict=True)
+        for chosen in [rows[first:last]]
+    }
+    return Signal(arrays, sizes=axis.extent(), name=f"track {names[position]!r}")
 
 
 def _missing(adata: AnnData, sides: list[str], name: str) -> str:

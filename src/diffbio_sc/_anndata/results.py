@@ -13,7 +13,41 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_FIELDS = ("obs", "var", "obsm", "varm", "layers", "uns")
+_FIELDS = ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
+_UNSTORABLE = {"/": "a path", "\\": "a path", "\0": "the end of a text"}
+
+
+def check_key(key: Any, argument: str = "key_added") -> str:
+    """Return ``key`` if h5ad and zarr can hold results under that name, else raise.
+
+    h5ad and zarr store names as paths: one with a slash is written, and the file cannot be read any more. Faces call
+    this before any work for every argument that becomes the name, or part of the name, of a result.
+
+    Parameters
+    ----------
+    key
+        Value of the argument.
+    argument
+        Name of the argument, for the message.
+
+    Raises
+    ------
+    TypeError
+        If ``key`` is no text.
+    ValueError
+        If it is empty, ``"."`` or ``".."``, or contains a slash, a backslash or a NUL character.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"{argument} must be a text, found {key!r} of type {type(key).__name__}.")
+    found = next((character for character in _UNSTORABLE if character in key), None)
+    if found is not None:
+        raise ValueError(
+            f"{argument} must not contain {found!r}, which h5ad and zarr take for {_UNSTORABLE[found]} (the file could "
+            f"not be read again), found {key!r}: write {key.replace(found, '_')!r}, for example."
+        )
+    if key.strip() in ("", ".", ".."):
+        raise ValueError(f"{argument} must be a name that h5ad and zarr can store, found {key!r}.")
+    return str(key)
 
 
 def storable_names(names: list[str]) -> list[str]:
@@ -69,12 +103,13 @@ def write_results(adata: AnnData, **fields: Mapping[str, Any]) -> None:
     adata
         Object; a view is made a real object first, as scanpy does.
     fields
-        Dicts by key for any of obs, var, obsm, varm, layers and uns. A value of None removes the key.
+        Dicts by key for any of obs, var, obsm, varm, obsp, varp, layers and uns. A value of None removes the key.
 
     Raises
     ------
     ValueError
-        If a value has another length or shape than the object; nothing is written then.
+        If a value has another length or shape than the object, or a key is none that files can hold; nothing is
+        written then.
     """
     unknown = set(fields) - set(_FIELDS)
     if unknown:
@@ -82,6 +117,7 @@ def write_results(adata: AnnData, **fields: Mapping[str, Any]) -> None:
     for field, values in fields.items():
         for key, value in values.items():
             if value is not None:
+                check_key(key, f"keys of adata.{field}")
                 _check(adata, field, key, value)
     if adata.is_view:
         adata._init_as_actual(adata.copy())
@@ -111,6 +147,9 @@ def _check(adata: AnnData, field: str, key: str, value: Any) -> None:
     shape = tuple(value.shape) if hasattr(value, "shape") else (len(value),)
     if field == "layers":
         good, expected = shape == adata.shape, str(adata.shape)
+    elif field in ("obsp", "varp"):
+        length = adata.n_obs if field == "obsp" else adata.n_vars
+        good, expected = shape == (length, length), f"shape {(length, length)}"
     else:
         length = adata.n_obs if field.startswith("obs") else adata.n_vars
         ranks = (1,) if field in ("obs", "var") else (1, 2)

@@ -1,3 +1,4 @@
 from ._pbmc_tissue import pbmc_tissue
+from ._simulate_contacts import simulate_contacts
 
-__all__ = ["pbmc_tissue"]
+__all__ = ["pbmc_tissue", "simulate_contacts"]

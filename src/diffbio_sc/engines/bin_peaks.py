@@ -3,35 +3,64 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import pandas as pd
 
-from diffbio_sc.engines.interval_peaks import make_table, robust_breadth
-from diffbio_sc.numerics.genome.peak_engine import (
-    broad_weight,
-    chain_margins,
-    chain_posterior,
-    local_background,
-    robust_level,
-)
-from diffbio_sc.numerics.genome.peak_statistics import ChainPeaks, PValueHistogram
+from diffbio_sc.engines.mark_choice import coarsen, measure_breadth
+from diffbio_sc.engines.peak_settings import PeakSettings
+from diffbio_sc.genome.peak_table import PeakTable
+from diffbio_sc.numerics.chains.two_state_host import chain_margins, chain_posterior
+from diffbio_sc.numerics.genome.background_host import broad_weight, local_background, robust_level
+from diffbio_sc.numerics.genome.chain_calls import ChainPeaks
+from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
+from diffbio_sc.numerics.genome.marks import BROAD_BINS, LEAST_LOG10_P_BINS, LEVEL_WINDOW, NARROW_BINS
 from diffbio_sc.numerics.genome.poisson_tail import log_survival
 
-if TYPE_CHECKING:
-    from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller
+__all__ = ["BinTrack", "Bins", "Caller", "call_track"]
 
-# Narrow and broad marks: those of the untrained operator.
-FOLD, NARROW_PENALTY, BROAD_PENALTY = 5.0, 3.0, 60.0
-WINDOWS, CONTROL_WINDOWS, LEVEL_WINDOW = (10_000,), (250, 1000, 10_000), 2000
-LEAST_LOG10_P = 3.0
-_COARSE = 500
+
+class Caller(Protocol):
+    """What is used of a trained operator, a :class:`~diffbio_sc.operators.epigenomics.DifferentiablePeakCaller`."""
+
+    def __call__(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Return scores, boundaries, logits and background."""
+
+    def segments(self, data: Mapping[str, Any]) -> list[np.ndarray]:
+        """Return the calls of each track."""
+
+
+class Bins(NamedTuple):
+    """Where bins lie, and how fragments were counted in them.
+
+    Attributes
+    ----------
+    chromosomes, code, start, end
+        Names, and the chromosome (position among the names) and place of each bin.
+    sequences
+        Positions of the bins of each sequence without a gap, in genomic order.
+    width
+        Base pairs of a bin.
+    positions_per_read
+        Number of bins that one fragment counts in, on average: the evidence of a fragment is shared among them.
+    """
+
+    chromosomes: list[str]
+    code: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    sequences: list[np.ndarray]
+    width: float
+    positions_per_read: float
+
+    def __len__(self) -> int:
+        """Number of bins."""
+        return len(self.code)
 
 
 class BinTrack(NamedTuple):
-    """Results of one track, in the order of the axis.
+    """Results of one track, in the order of the bins.
 
     Attributes
     ----------
@@ -55,156 +84,155 @@ class BinTrack(NamedTuple):
     call: np.ndarray
     log10_p: np.ndarray
     background: np.ndarray
-    table: pd.DataFrame
+    table: PeakTable
     broad: bool
 
 
-class BinSettings(NamedTuple):
-    """How to call peaks of bins; see :func:`diffbio_sc.tl.peaks`."""
+class _Chain:
+    """What the chain says of each bin, filled sequence by sequence."""
 
-    mode: str
-    qvalue: float
-    width: float
-    positions_per_read: float
-    operator: DifferentiablePeakCaller | None
+    def __init__(self, size: int):
+        self.score, self.start, self.end = (np.zeros(size, np.float32) for _ in range(3))
+        self.inside = np.zeros(size, bool)
+        self.background, self.log_odds = np.zeros(size), np.zeros(size)
 
 
 def call_track(
-    counts: np.ndarray, control: np.ndarray | None, axis: Any, settings: BinSettings, prefix: str
+    counts: np.ndarray,
+    control: np.ndarray | None,
+    bins: Bins,
+    settings: PeakSettings,
+    *,
+    operator: Caller | None = None,
+    prefix: str = "",
 ) -> BinTrack:
     """Call the peaks of one track.
 
     Parameters
     ----------
     counts, control
-        Counts of all bins, in the order of the axis.
-    axis
-        The :class:`~diffbio_sc._anndata.genome_axis.GenomeAxis`.
-    settings, prefix
-        How, and what names of peaks begin with.
+        Counts of all bins, in their order.
+    bins
+        Where they lie.
+    settings
+        Mode and largest false discovery rate.
+    operator
+        A trained caller, whose calls are the result.
+    prefix
+        What names of peaks begin with.
     """
     counts = np.asarray(counts, np.float64)
-    size = len(counts)
-    score, start, end = np.zeros(size, np.float32), np.zeros(size, np.float32), np.zeros(size, np.float32)
-    background = np.zeros(size)
-    inside = np.zeros(size, bool)
-    log_odds = np.zeros(size)
+    control = None if control is None else np.asarray(control, np.float64)
+    chain = _Chain(len(counts))
     broad = False
     if counts.any():
-        reads = counts / settings.positions_per_read
-        control_reads = None if control is None else np.asarray(control, np.float64) / settings.positions_per_read
-        if settings.operator is None:
-            broad = _statistical(
-                reads, control_reads, axis.sequences, settings, score, start, end, background, inside, log_odds
-            )
+        if operator is None:
+            broad = _statistical(counts, control, bins, settings, chain)
         else:
-            _trained(counts, control, axis.sequences, settings, score, start, end, background, inside, log_odds)
-    expected = np.maximum(background * settings.positions_per_read, 1e-9)
-    log10_p = np.zeros(size)
+            _trained(counts, control, bins, operator, chain)
+    expected = np.maximum(chain.background * bins.positions_per_read, 1e-9)
+    log10_p = np.zeros(len(counts))
     some = counts > 0
     log10_p[some] = -log_survival(counts[some], expected[some]) / math.log(10.0)
+    runs = [run for index in bins.sequences for run in _runs(index, chain.inside)]
+    peaks = _describe(runs, counts, expected, log10_p, chain.log_odds, bins)
     histogram = PValueHistogram()
     histogram.add_values(log10_p)
-    return _tabulate(
-        counts, axis, settings, prefix, score, start, end, inside, log_odds, log10_p, expected, histogram, broad
+    log10_q = histogram(peaks.log10_p)
+    kept = (log10_q >= -math.log10(settings.qvalue)) & (peaks.log10_p >= LEAST_LOG10_P_BINS)
+    if operator is not None:
+        kept[:] = True  # what a trained caller was taught to call is not cut by a test
+    call = np.zeros(len(counts), bool)
+    for run, good in zip(runs, kept, strict=True):
+        call[run] |= good
+    mark = "trained" if operator is not None else "broad" if broad else "narrow"
+    table = PeakTable.from_chain(
+        bins.chromosomes, ChainPeaks(*(column[kept] for column in peaks)), log10_q[kept], prefix=prefix, mark=mark
     )
+    return BinTrack(chain.score, chain.start, chain.end, call, log10_p.astype(np.float32), expected, table, broad)
 
 
-def _statistical(reads, control, sequences, settings, score, start, end, background, inside, log_odds) -> bool:
-    """Fill the arrays by local background, count log-odds and the two-state chain."""
-    parts = [reads[index] for index in sequences]
+def _statistical(
+    counts: np.ndarray, control: np.ndarray | None, bins: Bins, settings: PeakSettings, chain: _Chain
+) -> bool:
+    """Fill the chain by local background, count log-odds and the most probable path; whether the mark is broad."""
+    reads = counts / bins.positions_per_read
+    control = None if control is None else control / bins.positions_per_read
+    parts = [reads[index] for index in bins.sequences]
     broad = settings.mode == "broad"
     if settings.mode == "auto":
-        broad = broad_weight(_breadth(parts, settings.width)) > 0.5
+        broad = broad_weight(measure_breadth(*coarsen(parts, bins.width))) > 0.5
+    mark = BROAD_BINS if broad else NARROW_BINS
     level = float(reads.mean())
-    windows: tuple[int, ...] = WINDOWS if control is None else CONTROL_WINDOWS
-    penalty = NARROW_PENALTY
     if broad:
         # A domain fills its own windows: the lower of two levels is the background instead.
-        level = robust_level(parts, max(round(LEVEL_WINDOW / settings.width), 1))
-        windows = () if control is None else CONTROL_WINDOWS[-1:]
-        penalty = BROAD_PENALTY
+        level = robust_level(parts, max(round(LEVEL_WINDOW / bins.width), 1))
+    windows = mark.windows if control is None else mark.control_windows
     scale = None if control is None else float(reads.sum() / max(control.sum(), 1e-300))
-    widths = [max(round(window / settings.width), 1) for window in windows]
-    for index, part in zip(sequences, parts, strict=True):
+    widths = [max(round(window / bins.width), 1) for window in windows]
+    for index, part in zip(bins.sequences, parts, strict=True):
         rate = local_background(
             part, widths, control=None if control is None else control[index], control_scale=scale, level=level
         )
-        odds = part * math.log(FOLD) - (FOLD - 1.0) * rate
-        posterior = chain_posterior(odds, penalty, penalty)
-        score[index], start[index], end[index] = posterior.inside, posterior.start, posterior.end
-        inside[index] = chain_margins(odds, penalty, penalty) > 0
-        background[index], log_odds[index] = rate, odds
+        odds = part * math.log(mark.fold) - (mark.fold - 1.0) * rate
+        posterior = chain_posterior(odds, mark.penalty, mark.penalty)
+        chain.score[index], chain.start[index], chain.end[index] = posterior.inside, posterior.start, posterior.end
+        chain.inside[index] = chain_margins(odds, mark.penalty, mark.penalty) > 0
+        chain.background[index], chain.log_odds[index] = rate, odds
     return broad
 
 
-def _breadth(parts: Sequence[np.ndarray], width: float) -> float:
-    """Breadth of a mark, from bins of about 500 bp."""
-    factor = max(int(round(_COARSE / width)), 1)
-    coarse = [part[: len(part) // factor * factor].reshape(-1, factor).sum(1) for part in parts]
-    return robust_breadth(coarse, factor * width)
-
-
-def _trained(counts, control, sequences, settings, score, start, end, background, inside, log_odds) -> None:
-    """Fill the arrays by a trained caller."""
-    operator = settings.operator
-    for index in sequences:
+def _trained(counts: np.ndarray, control: np.ndarray | None, bins: Bins, operator: Caller, chain: _Chain) -> None:
+    """Fill the chain by a trained caller."""
+    for index in bins.sequences:
         data = {"signal": counts[index].astype(np.float32)}
         if control is not None:
-            data["control"] = np.asarray(control, np.float32)[index]
+            data["control"] = control[index].astype(np.float32)
         result = operator(data)
-        score[index] = np.asarray(result["peak_scores"])
-        start[index] = np.asarray(result["peak_boundaries"]["start"])
-        end[index] = np.asarray(result["peak_boundaries"]["end"])
-        background[index] = np.asarray(result["peak_background"], np.float64) / settings.positions_per_read
-        log_odds[index] = np.asarray(result["peak_logits"], np.float64)
+        chain.score[index] = np.asarray(result["peak_scores"])
+        chain.start[index] = np.asarray(result["peak_boundaries"]["start"])
+        chain.end[index] = np.asarray(result["peak_boundaries"]["end"])
+        chain.background[index] = np.asarray(result["peak_background"], np.float64) / bins.positions_per_read
+        chain.log_odds[index] = np.asarray(result["peak_logits"], np.float64)
         for first, last in operator.segments(data)[0]:
-            inside[index[first:last]] = True
+            chain.inside[index[first:last]] = True
 
 
-def _tabulate(
-    counts, axis, settings, prefix, score, start, end, inside, log_odds, log10_p, expected, histogram, broad
-) -> BinTrack:
-    """Peaks of the called runs of bins, with a summit, p and q each."""
-    code = axis.table["chrom"].cat.codes.to_numpy()
-    begins, stops = axis.table["start"].to_numpy(), axis.table["end"].to_numpy()
-    call = np.zeros(len(counts), bool)
-    rows: list[tuple[float, ...]] = []
-    runs: list[np.ndarray] = []
-    for index in axis.sequences:
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], inside[index].astype(np.int8), [0]])))
-        for first, last in edges.reshape(-1, 2):
-            run = index[first:last]
-            # The bin of the summit is the highest of three-bin means, so that one odd bin does not decide.
-            window = counts[index[max(first - 1, 0) : last + 1]]
-            smooth = np.convolve(window, [0.25, 0.5, 0.25], mode="same")[first - max(first - 1, 0) :][: len(run)]
-            top = run[int(np.argmax(smooth))]
-            summit = (begins[top] + stops[top]) // 2
-            unit = settings.positions_per_read
-            rows.append(
-                (
-                    code[run[0]],
-                    begins[run[0]],
-                    stops[run[-1]],
-                    summit,
-                    counts[top],
-                    expected[top],
-                    log10_p[top],
-                    log_odds[run].sum(),
-                    counts[run].sum() / unit,
-                    expected[run].sum() / unit,
-                )  # fmt: skip
-            )
-            runs.append(run)
-    columns = np.array(rows, np.float64).reshape(-1, 10).T
-    log10_q = histogram(columns[6])
-    kept = (log10_q >= -math.log10(settings.qvalue)) & (columns[6] >= LEAST_LOG10_P)
-    if settings.operator is not None:
-        kept[:] = True  # what a trained caller was taught to call is not cut by a test
-    for run, good in zip(runs, kept, strict=True):
-        if good:
-            call[run] = True
-    columns = columns[:, kept]
-    peaks = ChainPeaks(*columns[:4].astype(np.int64), *columns[4:])
-    table = make_table(axis.chromosomes, peaks.sequence, peaks, log10_q[kept], prefix)
-    return BinTrack(score, start, end, call, log10_p.astype(np.float32), expected, table, broad)
+def _runs(index: np.ndarray, inside: np.ndarray) -> list[np.ndarray]:
+    """Positions of the bins of each called run of a sequence."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], inside[index].astype(np.int8), [0]])))
+    # A bin before and after a run is needed to find its summit; see _describe.
+    return [index[first:last] for first, last in edges.reshape(-1, 2)]
+
+
+def _describe(
+    runs: list[np.ndarray],
+    counts: np.ndarray,
+    expected: np.ndarray,
+    log10_p: np.ndarray,
+    log_odds: np.ndarray,
+    bins: Bins,
+) -> ChainPeaks:
+    """Summit, p-value and contents of each run of bins."""
+    unit = bins.positions_per_read
+    # The bin of the summit is the highest of three-bin means, so that one odd bin does not decide.
+    smooth = np.zeros(len(counts))
+    for index in bins.sequences:
+        values = counts[index]
+        smooth[index] = 0.5 * values
+        smooth[index[1:]] += 0.25 * values[:-1]
+        smooth[index[:-1]] += 0.25 * values[1:]
+    top = np.array([run[int(np.argmax(smooth[run]))] for run in runs], np.int64)
+    return ChainPeaks(
+        bins.code[top].astype(np.int64),
+        np.array([bins.start[run[0]] for run in runs], np.int64),
+        np.array([bins.end[run[-1]] for run in runs], np.int64),
+        (bins.start[top] + bins.end[top]) // 2,
+        counts[top],
+        expected[top],
+        log10_p[top],
+        *(
+            np.array([values[run].sum() for run in runs], np.float64)
+            for values in (log_odds, counts / unit, expected / unit)
+        ),
+    )

@@ -3,111 +3,41 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
+from diffbio_sc.engines.interval_sample import Sample, coarse_bins, prepare_sample
+from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, measure_breadth
+from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.intervals import Intervals, match_chromosomes
-from diffbio_sc.numerics.genome.peak_engine import breadth, broad_weight, robust_level
-from diffbio_sc.numerics.genome.peak_statistics import (
-    Background,
-    ChainModel,
-    ChainPeaks,
-    PValueHistogram,
-    call_chain_peaks,
-    cut_background,
-    drop_duplicates,
-    fragment_length_from_strands,
-    macs_regions,
-    pile_up,
-    score_runs,
+from diffbio_sc.genome.peak_table import PeakTable
+from diffbio_sc.numerics.genome.background_host import broad_weight, robust_level
+from diffbio_sc.numerics.genome.chain_calls import ChainModel, ChainPeaks, call_chain_peaks
+from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
+from diffbio_sc.numerics.genome.macs import ScoredRuns, cut_background, macs_regions, pile_up, score_runs
+from diffbio_sc.numerics.genome.marks import (
+    BROAD_FRAGMENTS,
+    LEAST_LOG10_P_FRAGMENTS,
+    LEAST_LOG_ODDS_FRAGMENTS,
+    LEVEL_WINDOW,
+    NARROW_FOLD_LIMITS,
+    NARROW_FRAGMENTS,
+    Mark,
 )
-from diffbio_sc.numerics.genome.pileup import depth_sums
+from diffbio_sc.numerics.genome.site_background import Background
 
-TABLE_COLUMNS = (
-    "chrom", "start", "end", "name", "score", "strand", "signalValue", "pValue", "qValue", "peak",
-    "fold", "log_odds", "fragments", "expected",
-)  # fmt: skip
+__all__ = ["stream_peaks"]
 
-NARROW_WINDOWS = (1000, 10_000)
-NARROW_PENALTY, NARROW_FIRST_FOLD, NARROW_FOLDS = 2.5, 3.0, (2.0, 6.0)
-ENRICHMENT_INTERVALS = 5_000_000  # from which the enrichment is measured, at least
-BROAD_PENALTY, BROAD_FOLD, BROAD_LEVEL_WINDOW = 60.0, 5.0, 2000
-LEAST_LOG10_P, LEAST_LOG_ODDS = 2.0, 5.5
-_TYPICAL_LENGTH = 200  # of fragments, where the reads do not tell
-_BREADTH_WIDTH = 500  # base pairs a bin
-BREADTH_LIMIT = 20.0  # counts of those bins are cut at this multiple of their mean
+ENRICHMENT_INTERVALS = 5_000_000  # from which the enrichment is measured, at least: it is known to a per mille then
+_MACS_WINDOWS = (1000, 10_000)  # slocal and llocal of MACS, besides d
 _MACS_GAP = 1.0  # largest gap within a peak, in fragment lengths
 
 
-class StreamSettings(NamedTuple):
-    """How to call peaks of a stream; see :func:`diffbio_sc.tl.peaks`."""
-
-    mode: str
-    qvalue: float
-    bin_size: int
-    genome_size: float | None
-    fragment_length: int | None
-    duplicates: int | None
-    prefix: str
-
-
-class Sample(NamedTuple):
-    """Fragments with what a background of them needs."""
-
-    start: np.ndarray
-    end: np.ndarray
-    bounds: np.ndarray
-    chromosomes: list[str]
-    lengths: np.ndarray
-    number: int
-    mean_length: float
-    paired: bool
-    site_start: np.ndarray
-    site_end: np.ndarray
-    site_bounds: np.ndarray
-
-
-def empty_table() -> pd.DataFrame:
-    """A table of no peaks, with the types of one that has some."""
-    return make_table([], np.zeros(0, np.int64), ChainPeaks(*np.zeros((10, 0))), np.zeros(0), "")
-
-
-def make_table(
-    chromosomes: Sequence[str], codes: np.ndarray, peaks: ChainPeaks, log10_q: np.ndarray, prefix: str
-) -> pd.DataFrame:
-    """Peaks as a table in narrowPeak columns, and what else is known of them."""
-    number = len(codes)
-    table = pd.DataFrame(
-        {
-            "chrom": np.asarray(chromosomes, dtype=object)[codes] if number else np.empty(0, object),
-            "start": np.asarray(peaks.start, np.int64),
-            "end": np.asarray(peaks.end, np.int64),
-            "name": [f"{prefix}peak_{index}" for index in range(1, number + 1)],
-            "score": np.clip(10 * log10_q, 0, 1000).astype(np.int64),
-            "strand": np.full(number, ".", object),
-            "signalValue": np.asarray(peaks.fragments, np.float64),
-            "pValue": np.asarray(peaks.log10_p, np.float64),
-            "qValue": np.asarray(log10_q, np.float64),
-            "peak": np.asarray(peaks.summit - peaks.start, np.int64),
-            "fold": (np.asarray(peaks.height, np.float64) + 1.0) / (np.asarray(peaks.background, np.float64) + 1.0),
-            "log_odds": np.asarray(peaks.log_odds, np.float64),
-            "fragments": np.asarray(peaks.fragments, np.float64),
-            "expected": np.asarray(peaks.expected, np.float64),
-        }
-    )
-    for name in ("chrom", "name", "strand"):
-        table[name] = table[name].astype(object)
-    return table
-
-
 def stream_peaks(
-    treatment: Intervals, control: Intervals | None, settings: StreamSettings, *, owned: bool = False
-) -> pd.DataFrame:
+    treatment: Intervals, control: Intervals | None, settings: PeakSettings, *, owned: bool = False
+) -> PeakTable:
     """Call the peaks of one sample.
 
     Parameters
@@ -115,9 +45,9 @@ def stream_peaks(
     treatment, control
         Fragments or reads.
     settings
-        How.
+        Settings of the call.
     owned
-        Whether the arrays may be written to.
+        Whether the arrays of ``treatment`` may be written to.
     """
     if control is not None:
         if not len(control):
@@ -127,158 +57,110 @@ def stream_peaks(
             )
         match_chromosomes(treatment.chromosomes, control.chromosomes, left_name=treatment.name, right_name=control.name)
     if not len(treatment):
-        warnings.warn(f"{treatment.name} holds no reads: there are no peaks.", UserWarning, stacklevel=4)
-        return empty_table()
-    sample = _prepare(treatment, settings, treatment.extent(), owned=owned)
-    background_sample = sample
-    if control is not None:
-        lengths = dict(zip(sample.chromosomes, sample.lengths.tolist(), strict=True))
-        background_sample = _prepare(
-            control.select_chromosomes(sample.chromosomes),
-            settings._replace(fragment_length=int(round(sample.mean_length))),
-            lengths,
-            owned=False,
-        )
-        if not background_sample.number:
-            raise ValueError(
-                f"the control {control.name} holds no reads on the chromosomes of {treatment.name}, "
-                f"{sample.chromosomes[:5]}."
-            )
-    genome = float(settings.genome_size or sample.lengths.sum())
-    total = sample.number * sample.mean_length
+        warnings.warn(f"{treatment.name} holds no reads: there are no peaks.", UserWarning, stacklevel=2)
+        return PeakTable.empty()
+    sample = prepare_sample(treatment, settings, treatment.extent(), owned=owned)
+    source = None if control is None else _prepare_control(control, sample, treatment.name, settings)
     if settings.mode == "macs":
-        return _macs(sample, background_sample, control is not None, genome, total, settings)
+        return _macs(sample, source, settings)
     broad = settings.mode == "broad"
     sequences: list[np.ndarray] = []
     if settings.mode == "auto" or (broad and control is None):
-        sequences = _coarse(sample)
+        sequences = coarse_bins(sample, BREADTH_WIDTH)
     if settings.mode == "auto":
-        measured = robust_breadth(sequences, _BREADTH_WIDTH)
+        measured = measure_breadth(sequences, BREADTH_WIDTH)
         broad = broad_weight(measured) > 0.5
         logger.info(f"{treatment.name}: breadth {measured:.2f}, called as {'broad' if broad else 'narrow'} mark.")
     if broad:
-        table = _broad(sample, background_sample, control is not None, genome, total, sequences, settings)
+        table = _broad(sample, source, sequences, settings)
     else:
         del sequences
-        table = _narrow(sample, background_sample, control is not None, genome, total, settings)
+        table = _narrow(sample, source, settings)
     logger.info(f"{treatment.name}: {len(table)} peaks.")
     return table
 
 
-def _prepare(intervals: Intervals, settings: StreamSettings, lengths: dict[str, int], *, owned: bool) -> Sample:
-    """Fragments and cut sites, duplicates dropped, reads extended."""
-    chromosomes = intervals.chromosomes
-    sizes = np.array([lengths[name] for name in chromosomes], np.int64)
-    limit = settings.duplicates
-    if intervals.paired or "strand" not in intervals.columns:
-        if not intervals.paired and settings.fragment_length is not None:
-            raise ValueError(
-                f"the reads of {intervals.name} have no strand, so fragment_length cannot extend them; leave it out "
-                "to take them as fragments."
-            )
-        start, end, bounds = intervals.columns["start"], intervals.columns["end"], intervals.bounds
-        cells = "cell_code" in intervals.columns
-        if limit is not None and cells:
-            intervals = intervals.deduplicate(limit)
-            start, end, bounds = intervals.columns["start"], intervals.columns["end"], intervals.bounds
-        elif limit is not None:
-            bounds = bounds.copy()
-            if not owned:
-                start, end = start.copy(), end.copy()
-            order = np.argsort(bounds[:, 0], kind="stable")
-            in_file_order = bounds[order]
-            kept = drop_duplicates(start, end, in_file_order, limit)
-            bounds[order] = in_file_order
-            start, end = start[:kept], end[:kept]
-        number = int((bounds[:, 1] - bounds[:, 0]).sum())
-        mean = _mean_length(start, end, bounds)
-        return Sample(start, end, bounds, chromosomes, sizes, number, mean, True, start, end, bounds)
-    if limit is not None:
-        intervals = intervals.deduplicate(limit)
-    length = settings.fragment_length
-    if length is None:
-        length = _estimate_length(intervals)
-    strand = intervals.columns["strand"]
-    places = np.where(strand < 0, intervals.columns["end"], intervals.columns["start"]).astype(np.int32)
-    for first, last in intervals.bounds.tolist():
-        places[first:last].sort()
-    extended = intervals.extend(length)
-    start, end, bounds = extended.columns["start"], extended.columns["end"], extended.bounds
-    number = int((bounds[:, 1] - bounds[:, 0]).sum())
-    return Sample(
-        start, end, bounds, chromosomes, sizes, number, float(length), False, places, places, intervals.bounds
-    )
-
-
-def _mean_length(start: np.ndarray, end: np.ndarray, bounds: np.ndarray) -> float:
-    total = sum(
-        int(np.subtract(end[first:last], start[first:last], dtype=np.int64).sum()) for first, last in bounds.tolist()
-    )
-    number = int((bounds[:, 1] - bounds[:, 0]).sum())
-    return total / max(number, 1)
-
-
-def _estimate_length(intervals: Intervals) -> int:
-    forward, reverse = [], []
-    for chromosome in intervals:
-        arrays = intervals[chromosome]
-        minus = arrays.strand < 0  # type: ignore[operator]
-        forward.append(arrays.start[~minus])
-        reverse.append(np.sort(arrays.end[minus]))
-    read_length = int(round(intervals.total_length() / max(len(intervals), 1)))
-    found = fragment_length_from_strands(forward, reverse, read_length=read_length)
-    if found is None:
-        warnings.warn(
-            f"{intervals.name} has too few reads to tell the length of its fragments; {_TYPICAL_LENGTH} bp are taken. "
-            "Pass fragment_length=... if you know it.",
-            UserWarning,
-            stacklevel=6,
+def _prepare_control(control: Intervals, sample: Sample, name: str, settings: PeakSettings) -> Sample:
+    lengths = dict(zip(sample.chromosomes, sample.lengths.tolist(), strict=True))
+    length = None if control.paired or "strand" not in control.columns else int(round(sample.mean_length))
+    as_treatment = PeakSettings(duplicates=settings.duplicates, fragment_length=length)
+    source = prepare_sample(control.select_chromosomes(sample.chromosomes), as_treatment, lengths)
+    if not source.number:
+        raise ValueError(
+            f"the control {control.name} holds no reads on the chromosomes of {name}, {sample.chromosomes[:5]}."
         )
-        return _TYPICAL_LENGTH
-    logger.info(f"{intervals.name}: fragments of {found} bp, by the distance between strands.")
-    return found
+    return source
 
 
-def _coarse(sample: Sample) -> list[np.ndarray]:
-    """Effective fragments in bins of 500 bp, of the chromosomes that hold some."""
-    result = []
-    for (first, last), length in zip(sample.bounds.tolist(), sample.lengths.tolist(), strict=True):
-        bins = length // _BREADTH_WIDTH
-        if last > first and bins:
-            start = sample.start[first:last]
-            end = np.minimum(sample.end[first:last], bins * _BREADTH_WIDTH)
-            inside = end > start
-            sums = depth_sums(start[inside], end[inside], _BREADTH_WIDTH, bins)
-            result.append((sums / sample.mean_length).astype(np.float32))
-    return result
+def _genome_size(sample: Sample, settings: PeakSettings) -> float:
+    return float(settings.genome_size or sample.lengths.sum())
 
 
-def robust_breadth(sequences: Sequence[np.ndarray], width: float) -> float:
-    """Breadth of a mark, where few bins of extreme counts (repeats, mitochondria) decide nothing."""
-    number = sum(map(len, sequences))
-    if not number:
-        return 0.0
-    limit = BREADTH_LIMIT * max(sum(float(part.sum(dtype=np.float64)) for part in sequences) / number, 1.0)
-    return breadth(sequences, width, limit=limit)
-
-
-def _background(
-    sample: Sample, source: Sample, with_control: bool, genome: float, total: float, windows: Sequence[int]
-) -> Background:
-    per_interval = 2 if source.paired else 1
-    if with_control:
-        return Background.with_control(
-            treatment_length=total,
-            control_sites=per_interval * source.number,
-            fragment_length=sample.mean_length,
+def _background(sample: Sample, source: Sample | None, mark: Mark, genome: float) -> Background:
+    if source is None:
+        return Background.without_control(
+            treatment_length=sample.total_length,
+            treatment_sites=sample.sites,
             genome_size=genome,
-            windows=windows,
+            window=mark.windows[-1] if mark.windows else 1,
         )
-    return Background.without_control(
-        treatment_length=total,
-        treatment_sites=per_interval * source.number,
+    return Background.with_control(
+        treatment_length=sample.total_length,
+        control_sites=source.sites,
+        fragment_length=sample.mean_length,
         genome_size=genome,
-        window=windows[-1] if windows else 1,
+        windows=mark.control_windows,
+    )
+
+
+def _narrow(sample: Sample, source: Sample | None, settings: PeakSettings) -> PeakTable:
+    genome = _genome_size(sample, settings)
+    background = _background(sample, source, NARROW_FRAGMENTS, genome)
+    model = _model(sample, NARROW_FRAGMENTS, settings)
+    # The fold of the model follows the data: half of the mean enrichment of the peaks. Few chromosomes tell it.
+    first = _well_covered(sample)
+    part = sample._replace(bounds=sample.bounds[first], lengths=sample.lengths[first])
+    share = float(part.lengths.sum() / max(sample.lengths.sum(), 1))
+    part_source = part._replace(site_bounds=part.site_bounds[first])
+    if source is not None:
+        part_source = source._replace(site_bounds=source.site_bounds[first])
+    peaks, log10_q = _chain(part, part_source, model, background, genome * share, settings.qvalue)
+    fold = float(np.clip(0.5 * peaks.fragments.sum() / max(peaks.expected.sum(), 1e-9), *NARROW_FOLD_LIMITS))
+    if len(peaks.start) or len(first) < len(sample.lengths):
+        model = model._replace(fold=fold)
+        peaks, log10_q = _chain(sample, source or sample, model, background, genome, settings.qvalue)
+    return _tabulate(sample, peaks, log10_q, "narrow", settings)
+
+
+def _well_covered(sample: Sample) -> np.ndarray:
+    """Sequences of most intervals, as many as hold 5 million, in their order; all where there are fewer."""
+    number = sample.bounds[:, 1] - sample.bounds[:, 0]
+    order = np.argsort(-number, kind="stable")
+    enough = int(np.searchsorted(np.cumsum(number[order]), ENRICHMENT_INTERVALS)) + 1
+    return np.sort(order[:enough])
+
+
+def _broad(sample: Sample, source: Sample | None, sequences: list[np.ndarray], settings: PeakSettings) -> PeakTable:
+    genome = _genome_size(sample, settings)
+    background = _background(sample, source, BROAD_FRAGMENTS, genome)
+    if source is None:
+        # A domain fills its own windows: the lower of two levels of the genome is the background instead.
+        level = robust_level(sequences, max(LEVEL_WINDOW // BREADTH_WIDTH, 1)) if sequences else 0.0
+        floor = level * sample.mean_length / BREADTH_WIDTH
+        background = Background((), (), floor if floor > 0 else background.floor)
+    model = _model(sample, BROAD_FRAGMENTS, settings)
+    peaks, log10_q = _chain(sample, source or sample, model, background, genome, settings.qvalue)
+    return _tabulate(sample, peaks, log10_q, "broad", settings)
+
+
+def _model(sample: Sample, mark: Mark, settings: PeakSettings) -> ChainModel:
+    return ChainModel(
+        int(settings.bin_size),
+        sample.mean_length,
+        mark.fold,
+        mark.penalty,
+        LEAST_LOG10_P_FRAGMENTS,
+        LEAST_LOG_ODDS_FRAGMENTS,
     )
 
 
@@ -300,62 +182,26 @@ def _chain(
     return ChainPeaks(*(column[kept] for column in found)), log10_q[kept]
 
 
-def _well_covered(sample: Sample) -> np.ndarray:
-    """Sequences of most intervals, as many as hold 5 million, in their order; all where there are fewer."""
-    number = sample.bounds[:, 1] - sample.bounds[:, 0]
-    order = np.argsort(-number, kind="stable")
-    enough = int(np.searchsorted(np.cumsum(number[order]), ENRICHMENT_INTERVALS)) + 1
-    return np.sort(order[:enough])
+def _tabulate(sample: Sample, peaks: ChainPeaks, log10_q: np.ndarray, mark: str, settings: PeakSettings) -> PeakTable:
+    return PeakTable.from_chain(sample.chromosomes, peaks, log10_q, prefix=settings.prefix, mark=mark)
 
 
-def _narrow(sample, source, with_control, genome, total, settings) -> pd.DataFrame:
-    background = _background(sample, source, with_control, genome, total, NARROW_WINDOWS)
-    model = ChainModel(
-        settings.bin_size, sample.mean_length, NARROW_FIRST_FOLD, NARROW_PENALTY, LEAST_LOG10_P, LEAST_LOG_ODDS
-    )
-    # The fold of the model follows the data: half of the mean enrichment of the peaks. Few chromosomes tell it.
-    first = _well_covered(sample)
-    share = float(sample.lengths[first].sum() / max(sample.lengths.sum(), 1))
-    peaks, log10_q = _chain(
-        sample._replace(bounds=sample.bounds[first], lengths=sample.lengths[first]),
-        source._replace(site_bounds=source.site_bounds[first]),
-        model,
-        background,
-        genome * share,
-        settings.qvalue,
-    )
-    fold = float(np.clip(0.5 * peaks.fragments.sum() / max(peaks.expected.sum(), 1e-9), *NARROW_FOLDS))
-    if len(peaks.start) or len(first) < len(sample.lengths):
-        peaks, log10_q = _chain(sample, source, model._replace(fold=fold), background, genome, settings.qvalue)
-    return make_table(sample.chromosomes, peaks.sequence, peaks, log10_q, settings.prefix)
-
-
-def _broad(sample, source, with_control, genome, total, sequences, settings) -> pd.DataFrame:
-    background = _background(sample, source, with_control, genome, total, NARROW_WINDOWS)
-    if not with_control:
-        # A domain fills its own windows: the lower of two levels of the genome is the background instead.
-        level = robust_level(sequences, max(BROAD_LEVEL_WINDOW // _BREADTH_WIDTH, 1)) if sequences else 0.0
-        floor = level * sample.mean_length / _BREADTH_WIDTH
-        background = Background((), (), floor if floor > 0 else background.floor)
-    model = ChainModel(settings.bin_size, sample.mean_length, BROAD_FOLD, BROAD_PENALTY, LEAST_LOG10_P, LEAST_LOG_ODDS)
-    peaks, log10_q = _chain(sample, source, model, background, genome, settings.qvalue)
-    return make_table(sample.chromosomes, peaks.sequence, peaks, log10_q, settings.prefix)
-
-
-def _macs(sample, source, with_control, genome, total, settings) -> pd.DataFrame:
+def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> PeakTable:
     """MACS's peaks: two passes over the chromosomes, first for the q-values."""
-    background = _background(sample, source, with_control, genome, total, NARROW_WINDOWS)
+    genome = _genome_size(sample, settings)
+    background = _background(sample, source, Mark(0.0, 0.0, _MACS_WINDOWS[-1:], _MACS_WINDOWS), genome)
+    against = source or sample
     length = max(int(sample.mean_length), 1)
     histogram = PValueHistogram()
 
-    def scored(index: int):
+    def scored(index: int) -> ScoredRuns:
         first, last = sample.bounds[index]
-        s_first, s_last = source.site_bounds[index]
+        s_first, s_last = against.site_bounds[index]
         size = int(sample.lengths[index])
-        sites = source.site_start[s_first:s_last]
-        if source.paired:
-            sites = np.sort(np.concatenate([sites, source.site_end[s_first:s_last]]))
-        line = cut_background(sites, background, size, fragments=source.paired)
+        sites = against.site_start[s_first:s_last]
+        if against.paired:
+            sites = np.sort(np.concatenate([sites, against.site_end[s_first:s_last]]))
+        line = cut_background(sites, background, size, fragments=against.paired)
         return score_runs(pile_up(sample.start[first:last], sample.end[first:last], size), line, strict=True)
 
     used = [index for index, (first, last) in enumerate(sample.bounds.tolist()) if last > first]
@@ -374,7 +220,6 @@ def _macs(sample, source, with_control, genome, total, settings) -> pd.DataFrame
     )
     missing = np.full(len(code), np.nan)
     peaks = ChainPeaks(code.astype(np.int64), start, end, summit, height, level, log10_p, missing, missing, missing)
-    result = make_table(sample.chromosomes, peaks.sequence, peaks, histogram.look_up(table, log10_p), settings.prefix)
-    result["signalValue"] = result["fold"]
+    result = _tabulate(sample, peaks, histogram.look_up(table, log10_p), "macs", settings)
     logger.info(f"{len(result)} peaks by MACS's rules.")
-    return result
+    return result.replace(signalValue=result["fold"])

@@ -1,1 +1,1 @@
-"""What an interval, a chromosome table, a signal, an overlap along a genome is: arrays, no files, no AnnData."""
+"""What an interval, a chromosome table, a bin axis, a signal and an overlap along a genome are: arrays, no AnnData."""

@@ -1,10 +1,15 @@
-"""Lengths of chromosomes: of common assemblies, or from a file."""
+"""Chromosome tables: lengths of chromosomes, of common assemblies or from a file, and names that two sides share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
+
+from diffbio_sc._checks import is_path, name_heads
 
 # Nuclear chromosomes of the assemblies of UCSC, without chrM, unplaced and alternative sequences: names (after "chr")
 # and lengths.
@@ -48,18 +53,23 @@ _ASSEMBLIES = {
     ),
 }
 
+_OTHER_NAMES = {"GRCh38": "hg38", "GRCh37": "hg19", "GRCm38": "mm10", "GRCm39": "mm39", "R64-1-1": "sacCer3"}
+
 ChromSizes = Mapping[str, int] | str | os.PathLike[str]
+
+LONGEST = 2**31 - 1
+"""Longest chromosome: positions are 32-bit numbers."""
 
 
 def read_chrom_sizes(source: ChromSizes) -> dict[str, int]:
-    """Lengths of chromosomes.
+    """Read the lengths of chromosomes.
 
     Parameters
     ----------
     source
         Name of an assembly (``"hg38"``, ``"hg19"``, ``"mm39"``, ``"mm10"``, ``"sacCer3"``: the nuclear chromosomes,
         without chrM and unplaced sequences), a file whose first two columns are name and length (``.chrom.sizes``,
-        ``.fai``), or a mapping from name to length.
+        ``.fai``), or a mapping (or pandas Series) from name to length.
 
     Returns
     -------
@@ -69,8 +79,10 @@ def read_chrom_sizes(source: ChromSizes) -> dict[str, int]:
     ------
     FileNotFoundError
         If the source is neither a known assembly nor a file.
+    TypeError
+        If the source is something else.
     ValueError
-        If a length is no positive whole number below 2**31, or a name occurs twice.
+        If a length is not a positive whole number below 2**31, or a name occurs twice.
 
     Examples
     --------
@@ -78,32 +90,79 @@ def read_chrom_sizes(source: ChromSizes) -> dict[str, int]:
     >>> dbio.io.read_chrom_sizes("hg38")["chr1"]
     248956422
     """
-    if isinstance(source, Mapping):
-        pairs = [(str(name), str(size)) for name, size in source.items()]
-        where = "chromosome sizes"
-    elif str(source) in _ASSEMBLIES:
-        names, lengths = _ASSEMBLIES[str(source)]
+    if isinstance(source, Mapping) or (hasattr(source, "items") and hasattr(source, "index")):
+        return check_chrom_sizes(list(source.items()), "chromosome sizes")
+    if not is_path(source):
+        raise TypeError(
+            f"chromosome sizes must be a mapping from name to length, a file, or the name of an assembly "
+            f"({list(_ASSEMBLIES)}), found {type(source).__name__}."
+        )
+    where = os.fspath(source)
+    if where in _ASSEMBLIES:
+        names, lengths = _ASSEMBLIES[where]
         return {f"chr{name}": int(length) for name, length in zip(names.split(), lengths.split(), strict=True)}
-    else:
-        where = os.fspath(source)
-        if not Path(where).exists():
-            raise FileNotFoundError(
-                f"{where!r} is neither a file of chromosome sizes nor an assembly known here ({list(_ASSEMBLIES)})."
-            )
-        lines = [line.split() for line in Path(where).read_text().splitlines() if line.strip() and line[0] != "#"]
-        short = [line for line in lines if len(line) < 2]
-        if short:
-            raise ValueError(f"{where} must have a name and a length in each line, found {short[0]}.")
-        pairs = [(line[0], line[1]) for line in lines]
-    sizes = {}
-    for name, size in pairs:
-        if not size.isdigit() or not 0 < int(size) < 2**31:
+    if not Path(where).is_file():
+        close = _OTHER_NAMES.get(where) or next(iter(get_close_matches(where, _ASSEMBLIES, n=1)), None)
+        raise FileNotFoundError(
+            f"{where!r} is neither a file of chromosome sizes nor an assembly known here ({list(_ASSEMBLIES)})."
+            + (f" Did you mean {close!r}?" if close else "")
+        )
+    try:
+        text = Path(where).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not text of chromosome names and lengths.") from error
+    lines = [line.split() for line in text.splitlines() if line.strip() and line[0] != "#"]
+    short = [line for line in lines if len(line) < 2]
+    if short:
+        raise ValueError(f"{where} must have a name and a length in each line, found {short[0]}.")
+    return check_chrom_sizes([(line[0], line[1]) for line in lines], where)
+
+
+def check_chrom_sizes(pairs: Sequence[tuple[Any, Any]], where: str) -> dict[str, int]:
+    """Return lengths by name, checked; ``where`` is what messages call them."""
+    sizes: dict[str, int] = {}
+    for key, size in pairs:
+        name = str(key)
+        try:
+            length = int(size)
+            good = length == (float(size) if isinstance(size, str) else size) and 0 < length <= LONGEST
+        except (TypeError, ValueError, OverflowError):
+            good = False
+        if not good or isinstance(size, bool):
             raise ValueError(
                 f"{where}: the length of {name!r} must be a positive whole number below 2**31, found {size}."
             )
         if name in sizes:
             raise ValueError(f"{where}: {name!r} occurs twice.")
-        sizes[name] = int(size)
+        sizes[name] = length
     if not sizes:
         raise ValueError(f"{where}: expected the length of at least one chromosome, found none.")
     return sizes
+
+
+_PREFIX = re.compile(r"^chr", re.IGNORECASE)
+
+
+def match_chromosomes(left: Sequence[str], right: Sequence[str], *, left_name: str, right_name: str) -> list[str]:
+    """Names that both sides have, in the order of the left.
+
+    Raises
+    ------
+    ValueError
+        If both sides have names but share none; says so if they would match with or without ``chr``.
+    """
+    others = set(right)
+    shared = [name for name in left if name in others]
+    if shared or not len(left) or not len(right):
+        return shared
+    message = (
+        f"{left_name} and {right_name} have no chromosome in common. {left_name}: {name_heads(left)}; "
+        f"{right_name}: {name_heads(right)}."
+    )
+    bare = {_PREFIX.sub("", name) for name in right}
+    if any(_PREFIX.sub("", name) in bare for name in left):
+        message += (
+            " They match without the prefix 'chr': rename one side, for example "
+            "intervals.rename_chromosomes({'1': 'chr1', ...})."
+        )
+    raise ValueError(message)

@@ -1,15 +1,17 @@
-"""Reads or fragments of one sample, as compact arrays for each chromosome."""
+"""Reads or fragments of one sample, as compact arrays by chromosome."""
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from diffbio_sc._logging import logger
-from diffbio_sc.genome.interval_kernels import group_rows, move_runs, unsorted_groups, within_limit
+from diffbio_sc._checks import name_heads, whole_number, whole_numbers
+from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes, match_chromosomes
+from diffbio_sc.genome.interval_kernels import group_rows, unsorted_groups, within_limit
+from diffbio_sc.genome.overlap import Regions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,43 +110,98 @@ class Intervals:
         paired: bool = True,
         name: str = "intervals",
     ) -> Intervals:
-        """Intervals from arrays of equal length, one element an interval, in any order.
+        """Make intervals from arrays of equal length, one element per interval, in any order.
 
         Parameters
         ----------
         chromosomes
             Name of each interval's chromosome.
         start, end
-            0-based, half-open.
+            Whole numbers, 0-based, half-open, below 2**31.
         cell_code, count, strand
-            Optional columns; strand as 1, -1, 0.
+            Optional columns: position in ``barcodes``, reads that support the fragment, and strand as 1, -1, 0 or as
+            ``"+"``, ``"-"``, ``"."``.
         barcodes, sizes, paired, name
             As in the class.
+
+        Raises
+        ------
+        ValueError
+            If arrays differ in length, an interval does not have a chromosome and ``0 <= start < end < 2**31``, or
+            another value is not what its column holds.
         """
         import pandas as pd
 
-        start, end = np.asarray(start), np.asarray(end)
-        codes, names = pd.factorize(np.asarray(chromosomes, dtype=object))
+        named = np.asarray(chromosomes, dtype=object)
+        codes, names = pd.factorize(named)
+        if sizes is not None:
+            sizes = check_chrom_sizes(list(sizes.items()), f"sizes of {name}")
+        if barcodes is not None and len(set(barcodes)) < len(barcodes):
+            raise ValueError(f"barcodes of {name} must be unique, found {len(barcodes)}: {name_heads(barcodes)}.")
+        if strand is not None and np.asarray(strand).dtype.kind in "OUST":
+            strand = _strands_of_text(np.asarray(strand, dtype=object))
         given = {"start": start, "end": end, "cell_code": cell_code, "count": count, "strand": strand}
-        order = group_rows(codes.astype(np.int64), max(len(names), 1))
-        columns = {}
+        last_code = LONGEST if barcodes is None else len(barcodes) - 1
+        limits = {"cell_code": (0, last_code), "count": (0, LONGEST), "strand": (-1, 1)}
+        whole = {}
         for key, values in given.items():
-            if values is not None:
-                values = np.asarray(values)
-                if len(values) != len(codes):
-                    raise ValueError(f"{key} must have {len(codes)} values, found {len(values)}.")
-                columns[key] = values[order].astype(COLUMN_TYPES[key])
-        bad = np.flatnonzero((codes < 0) | (end <= start) | (start < 0))
-        if len(bad):
-            first = bad[0]
+            if values is None:
+                continue
+            if np.shape(values) != codes.shape:
+                raise ValueError(f"{key} must have {len(codes)} values, found shape {np.shape(values)}.")
+            low, high = limits.get(key, (None, None))
+            whole[key] = whole_numbers(values, f"{key} of {name}", minimum=low, maximum=high)
+        bad = (codes < 0) | (whole["end"] <= whole["start"]) | (whole["start"] < 0) | (whole["end"] > LONGEST)
+        if bad.any():
+            first = int(np.flatnonzero(bad)[0])
             raise ValueError(
-                f"intervals must have a chromosome and 0 <= start < end, found {len(bad)} that have not; first: "
-                f"{np.asarray(chromosomes, dtype=object)[first]!r}, {start[first]}, {end[first]}."
+                f"intervals must have a chromosome and 0 <= start < end < 2**31, found {int(bad.sum())} that do not; "
+                f"first: {named[first]!r}, {whole['start'][first]}, {whole['end'][first]}."
             )
+        order = group_rows(codes.astype(np.int64), max(len(names), 1))
+        columns = {key: values[order].astype(COLUMN_TYPES[key]) for key, values in whole.items()}
         stops = np.cumsum(np.bincount(codes, minlength=len(names)))
         bounds = np.stack([np.concatenate([[0], stops[:-1]]), stops], axis=1) if len(names) else np.empty((0, 2))
         return cls(
             columns, bounds, [str(key) for key in names], barcodes=barcodes, sizes=sizes, paired=paired, name=name
+        )
+
+    @classmethod
+    def from_frame(cls, table: pd.DataFrame, *, paired: bool = False, name: str = "regions") -> Intervals:
+        """Make intervals from a table with columns ``chrom``, ``start``, ``end``, the inverse of :meth:`to_frame`.
+
+        Parameters
+        ----------
+        table
+            Its columns ``barcode``, ``count`` and ``strand`` are read where there are any; others are left out.
+        paired, name
+            As in the class.
+
+        Raises
+        ------
+        KeyError
+            If one of the three columns is missing.
+        ValueError
+            As :meth:`from_arrays`.
+        """
+        import pandas as pd
+
+        missing = [key for key in ("chrom", "start", "end") if key not in table]
+        if missing:
+            raise KeyError(f"the table of {name} has no columns {missing}; columns: {list(map(str, table.columns))}.")
+        columns = {key: table[key].to_numpy() for key in ("count", "strand") if key in table}
+        barcodes = None
+        if "barcode" in table:
+            columns["cell_code"], found = pd.factorize(table["barcode"].astype(str))
+            barcodes = list(found)
+        return cls.from_arrays(
+            table["chrom"].astype(object).to_numpy(),
+            table["start"].to_numpy(),
+            table["end"].to_numpy(),
+            **columns,
+            barcodes=barcodes,
+            paired=paired,
+            name=name,
         )
 
     def __getitem__(self, chromosome: str) -> IntervalArrays:
@@ -239,8 +296,7 @@ class Intervals:
         Fragments are of one kind if start and end (and barcode) are the same; single reads if the position of their
         first base and the strand (and barcode) are, whatever their length.
         """
-        if limit < 1:
-            raise ValueError(f"limit must be at least 1, found {limit}.")
+        limit = whole_number(limit, "limit")
         return self.keep({chromosome: _first_of_kind(self[chromosome], self.paired, limit) for chromosome in self})
 
     def exclude(self, regions: Intervals) -> Intervals:
@@ -252,43 +308,89 @@ class Intervals:
             If the two have no chromosome in common.
         """
         match_chromosomes(self.chromosomes, regions.chromosomes, left_name=self.name, right_name=regions.name)
-        rows = {}
-        for chromosome in self:
-            start, end = self[chromosome][:2]
-            rows[chromosome] = np.ones(len(start), np.bool_)
-            if chromosome in regions and len(regions[chromosome].start):
-                # Regions are sorted by start: the furthest end so far tells whether any of them reaches an interval.
-                furthest = np.maximum.accumulate(regions[chromosome].end)
-                before = np.searchsorted(regions[chromosome].start, end, side="left")
-                rows[chromosome] = (before == 0) | (furthest[np.maximum(before - 1, 0)] <= start)
-        return self.keep(rows)
+        index = regions.index()
+        code = {chromosome: position for position, chromosome in enumerate(regions.chromosomes)}
+        return self.keep(
+            {
+                chromosome: ~index.overlaps(code.get(chromosome, -1), start, end)
+                for chromosome, start, end in self._spans()
+            }
+        )
+
+    def index(self) -> Regions:
+        """The intervals prepared for overlap queries; the code of a chromosome is its position in ``chromosomes``."""
+        spans = list(self._spans())
+        code = np.repeat(np.arange(len(spans)), [len(start) for _, start, _ in spans])
+        start, end = (np.concatenate([np.empty(0, np.int32), *(span[side] for span in spans)]) for side in (1, 2))
+        return Regions(code, start, end)
 
     def extend(self, length: int) -> Intervals:
-        """Single reads as fragments of ``length``, from their first base along their strand, within the chromosome.
+        """Turn single reads into fragments of ``length``, from their first base along their strand.
+
+        They stay within the chromosome. Reads whose strand is unknown grow about their middle, with a warning.
 
         Raises
         ------
         ValueError
-            If these are fragments already, or reads without strand.
+            If these are fragments already, or no read has a strand.
         """
-        if self.paired or "strand" not in self.columns:
+        length = whole_number(length, "length", unit=" base")
+        strand = self.columns.get("strand")
+        known = 0 if strand is None else sum(int(np.count_nonzero(strand[first:last])) for first, last in self.bounds)
+        if self.paired or strand is None or (len(self) and not known):
             what = "are whole fragments already" if self.paired else "have no strand"
             raise ValueError(f"only reads with a strand can be extended; those of {self.name} {what}.")
-        if length < 1:
-            raise ValueError(f"length must be at least 1 base, found {length}.")
-        columns = {key: values for key, values in self.columns.items() if key not in ("start", "end", "strand")}
-        start, end = extend_reads(self.columns["start"], self.columns["end"], self.columns["strand"], length)
+        if known < len(self):
+            warnings.warn(
+                f"{self.name}: {len(self) - known:,} of {len(self):,} reads have no strand and are extended about "
+                "their middle.",
+                UserWarning,
+                stacklevel=2,
+            )
+        start, end = extend_reads(self.columns["start"], self.columns["end"], strand, length)
         for chromosome, (first, last) in zip(self.chromosomes, self.bounds.tolist(), strict=True):
             if self.sizes is not None and chromosome in self.sizes:
                 np.minimum(end[first:last], self.sizes[chromosome], out=end[first:last])
         # Sorting is in place: columns of the original must not move with it.
-        columns = {"start": start, "end": end, **{key: values.copy() for key, values in columns.items()}}
-        extended = self._like(columns, self.bounds, self.chromosomes)
+        others = {key: self.columns[key].copy() for key in self.columns if key not in ("start", "end", "strand")}
+        extended = self._like({"start": start, "end": end, **others}, self.bounds, self.chromosomes)
         extended.paired = True
         return extended
 
+    def shift_ends(self, forward: int, reverse: int) -> Intervals:
+        """Move the ends of fragments, or the first bases of reads, such as by 4 and -5 for the cut sites of Tn5.
+
+        Parameters
+        ----------
+        forward
+            Bases added to the start of each fragment, or of each forward read.
+        reverse
+            Bases added to the end of each fragment, or of each reverse read. Reads whose strand is unknown stay.
+
+        Returns
+        -------
+        Shifted intervals, within their chromosomes; those of which nothing is left are left out.
+        """
+        forward, reverse = (
+            whole_number(value, "shift", minimum=-LONGEST, unit=" bases") for value in (forward, reverse)
+        )
+        start, end = self.columns["start"].astype(np.int64), self.columns["end"].astype(np.int64)
+        strand = None if self.paired else self.columns.get("strand", np.zeros(1, np.int8))
+        start = np.maximum(start + forward * (True if strand is None else strand > 0), 0)
+        end = np.minimum(end + reverse * (True if strand is None else strand < 0), LONGEST)
+        kept = {}
+        for chromosome, (first, last) in zip(self.chromosomes, self.bounds.tolist(), strict=True):
+            if self.sizes is not None and chromosome in self.sizes:
+                np.minimum(end[first:last], self.sizes[chromosome], out=end[first:last])
+            kept[chromosome] = end[first:last] > start[first:last]
+        if not all(mask.all() for mask in kept.values()):
+            return self.keep(kept).shift_ends(forward, reverse)
+        others = {key: values.copy() for key, values in self.columns.items() if key not in ("start", "end")}
+        columns = {"start": start.astype(np.int32), "end": end.astype(np.int32), **others}
+        return self._like(columns, self.bounds, self.chromosomes)
+
     def to_frame(self) -> pd.DataFrame:
-        """Table with columns chrom, start, end, and barcode, count, strand where there are any."""
+        """Return a table with columns chrom, start, end, and barcode, count, strand where there are any."""
         import pandas as pd
 
         counts = self.counts()
@@ -309,11 +411,22 @@ class Intervals:
 
 
 def extend_reads(start: np.ndarray, end: np.ndarray, strand: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Start and end of fragments of ``length`` that begin at the first base of each read; not below 0."""
-    reverse = strand < 0
-    first = np.where(reverse, np.maximum(end - length, 0), start).astype(np.int32)
-    last = np.where(reverse, end, np.minimum(start.astype(np.int64) + length, 2**31 - 1)).astype(np.int32)
-    return first, last
+    """Start and end of fragments of ``length`` that begin at the first base of each read; not below 0.
+
+    Those of reads without a strand (0) lie about the middle of the read.
+    """
+    about = (start.astype(np.int64) + end) // 2 - length // 2
+    first = np.where(strand < 0, end.astype(np.int64) - length, np.where(strand > 0, start, about))
+    last = np.where(strand < 0, end, first + length)
+    return np.maximum(first, 0).astype(np.int32), np.minimum(last, LONGEST).astype(np.int32)
+
+
+def _strands_of_text(values: np.ndarray) -> np.ndarray:
+    codes = {"+": 1, "-": -1, ".": 0, "": 0}
+    unknown = [value for value in dict.fromkeys(values.tolist()) if value not in codes]
+    if unknown and not all(isinstance(value, int | float | np.number) for value in unknown):
+        raise ValueError(f"strand must hold '+', '-' or '.', or 1, -1 or 0, found {name_heads(unknown)}.")
+    return np.array([codes.get(value, value) for value in values.tolist()], dtype=np.float64)
 
 
 def _first_of_kind(arrays: IntervalArrays, paired: bool, limit: int) -> np.ndarray:
@@ -353,114 +466,3 @@ def _sort_groups(columns: dict[str, np.ndarray], bounds: np.ndarray) -> None:
             order = np.argsort(columns["start"][rows], kind="stable")
             for values in columns.values():
                 values[rows] = values[rows][order]
-
-
-def name_heads(names: Sequence[str]) -> str:
-    """First few names, for messages."""
-    return str([str(name) for name in names[:5]]) + (f" ... ({len(names)})" if len(names) > 5 else "")
-
-
-_PREFIX = re.compile(r"^chr", re.IGNORECASE)
-
-
-def match_chromosomes(left: Sequence[str], right: Sequence[str], *, left_name: str, right_name: str) -> list[str]:
-    """Names that both sides have, in the order of the left.
-
-    Raises
-    ------
-    ValueError
-        If both sides have names but share none; says so if they would match with or without ``chr``.
-    """
-    others = set(right)
-    shared = [name for name in left if name in others]
-    if shared or not len(left) or not len(right):
-        return shared
-    message = (
-        f"{left_name} and {right_name} have no chromosome in common. {left_name}: {name_heads(left)}; "
-        f"{right_name}: {name_heads(right)}."
-    )
-    bare = {_PREFIX.sub("", name) for name in right}
-    if any(_PREFIX.sub("", name) in bare for name in left):
-        message += (
-            " They match without the prefix 'chr': rename one side, for example "
-            "intervals.rename_chromosomes({'1': 'chr1', ...})."
-        )
-    raise ValueError(message)
-
-
-class IntervalBuilder:
-    """Collects intervals block by block and groups them by chromosome at the end.
-
-    A column grows to the length that the part of the file read so far foretells, and memory that is not written to is
-    not taken. Where the chromosomes of a file come one after the other, the columns are the result as they stand;
-    otherwise runs of rows are moved, one column at a time.
-    """
-
-    def __init__(self, columns: Sequence[str]):
-        self.columns = {key: np.empty(0, COLUMN_TYPES[key]) for key in columns}
-        self.rows = 0
-        self._codes: list[np.ndarray] = []
-        self._lengths: list[np.ndarray] = []
-
-    def append(self, codes: np.ndarray, values: Mapping[str, np.ndarray], fraction_read: float) -> None:
-        """Add rows; ``fraction_read`` is the part of the input that has been read with them."""
-        if not len(codes):
-            return
-        starts = np.flatnonzero(np.diff(codes)) + 1
-        run_codes = codes[np.concatenate([[0], starts])]
-        if len(run_codes) > 1 and len(np.unique(run_codes)) < len(run_codes):
-            order = group_rows(codes, int(codes.max()) + 1)
-            codes = codes[order]
-            values = {key: array[order] for key, array in values.items()}
-            starts = np.flatnonzero(np.diff(codes)) + 1
-            run_codes = codes[np.concatenate([[0], starts])]
-        self._codes.append(np.array(run_codes))
-        self._lengths.append(np.diff(np.concatenate([[0], starts, [len(codes)]])))
-        end = self.rows + len(codes)
-        if end > len(self.columns["start"]):
-            foretold = int(end / max(fraction_read, 1e-3) * 1.02)
-            capacity = max(end, min(foretold, 2 * end + 10_000_000) if fraction_read < 1 else end)
-            for key, array in self.columns.items():
-                grown = np.empty(capacity, array.dtype)
-                grown[: self.rows] = array[: self.rows]
-                self.columns[key] = grown
-        for key, array in values.items():
-            self.columns[key][self.rows : end] = array
-        self.rows = end
-
-    def finish(
-        self,
-        names: Sequence[str],
-        *,
-        barcodes: Sequence[str] | None = None,
-        sizes: Mapping[str, int] | None = None,
-        paired: bool = True,
-        name: str = "intervals",
-    ) -> Intervals:
-        """Group by chromosome. ``names`` belong to the codes; chromosomes without rows stay only if in ``sizes``."""
-        codes = np.concatenate(self._codes) if self._codes else np.empty(0, np.int64)
-        lengths = np.concatenate(self._lengths) if self._lengths else np.empty(0, np.int64)
-        total = np.bincount(codes, lengths, minlength=len(names)).astype(np.int64)
-        run_starts = np.cumsum(lengths) - lengths
-        runs = 1 + np.count_nonzero(np.diff(codes)) if len(codes) else 0
-        if runs == np.count_nonzero(total):
-            first = np.zeros(len(names), np.int64)
-            first[codes[::-1]] = run_starts[::-1]
-            columns = {key: array[: self.rows] for key, array in self.columns.items()}
-        else:
-            first = np.cumsum(total) - total
-            order = np.argsort(codes, kind="stable")
-            moved = lengths[order]
-            rows = np.stack([run_starts[order], moved, np.cumsum(moved) - moved], axis=1)
-            columns = {}
-            for key in list(self.columns):
-                source = self.columns.pop(key)
-                target = np.empty(self.rows, source.dtype)
-                move_runs(source, target, rows)
-                columns[key] = target
-        kept = np.arange(len(names)) if sizes is not None else np.flatnonzero(total)
-        bounds = np.stack([first, first + total], axis=1)[kept]
-        chromosomes = [names[index] for index in kept]
-        result = Intervals(columns, bounds, chromosomes, barcodes=barcodes, sizes=sizes, paired=paired, name=name)
-        logger.info(f"Read {result!r}.")
-        return result

@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffbio_sc.genome.intervals import Intervals, name_heads
+from diffbio_sc._checks import name_heads, whole_numbers
+from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.numerics.genome.pileup import value_sums
 
 
@@ -39,7 +41,8 @@ class Signal:
     Raises
     ------
     ValueError
-        If runs of a chromosome are not sorted, overlap, or reach beyond its size.
+        If runs of a chromosome differ in length, are not sorted, overlap, reach beyond its size, or do not have
+        ``0 <= start < end < 2**31``.
     """
 
     def __init__(
@@ -50,18 +53,10 @@ class Signal:
         name: str = "signal",
     ):
         self.name = name
-        self.sizes = None if sizes is None else dict(sizes)
+        self.sizes = None if sizes is None else check_chrom_sizes(list(sizes.items()), f"sizes of {name}")
         self.arrays: dict[str, SignalArrays] = {}
-        for chromosome, (start, end, value) in arrays.items():
-            runs = SignalArrays(np.asarray(start, np.int32), np.asarray(end, np.int32), np.asarray(value, np.float64))
-            overlap = np.flatnonzero(runs.start[1:] < runs.end[:-1])
-            if len(overlap):
-                first = overlap[0]
-                raise ValueError(
-                    f"{name} must have one value at each position, but "
-                    f"{chromosome}:{runs.start[first]}-{runs.end[first]} and "
-                    f"{chromosome}:{runs.start[first + 1]}-{runs.end[first + 1]} overlap."
-                )
+        for chromosome, parts in arrays.items():
+            runs = _checked_runs(parts, str(chromosome), name)
             if self.sizes is not None and len(runs.end):
                 if chromosome not in self.sizes or runs.end[-1] > self.sizes[chromosome]:
                     raise ValueError(
@@ -72,7 +67,7 @@ class Signal:
 
     @classmethod
     def from_intervals(cls, intervals: Intervals) -> Signal:
-        """Runs that a reader has collected as intervals with a column of values."""
+        """Make a signal of runs that a reader has collected as intervals with a column of values."""
         value = intervals.columns.get("value", np.empty(0))
         arrays = {
             chromosome: (*intervals[chromosome][:2], value[first:last])
@@ -118,3 +113,30 @@ class Signal:
         lengths = np.full(bins, width)
         lengths[-1:] = size - width * (bins - 1)
         return value_sums(start, end, value, width, bins) / lengths
+
+
+def _checked_runs(parts: Sequence[np.ndarray], chromosome: str, name: str) -> SignalArrays:
+    start, end = (
+        whole_numbers(part, f"{what} of {name} on {chromosome}", minimum=0, maximum=LONGEST)
+        for part, what in zip(parts[:2], ("starts", "ends"), strict=True)
+    )
+    value = np.asarray(parts[2], np.float64)
+    if not start.shape == end.shape == value.shape or start.ndim != 1:
+        raise ValueError(
+            f"{name} must have a start, an end and a value for each run, found shapes {start.shape}, {end.shape} and "
+            f"{value.shape} on {chromosome}."
+        )
+    empty = np.flatnonzero(end <= start)
+    if len(empty):
+        first = empty[0]
+        raise ValueError(
+            f"{name} must have runs that end after their start, found {chromosome}:{start[first]}-{end[first]}."
+        )
+    overlap = np.flatnonzero(start[1:] < end[:-1])
+    if len(overlap):
+        left, right = overlap[0], overlap[0] + 1
+        raise ValueError(
+            f"{name} must have one value at each position, sorted by start, but {chromosome}:{start[left]}-{end[left]} "
+            f"and {chromosome}:{start[right]}-{end[right]} overlap."
+        )
+    return SignalArrays(start.astype(np.int32), end.astype(np.int32), value)

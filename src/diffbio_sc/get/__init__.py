@@ -1,5 +1,5 @@
 """Results as tidy data frames."""
 
-import lazy_loader as _lazy
+from diffbio_sc import _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, __file__)

@@ -3,7 +3,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+
+from diffbio_sc._anndata.peak_tables import read_peak_tables
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +46,7 @@ def peaks(
     >>> dbio.tl.peaks(adata, groupby="cell_type")
     >>> dbio.get.peaks(adata, groups="B cell")
     """
-    tables = read_tables(adata, key)
+    tables = read_peak_tables(adata, key)
     if groups is not None:
         wanted = [groups] if isinstance(groups, str) else list(groups)
         missing = [name for name in wanted if name not in tables]
@@ -58,18 +61,5 @@ def peaks(
     table["group"] = pd.Categorical(table["group"], categories=list(tables))
     table = table[["group", *(name for name in table.columns if name != "group")]]
     if max_qvalue is not None:
-        import numpy as np
-
         table = table[table["qValue"].to_numpy(float) >= -np.log10(max_qvalue)].reset_index(drop=True)
     return table
-
-
-def read_tables(adata: AnnData, key: str) -> dict[str, pd.DataFrame]:
-    """Tables of peaks by group, in the order of the groups."""
-    record = adata.uns.get(key) if hasattr(adata, "uns") else None
-    if record is None or "tables" not in record:
-        keys = [str(name) for name in adata.uns] if hasattr(adata, "uns") else []
-        raise KeyError(
-            f"adata.uns has no peaks {key!r}: run diffbio_sc.tl.peaks first, or pass its key_added; keys: {keys}."
-        )
-    return {str(name): record["tables"][str(name)] for name in record["groups"]}

@@ -1,5 +1,5 @@
 """Files of intervals, coverage and peaks: readers and writers."""
 
-import lazy_loader as _lazy
+from diffbio_sc import _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = _lazy.attach(__name__, __file__)

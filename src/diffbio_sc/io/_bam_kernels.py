@@ -5,14 +5,28 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from diffbio_sc.io._text_kernels import find_name
+from diffbio_sc.io._name_table import find_name
 
 # What stopped a parse: the end of the block, a full output, a full table of names, or a record that makes no sense.
 DONE, FULL, MORE_BARCODES, DAMAGED = range(4)
 
-# Counters of records that were not taken.
-RECORDS, UNMAPPED, SECONDARY, QUALITY_FAIL, DUPLICATE, LOW_QUALITY, NOT_PROPER, NO_BARCODE, OTHER_BARCODE = range(9)
-N_COUNTERS = 9
+# Counters of records that were not taken, and of single reads and mates of pairs whether taken or not.
+(
+    RECORDS,
+    UNMAPPED,
+    SECONDARY,
+    QUALITY_FAIL,
+    DUPLICATE,
+    LOW_QUALITY,
+    NOT_PROPER,
+    SINGLE,
+    NO_LENGTH,
+    NO_BARCODE,
+    OTHER_BARCODE,
+    SEEN_SINGLE,
+    SEEN_PAIRED,
+) = range(13)
+N_COUNTERS = 13
 
 PAIRED, PROPER, IS_UNMAPPED, REVERSE, SECOND, NOT_PRIMARY, QC_FAIL, IS_DUPLICATE, SUPPLEMENTARY = (
     0x1,
@@ -87,6 +101,7 @@ def parse_records(
     cells,
     insert_cells,
     cell_codes,
+    cell_seen,
     chromosomes,
     counters,
 ):
@@ -119,7 +134,11 @@ def parse_records(
         position = following
         if flag & IS_UNMAPPED or chromosome < 0 or start < 0:
             counters[UNMAPPED] += 1
-        elif flag & (NOT_PRIMARY | SUPPLEMENTARY):
+            counters[RECORDS] += 1
+            continue
+        if not flag & (NOT_PRIMARY | SUPPLEMENTARY):
+            counters[SEEN_PAIRED if flag & PAIRED else SEEN_SINGLE] += 1
+        if flag & (NOT_PRIMARY | SUPPLEMENTARY):
             counters[SECONDARY] += 1
         elif flag & QC_FAIL:
             counters[QUALITY_FAIL] += 1
@@ -127,8 +146,12 @@ def parse_records(
             counters[DUPLICATE] += 1
         elif quality < minimum_quality:
             counters[LOW_QUALITY] += 1
+        elif paired and not flag & PAIRED:
+            counters[SINGLE] += 1
         elif paired and (not flag & PROPER or _word(buffer, here + 24) != chromosome):
             counters[NOT_PROPER] += 1
+        elif paired and template == 0:
+            counters[NO_LENGTH] += 1
         elif (paired and template > 0) or (not paired and not flag & SECOND):
             if paired:
                 end = start + template
@@ -153,6 +176,7 @@ def parse_records(
                 if cell == -2:
                     return row, here, MORE_BARCODES
                 if cell >= 0 and len(cell_codes):
+                    cell_seen[cell] = True
                     cell = cell_codes[cell]
                 if cell < 0:
                     counters[RECORDS] += 1
@@ -167,3 +191,21 @@ def parse_records(
             row += 1
         counters[RECORDS] += 1
     return row, position, DONE
+
+
+@njit(cache=True, nogil=True)
+def count_kinds(buffer, begin, stop):
+    """Numbers of single reads and of mates of pairs among the mapped primary alignments of a block."""
+    single, paired, position = 0, 0, begin
+    while position + 36 <= stop:
+        size = _word(buffer, position)
+        if size < 32:
+            break
+        flag = np.int64(buffer[position + 18]) | np.int64(buffer[position + 19]) << 8
+        if not flag & (IS_UNMAPPED | NOT_PRIMARY | SUPPLEMENTARY):
+            if flag & PAIRED:
+                paired += 1
+            else:
+                single += 1
+        position += 4 + size
+    return single, paired

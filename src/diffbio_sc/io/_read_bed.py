@@ -8,7 +8,8 @@ import numpy as np
 
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
-from diffbio_sc.io._text import Layout, PathLike, TextReader, layout_columns
+from diffbio_sc.io._byte_source import PathLike
+from diffbio_sc.io._line_reader import Layout, LineReader, layout_columns
 
 
 def read_bed(
@@ -24,7 +25,7 @@ def read_bed(
     path
         BED of 3 to 12 columns, plain or compressed by gzip (whatever the name says), separated by tabs or blanks, in
         any order. Several files are read as one sample. The strand is column 6, or the last column if that holds ``+``
-        or ``-`` and there are fewer.
+        or ``-`` and there are fewer; where every line says ``.`` there is none.
     chrom_sizes
         Length of each chromosome: a mapping, a file or an assembly (see :func:`read_chrom_sizes`). What lies beyond
         is clipped or left out, with a warning; so are chromosomes that are not listed.
@@ -50,4 +51,7 @@ def read_bed(
             strand = -1
         return layout_columns(strand=strand), False
 
-    return TextReader(locate, sizes=chrom_sizes, paired=paired).read(path)
+    reads = LineReader(locate, columns=["strand"], sizes=chrom_sizes, paired=paired).read(path)
+    if len(reads) and "strand" in reads.columns and not reads.columns["strand"].any():
+        del reads.columns["strand"]  # "." in every line is no strand: nothing must take it for "+"
+    return reads

@@ -6,7 +6,8 @@ import numpy as np
 
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.signal import Signal
-from diffbio_sc.io._text import Layout, PathLike, TextReader, layout_columns
+from diffbio_sc.io._byte_source import PathLike
+from diffbio_sc.io._line_reader import Layout, LineReader, layout_columns
 
 
 def read_bedgraph(path: PathLike, *, chrom_sizes: ChromSizes | None = None) -> Signal:
@@ -39,4 +40,4 @@ def read_bedgraph(path: PathLike, *, chrom_sizes: ChromSizes | None = None) -> S
             )
         return layout_columns(value=3), False
 
-    return Signal.from_intervals(TextReader(locate, sizes=chrom_sizes).read(path))
+    return Signal.from_intervals(LineReader(locate, columns=["value"], sizes=chrom_sizes).read(path))

@@ -8,7 +8,8 @@ import numpy as np
 
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
-from diffbio_sc.io._text import Layout, PathLike, TextReader, layout_columns
+from diffbio_sc.io._byte_source import PathLike
+from diffbio_sc.io._line_reader import Layout, LineReader, layout_columns
 
 
 def read_bedpe(
@@ -44,7 +45,7 @@ def read_bedpe(
         mates = len(layout.fields) >= 6 and all(_is_number(layout.fields[column]) for column in (4, 5))
         return layout_columns(), mates
 
-    return TextReader(locate, sizes=chrom_sizes).read(path)
+    return LineReader(locate, sizes=chrom_sizes).read(path)
 
 
 def _is_number(text: str) -> bool:

@@ -8,7 +8,8 @@ import numpy as np
 
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
-from diffbio_sc.io._text import Layout, PathLike, TextReader, layout_columns
+from diffbio_sc.io._byte_source import PathLike
+from diffbio_sc.io._line_reader import Layout, LineReader, layout_columns
 
 
 def read_fragments(
@@ -76,4 +77,5 @@ def read_fragments(
         keep_barcodes = has_barcodes and (use_barcodes or barcodes is not None)
         return layout_columns(barcode=3 if keep_barcodes else -1, count=4 if use_counts else -1), False
 
-    return TextReader(locate, sizes=chrom_sizes, barcodes=barcodes).read(path)
+    columns = [*(["cell_code"] if use_barcodes or barcodes is not None else []), *(["count"] if use_counts else [])]
+    return LineReader(locate, columns=columns, sizes=chrom_sizes, barcodes=barcodes).read(path)

@@ -6,11 +6,11 @@ import os
 from typing import Any
 
 from diffbio_sc.genome.intervals import Intervals
+from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._read_bam import read_bam
 from diffbio_sc.io._read_bed import read_bed
 from diffbio_sc.io._read_bedpe import read_bedpe
 from diffbio_sc.io._read_fragments import read_fragments
-from diffbio_sc.io._text import PathLike
 
 _READERS = {
     ".bam": read_bam,

@@ -85,9 +85,9 @@ def peaks(
 
     from diffbio_sc._anndata import read_labels
     from diffbio_sc._anndata.genome_axis import read_genome_axis
-    from diffbio_sc.get._peaks import read_tables
+    from diffbio_sc._anndata.peak_tables import read_peak_tables
 
-    tables = read_tables(adata, key)
+    tables = read_peak_tables(adata, key)
     params = adata.uns[key]["params"]
     groupby = params.get("groupby")
     prefix = "" if key == "peaks" else f"{key}_"

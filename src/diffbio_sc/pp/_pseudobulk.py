@@ -1,4 +1,4 @@
-"""Sums of cells of one label: of counts in bins, or of fragments."""
+"""Sums of cells of one label: of counts in bins, of fragments, or of contact maps."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc._anndata.contacts_object import bins_table, contacts_object
+from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragments
 from diffbio_sc._anndata.genome_axis import read_genome_axis
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._anndata.tables import read_labels
@@ -15,7 +17,7 @@ from diffbio_sc._logging import logger
 from diffbio_sc.blocks.matrix import Dask
 from diffbio_sc.genome.interval_kernels import group_rows
 from diffbio_sc.genome.intervals import Intervals
-from diffbio_sc.io._anndata_fragments import cell_labels, fragments_of, holds_fragments
+from diffbio_sc.io._contact_cells import ContactCells
 from diffbio_sc.pp._coverage import label_mapping, row_codes
 
 if TYPE_CHECKING:
@@ -28,18 +30,22 @@ def pseudobulk(source: Intervals, *, groupby: Mapping[str, str] | pd.Series) -> 
 
 
 @overload
+def pseudobulk(source: ContactCells, *, groupby: Mapping[str, str] | pd.Series) -> dict[str, AnnData]: ...
+
+
+@overload
 def pseudobulk(
     source: AnnData, *, groupby: str, layer: str | None = None, axis: Literal["var", "obs"] | None = None
 ) -> AnnData | dict[str, Intervals]: ...
 
 
 def pseudobulk(
-    source: Intervals | AnnData,
+    source: Intervals | ContactCells | AnnData,
     *,
     groupby: str | Mapping[str, str] | pd.Series,
     layer: str | None = None,
     axis: Literal["var", "obs"] | None = None,
-) -> AnnData | dict[str, Intervals]:
+) -> AnnData | dict[str, Intervals] | dict[str, AnnData]:
     """Add up the cells of each label.
 
     Parameters
@@ -47,9 +53,10 @@ def pseudobulk(
     source
         An AnnData of raw counts with a genome axis (cells by bins or bins by cells), or fragments with barcodes. An
         AnnData without such an axis but with fragments of SnapATAC2, ``.obsm["fragment_paired"]``, stands for these.
+        Contact maps of cells (:func:`diffbio_sc.io.read_scool`) are read one at a time.
     groupby
-        For an AnnData the column of its cells that holds the label; for fragments a mapping from barcode to label, such
-        as ``adata.obs["cell_type"]``. Cells without a label are left out.
+        For an AnnData the column of its cells that holds the label; for fragments and contact maps a mapping from
+        barcode, or name of the cell, to label, such as ``adata.obs["cell_type"]``. Cells without a label are left out.
     layer
         Layer that holds the counts; default ``X``.
     axis
@@ -64,6 +71,9 @@ def pseudobulk(
     - ``.uns["pseudobulk"]``: parameters and versions
 
     Of fragments: the fragments of each label, by label (for :func:`coverage` and peak calling).
+
+    Of contact maps: an AnnData of bins for each label, by label, with the summed counts in ``.obsp["contacts"]`` and
+    the number of cells in ``.uns["pseudobulk"]["n_cells"]``.
 
     Raises
     ------
@@ -81,6 +91,12 @@ def pseudobulk(
     >>> {label: len(group) for label, group in dbio.pp.pseudobulk(fragments, groupby={"AAAC-1": "T"}).items()}
     {'T': 2}
     """
+    if isinstance(source, ContactCells):
+        if isinstance(groupby, str):
+            raise TypeError(
+                f"groupby must map names of cells to labels for contact maps, found the string {groupby!r}."
+            )
+        return _sum_contacts(source, label_mapping(groupby))
     if isinstance(source, Intervals):
         if isinstance(groupby, str):
             raise TypeError(
@@ -112,6 +128,36 @@ def _sum_cells(adata: Any, groupby: str, layer: str | None, axis: Literal["var",
     result = anndata.AnnData(sp.csr_matrix(sums), obs=obs, var=bins)
     result.uns["pseudobulk"] = make_record({"groupby": groupby, "layer": layer}, None)
     logger.info(f"{int(obs['n_cells'].sum())} cells in {len(names)} groups, {int((codes < 0).sum())} without a label.")
+    return result
+
+
+def _sum_contacts(cells: ContactCells, label_of: Mapping[str, str]) -> dict[str, AnnData]:
+    import pandas as pd
+
+    known = [name for name in cells if name in label_of]
+    if not known:
+        raise ValueError(
+            f"groupby labels none of the {len(cells)} cells; cells: {list(cells)[:5]}, labels of: {list(label_of)[:5]}."
+        )
+    sums: dict[str, sp.csr_array] = {}
+    number: dict[str, int] = {}
+    bins: pd.DataFrame | None = None
+    for name, contact_map in cells.contact_maps():
+        if bins is None:
+            chrom = pd.Categorical.from_codes(contact_map.chrom, list(contact_map.chrom_names))
+            bins = bins_table(chrom, contact_map.start, contact_map.end)
+        if name in label_of:
+            label = str(label_of[name])
+            sums[label] = sums[label] + contact_map.counts if label in sums else contact_map.counts
+            number[label] = number.get(label, 0) + 1
+    assert bins is not None  # there is a cell with a label
+    result = {}
+    for label in dict.fromkeys(map(str, label_of.values())):
+        if label not in sums:
+            continue
+        result[label] = contacts_object(bins.copy(), sp.csr_array(sums[label]))
+        result[label].uns["pseudobulk"] = make_record({"label": label}, None, n_cells=number[label])
+    logger.info(f"{len(known)} cells in {len(sums)} groups, {len(cells) - len(known)} without a label.")
     return result
 
 

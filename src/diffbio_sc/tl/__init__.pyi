@@ -1,7 +1,10 @@
 from ._balance import balance
+from ._call_peaks import call_peaks
 from ._compartments import compartments
 from ._contacts import contacts
+from ._coverage_stats import coverage_stats
 from ._deconvolve import deconvolve
+from ._differential_contacts import differential_contacts
 from ._expected import expected
 from ._insulation import insulation
 from ._loops import loops
@@ -11,15 +14,20 @@ from ._multiomics_impute import multiomics_impute
 from ._multiomics_score import multiomics_score
 from ._multiomics_vae import multiomics_vae
 from ._peaks import peaks
+from ._pileup import pileup
+from ._saddle import saddle
 from ._spatial_genes import spatial_genes
 from ._spatial_patterns import spatial_patterns
 from ._train_peaks import train_peaks
 
 __all__ = [
     "balance",
+    "call_peaks",
     "compartments",
     "contacts",
+    "coverage_stats",
     "deconvolve",
+    "differential_contacts",
     "expected",
     "insulation",
     "loops",
@@ -29,6 +37,8 @@ __all__ = [
     "multiomics_score",
     "multiomics_vae",
     "peaks",
+    "pileup",
+    "saddle",
     "spatial_genes",
     "spatial_patterns",
     "train_peaks",

@@ -3,17 +3,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
-from diffbio_sc._logging import logger
-from diffbio_sc.engines.interval_peaks import TABLE_COLUMNS
+from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable, require_columns
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
-_NEEDED = ("chrom", "start", "end")
-_KEPT = TABLE_COLUMNS[:10]
+    from diffbio_sc.genome.chrom_sizes import ChromSizes
 
 
 def merge_peaks(
@@ -21,7 +17,7 @@ def merge_peaks(
     *,
     width: int = 501,
     score: str = "qValue",
-    chrom_sizes: Mapping[str, int] | None = None,
+    chrom_sizes: ChromSizes | None = None,
     key: str = "peaks",
     key_added: str = "peaks_merged",
     copy: bool = False,
@@ -70,92 +66,33 @@ def merge_peaks(
     >>> tables = dbio.tl.peaks("fragments.tsv.gz", groupby=adata.obs["cell_type"])
     >>> merged = dbio.tl.merge_peaks(tables)
     """
-    if isinstance(width, bool) or int(width) != width or width < 1:
-        raise ValueError(f"width must be a positive whole number of base pairs, found {width!r}.")
-    if isinstance(data, Mapping):
-        return _merge(data, int(width), score, chrom_sizes)
-    from diffbio_sc._anndata import write_results
-    from diffbio_sc.get._peaks import read_tables
+    from diffbio_sc._anndata import check_key, write_results
+    from diffbio_sc._anndata.peak_tables import read_peak_tables
+    from diffbio_sc.engines.peak_sets import merge_tables
+    from diffbio_sc.genome.chrom_sizes import read_chrom_sizes
 
-    merged = _merge(read_tables(data, key), int(width), score, chrom_sizes)
+    if isinstance(width, bool) or not hasattr(width, "__int__") or int(width) != width or width < 1:
+        raise ValueError(f"width must be a positive whole number of base pairs, found {width!r}.")
+    check_key(key_added)
+    if not isinstance(data, Mapping) and not hasattr(data, "uns"):
+        raise TypeError(
+            "data must be an AnnData with peaks or a dict of tables by name of the group, such as {'B cell': table}, "
+            f"found {type(data).__name__}."
+        )
+    given = data if isinstance(data, Mapping) else read_peak_tables(data, key)
+    if not given:
+        raise ValueError("merge_peaks needs at least one table of peaks, found none.")
+    clash = sorted({str(name) for name in given} & {*NARROWPEAK, "n_groups"})
+    if clash:
+        raise ValueError(f"groups named {clash} clash with columns of the result; rename them.")
+    tables = {}
+    for name, table in given.items():
+        require_columns(table, (score,), f"the peaks of {name!r}")
+        tables[str(name)] = PeakTable.from_frame(table, f"the peaks of {name!r}")
+    sizes = None if chrom_sizes is None else read_chrom_sizes(chrom_sizes)
+    merged = merge_tables(tables, int(width), score, sizes).to_frame()
+    if isinstance(data, Mapping):
+        return merged
     adata = data.copy() if copy else data
     write_results(adata, uns={key_added: merged})
     return adata if copy else None
-
-
-def _merge(tables: Mapping[str, pd.DataFrame], width: int, score: str, sizes: Mapping[str, int] | None) -> pd.DataFrame:
-    if not tables:
-        raise ValueError("merge_peaks needs at least one table of peaks, found none.")
-    for name, table in tables.items():
-        missing = [column for column in (*_NEEDED, score) if column not in table]
-        if missing:
-            raise KeyError(
-                f"the peaks of {name!r} have no columns {missing}; columns: {list(map(str, table.columns))}."
-            )
-    names = [str(name) for name in tables]
-    clash = sorted(set(names) & {*_KEPT, "n_groups"})
-    if clash:
-        raise ValueError(f"groups named {clash} clash with columns of the result; rename them.")
-    numbered = [table.assign(_group=index) for index, table in enumerate(tables.values())]
-    # Tables without peaks would change the types of columns.
-    every = pd.concat([table for table in numbered if len(table)] or numbered[:1], ignore_index=True)
-    start, end = every["start"].to_numpy(np.int64), every["end"].to_numpy(np.int64)
-    summit = start + every["peak"].to_numpy(np.int64) if "peak" in every else (start + end) // 2
-    value = every[score].to_numpy(np.float64)
-    group = every["_group"].to_numpy(np.int64)
-    total = np.bincount(group, np.maximum(value, 0), minlength=len(names))
-    ranked = value / np.where(total > 0, total, 1.0)[group]
-    codes, chromosomes = pd.factorize(every["chrom"].astype(object))
-    begin = np.maximum(summit - width // 2, 0)
-    if sizes is not None:
-        limit = np.array([sizes.get(name, np.iinfo(np.int64).max) for name in chromosomes], np.int64)
-        begin = np.maximum(np.minimum(begin, limit[codes] - width if len(codes) else begin), 0)
-    # Best first; ties by place, so that the order of the groups decides nothing.
-    order = np.lexsort((begin, codes, -ranked))
-    kept = order[_without_overlap(codes[order], begin[order], width)]
-    rank = pd.Series(ranked[kept]).rank(pct=True).to_numpy() if len(kept) else np.zeros(0)
-    place = np.lexsort((begin[kept], codes[kept]))
-    kept, rank = kept[place], rank[place]
-    merged = pd.DataFrame(
-        {
-            "chrom": every["chrom"].to_numpy(dtype=object)[kept],
-            "start": begin[kept],
-            "end": begin[kept] + width,
-            "name": [f"peak_{number}" for number in range(1, len(kept) + 1)],
-            "score": np.round(1000 * rank).astype(np.int64),
-            "strand": np.full(len(kept), ".", object),
-        }
-    )
-    for column in ("signalValue", "pValue", "qValue"):
-        merged[column] = every[column].to_numpy(np.float64)[kept] if column in every else -1.0
-    merged["peak"] = summit[kept] - begin[kept]
-    members = np.zeros((len(kept), len(names)), bool)
-    kept_codes, kept_begin = codes[kept], begin[kept]
-    for index in range(len(names)):
-        mine = group == index
-        for code in np.unique(codes[mine]):
-            rows = np.flatnonzero(kept_codes == code)
-            theirs = np.flatnonzero(mine & (codes == code))
-            theirs = theirs[np.argsort(start[theirs], kind="stable")]
-            reach = np.maximum.accumulate(end[theirs])
-            before = np.searchsorted(start[theirs], kept_begin[rows] + width, side="left") - 1
-            members[rows, index] = (before >= 0) & (reach[np.maximum(before, 0)] > kept_begin[rows])
-    merged["n_groups"] = members.sum(1)
-    for index, name in enumerate(names):
-        merged[name] = members[:, index]
-    logger.info(f"{len(every)} peaks of {len(names)} groups merged into {len(merged)}.")
-    return merged
-
-
-def _without_overlap(codes: np.ndarray, begin: np.ndarray, width: int) -> np.ndarray:
-    """Positions, in order, of windows that overlap none kept before."""
-    # A cell of the window's width holds the start of one kept window at most.
-    taken: dict[tuple[int, int], int] = {}
-    kept = []
-    for index, (code, first) in enumerate(zip(codes.tolist(), begin.tolist(), strict=True)):
-        cell = first // width
-        near = (taken.get((code, cell + shift)) for shift in (-1, 0, 1))
-        if all(other is None or abs(other - first) >= width for other in near):
-            taken[code, cell] = first
-            kept.append(index)
-    return np.array(kept, np.int64)

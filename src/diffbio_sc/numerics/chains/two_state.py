@@ -14,7 +14,7 @@ T log sum exp compose exactly too (they are the 2 x 2 products of the forward-ba
 numbers are free), so that posteriors come from the same scans and become the path as T goes to 0.
 
 Sequences lie along the last axis; axes before it are batches. The chain begins outside a peak with log-odds
-``-initial`` of being in one; where ``reset`` is true a new sequence begins.
+``-initial`` of being in one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ __all__ = [
     "RegionProbability",
     "SwitchPosterior",
     "margins",
-    "posterior_logits",
     "region_probability",
     "switch_posterior",
 ]
@@ -69,7 +68,6 @@ def margins(
     leave: Any,
     *,
     initial: Any = None,
-    reset: Bool[Array, "... length"] | None = None,
 ) -> Float[Array, "... length"]:
     """Score of the best path through state 1 at each position minus that of the best path through state 0.
 
@@ -81,37 +79,13 @@ def margins(
         Cost of a change 0 -> 1 and 1 -> 0: numbers, or arrays without the last axis. Not negative.
     initial
         Cost of beginning in state 1; default ``enter``.
-    reset
-        True where a new sequence begins. The first position always does.
 
     Returns
     -------
     Margins; the most probable path is where they are above 0.
     """
-    forward, backward = _forward_backward(log_odds, enter, leave, initial, reset, None)
+    forward, backward = _forward_backward(log_odds, enter, leave, initial, None)
     return forward + backward
-
-
-@jax.jit
-def posterior_logits(
-    log_odds: Float[Array, "... length"],
-    enter: Any,
-    leave: Any,
-    temperature: Any = 1.0,
-    *,
-    initial: Any = None,
-    reset: Bool[Array, "... length"] | None = None,
-) -> Float[Array, "... length"]:
-    """Posterior log-odds of state 1 at a temperature; times the temperature they become :func:`margins` towards 0.
-
-    Parameters are those of :func:`margins`, and
-
-    temperature
-        Above 0; a number or an array without the last axis.
-    """
-    temperature = _column(temperature, log_odds)
-    forward, backward = _forward_backward(log_odds, enter, leave, initial, reset, temperature)
-    return (forward + backward) / temperature
 
 
 @jax.jit
@@ -122,11 +96,16 @@ def switch_posterior(
     temperature: Any = 1.0,
     *,
     initial: Any = None,
-    reset: Bool[Array, "... length"] | None = None,
 ) -> SwitchPosterior:
-    """Posterior of states, starts and ends; parameters are those of :func:`posterior_logits`."""
+    """Posterior of states, starts and ends.
+
+    Parameters are those of :func:`margins`, and
+
+    temperature
+        Above 0; a number or an array without the last axis. Towards 0 ``temperature * logits`` become the margins.
+    """
     temperature = _column(temperature, log_odds)
-    forward, backward = _forward_backward(log_odds, enter, leave, initial, reset, temperature)
+    forward, backward = _forward_backward(log_odds, enter, leave, initial, temperature)
     enter, leave = _column(enter, log_odds), _column(leave, log_odds)
     logits = (forward + backward) / temperature
     inside = jax.nn.sigmoid(logits)
@@ -139,11 +118,6 @@ def switch_posterior(
     up, down, stay = rise[..., 1:], before - leave / temperature, before + after[..., 1:]
     total = jnp.logaddexp(jnp.logaddexp(0.0, up), jnp.logaddexp(down, stay))
     start, end = jnp.exp(up - total), jnp.exp(down - total)
-    if reset is not None:
-        begins = jnp.broadcast_to(reset, log_odds.shape)
-        start = jnp.where(begins[..., 1:], inside[..., 1:], start)
-        end = jnp.where(begins[..., 1:], inside[..., :-1], end)
-        rise, fall = jnp.where(begins, logits, rise), jnp.where(begins, -logits, fall)
     return SwitchPosterior(
         logits,
         jnp.concatenate([inside[..., :1], start], -1),
@@ -299,14 +273,12 @@ def _run(maps: _Map, temperature) -> Array:
     return jnp.moveaxis(values, 0, -1).reshape(*maps.shift.shape[:-1], -1)[..., :length]
 
 
-def _forward_backward(log_odds, enter, leave, initial, reset, temperature):
+def _forward_backward(log_odds, enter, leave, initial, temperature):
     """Forward margins d_t, which include l_t, and backward margins, which do not; soft at a temperature."""
     log_odds = jnp.asarray(log_odds)
     initial = _column(enter if initial is None else initial, log_odds)
     enter, leave = (jnp.broadcast_to(_column(value, log_odds), log_odds.shape) for value in (enter, leave))
     begins = jnp.zeros(log_odds.shape, bool).at[..., 0].set(True)
-    if reset is not None:
-        begins = begins | reset
     ends = jnp.concatenate([begins[..., 1:], jnp.ones_like(begins[..., :1])], -1)
     # clip(x, -enter, leave) + l is shift = l, low = l - enter, high = l + leave. Where a sequence begins the map is
     # constant: low = high.

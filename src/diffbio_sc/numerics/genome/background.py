@@ -7,7 +7,7 @@ signal where there is one. Windows are centred, and at the ends of a sequence th
 A broad domain fills its own windows, so that the mean of a window is no background there. For broad marks without
 control :func:`robust_level` finds the rate of the lower of two levels in the whole sequence instead.
 
-The JAX functions here have twins for host arrays in :mod:`diffbio_sc.numerics.genome.peak_engine`.
+The JAX functions here have twins for host arrays in :mod:`diffbio_sc.numerics.genome.background_host`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["breadth", "broad_weight", "local_background", "robust_level", "window_mean", "window_sum"]
+from diffbio_sc.numerics.genome.background_host import (
+    BREADTH_BETWEEN,
+    BREADTH_SLOPE,
+    FEW_COUNTS,
+    MIXTURE_STEPS,
+    lags,
+)
 
-# The peaks of narrow marks are over within SHORT_LAG to LONG_LAG, the domains of broad ones are not.
-SHORT_LAG, LONG_LAG = 500, 5000  # base pairs
-BREADTH_BETWEEN = 0.4
-_BREADTH_WIDTH = 0.02
-_MIXTURE_STEPS = 60
-_FEW = 10.0
+__all__ = ["breadth", "broad_weight", "local_background", "robust_level", "window_mean", "window_sum"]
 
 
 def window_sum(values: Float[Array, "... length"], width: int) -> Float[Array, "... length"]:
@@ -131,7 +132,7 @@ def robust_level(counts: Float[Array, "... length"], width: int) -> Float[Array,
     sums = counts[..., : windows * width].reshape(*counts.shape[:-1], windows, width).sum(-1)
     filled = sums > 0
     mean_filled = sums.sum(-1, keepdims=True) / jnp.maximum(filled.sum(-1, keepdims=True), 1)
-    used = jnp.where(mean_filled >= _FEW, filled, True).astype(sums.dtype)
+    used = jnp.where(mean_filled >= FEW_COUNTS, filled, True).astype(sums.dtype)
     held = jax.lax.stop_gradient(sums)
 
     def in_upper(low, high, share):
@@ -150,7 +151,7 @@ def robust_level(counts: Float[Array, "... length"], width: int) -> Float[Array,
 
     typical = jnp.maximum(jax.lax.stop_gradient(mean_filled), 1e-3)
     start = (0.5 * typical, 2.0 * typical, jnp.full_like(typical, 0.5))
-    lower = used - in_upper(*jax.lax.fori_loop(0, _MIXTURE_STEPS, step, start))
+    lower = used - in_upper(*jax.lax.fori_loop(0, MIXTURE_STEPS, step, start))
     return (lower * sums).sum(-1) / jnp.maximum(lower.sum(-1), 1e-6) / width
 
 
@@ -178,11 +179,6 @@ def breadth(counts: Float[Array, "... length"], bin_width: float) -> Float[Array
     return jnp.where(varies, far / jnp.where(varies, near, 1.0), 0.0)
 
 
-def lags(bin_width: float) -> tuple[int, int]:
-    """Positions of the two lags of :func:`breadth`."""
-    return max(round(SHORT_LAG / bin_width), 1), max(round(LONG_LAG / bin_width), 1)
-
-
 def broad_weight(breadth: Float[Array, "..."]) -> Float[Array, "..."]:
     """Weight of broad settings, from 0 to 1: a step at 0.4 with a little slope."""
-    return jax.nn.sigmoid((breadth - BREADTH_BETWEEN) / _BREADTH_WIDTH)
+    return jax.nn.sigmoid((breadth - BREADTH_BETWEEN) / BREADTH_SLOPE)

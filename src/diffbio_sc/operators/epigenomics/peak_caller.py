@@ -16,10 +16,8 @@ Learned parts start as nothing: a multi-scale dilated convolution corrects l and
 initial state, exactly 0 until trained; the denoiser (a variational autoencoder with Poisson decoder, after SCALE, Xiong
 et al. 2019, Nature Communications 10:4576) multiplies a Gaussian smoother by such a difference.
 
-Weak labels (Hocking et al. 2017, Bioinformatics 33:491) say of a region that it holds no peak, a peak, one peak start
-or one peak end. Their probability under the posterior chain is exact, by counting starts along with the state. Experts
-err and some regions fit no setting, so that a label is taken to be wrong with a small probability: without it a single
-one of those, of which the likelihood is as good as 0, outweighs the many that a setting explains.
+Learned from labels of regions (:mod:`diffbio_sc.operators.epigenomics.peak_labels`), of positions, or from the counts
+themselves by splitting them. The networks are in :mod:`diffbio_sc.operators.epigenomics.peak_networks`.
 """
 
 from __future__ import annotations
@@ -36,23 +34,29 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc.numerics.chains.two_state import SwitchPosterior, margins, region_probability, switch_posterior
+from diffbio_sc.numerics.chains.two_state import SwitchPosterior, margins, switch_posterior
 from diffbio_sc.numerics.genome.background import (
     breadth,
     broad_weight,
     local_background,
     robust_level,
 )
+from diffbio_sc.numerics.genome.marks import BROAD_BINS, LEVEL_WINDOW, NARROW_BINS
 from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
+from diffbio_sc.operators.epigenomics.peak_labels import label_log_probability, longest_region
+from diffbio_sc.operators.epigenomics.peak_networks import (
+    CorrectionWeight,
+    PoissonDenoiser,
+    SignalCorrection,
+    elbo_loss,
+    poisson_deviance,
+)
 
-REGION_KINDS = ("noPeaks", "peaks", "peakStart", "peakEnd")
 _MODES = ("auto", "narrow", "broad")
-_DILATIONS = (1, 5, 21)  # with a kernel of 7 the reach is 81 positions, 2 kb at 25 bp
 _SMALLEST_RATE = 1e-6
 # Probabilities keep this distance from 0 and 1, one step of float32: a compiler may turn 1 - p + 1e-8 into 1 - p.
 _MARGIN = 2.0**-23
 _PRIOR_DEVIATION = 1.0
-_BLEND = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,12 +121,12 @@ class PeakCallerConfig(OperatorConfig):
     bin_width: int = 25
     positions_per_read: float = 1.0
     mode: str = "auto"
-    fold: float = 5.0
-    narrow_penalty: float = 3.0
-    broad_penalty: float = 60.0
-    background_windows: tuple[int, ...] = (10_000,)
-    control_windows: tuple[int, ...] = (250, 1_000, 10_000)
-    level_window: int = 2_000
+    fold: float = NARROW_BINS.fold
+    narrow_penalty: float = NARROW_BINS.penalty
+    broad_penalty: float = BROAD_BINS.penalty
+    background_windows: tuple[int, ...] = NARROW_BINS.windows
+    control_windows: tuple[int, ...] = NARROW_BINS.control_windows
+    level_window: int = LEVEL_WINDOW
     label_noise: float = 0.05
 
     def validate(self) -> None:
@@ -138,29 +142,6 @@ class PeakCallerConfig(OperatorConfig):
         self.require_positive("fold")
         self.require("fold", self.fold > 1, "a number above 1")
         self.require("label_noise", 0 <= self.label_noise < 0.5, "a number from 0 to below 0.5")
-
-
-class CallerSettings(NamedTuple):
-    """The statistical settings of a caller as plain numbers, for engines that run without JAX.
-
-    Attributes
-    ----------
-    fold
-        Enrichment of peaks.
-    enter, leave
-        Costs of the changes of state.
-    background_factor
-        By which the background is multiplied.
-    temperature, threshold
-        Of posterior and call.
-    """
-
-    fold: float
-    enter: float
-    leave: float
-    background_factor: float
-    temperature: float
-    threshold: float
 
 
 class DifferentiablePeakCaller(Operator):
@@ -243,7 +224,7 @@ class DifferentiablePeakCaller(Operator):
         }
         if denoised is not None:
             result["denoised_signal"] = unit * denoised.rate
-            result["elbo_loss"] = _elbo_loss(tracks.reads, denoised)
+            result["elbo_loss"] = elbo_loss(tracks.reads, denoised)
         return result
 
     def segments(self, data: Mapping[str, Any]) -> list[np.ndarray]:
@@ -268,21 +249,6 @@ class DifferentiablePeakCaller(Operator):
             runs = np.stack([np.flatnonzero(row == 1), np.flatnonzero(row == -1)], 1)
             found.append(runs[(runs[:, 1] - runs[:, 0]) * self.config.bin_width >= self.config.min_peak_width])
         return found
-
-    def statistics(self, *, broad: bool) -> CallerSettings:
-        """Return the present statistical settings for narrow or broad marks; the correction is not part of them."""
-        enter, leave = (
-            float(jnp.exp(self._log_penalty(log_penalty, jnp.float32(broad))))
-            for log_penalty in (self.log_enter, self.log_leave)
-        )
-        return CallerSettings(
-            fold=1.0 + math.exp(float(self.log_excess[...])),
-            enter=enter,
-            leave=leave,
-            background_factor=math.exp(float(self.log_background[...])),
-            temperature=math.exp(float(self.log_temperature[...])),
-            threshold=1.0 / (1.0 + math.exp(-float(self.threshold_logit[...]))),
-        )
 
     def loss(
         self, data: Mapping[str, Any], *, key: Array | None = None, longest_region: int | None = None
@@ -321,7 +287,7 @@ class DifferentiablePeakCaller(Operator):
         if self.denoiser is not None:
             assert halves is not None
             denoised = self.denoiser(halves[0].reads, key=jax.random.fold_in(key, 1))
-            total = total + _elbo_loss(halves[1].reads, denoised).mean()
+            total = total + elbo_loss(halves[1].reads, denoised).mean()
             rate = self.denoiser(tracks.reads).rate
         if "labels" in data:
             return total + self._dense_label_loss(tracks, rate, data)
@@ -370,7 +336,7 @@ class DifferentiablePeakCaller(Operator):
         self._tracks(arrays)
         longest = None
         if "region_kind" in arrays:
-            longest = 1 << max(_longest_region(arrays) - 1, 0).bit_length()
+            longest = 1 << max(longest_region(arrays) - 1, 0).bit_length()
         network = "labels" in arrays if network is None else network
         trained: DifferentiablePeakCaller = self
         if not network and self.correction is not None and self.correction.is_zero():
@@ -502,31 +468,11 @@ class DifferentiablePeakCaller(Operator):
         return jnp.where(known, terms, 0.0).sum() / jnp.maximum(known.sum(), 1)
 
     def _region_loss(self, tracks, rate, data, longest):
-        kind, start, end = (
-            jnp.atleast_2d(jnp.asarray(data[name])) for name in ("region_kind", "region_start", "region_end")
-        )
-        batch = len(tracks.reads)
-        if not kind.shape == start.shape == end.shape or len(kind) != batch:
-            raise ValueError(
-                f"data['region_kind'], data['region_start'] and data['region_end'] must have one row for each of the "
-                f"{batch} tracks and the same shape, found {kind.shape}, {start.shape} and {end.shape}."
-            )
         if longest is None:
-            traced = isinstance(start, jax.core.Tracer) or isinstance(end, jax.core.Tracer)
-            longest = tracks.reads.shape[-1] if traced else _longest_region(data)
+            traced = any(isinstance(data[name], jax.core.Tracer) for name in ("region_start", "region_end"))
+            longest = tracks.reads.shape[-1] if traced else longest_region(data)
         chain = self._posterior(tracks, rate)[0]
-        row = jnp.broadcast_to(jnp.arange(batch)[:, None], kind.shape)
-        kind, row, start, end = (array.reshape(-1) for array in (kind, row, start, end))
-        labelled = kind >= 0
-        size = jnp.where(labelled, end - start, 1)
-        begin = jnp.where(labelled, start, 0)
-        found = region_probability(chain, row, begin, size, kind == REGION_KINDS.index("peakEnd"), longest)
-        some = _log_one_minus_exp(found.empty)
-        log_probability = jnp.select([kind == 0, kind == 1], [found.empty, some], found.one)
-        noise = self.config.label_noise
-        if noise > 0:
-            # What the expert says is p with probability 1 - noise, and its opposite otherwise.
-            log_probability = jnp.logaddexp(math.log1p(-2.0 * noise) + log_probability, math.log(noise))
+        log_probability, labelled = label_log_probability(chain, data, self.config.label_noise, longest)
         number = jnp.maximum(labelled.sum(), 1)
         return (self._prior() - jnp.where(labelled, log_probability, 0.0).sum()) / number
 
@@ -557,7 +503,7 @@ class DifferentiablePeakCaller(Operator):
         chain, evidence = self._posterior(first, rate)
         enriched = 1.0 + jnp.exp(self.log_excess[...]) * jax.nn.sigmoid(chain.logits)
         mean = jnp.exp(evidence.log_background) * enriched
-        return _poisson_deviance(second.reads, mean).mean()
+        return poisson_deviance(second.reads, mean).mean()
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -582,226 +528,8 @@ class _Evidence(NamedTuple):
     leave: Float[Array, " batch"]
 
 
-class CorrectionWeight(nnx.Param):
-    """A parameter of a network, as against the statistical settings."""
-
-
-class Weights(nnx.Module):
-    """Named arrays, as parameters or as statistics that are stored but not trained."""
-
-    def __init__(self, kind: type[nnx.Variable], arrays: Mapping[str, Array]):
-        for name, value in arrays.items():
-            setattr(self, name, kind(jnp.array(value)))
-        self.names = tuple(arrays)
-
-    def arrays(self) -> dict[str, Array]:
-        """Return the arrays by name."""
-        return {name: getattr(self, name)[...] for name in self.names}
-
-
-class SignalCorrection(nnx.Module):
-    """Corrections of log-odds and log background by a multi-scale convolution: exactly 0 until trained.
-
-    The network minus its own initial state, so that gradients reach every parameter from the first step.
-    """
-
-    def __init__(self, filters: int, kernel_sizes: tuple[int, ...], *, rngs: nnx.Rngs):
-        self.kernel_sizes = kernel_sizes
-        arrays = {}
-        for scale, size in enumerate(kernel_sizes):
-            for layer in range(len(_DILATIONS)):
-                # The first layer mixes the features; the others are one filter each, whose mixing is the last layer's.
-                inputs = _FEATURES if layer == 0 else 1
-                arrays[f"kernel_{scale}_{layer}"] = _normal(rngs, (size, inputs, filters), 2.0 / (size * inputs))
-                arrays[f"bias_{scale}_{layer}"] = _normal(rngs, (filters,), 0.01)
-        width = filters * len(kernel_sizes)
-        arrays["output_kernel"] = _normal(rngs, (width, 2), 1.0 / width)
-        arrays["output_bias"] = jnp.zeros(2)
-        self.weights = Weights(CorrectionWeight, arrays)
-        self.initial = Weights(FittedStatistic, arrays)
-
-    def is_zero(self) -> bool:
-        """Whether the correction is known to be exactly 0: it is still in its initial state, and not being traced."""
-        pairs = list(zip(self.weights.arrays().values(), self.initial.arrays().values(), strict=True))
-        if any(isinstance(array, jax.core.Tracer) for pair in pairs for array in pair):
-            return False
-        return all(np.array_equal(*pair) for pair in pairs)
-
-    def __call__(
-        self, reads: Float[Array, "batch length"], log_background: Float[Array, "batch length"]
-    ) -> tuple[Float[Array, "batch length"], Float[Array, "batch length"]]:
-        """Shift of the log-odds and of the log background."""
-        background = jnp.exp(log_background)
-        # Square roots have about the same noise at all depths.
-        features = jnp.stack([jnp.sqrt(reads + background) - jnp.sqrt(background), jnp.sqrt(background)], -1)
-        start = jax.lax.stop_gradient(self.initial.arrays())
-        output = self._network(self.weights.arrays(), features) - self._network(start, features)
-        return output[..., 0], output[..., 1]
-
-    def _network(self, arrays, features):
-        scales = []
-        for scale in range(len(self.kernel_sizes)):
-            values = features
-            for layer, dilation in enumerate(_DILATIONS):
-                kernel, bias = arrays[f"kernel_{scale}_{layer}"], arrays[f"bias_{scale}_{layer}"]
-                values = jax.nn.relu(_convolve(values, kernel, dilation, mixes=layer == 0) + bias)
-            scales.append(values)
-        return jnp.concatenate(scales, -1) @ arrays["output_kernel"] + arrays["output_bias"]
-
-
-def _convolve(values, kernel, dilation, *, mixes):
-    """Dilated convolution of (batch, length, channels) as a sum of shifts, which XLA fuses on every device."""
-    size, length = len(kernel), values.shape[1]
-    before = dilation * ((size - 1) // 2)
-    padded = jnp.pad(values, ((0, 0), (before, dilation * (size - 1) - before), (0, 0)))
-    total = None
-    for tap in range(size):
-        shifted = padded[:, tap * dilation : tap * dilation + length]
-        part = shifted @ kernel[tap] if mixes else shifted * kernel[tap, 0]
-        total = part if total is None else total + part
-    return total
-
-
-_FEATURES = 2
-
-
-class Denoised(NamedTuple):
-    """Output of the denoiser.
-
-    Attributes
-    ----------
-    rate
-        Expected counts.
-    divergence
-        Kullback-Leibler divergence of the latent posterior from its prior, summed over windows, a position.
-    """
-
-    rate: Float[Array, "batch length"]
-    divergence: Float[Array, " batch"]
-
-
-class PoissonDenoiser(nnx.Module):
-    """Variational autoencoder of windows of a track with Poisson decoder, as a correction of a Gaussian smoother.
-
-    The rate is the smoothed track, with a share of the window's mean, times exp of the decoder minus the decoder's own
-    initial state: exactly the Gaussian smoother until trained.
-    """
-
-    def __init__(self, config: PeakCallerConfig, *, rngs: nnx.Rngs):
-        window, hidden, latent = config.window_size, config.vae_hidden_dim, config.vae_latent_dim
-        self.window = window
-        width = config.denoising_width / config.bin_width
-        self.reach = max(math.ceil(4.0 * width), 1)
-        arrays = {
-            "encoder_kernel": _normal(rngs, (window, hidden), 2.0 / window),
-            "encoder_bias": _normal(rngs, (hidden,), 0.01),
-            "mean_kernel": _normal(rngs, (hidden, latent), 1.0 / hidden),
-            "mean_bias": _normal(rngs, (latent,), 0.01),
-            "log_variance_kernel": _normal(rngs, (hidden, latent), 0.01 / hidden),
-            "log_variance_bias": jnp.full(latent, -2.0, float),
-            "decoder_kernel": _normal(rngs, (latent, hidden), 2.0 / latent),
-            "decoder_bias": _normal(rngs, (hidden,), 0.01),
-            "output_kernel": _normal(rngs, (hidden, window), 0.1 / hidden),
-            "output_bias": jnp.zeros(window),
-        }
-        self.log_width = nnx.Param(jnp.float32(math.log(width)))
-        self.blend_logit = nnx.Param(jnp.float32(math.log(_BLEND / (1.0 - _BLEND))))
-        self.weights = Weights(CorrectionWeight, arrays)
-        self.initial = Weights(FittedStatistic, arrays)
-
-    def __call__(self, reads: Float[Array, "batch length"], *, key: Array | None = None) -> Denoised:
-        """Denoise tracks; with a key the latent variables are drawn, without they are their means."""
-        batch, length = reads.shape
-        base = self._smooth(reads)
-        windows = -(-length // self.window)
-        padded = jnp.pad(reads, ((0, 0), (0, windows * self.window - length)))
-        blocks = padded.reshape(batch, windows, self.window)
-        noise = None
-        if key is not None:
-            noise = jax.random.normal(key, (batch, windows, self.weights.mean_bias.shape[0]), reads.dtype)
-        logs, mean, log_variance = self._autoencode(self.weights.arrays(), blocks, noise)
-        start = self._autoencode(jax.lax.stop_gradient(self.initial.arrays()), blocks, noise)[0]
-        shift = (logs - start).reshape(batch, -1)[:, :length]
-        divergence = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum((-1, -2))
-        return Denoised(base * jnp.exp(shift), divergence / length)
-
-    @staticmethod
-    def _autoencode(arrays, blocks, noise):
-        depth = blocks.mean(-1, keepdims=True)
-        values = jnp.sqrt(blocks) - jnp.sqrt(depth)
-        hidden = jnp.tanh(values @ arrays["encoder_kernel"] + arrays["encoder_bias"])
-        mean = hidden @ arrays["mean_kernel"] + arrays["mean_bias"]
-        log_variance = hidden @ arrays["log_variance_kernel"] + arrays["log_variance_bias"]
-        latent = mean if noise is None else mean + jnp.exp(0.5 * log_variance) * noise
-        hidden = jnp.tanh(latent @ arrays["decoder_kernel"] + arrays["decoder_bias"])
-        return hidden @ arrays["output_kernel"] + arrays["output_bias"], mean, log_variance
-
-    def _smooth(self, reads):
-        offsets = jnp.arange(-self.reach, self.reach + 1, dtype=reads.dtype)
-        kernel = jnp.exp(-0.5 * jnp.square(offsets * jnp.exp(-self.log_width[...])))
-        kernel = kernel / kernel.sum()
-
-        def convolved(values):
-            return jax.vmap(lambda row: jnp.convolve(row, kernel, mode="same"))(
-                jnp.pad(values, ((0, 0), (self.reach, self.reach)))
-            )[:, self.reach : -self.reach]
-
-        smooth = convolved(reads) / convolved(jnp.ones_like(reads[:1]))
-        blend = jax.nn.sigmoid(self.blend_logit[...])
-        around = local_background(reads, [self.window], level=0.0)
-        return (1.0 - blend) * smooth + blend * around
-
-
-def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], variance: float) -> Array:
-    return math.sqrt(variance) * jax.random.normal(rngs.params(), shape)
-
-
 def _probability(logits):
     return _MARGIN + (1.0 - 2.0 * _MARGIN) * jax.nn.sigmoid(logits)
-
-
-def _log_one_minus_exp(log_probability):
-    """log(1 - exp(x)) for x <= 0."""
-    value = jnp.minimum(log_probability, -1e-30)
-    near = value > -math.log(2.0)
-    return jnp.where(
-        near, jnp.log(-jnp.expm1(jnp.where(near, value, -1.0))), jnp.log1p(-jnp.exp(jnp.where(near, -1.0, value)))
-    )
-
-
-def _poisson_deviance(counts, mean):
-    mean = jnp.maximum(mean, _SMALLEST_RATE)
-    positive = counts > 0
-    ratio = jnp.where(positive, counts, 1.0) / mean
-    return 2.0 * (jnp.where(positive, counts * jnp.log(ratio), 0.0) - (counts - mean))
-
-
-def _elbo_loss(counts, denoised: Denoised):
-    """Half the Poisson deviance (the negative log-likelihood up to what only the counts decide) and the divergence."""
-    return 0.5 * _poisson_deviance(counts, denoised.rate).mean(-1) + denoised.divergence
-
-
-def _longest_region(data) -> int:
-    kind, start, end = (np.asarray(data[name]) for name in ("region_kind", "region_start", "region_end"))
-    size = np.where(kind >= 0, end - start, 1)
-    length = np.shape(data["signal"])[-1]
-    good = (size >= 1) & ((kind < 0) | ((start >= 0) & (end <= length))) & (kind < len(REGION_KINDS))
-    if not good.all():
-        where = tuple(int(index) for index in np.argwhere(~good)[0])
-        raise ValueError(
-            f"regions must have 0 <= start < end <= {length} and a kind from -1 to {len(REGION_KINDS) - 1}; the region "
-            f"at index {where} has start {start[where]}, end {end[where]} and kind {kind[where]}."
-        )
-    return int(size.max(initial=1))
-
-
-@functools.lru_cache(maxsize=32)
-def _training_loss(longest: int | None) -> Callable[[Any, dict[str, Array], Array], Array]:
-    # Cached, because compiled training steps are found again by the function.
-    def loss(operator: DifferentiablePeakCaller, batch: dict[str, Array], key: Array) -> Array:
-        return operator.loss(batch, key=key, longest_region=longest)
-
-    return loss
 
 
 def _refuse_bad_counts(name: str, array: Array) -> None:
@@ -816,3 +544,12 @@ def _refuse_bad_counts(name: str, array: Array) -> None:
                 f"data[{name!r}] must be {what}: {int(bad.sum())} of {bad.size} values are not, the first at index "
                 f"{where} is {values[where]}. Cut the track at gaps, or set missing positions to 0."
             )
+
+
+@functools.lru_cache(maxsize=32)
+def _training_loss(longest: int | None) -> Callable[[Any, dict[str, Array], Array], Array]:
+    # Cached, because compiled training steps are found again by the function.
+    def loss(operator: DifferentiablePeakCaller, batch: dict[str, Array], key: Array) -> Array:
+        return operator.loss(batch, key=key, longest_region=longest)
+
+    return loss

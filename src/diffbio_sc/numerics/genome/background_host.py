@@ -1,72 +1,43 @@
-"""Peak calling on host arrays: compiled loops in flat memory, float64 inside, for one sequence at a time.
+"""Local background and breadth of a mark on host arrays: compiled loops, float64 inside, one sequence at a time.
 
-Twins of :mod:`diffbio_sc.numerics.chains.two_state` and :mod:`diffbio_sc.numerics.genome.background`, for forward
-passes on the CPU that ask for no gradient. Sums run in float64.
+The twin of :mod:`diffbio_sc.numerics.genome.background`, for forward passes on the CPU that ask for no gradient. It
+loads without JAX, and the constants of both stand here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 
+from diffbio_sc.numerics.lines import as_line, sigmoid
+
 __all__ = [
-    "ChainPosterior",
-    "chain_margins",
-    "chain_posterior",
+    "BREADTH_BETWEEN",
+    "BREADTH_SLOPE",
+    "FEW_COUNTS",
+    "MIXTURE_STEPS",
     "breadth",
     "broad_weight",
+    "lags",
     "local_background",
     "robust_level",
     "window_mean",
 ]
 
-# As in local_background, which this module does not import: it loads without JAX.
-SHORT_LAG, LONG_LAG = 500, 5000
-BREADTH_BETWEEN, BREADTH_WIDTH = 0.4, 0.02
-_MIXTURE_STEPS = 60
-_FEW = 10.0
-
-
-class ChainPosterior(NamedTuple):
-    """Posterior of one sequence, float32: probability of state 1, of a start, of an end, and log-odds of state 1."""
-
-    inside: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    logits: np.ndarray
-
-
-def chain_margins(log_odds: np.ndarray, enter: float, leave: float, *, initial: float | None = None) -> np.ndarray:
-    """Max-marginal margins of one sequence (length,), float32; the most probable path is where they are above 0.
-
-    Parameters are those of :func:`diffbio_sc.numerics.chains.two_state.margins`.
-    """
-    initial = enter if initial is None else initial
-    return _margins(_as_line(log_odds), float(enter), float(leave), float(initial))
-
-
-def chain_posterior(
-    log_odds: np.ndarray, enter: float, leave: float, temperature: float = 1.0, *, initial: float | None = None
-) -> ChainPosterior:
-    """Posterior of one sequence (length,) at a temperature above 0.
-
-    Parameters are those of :func:`diffbio_sc.numerics.chains.two_state.switch_posterior`.
-    """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, found {temperature!r}; chain_margins is its limit at 0.")
-    initial = enter if initial is None else initial
-    return ChainPosterior(
-        *_posterior(_as_line(log_odds), float(enter), float(leave), float(initial), float(temperature))
-    )
+# The peaks of narrow marks are over within SHORT_LAG to LONG_LAG, the domains of broad ones are not.
+SHORT_LAG, LONG_LAG = 500, 5000  # base pairs
+BREADTH_BETWEEN = 0.4
+BREADTH_SLOPE = 0.02  # in which the weight of broad settings rises, so that it has a value at the border
+MIXTURE_STEPS = 60
+FEW_COUNTS = 10.0  # of a typical window; windows without any are gaps of the assembly if a typical one has more
 
 
 def window_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over ``width`` positions around each, of those in the sequence (length,), float64."""
-    values = _as_line(values)
+    values = as_line(values)
     return _window_mean(values, int(width))
 
 
@@ -84,10 +55,10 @@ def local_background(
     Parameters are those of :func:`diffbio_sc.numerics.genome.background.local_background`. When a chromosome is one of
     many, pass ``level`` and ``control_scale`` of the whole genome.
     """
-    counts = _as_line(counts)
+    counts = as_line(counts)
     source, scale = counts, 1.0
     if control is not None:
-        source = _as_line(control)
+        source = as_line(control)
         if source.shape != counts.shape:
             raise ValueError(f"control must have shape {counts.shape} as counts has, found {source.shape}.")
         depth = source.sum(dtype=np.float64)
@@ -114,7 +85,7 @@ def robust_level(sequences: Sequence[np.ndarray], width: int) -> float:
     width
         Positions in a window; windows do not run across sequences.
     """
-    parts = [_as_line(counts) for counts in sequences]
+    parts = [as_line(counts) for counts in sequences]
     sums = [part[: len(part) // width * width].reshape(-1, width).sum(1, dtype=np.float64) for part in parts]
     windows = np.concatenate(sums) if sums else np.zeros(0)
     if len(windows) < 2:
@@ -122,7 +93,7 @@ def robust_level(sequences: Sequence[np.ndarray], width: int) -> float:
         return float(sum(part.sum(dtype=np.float64) for part in parts) / size) if size else 0.0
     filled = windows[windows > 0]
     mean_filled = filled.mean() if len(filled) else 0.0
-    used = filled if mean_filled >= _FEW else windows
+    used = filled if mean_filled >= FEW_COUNTS else windows
     return _lower_mean(used, max(float(mean_filled), 1e-3)) / width
 
 
@@ -131,8 +102,8 @@ def breadth(sequences: Sequence[np.ndarray], bin_width: float, *, limit: float =
 
     Counts are cut at ``limit``. The twin of :func:`diffbio_sc.numerics.genome.background.breadth`.
     """
-    short, long = max(round(SHORT_LAG / bin_width), 1), max(round(LONG_LAG / bin_width), 1)
-    parts = [part for part in map(_as_line, sequences) if len(part) >= 2 * long]
+    short, long = lags(bin_width)
+    parts = [part for part in map(as_line, sequences) if len(part) >= 2 * long]
     if not parts or short == long:
         return 0.0
 
@@ -146,87 +117,14 @@ def breadth(sequences: Sequence[np.ndarray], bin_width: float, *, limit: float =
     return float(far / near) if near > 1e-6 * mean**2 else 0.0
 
 
+def lags(bin_width: float) -> tuple[int, int]:
+    """Positions of the two lags of :func:`breadth`."""
+    return max(round(SHORT_LAG / bin_width), 1), max(round(LONG_LAG / bin_width), 1)
+
+
 def broad_weight(breadth: float) -> float:
     """Weight of broad settings, from 0 to 1."""
-    return float(_sigmoid((breadth - BREADTH_BETWEEN) / BREADTH_WIDTH))
-
-
-def _as_line(values: Any) -> np.ndarray:
-    values = np.asarray(values)
-    if values.ndim != 1:
-        raise ValueError(f"expected one sequence (length,), found shape {values.shape}.")
-    return np.ascontiguousarray(values)
-
-
-@numba.njit(cache=True, nogil=True)
-def _margins(log_odds, enter, leave, initial):
-    length = len(log_odds)
-    result = np.empty(length, np.float32)
-    forward = np.empty(length, np.float64)
-    margin = 0.0
-    for t in range(length):
-        margin = -initial if t == 0 else min(max(margin, -enter), leave)
-        margin += log_odds[t]
-        forward[t] = margin
-    margin = 0.0
-    for t in range(length - 1, -1, -1):
-        if t < length - 1:
-            margin = min(max(margin + log_odds[t + 1], -leave), enter)
-        result[t] = forward[t] + margin
-    return result
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _log_add(x, y):
-    if x > y:
-        return x + math.log1p(math.exp(y - x))
-    return y + math.log1p(math.exp(x - y))
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _sigmoid(x):
-    if x > 0:
-        return 1.0 / (1.0 + math.exp(-x))
-    e = math.exp(x)
-    return e / (1.0 + e)
-
-
-@numba.njit(cache=True, nogil=True)
-def _posterior(log_odds, enter, leave, initial, temperature):
-    length = len(log_odds)
-    inside = np.empty(length, np.float32)
-    start = np.empty(length, np.float32)
-    end = np.empty(length, np.float32)
-    logits = np.empty(length, np.float32)
-    forward = np.empty(length, np.float64)
-    enter, leave, initial = enter / temperature, leave / temperature, initial / temperature
-    odds = 0.0
-    for t in range(length):
-        if t == 0:
-            odds = -initial
-        else:
-            odds = _log_add(odds, -enter) - _log_add(0.0, odds - leave)
-        odds += log_odds[t] / temperature
-        forward[t] = odds
-    backward = 0.0
-    for t in range(length - 1, -1, -1):
-        logit = forward[t] + backward
-        logits[t] = logit
-        probability = _sigmoid(logit)
-        inside[t] = probability
-        if t == length - 1:
-            end[t] = probability
-        after = backward + log_odds[t] / temperature
-        if t == 0:
-            start[t] = probability
-        else:
-            before = forward[t - 1]
-            rise, fall = after - enter, before - leave
-            total = _log_add(_log_add(0.0, rise), _log_add(fall, before + after))
-            start[t] = math.exp(rise - total)
-            end[t - 1] = math.exp(fall - total)
-        backward = _log_add(after, -leave) - _log_add(0.0, after - enter)
-    return inside, start, end, logits
+    return float(sigmoid((breadth - BREADTH_BETWEEN) / BREADTH_SLOPE))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -266,17 +164,17 @@ def _lagged_products(values, lag, mean):
 @numba.njit(cache=True, nogil=True)
 def _lower_mean(windows, typical):
     low, high, share = 0.5 * typical, 2.0 * typical, 0.5
-    for step in range(_MIXTURE_STEPS + 1):
+    for step in range(MIXTURE_STEPS + 1):
         log_share = math.log(share) - math.log1p(-share)
         slope, offset = math.log(high / low), high - low
         upper = upper_sum = lower = lower_sum = 0.0
         for value in windows:
-            weight = _sigmoid(log_share + value * slope - offset)
+            weight = sigmoid(log_share + value * slope - offset)
             upper += weight
             upper_sum += weight * value
             lower += 1.0 - weight
             lower_sum += (1.0 - weight) * value
-        if step == _MIXTURE_STEPS:
+        if step == MIXTURE_STEPS:
             return lower_sum / max(lower, 1e-6)
         share = min(max(upper / max(float(len(windows)), 1e-6), 0.01), 0.99)
         low = max(lower_sum / max(lower, 1e-6), 1e-3)

@@ -1,4 +1,4 @@
-"""Compiled loops over the bytes of interval files: names, whole numbers, lines.
+"""Compiled loops over the bytes of interval files: numbers and lines.
 
 A general table reader keeps a column of text for each field before it turns names into codes; these loops write numbers
 and codes straight from the bytes, so that memory is the result and one block of text.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+
+from diffbio_sc.io._name_table import find_name
 
 # What stopped a parse: the end of the block, a full output, a full table of names, or a line that cannot be read.
 DONE, FULL, MORE_NAMES, MORE_BARCODES, TOO_FEW_FIELDS, NOT_A_NUMBER, END_BEFORE_START, TOO_LARGE = range(8)
@@ -21,62 +23,6 @@ BARCODE, COUNT, STRAND, VALUE = range(4)
 
 _TAB, _NEWLINE, _RETURN, _SPACE, _HASH, _DOT = 9, 10, 13, 32, 35, 46
 _LARGEST = 2**31 - 1
-
-
-@njit(cache=True, nogil=True)
-def name_hash(buffer, first, last):
-    """Hash of the bytes ``first`` to ``last`` (FNV-1a with a final mix)."""
-    value = np.uint64(14695981039346656037)
-    for position in range(first, last):
-        value = (value ^ np.uint64(buffer[position])) * np.uint64(1099511628211)
-    return value ^ (value >> np.uint64(29))
-
-
-@njit(cache=True, nogil=True)
-def find_name(buffer, first, last, slots, hashes, offsets, pool, used, insert):
-    """Index of a name in the table; -1 if absent and not to be inserted, -2 if the table must grow first."""
-    value = name_hash(buffer, first, last)
-    mask = np.uint64(len(slots) - 1)
-    slot = value & mask
-    width = last - first
-    while True:
-        index = slots[slot]
-        if index < 0:
-            break
-        if hashes[index] == value and offsets[index + 1] - offsets[index] == width:
-            begin = offsets[index]
-            same = True
-            for position in range(width):
-                if pool[begin + position] != buffer[first + position]:
-                    same = False
-                    break
-            if same:
-                return index
-        slot = (slot + np.uint64(1)) & mask
-    if not insert:
-        return -1
-    count = used[0]
-    begin = offsets[count]
-    if 2 * (count + 1) > len(slots) or begin + width > len(pool):
-        return -2
-    for position in range(width):
-        pool[begin + position] = buffer[first + position]
-    hashes[count] = value
-    offsets[count + 1] = begin + width
-    slots[slot] = count
-    used[0] = count + 1
-    return count
-
-
-@njit(cache=True, nogil=True)
-def rehash(slots, hashes, count):
-    """Fill a larger table with the names there are."""
-    mask = np.uint64(len(slots) - 1)
-    for index in range(count):
-        slot = hashes[index] & mask
-        while slots[slot] >= 0:
-            slot = (slot + np.uint64(1)) & mask
-        slots[slot] = index
 
 
 @njit(cache=True, nogil=True)
@@ -173,6 +119,7 @@ def parse_lines(
     cells,
     insert_cells,
     cell_codes,
+    cell_seen,
     sizes,
     counters,
     track,
@@ -182,7 +129,8 @@ def parse_lines(
 
     Name, start and end are the first three fields; ``columns`` holds the positions of barcode, count, strand and value,
     -1 where not wanted. ``paired_ends`` reads BEDPE lines of two mates. ``names`` and ``cells`` are tables of names
-    (slots, hashes, offsets, pool, used). ``sizes`` (by code, may be empty) clips.
+    (slots, hashes, offsets, pool, used); ``cell_seen`` marks the listed barcodes that occur. ``sizes`` (by code, may be
+    empty) clips.
 
     Returns (rows, consumed bytes, what stopped it, the field it stopped at).
     """
@@ -316,6 +264,7 @@ def parse_lines(
             if cell == -2:
                 return row, line, MORE_BARCODES, 0
             if cell >= 0 and len(cell_codes) > 0:
+                cell_seen[cell] = True
                 cell = cell_codes[cell]
         count = 1
         if columns[COUNT] >= 0 and columns[COUNT] < fields:

@@ -1,0 +1,63 @@
+"""Checks of arguments and phrases of messages that every floor shares."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def name_heads(names: Sequence[Any], number: int = 5) -> str:
+    """First few of some names, for messages, with their number if there are more."""
+    return str([str(name) for name in names[:number]]) + (f" ... ({len(names)})" if len(names) > number else "")
+
+
+def whole_number(value: Any, argument: str, *, minimum: int = 1, unit: str = "") -> int:
+    """Return an argument as an int, or raise ValueError if it is no whole number of at least ``minimum``."""
+    try:
+        number = int(value) if isinstance(value, float | np.floating) else operator.index(value)
+        good = not isinstance(value, bool | np.bool_) and number == value and number >= minimum
+    except (TypeError, ValueError, OverflowError):
+        good = False
+    if not good:
+        raise ValueError(f"{argument} must be a whole number of at least {minimum}{unit}, found {value!r}.")
+    return number
+
+
+def whole_numbers(values: Any, what: str, *, minimum: int | None = None, maximum: int | None = None) -> np.ndarray:
+    """Return values of any kind of number as int64, or raise ValueError, naming the first that is no whole number.
+
+    Checked before any cast: a cast cuts fractions off and wraps large numbers without a word.
+    """
+    array = np.asarray(values)
+    if array.size == 0:
+        return np.zeros(array.shape, np.int64)
+    if array.dtype.kind not in "iuf":
+        try:  # columns of a table may hold numbers as objects; text is none
+            if array.dtype.kind != "O" or any(isinstance(value, str | bytes) for value in array.ravel()[:1]):
+                raise TypeError
+            array = array.astype(np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"{what} must be whole numbers, found {array.dtype}: {array.ravel()[0]!r}.") from None
+    bad = np.zeros(array.shape, np.bool_)
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)  # half precision cannot hold the limits
+        bad |= ~np.isfinite(array) | (array != np.floor(array))
+    low = np.iinfo(np.int64).min if minimum is None else minimum
+    high = np.iinfo(np.int64).max if maximum is None else maximum
+    bad |= (array < low) | (array > high)
+    if bad.any():
+        first = array[bad][0]
+        limits = "" if minimum is None and maximum is None else f" from {low:,} to {high:,}"
+        raise ValueError(
+            f"{what} must be whole numbers{limits}, found {int(bad.sum())} other values; the first is {first}."
+        )
+    return array.astype(np.int64)
+
+
+def is_path(value: Any) -> bool:
+    """Whether an argument is a path."""
+    return isinstance(value, str | os.PathLike)

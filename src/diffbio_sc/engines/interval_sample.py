@@ -1,0 +1,171 @@
+"""Fragments or reads made ready for a call: duplicates dropped, reads extended, cut sites and lengths known."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from diffbio_sc._logging import logger
+from diffbio_sc.engines.peak_settings import PeakSettings
+from diffbio_sc.genome.intervals import Intervals
+from diffbio_sc.numerics.genome.duplicates import drop_duplicates
+from diffbio_sc.numerics.genome.fragment_length import fragment_length_from_strands
+from diffbio_sc.numerics.genome.pileup import depth_sums
+
+__all__ = ["Sample", "coarse_bins", "prepare_sample"]
+
+_TYPICAL_LENGTH = 200  # of fragments, where the reads do not tell: a nucleosome and its linkers
+
+
+class Sample(NamedTuple):
+    """Fragments of one sample, with what a background of them needs.
+
+    Attributes
+    ----------
+    start, end, bounds
+        Fragments, and the first and last row of each chromosome.
+    chromosomes, lengths
+        Names and lengths.
+    number, mean_length
+        Of the fragments.
+    paired
+        Whether both ends are cut sites; of extended reads only the first is known.
+    site_start, site_end, site_bounds
+        Cut sites, and rows of each chromosome.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    bounds: np.ndarray
+    chromosomes: list[str]
+    lengths: np.ndarray
+    number: int
+    mean_length: float
+    paired: bool
+    site_start: np.ndarray
+    site_end: np.ndarray
+    site_bounds: np.ndarray
+
+    @property
+    def sites(self) -> int:
+        """Number of cut sites: two per fragment, one per read."""
+        return (2 if self.paired else 1) * self.number
+
+    @property
+    def total_length(self) -> float:
+        """Sum of the lengths of the fragments."""
+        return self.number * self.mean_length
+
+
+def prepare_sample(
+    intervals: Intervals, settings: PeakSettings, lengths: Mapping[str, int], *, owned: bool = False
+) -> Sample:
+    """Drop duplicates, extend reads, and find cut sites.
+
+    Parameters
+    ----------
+    intervals
+        Fragments or reads.
+    settings
+        Settings of the call.
+    lengths
+        Length of each chromosome.
+    owned
+        Whether the arrays of ``intervals`` may be written to.
+    """
+    limit = settings.duplicates
+    if limit == "auto":
+        limit = None if "cell_code" in intervals.columns else 1
+    if intervals.paired or "strand" not in intervals.columns:
+        return _fragments(intervals, settings, lengths, limit, owned)
+    return _reads(intervals, settings, lengths, limit)
+
+
+def _fragments(
+    intervals: Intervals, settings: PeakSettings, lengths: Mapping[str, int], limit: int | None, owned: bool
+) -> Sample:
+    if settings.fragment_length is not None and not intervals.paired:
+        raise ValueError(
+            f"the reads of {intervals.name} have no strand, so fragment_length cannot extend them; leave it out "
+            "to take them as fragments."
+        )
+    cells = "cell_code" in intervals.columns
+    if limit is not None and cells:
+        intervals = intervals.deduplicate(limit)
+    start, end, bounds = intervals.columns["start"], intervals.columns["end"], intervals.bounds
+    if limit is not None and not cells:
+        bounds = bounds.copy()
+        if not owned:
+            start, end = start.copy(), end.copy()
+        order = np.argsort(bounds[:, 0], kind="stable")
+        in_file_order = bounds[order]
+        kept = drop_duplicates(start, end, in_file_order, limit)
+        bounds[order] = in_file_order
+        start, end = start[:kept], end[:kept]
+    sizes = np.array([lengths[name] for name in intervals.chromosomes], np.int64)
+    number = int((bounds[:, 1] - bounds[:, 0]).sum())
+    mean = _mean_length(start, end, bounds)
+    return Sample(start, end, bounds, intervals.chromosomes, sizes, number, mean, True, start, end, bounds)
+
+
+def _reads(intervals: Intervals, settings: PeakSettings, lengths: Mapping[str, int], limit: int | None) -> Sample:
+    if limit is not None:
+        intervals = intervals.deduplicate(limit)
+    length = _estimate_length(intervals) if settings.fragment_length is None else int(settings.fragment_length)
+    strand = intervals.columns["strand"]
+    places = np.where(strand < 0, intervals.columns["end"], intervals.columns["start"]).astype(np.int32)
+    for first, last in intervals.bounds.tolist():
+        places[first:last].sort()
+    extended = intervals.extend(length)
+    start, end, bounds = extended.columns["start"], extended.columns["end"], extended.bounds
+    sizes = np.array([lengths[name] for name in intervals.chromosomes], np.int64)
+    number = int((bounds[:, 1] - bounds[:, 0]).sum())
+    return Sample(
+        start, end, bounds, intervals.chromosomes, sizes, number, float(length), False, places, places, intervals.bounds
+    )
+
+
+def _mean_length(start: np.ndarray, end: np.ndarray, bounds: np.ndarray) -> float:
+    total = sum(
+        int(np.subtract(end[first:last], start[first:last], dtype=np.int64).sum()) for first, last in bounds.tolist()
+    )
+    number = int((bounds[:, 1] - bounds[:, 0]).sum())
+    return total / max(number, 1)
+
+
+def _estimate_length(intervals: Intervals) -> int:
+    forward, reverse = [], []
+    for chromosome in intervals:
+        arrays = intervals[chromosome]
+        minus = arrays.strand < 0  # type: ignore[operator]
+        forward.append(arrays.start[~minus])
+        reverse.append(np.sort(arrays.end[minus]))
+    read_length = int(round(intervals.total_length() / max(len(intervals), 1)))
+    found = fragment_length_from_strands(forward, reverse, read_length=read_length)
+    if found is None:
+        warnings.warn(
+            f"{intervals.name} has too few reads to tell the length of its fragments; {_TYPICAL_LENGTH} bp are taken. "
+            "Pass fragment_length=... if you know it.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return _TYPICAL_LENGTH
+    logger.info(f"{intervals.name}: fragments of {found} bp, by the distance between strands.")
+    return found
+
+
+def coarse_bins(sample: Sample, width: int) -> list[np.ndarray]:
+    """Effective fragments in bins of ``width``, of the chromosomes that hold some."""
+    result = []
+    for (first, last), length in zip(sample.bounds.tolist(), sample.lengths.tolist(), strict=True):
+        bins = length // width
+        if last > first and bins:
+            start = sample.start[first:last]
+            end = np.minimum(sample.end[first:last], bins * width)
+            inside = end > start
+            sums = depth_sums(start[inside], end[inside], width, bins)
+            result.append((sums / sample.mean_length).astype(np.float32))
+    return result

@@ -1,0 +1,91 @@
+"""Tables of regions as text: the columns of narrowPeak, and one checked writer."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffbio_sc._checks import whole_numbers
+from diffbio_sc._files import replacing
+from diffbio_sc.genome.chrom_sizes import LONGEST
+from diffbio_sc.io._byte_source import PathLike
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NARROWPEAK_COLUMNS = (
+    "chrom",
+    "start",
+    "end",
+    "name",
+    "score",
+    "strand",
+    "signalValue",
+    "pValue",
+    "qValue",
+    "peak",
+)
+
+_PLACE = ("chrom", "start", "end")
+
+
+def checked_regions(table: Any) -> pd.DataFrame:
+    """Return a table with its three columns of places checked and in types that are written as they are."""
+    if not hasattr(table, "columns"):
+        raise TypeError(f"expected a table (pandas.DataFrame) of regions, found {type(table).__name__}.")
+    missing = [key for key in _PLACE if key not in table]
+    if missing:
+        raise KeyError(f"the table has no columns {missing}; columns: {list(map(str, table.columns))}.")
+    nameless = table["chrom"].isna().to_numpy()
+    if nameless.any():
+        first = int(np.flatnonzero(nameless)[0])
+        raise ValueError(
+            f"regions must name a chromosome, found {int(nameless.sum())} that do not; the first is row {first}."
+        )
+    place = {
+        key: whole_numbers(table[key].to_numpy(), f"column {key!r}", minimum=0, maximum=LONGEST)
+        for key in ("start", "end")
+    }
+    bad = np.flatnonzero(place["end"] <= place["start"])
+    if len(bad):
+        first = bad[0]
+        raise ValueError(
+            f"regions must have start < end, found {len(bad)} that do not; the first is "
+            f"{table['chrom'].iloc[first]}:{place['start'][first]}-{place['end'][first]}."
+        )
+    return table.assign(**place)
+
+
+def write_regions(table: Any, path: PathLike) -> None:
+    """Write a table of regions, its place first, separated by tabs; compressed if the name ends with ``.gz``."""
+    frame = checked_regions(table)
+    frame = frame[[*_PLACE, *(key for key in frame.columns if key not in _PLACE)]].copy()
+    for key in frame.columns:
+        if frame[key].dtype.kind == "f":
+            frame[key] = [_number(value) for value in frame[key].tolist()]
+        elif frame[key].dtype.kind not in "iub":
+            text = frame[key].astype(object).fillna(".").map(str)
+            broken = text[text.str.contains("[\t\r\n]", regex=True)]
+            if len(broken):
+                raise ValueError(f"column {key!r} must not hold tabs or line ends, found {broken.iloc[0]!r}.")
+            frame[key] = text
+    with replacing(path) as temporary, open(temporary, "wb") as raw:
+        # Without a time stamp equal tables give equal files.
+        compressed = os.fspath(path).endswith(".gz")
+        stream: Any = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if compressed else raw
+        with io.TextIOWrapper(stream, encoding="utf-8", newline="") as handle:
+            frame.to_csv(
+                handle, sep="\t", header=False, index=False, lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
+            )
+
+
+def _number(value: float) -> str:
+    """Text of a number: whole numbers in full, others to nine digits (those that a 32-bit number has)."""
+    if value != value:
+        return "."
+    return str(int(value)) if abs(value) < 2**53 and value == int(value) else f"{value:.9g}"

@@ -1,0 +1,509 @@
+"""Peaks of intervals by the most probable path of a two-state chain, streamed along sequences.
+
+Sequences are read in pieces of bins. Of a whole sequence only one byte per bin is kept, the decisions of the forward
+pass; the statistics of a peak are computed again from the intervals about it.
+
+This module needs numpy and numba only, so that calling the peaks of a whole genome stays small.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from diffbio_sc.numerics.genome.false_discovery import PER_UNIT, PValueHistogram
+from diffbio_sc.numerics.genome.poisson_tail import log_survival_scalar
+from diffbio_sc.numerics.genome.site_background import Background
+
+__all__ = ["ChainModel", "ChainPeaks", "call_chain_peaks"]
+
+_PIECE = 1 << 16  # bins
+# Reach of the running means that smooth a pile-up before its summit is sought; three of 2 * 20 + 1 base pairs have a
+# standard deviation of 20. Of 15 variants it came nearest to CTCF's motifs (benchmarks/peaks.py ctcf, column summit).
+_SMOOTH = 20
+_PLATEAU = 0.97  # the summit is the middle of the base pairs at least this high, as a part of the highest
+_HEIGHTS = 64  # rows of the table of p-values: heights up to here
+_LEVELS = 256  # columns: background up to 8 times its floor
+_PER_LEVEL = 32.0
+
+
+class ChainModel(NamedTuple):
+    """Parameters of the chain caller.
+
+    Attributes
+    ----------
+    bin_width
+        Base pairs a bin.
+    fragment_length
+        Mean length of fragments: coverage of a bin over it is the effective number of fragments.
+    fold
+        Ratio of the rate in a peak to the background's.
+    penalty
+        Cost, in nats, of each change of state.
+    log10_p
+        A peak's -log10 p at the summit must be at least this.
+    log_odds
+        So must its log-likelihood ratio, in nats.
+    """
+
+    bin_width: int
+    fragment_length: float
+    fold: float
+    penalty: float
+    log10_p: float
+    log_odds: float = 0.0
+
+
+class ChainPeaks(NamedTuple):
+    """Peaks of many sequences, in order; arrays of equal length.
+
+    Attributes
+    ----------
+    sequence
+        Number of the sequence.
+    start, end, summit
+        Base pairs.
+    height, background
+        Pile-up and background at the summit.
+    log10_p
+        -log10 P(X >= height) there.
+    log_odds
+        Log-likelihood ratio of the peak, in nats.
+    fragments, expected
+        Effective number of fragments in the peak, and that of the background.
+    """
+
+    sequence: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    summit: np.ndarray
+    height: np.ndarray
+    background: np.ndarray
+    log10_p: np.ndarray
+    log_odds: np.ndarray
+    fragments: np.ndarray
+    expected: np.ndarray
+
+
+@njit(cache=True, nogil=True)
+def _first_at_least(values, low, high, wanted):
+    """Position of the first element of sorted ``values[low:high]`` that is at least ``wanted``."""
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, nogil=True)
+def _longest(start, end, first, last):
+    longest = 0
+    for i in range(first, last):
+        longest = max(longest, end[i] - start[i])
+    return longest
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bin_of(position, width):
+    # Quotients of whole numbers below 2**31 are exact in float64, and faster than whole-number division.
+    return int(position / width)
+
+
+@njit(cache=True, nogil=True)
+def _bin_coverage(start, end, first, last, begin, stop, width, covered, whole):
+    """Base pairs of intervals in each bin of [begin, stop), written to ``covered``; ``whole`` is workspace."""
+    n = (stop - begin + width - 1) // width
+    covered[:n] = 0
+    whole[: n + 1] = 0
+    divisor = float(width)
+    for i in range(first, last):
+        s, e = max(start[i], begin) - begin, min(end[i], stop) - begin
+        if e <= s:
+            continue
+        left, right = _bin_of(s, divisor), _bin_of(e - 1, divisor)
+        if left == right:
+            covered[left] += e - s
+        else:
+            covered[left] += (left + 1) * width - s
+            covered[right] += e - right * width
+            whole[left + 1] += 1
+            whole[right] -= 1
+    depth = 0
+    for b in range(n):
+        depth += whole[b]
+        covered[b] += depth * width
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _bin_sites(start, end, first, last, both, begin, n, width, sites):
+    """Cut sites in each of ``n`` bins from ``begin`` (may be negative) on, written to ``sites``."""
+    sites[:n] = 0
+    stop = begin + n * width
+    divisor = float(width)
+    for i in range(first, last):
+        if begin <= start[i] < stop:
+            sites[_bin_of(start[i] - begin, divisor)] += 1
+        if both and begin <= end[i] < stop:
+            sites[_bin_of(end[i] - begin, divisor)] += 1
+
+
+@njit(cache=True, nogil=True)
+def _level_line(sites, halo, n, half, scales, floor, level):
+    """Background of ``n`` bins; ``sites`` has ``halo`` bins more on both sides."""
+    level[:n] = floor
+    for k in range(len(half)):
+        # The window is symmetric about the bin: its outermost bins count half.
+        reach = half[k]
+        twice = 0
+        for b in range(halo - reach, halo + reach):
+            twice += 2 * sites[b]
+        twice += sites[halo + reach] - sites[halo - reach]
+        scale = np.float32(0.5 * scales[k])
+        for b in range(n):
+            level[b] = max(level[b], twice * scale)
+            at = b + halo
+            twice += sites[at + reach] + sites[at + reach + 1] - sites[at - reach] - sites[at - reach + 1]
+
+
+@njit(cache=True, nogil=True)
+def _p_table(floor):
+    table = np.zeros((_HEIGHTS, _LEVELS + 1), np.float32)
+    for k in range(_HEIGHTS):
+        for j in range(_LEVELS + 1):
+            table[k, j] = -log_survival_scalar(float(k), floor * (1.0 + j / _PER_LEVEL)) / math.log(10.0)
+    return table
+
+
+@njit(cache=True, nogil=True)
+def _count_p_values(covered, level, n, width, floor, table, histogram):
+    """Add the bins whose height is at least one standard deviation above the background."""
+    divisor = np.float32(width)
+    per_floor = np.float32(1.0) / floor
+    for b in range(n):
+        mean = covered[b] / divisor
+        excess = mean - level[b]
+        if excess * abs(excess) < level[b]:
+            continue
+        height = int(mean)
+        place = (level[b] * per_floor - np.float32(1.0)) * np.float32(_PER_LEVEL)
+        if height < _HEIGHTS and place < _LEVELS:
+            cell = int(place)
+            part = place - cell
+            log10_p = table[height, cell] * (np.float32(1.0) - part) + table[height, cell + 1] * part
+        else:
+            log10_p = np.float32(-log_survival_scalar(float(height), float(level[b])) / math.log(10.0))
+        histogram[min(int(log10_p * PER_UNIT), len(histogram) - 1)] += 1
+
+
+@njit(cache=True, nogil=True)
+def _advance(covered, level, n, per_base, per_level, penalty, margin, decisions, first):
+    """Forward pass over bins from margin ``margin``, decisions written from ``first`` on; the margin after them."""
+    for b in range(n):
+        below, above = margin < -penalty, margin > penalty
+        # 1: a path in state 1 came from state 0; 2: one in state 0 came from state 1.
+        decisions[first + b] = below + 2 * above
+        margin = min(max(margin, -penalty), penalty) + (covered[b] * per_base - level[b] * per_level)
+    return margin
+
+
+@njit(cache=True, nogil=True)
+def _running_mean(values, n, half, result):
+    """Mean over 2 half + 1 elements, the ends repeated."""
+    total = values[0] * half
+    for i in range(half + 1):
+        total += values[min(i, n - 1)]
+    for i in range(n):
+        result[i] = total / (2 * half + 1)
+        total += values[min(i + half + 1, n - 1)] - values[max(i - half, 0)]
+
+
+class _Intervals(NamedTuple):
+    """Intervals of sequences, sorted by start within each; first and last row of each sequence."""
+
+    start: np.ndarray
+    end: np.ndarray
+    bounds: np.ndarray
+
+
+class _Windows(NamedTuple):
+    """Background in bins: windows of ``half`` bins to either side, the height of one site in each, and the floor."""
+
+    half: np.ndarray
+    scales: np.ndarray
+    floor: np.float32
+    both_ends: bool
+    halo: int
+
+
+class _Settings(NamedTuple):
+    """A :class:`ChainModel` as compiled code takes it."""
+
+    width: int
+    fragment_length: float
+    fold: float
+    log_fold: float
+    penalty: float
+    least_log10_p: float
+    least_log_odds: float
+
+
+class _Rows(NamedTuple):
+    """Rows of a sequence: first, last, and the length of the longest interval among them."""
+
+    first: int
+    last: int
+    longest: int
+
+
+@njit(cache=True, nogil=True)
+def _rows_of(intervals, sequence):
+    first, last = intervals.bounds[sequence, 0], intervals.bounds[sequence, 1]
+    return _Rows(first, last, _longest(intervals.start, intervals.end, first, last))
+
+
+@njit(cache=True, nogil=True)
+def _overlapping(intervals, rows, begin, stop):
+    """First and last row that may reach into [begin, stop)."""
+    return (
+        _first_at_least(intervals.start, rows.first, rows.last, begin - rows.longest),
+        _first_at_least(intervals.start, rows.first, rows.last, stop),
+    )
+
+
+@njit(cache=True, nogil=True)
+def _background_bins(control, rows, windows, width, first_bin, n, sites, level):
+    """Background of ``n`` bins from ``first_bin`` on, written to ``level``; ``sites`` is workspace."""
+    begin = (first_bin - windows.halo) * width
+    count = n + 2 * windows.halo
+    i0, i1 = _overlapping(control, rows, begin, begin + count * width)
+    _bin_sites(control.start, control.end, i0, i1, windows.both_ends, begin, count, width, sites)
+    _level_line(sites, windows.halo, n, windows.half, windows.scales, windows.floor, level)
+
+
+@njit(cache=True, nogil=True)
+def _call_sequences(treatment, control, lengths, windows, settings, histogram):
+    """Peaks of sequences; see :func:`call_chain_peaks`."""
+    width = settings.width
+    most = 0
+    for q in range(len(lengths)):
+        most = max(most, (lengths[q] + width - 1) // width)
+    piece = min(_PIECE, most)
+    covered = np.empty(piece + 1, np.int32)
+    whole = np.empty(piece + 2, np.int32)
+    sites = np.zeros(piece + 2 * windows.halo + 2, np.int32)
+    level = np.empty(piece + 1, np.float32)
+    decisions = np.empty(most, np.uint8)
+    table = _p_table(windows.floor)
+    per_base = settings.log_fold / settings.fragment_length
+    per_level = (settings.fold - 1.0) * width / settings.fragment_length
+    peaks = np.empty((1024, 10), np.float64)
+    found = 0
+    for q in range(len(lengths)):
+        length = lengths[q]
+        bins = (length + width - 1) // width
+        rows = _rows_of(treatment, q)
+        if rows.last <= rows.first:
+            continue
+        control_rows = _rows_of(control, q)
+        margin = -settings.penalty
+        for first_bin in range(0, bins, piece):
+            begin, stop = first_bin * width, min(length, (first_bin + piece) * width)
+            i0, i1 = _overlapping(treatment, rows, begin, stop)
+            n = _bin_coverage(treatment.start, treatment.end, i0, i1, begin, stop, width, covered, whole)
+            _background_bins(control, control_rows, windows, width, first_bin, n, sites, level)
+            _count_p_values(covered, level, n, width, windows.floor, table, histogram)
+            margin = _advance(covered, level, n, per_base, per_level, settings.penalty, margin, decisions, first_bin)
+        peaks_before = found
+        b = bins - 1
+        inside = margin > 0
+        while b >= 0:
+            if not inside:
+                # Back to the last bin of a peak, which a path in state 0 came from.
+                while b > 0 and decisions[b] != 2:
+                    b -= 1
+                if b == 0:
+                    break
+                b -= 1
+            stop_bin = b + 1
+            while b > 0 and decisions[b] != 1:
+                b -= 1
+            inside = False
+            left, right = b * width, min(stop_bin * width, length)
+            if found == peaks.shape[0]:
+                peaks = _grown(peaks)
+            if _describe(treatment, rows, control, control_rows, windows, settings, left, right, length, peaks[found]):
+                peaks[found, 0] = q
+                found += 1
+            b -= 1
+        # The path was traced from the end: put the peaks of the sequence in order.
+        low, high = peaks_before, found - 1
+        while low < high:
+            for c in range(10):
+                peaks[low, c], peaks[high, c] = peaks[high, c], peaks[low, c]
+            low += 1
+            high -= 1
+    return peaks[:found]
+
+
+@njit(cache=True, nogil=True)
+def _grown(array):
+    result = np.empty((2 * array.shape[0], array.shape[1]), array.dtype)
+    result[: array.shape[0]] = array
+    return result
+
+
+@njit(cache=True, nogil=True)
+def _describe(treatment, rows, control, control_rows, windows, settings, left, right, length, row):
+    """Refine the peak [left, right) to base pairs and fill its row; False if it is no peak after all."""
+    width = settings.width
+    pad = max(3 * _SMOOTH + 1, width)
+    begin, stop = max(left - pad, 0), min(right + pad, length)
+    height = _pile_up(treatment, rows, begin, stop)
+    first_bin = begin // width
+    bins = (stop + width - 1) // width - first_bin
+    sites = np.zeros(bins + 2 * windows.halo + 2, np.int32)
+    level = np.empty(bins, np.float32)
+    _background_bins(control, control_rows, windows, width, first_bin, bins, sites, level)
+    new_left, new_right = _borders(height, level, settings, left, right, begin, stop)
+    if new_right <= new_left:
+        return False
+    summit = begin + _summit(height, new_left - begin, new_right - begin)
+    count, expected = 0.0, 0.0
+    for x in range(new_left, new_right):
+        count += height[x - begin]
+        expected += level[x // width - first_bin]
+    here = level[summit // width - first_bin]
+    log10_p = -log_survival_scalar(height[summit - begin], float(here)) / math.log(10.0)
+    log_odds = (count * settings.log_fold - (settings.fold - 1.0) * expected) / settings.fragment_length
+    if not (log10_p >= settings.least_log10_p and log_odds >= settings.least_log_odds):
+        return False
+    row[1], row[2], row[3] = new_left, new_right, summit
+    row[4], row[5], row[6] = height[summit - begin], here, log10_p
+    row[7] = log_odds
+    row[8], row[9] = count / settings.fragment_length, expected / settings.fragment_length
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _pile_up(treatment, rows, begin, stop):
+    """Number of intervals over each base pair of [begin, stop)."""
+    n = stop - begin
+    height = np.zeros(n + 1, np.float64)
+    i0, i1 = _overlapping(treatment, rows, begin, stop)
+    for i in range(i0, i1):
+        s, e = max(treatment.start[i], begin) - begin, min(treatment.end[i], stop) - begin
+        if e > s:
+            height[s] += 1
+            height[e] -= 1
+    for x in range(1, n):
+        height[x] += height[x - 1]
+    return height[:n]
+
+
+@njit(cache=True, nogil=True)
+def _borders(height, level, settings, left, right, begin, stop):
+    """Move each border, within a bin to either side, to where the log-odds of the base pairs inside are largest."""
+    width, first_bin = settings.width, begin // settings.width
+    best, total, new_left = 0.0, 0.0, left
+    for x in range(max(left - width, begin), min(left + width, right)):
+        total -= height[x - begin] * settings.log_fold - (settings.fold - 1.0) * level[x // width - first_bin]
+        if total > best:
+            best, new_left = total, x + 1
+    best, total, new_right = 0.0, 0.0, right
+    for x in range(min(right + width, stop) - 1, max(right - width, new_left) - 1, -1):
+        total -= height[x - begin] * settings.log_fold - (settings.fold - 1.0) * level[x // width - first_bin]
+        if total > best:
+            best, new_right = total, x
+    return new_left, new_right
+
+
+@njit(cache=True, nogil=True)
+def _summit(height, first, last):
+    """Middle of the plateau of the smoothed pile-up within [first, last)."""
+    n = len(height)
+    smooth = np.empty(n, np.float64)
+    other = np.empty(n, np.float64)
+    # Three running means are close to a Gaussian of the standard deviation of _SMOOTH.
+    _running_mean(height, n, _SMOOTH, smooth)
+    _running_mean(smooth, n, _SMOOTH, other)
+    _running_mean(other, n, _SMOOTH, smooth)
+    top = first
+    for x in range(first, last):
+        if smooth[x] > smooth[top]:
+            top = x
+    enough = _PLATEAU * smooth[top]
+    low = high = top
+    while low > first and smooth[low - 1] >= enough:
+        low -= 1
+    while high < last - 1 and smooth[high + 1] >= enough:
+        high += 1
+    return (low + high) // 2
+
+
+def call_chain_peaks(
+    treatment: tuple[np.ndarray, np.ndarray, np.ndarray],
+    control: tuple[np.ndarray, np.ndarray, np.ndarray],
+    lengths: np.ndarray,
+    model: ChainModel,
+    background: Background,
+    histogram: PValueHistogram,
+    *,
+    control_fragments: bool = True,
+) -> ChainPeaks:
+    """Call peaks of sequences by the most probable path of a two-state chain.
+
+    The path is that of :func:`diffbio_sc.numerics.chains.two_state_host.chain_margins` on
+    ``covered / d * log(fold) - (fold - 1) * lambda`` of bins.
+
+    Parameters
+    ----------
+    treatment, control
+        ``(start, end, bounds)``: intervals, sorted by start within each sequence, and first and last row of each
+        sequence. Without a control give the treatment itself.
+    lengths
+        Length of each sequence; intervals are cut off there.
+    model
+        Parameters.
+    background
+        Windows and scales.
+    histogram
+        Where the p-values of bins are counted, those at least a standard deviation above the background.
+    control_fragments
+        Whether both ends of the control's intervals are cut sites.
+    """
+    width = int(model.bin_width)
+    half = np.array([max(int(round(window / width / 2)), 1) for window in background.windows], np.int64)
+    # Windows are whole bins: the scale makes up for what rounding adds.
+    scales = np.array(
+        [
+            scale * window / (2 * reach * width)
+            for scale, window, reach in zip(background.scales, background.windows, half, strict=True)
+        ],
+        np.float64,
+    )
+    rows = _call_sequences(
+        _Intervals(treatment[0], treatment[1], np.asarray(treatment[2], np.int64)),
+        _Intervals(control[0], control[1], np.asarray(control[2], np.int64)),
+        np.asarray(lengths, np.int64),
+        _Windows(
+            half, scales, np.float32(max(background.floor, 1e-9)), bool(control_fragments), int(half.max(initial=0)) + 1
+        ),
+        _Settings(
+            width,
+            float(model.fragment_length),
+            float(model.fold),
+            math.log(model.fold),
+            float(model.penalty),
+            float(model.log10_p),
+            float(model.log_odds),
+        ),
+        histogram.counts,
+    )
+    whole = rows[:, :4].astype(np.int64)
+    return ChainPeaks(*whole.T, *(np.ascontiguousarray(column) for column in rows[:, 4:].T))

@@ -1,0 +1,94 @@
+"""False discovery rates of a whole genome of tests, from a histogram of -log10 p.
+
+Rates are those of Benjamini and Hochberg over all base pairs or bins. They need no sorted list of p-values but the
+number of tests at each, which a fine histogram holds.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+__all__ = ["PER_UNIT", "PValueHistogram"]
+
+PER_UNIT = 256  # bins of the histogram in one unit of -log10 p
+_UNITS = 4096  # beyond this all p-values share the last bin
+
+
+@njit(cache=True, nogil=True)
+def _add_to_histogram(counts, ends, log10_p):
+    position = 0
+    for i in range(len(ends)):
+        place = int(log10_p[i] * PER_UNIT)
+        counts[min(max(place, 0), len(counts) - 1)] += ends[i] - position
+        position = ends[i]
+
+
+class PValueHistogram:
+    """Number of base pairs (or bins) at each -log10 p, from which false discovery rates follow."""
+
+    per_unit = PER_UNIT
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(_UNITS * PER_UNIT, np.int64)
+
+    def add_runs(self, ends: np.ndarray, log10_p: np.ndarray) -> None:
+        """Count the base pairs of the runs of a sequence."""
+        _add_to_histogram(self.counts, ends, log10_p)
+
+    def add_values(self, log10_p: np.ndarray) -> None:
+        """Count bins, one value of -log10 p each."""
+        place = np.clip((np.asarray(log10_p) * PER_UNIT).astype(np.int64), 0, len(self.counts) - 1)
+        self.counts += np.bincount(place, minlength=len(self.counts))
+
+    def q_table(self, total: float | None = None) -> np.ndarray:
+        """-log10 q of each bin, from its lower edge on; not negative and nowhere decreasing.
+
+        Parameters
+        ----------
+        total
+            Number of tests; default all that were counted. Give it where those with large p were not.
+        """
+        return _q_table(self.counts, float(self.counts.sum()) if total is None else float(total))
+
+    def macs_q_table(self) -> np.ndarray:
+        """-log10 q of each bin by the rule of MACS: a test's rank is one more than the number of smaller p-values."""
+        return _macs_q_table(self.counts, float(self.counts.sum()))
+
+    def __call__(self, log10_p: np.ndarray, total: float | None = None) -> np.ndarray:
+        """-log10 q of -log10 p."""
+        return self.look_up(self.q_table(total), log10_p)
+
+    def look_up(self, table: np.ndarray, log10_p: np.ndarray) -> np.ndarray:
+        """Values of a table over the bins at -log10 p."""
+        return table[np.clip((np.asarray(log10_p) * PER_UNIT).astype(np.int64), 0, len(self.counts) - 1)]
+
+
+@njit(cache=True, nogil=True)
+def _q_table(counts, total):
+    table = np.zeros(len(counts))
+    rank = 0
+    for place in range(len(counts) - 1, -1, -1):
+        rank += counts[place]
+        if counts[place] > 0:
+            table[place] = place / PER_UNIT + math.log10(rank) - math.log10(max(total, 1.0))
+    # A test is at least as significant as any with a larger p.
+    for place in range(1, len(counts)):
+        table[place] = max(table[place], table[place - 1])
+    return table
+
+
+@njit(cache=True, nogil=True)
+def _macs_q_table(counts, total):
+    table = np.zeros(len(counts))
+    smaller = 0
+    lowest = np.inf
+    for place in range(len(counts) - 1, -1, -1):
+        here = place / PER_UNIT + math.log10(smaller + 1) - math.log10(max(total, 1.0))
+        if counts[place] > 0:
+            lowest = min(lowest, here)
+        table[place] = max(min(lowest, here), 0.0)
+        smaller += counts[place]
+    return table

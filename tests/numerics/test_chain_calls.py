@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+from scipy import stats
+
+from diffbio_sc.numerics.chains.two_state_host import chain_margins
+from diffbio_sc.numerics.genome.chain_calls import ChainModel, call_chain_peaks
+from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
+from diffbio_sc.numerics.genome.site_background import Background
+
+LENGTH = 60_000
+
+
+def fragments(seed=0, *, background=1500, peaks=((20_000, 120), (41_000, 60)), length=LENGTH):
+    rng = np.random.default_rng(seed)
+    middle = [rng.integers(0, length, background)]
+    middle += [np.round(rng.normal(place, 60, number)).astype(int) for place, number in peaks]
+    middle = np.concatenate(middle)
+    size = rng.integers(120, 260, len(middle))
+    start = np.clip(middle - size // 2, 0, length - 2)
+    end = np.clip(start + size, start + 1, length)
+    order = np.argsort(start, kind="stable")
+    return start[order].astype(np.int32), end[order].astype(np.int32)
+
+
+def depth(start, end, length=LENGTH):
+    result = np.zeros(length, int)
+    for s, e in zip(start, end, strict=True):
+        result[s:e] += 1
+    return result
+
+
+def model(start, end, **changes):
+    fold, penalty = changes.pop("fold", 5.0), changes.pop("penalty", 3.0)
+    return ChainModel(25, float((end - start).mean()), fold, penalty, changes.pop("log10_p", 0.0))
+
+
+def call(start, end, lengths=(LENGTH,), bounds=None, control=None, background=None, **changes):
+    bounds = np.array([[0, len(start)]]) if bounds is None else bounds
+    if background is None:
+        background = Background.without_control(
+            treatment_length=float((end - start).sum()), treatment_sites=2 * len(start), genome_size=sum(lengths)
+        )
+    histogram = PValueHistogram()
+    treatment = (start, end, bounds)
+    peaks = call_chain_peaks(
+        treatment, control or treatment, np.array(lengths), model(start, end, **changes), background, histogram
+    )
+    return peaks, histogram, background
+
+
+def bin_evidence(start, end, background, fold):
+    """Coverage, background and log-odds of bins, computed at base pairs."""
+    height = depth(start, end).reshape(-1, 25)
+    sites = np.bincount(
+        np.concatenate([start, end])[np.concatenate([start, end]) < LENGTH] // 25, minlength=LENGTH // 25
+    )
+    level = np.full(LENGTH // 25, background.floor)
+    for window, scale in zip(background.windows, background.scales, strict=True):
+        half = round(window / 50)
+        kernel = np.ones(2 * half + 1)
+        kernel[[0, -1]] = 0.5
+        padded = np.convolve(np.pad(sites, half), kernel, mode="valid")
+        level = np.maximum(level, scale * window / (2 * half * 25) * padded)
+    covered = height.sum(1)
+    size = float((end - start).mean())
+    return covered, level, (covered * np.log(fold) - (fold - 1) * 25 * level) / size
+
+
+def test_streamed_path_is_the_most_probable_one():
+    start, end = fragments(3, peaks=((20_000, 120), (41_000, 60), (43_000, 25), (59_900, 40), (60, 40)))
+    peaks, _, background = call(start, end)
+    _, _, odds = bin_evidence(start, end, background, 5.0)
+    inside = chain_margins(odds, 3.0, 3.0) > 0
+    edges = np.flatnonzero(np.diff(np.r_[0, inside.astype(int), 0])).reshape(-1, 2) * 25
+    assert len(edges) >= 4
+    # Borders then move to base pairs, within a bin.
+    assert len(peaks.start) == len(edges)
+    assert (abs(peaks.start - edges[:, 0]) <= 25).all()
+    assert (abs(peaks.end - edges[:, 1]) <= 25).all()
+
+
+def test_peaks_carry_what_base_pairs_say():
+    start, end = fragments(4)
+    peaks, _, background = call(start, end, log10_p=3.0)
+    height = depth(start, end)
+    _, level, _ = bin_evidence(start, end, background, 5.0)
+    size = (end - start).mean()
+    assert len(peaks.start) == 2
+    for row in range(2):
+        low, high, summit = peaks.start[row], peaks.end[row], peaks.summit[row]
+        assert low <= summit < high
+        assert peaks.height[row] == height[summit]
+        np.testing.assert_allclose(peaks.background[row], level[summit // 25], rtol=1e-4)
+        tail = -stats.poisson.logsf(height[summit] - 1, level[summit // 25]) / np.log(10)
+        np.testing.assert_allclose(peaks.log10_p[row], tail, rtol=1e-4)
+        np.testing.assert_allclose(peaks.fragments[row], height[low:high].sum() / size, rtol=1e-9)
+        expected = np.repeat(level, 25)[low:high].sum() / size
+        np.testing.assert_allclose(peaks.expected[row], expected, rtol=1e-4)
+        odds = peaks.fragments[row] * np.log(5) - 4 * expected
+        np.testing.assert_allclose(peaks.log_odds[row], odds, rtol=1e-3)
+    assert abs(peaks.summit - [20_000, 41_000]).max() < 30
+
+
+def test_pieces_of_a_sequence_do_not_show():
+    """A sequence longer than a piece gives the peaks of the same sequence cut out."""
+    length = 25 * 70_000
+    start, end = fragments(5, background=20_000, peaks=((25 * (1 << 16), 150), (900_000, 100)), length=length)
+    peaks, _, background = call(start, end, lengths=(length,))
+    # Same sites, moved by 10,000 bins: another place of the border between pieces.
+    shift = 250_000
+    moved, _, _ = call(start + shift, end + shift, lengths=(length + shift,), background=background)
+    np.testing.assert_array_equal(peaks.start + shift, moved.start)
+    np.testing.assert_array_equal(peaks.end + shift, moved.end)
+    np.testing.assert_allclose(peaks.log10_p, moved.log10_p, rtol=1e-6)
+    assert (abs(peaks.summit - 25 * (1 << 16)) < 60).any()
+
+
+def test_p_values_of_bins_are_counted():
+    start, end = fragments(6)
+    _, histogram, background = call(start, end)
+    covered, level, _ = bin_evidence(start, end, background, 5.0)
+    height = covered // 25
+    log10_p = -stats.poisson.logsf(height - 1, level) / np.log(10)
+    for threshold in (1.5, 3.0, 6.0, 12.0):
+        counted = histogram.counts[int(threshold * 256) :].sum()
+        assert abs(counted - (log10_p >= threshold).sum()) <= 2
+
+
+def test_control_takes_away_what_it_shows_too():
+    start, end = fragments(7)
+    c_start, c_end = fragments(8, peaks=((20_000, 120),))
+    background = Background.with_control(
+        treatment_length=float((end - start).sum()),
+        control_sites=2 * len(c_start),
+        fragment_length=float((end - start).mean()),
+        genome_size=LENGTH,
+    )
+    control = (c_start, c_end, np.array([[0, len(c_start)]]))
+    peaks, _, _ = call(start, end, control=control, background=background, log10_p=3.0)
+    assert len(peaks.start) == 1
+    assert abs(peaks.summit[0] - 41_000) < 30
+
+
+def test_many_sequences_and_empty_ones():
+    parts = [fragments(seed) for seed in (9, 10)]
+    start, end = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
+    cut = len(parts[0][0])
+    bounds = np.array([[0, cut], [cut, cut], [cut, len(start)]])
+    peaks, _, background = call(start, end, lengths=(LENGTH, LENGTH, LENGTH), bounds=bounds)
+    assert set(peaks.sequence) == {0, 2}
+    for code, part in ((0, parts[0]), (2, parts[1])):
+        alone = call_chain_peaks(
+            (*part, np.array([[0, len(part[0])]])),
+            (*part, np.array([[0, len(part[0])]])),
+            np.array([LENGTH]),
+            model(start, end),
+            background,
+            PValueHistogram(),
+        )
+        np.testing.assert_array_equal(alone.start, peaks.start[peaks.sequence == code])
+    empty = (start[:0], end[:0], np.array([[0, 0]]))
+    nothing = call_chain_peaks(empty, empty, np.array([LENGTH]), model(start, end), background, PValueHistogram())
+    assert len(nothing.start) == 0
+
+
+def test_module_is_light():
+    code = (
+        "import sys, diffbio_sc.numerics.genome.chain_calls, diffbio_sc.numerics.genome.macs; "
+        "print(sorted({'jax', 'pandas', 'anndata'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
