@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -158,11 +159,11 @@ def speed() -> None:
             print(f"{name}: {adata.n_obs} bins, {sp.triu(adata.obsp['contacts']).nnz} pixels")
             total = [0.0, 0.0]
             for step, function in STEPS.items():
-                ours, _ = cost(lambda function=function: function(adata), 3)
+                ours, _ = cost(partial(function, adata), 3)
                 theirs, _ = cost(getattr(peers, step), 1)
                 total[0], total[1] = total[0] + ours, total[1] + theirs
                 print(f"  {step:14s} {ours:8.3f} s   peer {theirs:8.3f} s   ratio {theirs / ours:6.1f}")
-            loops, _ = cost(lambda: dbio.tl.loops(adata), 3)
+            loops, _ = cost(partial(dbio.tl.loops, adata), 3)
             with contextlib.suppress(subprocess.CalledProcessError, FileNotFoundError):
                 theirs, _ = cost(peers.chromosight, 1)
                 print(f"  {'chromosight':14s} {loops:8.3f} s   peer {theirs:8.3f} s   ratio {theirs / loops:6.1f}")
@@ -171,10 +172,9 @@ def speed() -> None:
             ours_w = adata.obs["contact_weight"].to_numpy()
             both = np.isfinite(weights) & np.isfinite(ours_w)
             r = np.corrcoef(np.log(weights[both]), np.log(ours_w[both]))[0, 1]
-            print(
-                f"  row-sum error {error:.1e}, r of log weights {r:.6f}, same bins {(np.isfinite(weights) == np.isfinite(ours_w)).mean():.4f}"
-            )
-            own_mb = peak_mb(lambda: dbio.tl.compartments(adata))
+            same = (np.isfinite(weights) == np.isfinite(ours_w)).mean()
+            print(f"  row-sum error {error:.1e}, r of log weights {r:.6f}, same bins {same:.4f}")
+            own_mb = peak_mb(partial(dbio.tl.compartments, adata))
             their_mb = peak_mb(peers.compartments)
             print(f"  memory of compartments {own_mb:.0f} MB, peer {their_mb:.0f} MB")
 
@@ -321,6 +321,10 @@ def best_f1(hit: np.ndarray, truth: int) -> float:
     return float((2.0 * np.cumsum(hit) / (np.arange(1, len(hit) + 1) + truth)).max()) if len(hit) else 0.0
 
 
+def summary(hit: np.ndarray, truth: int) -> str:
+    return f"{len(hit)} calls, AP {average_precision(hit, truth):.3f}, F1 {f1(hit, truth):.3f}"
+
+
 def boundary_scores(adata: ad.AnnData, **options) -> tuple[float, float]:
     dbio.tl.insulation(adata, **options)
     score = adata.obs["boundary_score"].to_numpy()
@@ -408,14 +412,10 @@ def loops() -> None:
         table = peers.loops()
         order = np.argsort(-((table["count"] - table["la_exp.donut.value"]) / np.sqrt(table["la_exp.donut.value"])))
         hit = match(table[["start1", "start2"]].to_numpy()[order] // 10_000, truth)
-        print(
-            f"chr21, hiccups: cooltools {len(hit)} calls, AP {average_precision(hit, len(truth)):.3f}, F1 {f1(hit, len(truth)):.3f}"
-        )
+        print(f"chr21, hiccups: cooltools {summary(hit, len(truth))}")
         table = peers.chromosight().sort_values("score", ascending=False)
         hit = match(table[["start1", "start2"]].to_numpy() // 10_000, truth)
-        print(
-            f"chr21, hiccups: chromosight {len(hit)} calls, AP {average_precision(hit, len(truth)):.3f}, F1 {f1(hit, len(truth)):.3f}"
-        )
+        print(f"chr21, hiccups: chromosight {summary(hit, len(truth))}")
     for depth, seed in itertools.product((1000, 5000), (1, 2)):
         adata = simulated(depth, seed)
         dbio.tl.balance(adata)
@@ -453,7 +453,8 @@ def shapes() -> None:
     before = numerics.SHRINKAGE, _loops.default_shape
     for inner, outer, width, shrinkage in itertools.product((2,), (4, 5, 6), (0.8, 1.0), (16.0, 64.0, 128.0)):
         numerics.SHRINKAGE = shrinkage
-        _loops.default_shape = lambda _, shape=numerics.LoopShape(inner, outer, width): shape
+        shape = numerics.LoopShape(inner, outer, width)
+        _loops.default_shape = lambda _, shape=shape: shape
         scores = {}
         for name, (adata, truth) in sets.items():
             dbio.tl.loops(adata, fdr=1.0)

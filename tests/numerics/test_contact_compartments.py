@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import scipy.sparse as sp
 
-from diffbio_sc.numerics.genome.compartments import Toeplitz, cis_eigenvectors, trans_eigenvectors
+from diffbio_sc.numerics.genome.compartments import Toeplitz, cis_eigenvectors, shrink, trans_eigenvectors
 from diffbio_sc.numerics.genome.pixels import cis_rows, pixel_rows
 
 
@@ -90,3 +90,61 @@ def test_too_few_bins_give_nan_and_no_crash():
     found = cis_eigenvectors(rows, np.ones(6), np.ones(6), 2, 3, 0.5)
     assert np.isnan(found.vectors).all()
     assert np.isnan(found.values).all()
+
+
+def test_noise_is_that_of_a_row_of_poisson_counts():
+    """Redrawing the counts of one bin alone moves its own entry by about the stated standard deviation."""
+    rng = np.random.default_rng(5)
+    n, at = 80, 33
+    sign = np.sign(np.sin(np.arange(n) / 9.0))
+    distance = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    decay = 200.0 / (1.0 + np.arange(n)) ** 0.5
+    mean = decay[distance] * np.exp(0.3 * np.outer(sign, sign))
+    base = np.triu(rng.poisson(mean))
+    entries, stated = [], 0.0
+    for _ in range(60):
+        counts = base.copy()
+        row = rng.poisson(mean[at])
+        counts[at, at:] = row[at:]
+        counts[:at, at] = row[:at]
+        found = cis_eigenvectors(cis_rows(sp.csr_array(counts), 0, n, 3), decay, np.ones(n), 3, 1, 0.5)
+        entries.append(found.vectors[0, at] * np.sign(found.vectors[0] @ sign))
+        stated = found.noise[0, at]
+    assert 0.6 < np.std(entries) / np.sqrt(stated) < 1.6
+
+
+def test_shrinking_keeps_clean_vectors_and_denoises_others():
+    rng = np.random.default_rng(6)
+    truth = np.repeat(rng.choice([-1.0, 1.0], 40), 25)
+    noise = np.full(1000, 0.5)
+    noisy = truth + rng.normal(0.0, np.sqrt(noise))
+    noisy[100:110] = np.nan
+    found = shrink(noisy, noise)
+    good = np.isfinite(noisy)
+    np.testing.assert_array_equal(np.isfinite(found), good)
+    before, after = (np.corrcoef(truth[good], values[good])[0, 1] for values in (noisy, found))
+    assert before < 0.85
+    assert after > 0.94
+    np.testing.assert_allclose(shrink(truth, np.full(1000, 1e-9)), truth, atol=1e-4)
+    short = rng.normal(size=20)
+    np.testing.assert_array_equal(shrink(short, np.ones(20)), short)
+
+
+def test_shrinking_is_the_posterior_mean_of_the_dense_model():
+    rng = np.random.default_rng(7)
+    n = 200
+    noise = rng.uniform(0.2, 2.0, n)
+    process = np.zeros(n)
+    for k in range(1, n):
+        process[k] = 0.9 * process[k - 1] + rng.normal() * np.sqrt(1 - 0.81)
+    vector = process + rng.normal(0.0, np.sqrt(noise))
+    found = shrink(vector, noise)
+    centred = vector - vector.mean()
+    lags = np.array([1, 2, 3, 5, 8])
+    covariances = np.array([(centred[lag:] * centred[:-lag]).mean() for lag in lags])
+    good = covariances > 0
+    slope, intercept = np.polyfit(lags[good], np.log(covariances[good]), 1, w=np.sqrt(covariances[good]))
+    variance = min(np.exp(intercept), (centred**2).mean())
+    prior = variance * np.exp(slope) ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    dense = vector.mean() + prior @ np.linalg.solve(prior + np.diag(noise), centred)
+    np.testing.assert_allclose(found, dense, atol=1e-8)
