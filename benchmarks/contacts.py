@@ -119,7 +119,7 @@ class Peers:
         return self.cooltools.eigs_cis(self.file, view_df=self.view, n_eigs=3)[1]
 
     def insulation(self):
-        return self.cooltools.insulation(self.file, [100_000, 200_000], view_df=self.view, ignore_diags=2, nproc=1)
+        return self.cooltools.insulation(self.file, WINDOWS, view_df=self.view, ignore_diags=2, nproc=1)
 
     def loops(self):
         return self.cooltools.dots(
@@ -141,11 +141,12 @@ class Peers:
         return pd.read_csv(f"{folder}/loops.tsv", sep="\t")
 
 
+WINDOWS = [100_000, 200_000, 500_000]
 STEPS = {
     "balance": dbio.tl.balance,
     "expected": dbio.tl.expected,
     "compartments": dbio.tl.compartments,
-    "insulation": dbio.tl.insulation,
+    "insulation": partial(dbio.tl.insulation, windows=WINDOWS),
     "loops": dbio.tl.loops,
 }
 
@@ -187,7 +188,7 @@ def file() -> None:
 
             def ours(path=path):
                 found = dbio.io.read_cool(path)
-                dbio.tl.contacts(found)
+                dbio.tl.contacts(found, windows=WINDOWS)
                 return found
 
             own, _ = cost(ours, 3)

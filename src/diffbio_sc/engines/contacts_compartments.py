@@ -19,7 +19,7 @@ from diffbio_sc.numerics.genome.compartments import (
 )
 from diffbio_sc.numerics.genome.pixels import cis_rows, pixel_rows
 
-CONFIDENT = 2.0
+CONFIDENT = 3.0
 """Correlation with the track, in standard errors at the effective number of bins, from which a sign is trusted."""
 _FEWEST_OF_TRACK = 10
 

@@ -138,9 +138,10 @@ def cooltools_insulation(
     both, at least ``nearest`` apart; NaN where it is empty.
     """
     used = np.isfinite(weights)
-    total, number = _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest)
+    total, number, filled = _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = total / number
+        # Running sums leave a rounding error where nothing is left.
+        mean = np.where(number > 0, np.where(filled > 0, total, 0.0) / number, np.nan)
         mean = mean / np.nanmedian(mean) if np.isfinite(mean).any() else mean
         score = np.log2(np.where(mean > 0, mean, np.nan))
     return score, number
@@ -149,12 +150,14 @@ def cooltools_insulation(
 @njit(cache=True, nogil=True)
 def _diamond_means(begin, end, indices, data, offset, diagonal, used, weights, window, nearest):
     n = len(begin)
-    total, number = np.zeros(n + 1), np.zeros(n + 1, np.int64)
+    total, number, filled = np.zeros(n + 1), np.zeros(n + 1, np.int64), np.zeros(n + 1, np.int64)
     for i in range(n):
         if not used[i]:
             continue
         total[i] += diagonal[i] * weights[i] ** 2
         total[i + 1] -= diagonal[i] * weights[i] ** 2
+        filled[i] += diagonal[i] > 0
+        filled[i + 1] -= diagonal[i] > 0
         for k in range(begin[i], end[i]):
             j = indices[k] - offset
             if j - i > 2 * window - 2:
@@ -164,12 +167,14 @@ def _diamond_means(begin, end, indices, data, offset, diagonal, used, weights, w
                 value = data[k] * weights[i] * weights[j]
                 total[first] += value
                 total[last + 1] -= value
+                filled[first] += 1
+                filled[last + 1] -= 1
         for j in range(i + nearest, min(i + 2 * window - 1, n)):
             first, last = max(i, j - window + 1), min(j, i + window - 1)
             if used[j] and first <= last:
                 number[first] += 1
                 number[last + 1] -= 1
-    return np.cumsum(total)[:n], np.cumsum(number)[:n]
+    return np.cumsum(total)[:n], np.cumsum(number)[:n], np.cumsum(filled)[:n]
 
 
 def local_maxima(score: np.ndarray, distance: int) -> np.ndarray:

@@ -15,13 +15,18 @@ Storage = Literal["symmetric", "upper", "lower", "diagonal"]
 
 
 @njit(cache=True, nogil=True)
-def _count_triangles(indptr, indices, place):
+def _count_triangles(indptr, indices, data, place, probe):
+    """Values below and above the diagonal, and products of the matrix and of its transpose with a vector."""
     below = above = 0
+    forward, backward = np.zeros(len(probe)), np.zeros(len(probe))
     for i in range(len(indptr) - 1):
         for k in range(indptr[i], indptr[i + 1]):
-            below += place[indices[k]] < place[i]
-            above += place[indices[k]] > place[i]
-    return below, above
+            j = indices[k]
+            below += place[j] < place[i]
+            above += place[j] > place[i]
+            forward[i] += data[k] * probe[j]
+            backward[j] += data[k] * probe[i]
+    return below, above, forward, backward
 
 
 @njit(cache=True, nogil=True)
@@ -60,16 +65,16 @@ def storage_of(matrix: sp.csr_array, place: np.ndarray) -> Storage:
     ValueError
         If both do and they differ: the matrix is not symmetric.
     """
-    below, above = _count_triangles(matrix.indptr, matrix.indices, np.ascontiguousarray(place, np.int64))
+    # Products with random whole numbers are exact in float64, and equal for A and its transpose by chance alone only.
+    probe = np.random.default_rng(0).integers(1, 1 << 16, matrix.shape[0]).astype(np.float64)
+    place = np.ascontiguousarray(place, np.int64)
+    below, above, forward, backward = _count_triangles(matrix.indptr, matrix.indices, matrix.data, place, probe)
     if not below and not above:
         return "diagonal"
     if not below:
         return "upper"
     if not above:
         return "lower"
-    # Products with random whole numbers are exact in float64, and equal for A and its transpose by chance alone only.
-    probe = np.random.default_rng(0).integers(1, 1 << 16, matrix.shape[0]).astype(np.float64)
-    forward, backward = matrix @ probe, matrix.T @ probe
     differs = ~np.isclose(forward, backward, rtol=1e-12, atol=0.0)
     if differs.any():
         raise ValueError(
