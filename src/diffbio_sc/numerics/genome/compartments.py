@@ -219,7 +219,7 @@ def _leading(
     wanted = min(count, len(index) - 2)
     start = np.random.default_rng(0).standard_normal(len(index))
     try:
-        found, basis = eigsh(operator, k=wanted, which="LA", v0=start, tol=1e-6, ncv=min(len(index), 24))
+        found, basis = eigsh(operator, k=wanted, which="LA", v0=start, tol=1e-4, ncv=min(len(index), 20))
     except ArpackNoConvergence as error:
         found, basis = error.eigenvalues, error.eigenvectors
     order = np.argsort(-found)
