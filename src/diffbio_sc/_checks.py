@@ -15,6 +15,11 @@ def name_heads(names: Sequence[Any], number: int = 5) -> str:
     return str([str(name) for name in names[:number]]) + (f" ... ({len(names)})" if len(names) > number else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 read`` and ``2,000 reads``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def whole_number(value: Any, argument: str, *, minimum: int = 1, unit: str = "") -> int:
     """Return an argument as an int, or raise ValueError if it is no whole number of at least ``minimum``."""
     try:

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from diffbio_sc.blocks.matrix import InMemory
-from diffbio_sc.engines.pseudobulk import sum_groups
+from diffbio_sc.engines.pseudobulk import SumOfCells, SumOfCellsByBins
 
 
 class _SmallBlocks(InMemory):
@@ -30,5 +30,7 @@ def test_blocks_of_any_size(rows, dtype, cells_are_rows):
     matrix = counts if cells_are_rows else counts.T
     kinds = [matrix] if dtype == np.float16 else [matrix, sp.csr_array(matrix)]
     for kind in kinds:
-        found = sum_groups(_SmallBlocks(kind, rows), codes, 5, cells_are_rows=cells_are_rows)
+        step = (SumOfCells if cells_are_rows else SumOfCellsByBins)(codes, 5)
+        (found,) = _SmallBlocks(kind, rows).reduce(step)
+        assert found.dtype == np.float64
         np.testing.assert_array_equal(found.toarray(), expected)

@@ -262,11 +262,11 @@ def test_sizes_clip_and_leave_out_with_a_count(tmp_path):
         fragments = read_fragments(path, chrom_sizes={"chr2": 50, "chr1": 100})
     (message,) = [str(warning.message) for warning in caught]
     for part in (
-        "1 intervals of length 0",
-        "1 intervals on chromosomes without a size",
-        "1 intervals that start past",
-        "1 intervals clipped at the end",
-        "1 intervals clipped at position 0",
+        "1 interval of length 0",
+        "1 interval on chromosomes without a size",
+        "1 interval starting past",
+        "1 interval clipped at the end",
+        "1 interval clipped at position 0",
         "chrX",
     ):
         assert part in message

@@ -97,10 +97,10 @@ def test_objects_that_are_none():
         dbio.pp.pseudobulk("a.h5ad", groupby="type")
     with pytest.raises(TypeError, match="source must be an AnnData, found DataFrame"):
         dbio.pp.pseudobulk(pd.DataFrame(), groupby="type")
-    with pytest.raises(TypeError, match="adata must be an AnnData, found the path 'a.h5ad'"):
+    with pytest.raises(TypeError, match="adata must be an AnnData, found str 'a.h5ad': read the file first"):
         dbio.pp.parse_regions("a.h5ad")
     mudata = pytest.importorskip("mudata")
-    with pytest.raises(TypeError, match="found a MuData: pass a modality"):
+    with pytest.raises(TypeError, match="found MuData; of a MuData pass the modality"):
         dbio.pp.parse_regions(mudata.MuData({"atac": _tiles()[0]}))
 
 

@@ -440,9 +440,9 @@ def test_two_devices_give_the_result_of_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be a positive integer, found 0"),
-        ({"max_epochs": 1.5}, "max_epochs must be a positive integer, found 1.5"),
-        ({"patience": -1}, "patience must be a positive integer, found -1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, found 0"),
+        ({"max_epochs": 1.5}, "max_epochs must be a whole number of at least 1, found 1.5"),
+        ({"patience": -1}, "patience must be a whole number of at least 1, found -1"),
         ({"validation": 1.0}, r"validation must be a share .* found 1.0"),
         ({"validation": True}, r"validation must be a share .* found True"),
         ({"validation": np.array([0.5])}, "validation must hold rows"),
@@ -466,7 +466,7 @@ def test_options_out_of_range_are_named(make_linear, make_data, options, message
 def test_settings_of_adam_out_of_range_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         Adam(**options)
-    with pytest.raises(ValueError, match="Checkpoint.every must be a positive integer, found 0"):
+    with pytest.raises(ValueError, match="Checkpoint.every must be a whole number of at least 1 epochs, found 0"):
         Checkpoint("run.npz", every=0)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.modalities import is_mudata, object_name
-from diffbio_sc._anndata.name_lists import some_names
 from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def read_batches(data: MuData | AnnData, key: str) -> tuple[np.ndarray, list[str
             )
         raise ValueError(
             f"{owner}.obs[{key!r}] must name a batch for each cell, it is missing for {int(missing.sum())}: "
-            f"{some_names(data.obs_names[missing])}.{hint}"
+            f"{name_heads(data.obs_names[missing])}.{hint}"
         )
     cells = np.bincount(codes, minlength=len(names))
     lonely = [name for name, number in zip(names, cells, strict=True) if number == 1]

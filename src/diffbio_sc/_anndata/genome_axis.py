@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from diffbio_sc._anndata.matrix import read_counts
+from diffbio_sc._anndata.matrix import read_counts, require_anndata
 from diffbio_sc._anndata.results import write_results
-from diffbio_sc._checks import is_path, name_heads
+from diffbio_sc._checks import name_heads
 from diffbio_sc.blocks.matrix import CountMatrix, InMemory, as_count_matrix, as_working, dense_block
 from diffbio_sc.genome.axis import BinAxis, order_bins
 from diffbio_sc.genome.signal import Signal
@@ -194,18 +194,6 @@ def read_genome_axis(
         raise KeyError(_missing(adata, [axis] if axis else ["var", "obs"], name))
     side: Any = axis or found[0]
     return make_genome_axis(getattr(adata, side), axis=side, name=f"{name}.{side}", allow_overlaps=allow_overlaps)
-
-
-def require_anndata(adata: Any, name: str = "adata") -> None:
-    """Raise TypeError, saying what to do, if an argument is no AnnData."""
-    found = type(adata).__name__
-    if hasattr(adata, "obs_names"):
-        if not hasattr(adata, "mod"):
-            return
-        found = "a MuData: pass a modality, such as mdata['atac']"
-    if is_path(adata):
-        found = f"the path {str(adata)!r}: read it first, for example with anndata.read_h5ad"
-    raise TypeError(f"{name} must be an AnnData, found {found}.")
 
 
 def make_genome_axis(

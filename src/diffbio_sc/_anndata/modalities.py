@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,9 +11,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.modality_values import FEATURE_TYPES, choose_or_check, read_values, to_features
-from diffbio_sc._anndata.name_lists import difference_of_names, some_names
+from diffbio_sc._anndata.name_lists import difference_of_names
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._checks import is_path, name_heads
 from diffbio_sc._logging import logger
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def require_object(data: Any, argument: str = "mdata") -> None:
     if is_mudata(data) or (hasattr(data, "obs_names") and hasattr(data, "layers")):
         return
     remedy = "."
-    if isinstance(data, str | os.PathLike):
+    if is_path(data):
         kind = "h5mu" if str(data).endswith(".h5mu") else "h5ad"
         remedy = f" (a path): read the file first, with {'mudata' if kind == 'h5mu' else 'anndata'}.read_{kind}(path)."
     raise TypeError(f"{argument} must be a MuData or an AnnData, found {type(data).__name__}{remedy}")
@@ -207,7 +207,7 @@ def _split(data: MuData | AnnData) -> dict[str, AnnData]:
     if (codes < 0).any():
         raise ValueError(
             f"adata.var[{FEATURE_TYPES!r}] must name a modality for each feature, it is missing for "
-            f"{int((codes < 0).sum())}: {some_names(data.var_names[codes < 0])}."
+            f"{int((codes < 0).sum())}: {name_heads(data.var_names[codes < 0])}."
         )
     return {name: data[:, np.flatnonzero(codes == code)] for code, name in enumerate(names)}
 
@@ -231,7 +231,7 @@ def _split_mudata(data: MuData) -> dict[str, AnnData]:
         strange = part.obs_names.difference(data.obs_names)
         if len(strange):
             raise ValueError(
-                f"{len(strange)} cells of modality {name!r} are not in mdata.obs_names: {some_names(strange)}. It was "
+                f"{len(strange)} cells of modality {name!r} are not in mdata.obs_names: {name_heads(strange)}. It was "
                 "changed since: call mdata.update()."
             )
     require_unique(data.obs_names, "mdata.obs_names", "Make them unique in each modality, then call mdata.update().")
@@ -251,7 +251,7 @@ def _require_links(data: MuData | AnnData, names: list[str], present: np.ndarray
         examples = [data.obs_names[present[:, m]] for m in (0, apart[0])]
         raise ValueError(
             f"No cell has both {left!r} and {right!r} (nor does a third modality link them), so that nothing says how "
-            f"they go together. Cells of {left!r}: {some_names(examples[0])}; of {right!r}: {some_names(examples[1])}."
+            f"they go together. Cells of {left!r}: {name_heads(examples[0])}; of {right!r}: {name_heads(examples[1])}."
             f"{difference_of_names(*examples, left_name=repr(left), right_name=repr(right))} Embed each alone with "
             f"modalities=[{left!r}] if they were measured in different cells."
         )
@@ -322,7 +322,7 @@ def _place(data, parts: Mapping[str, AnnData], matrices, likelihoods) -> tuple[l
         if empty.any():
             warnings.warn(
                 f"{int(empty.sum())} cells have no counts in modality {name!r}, it is taken as missing in them: "
-                f"{some_names(data.obs_names[empty])}.",
+                f"{name_heads(data.obs_names[empty])}.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -332,6 +332,6 @@ def _place(data, parts: Mapping[str, AnnData], matrices, likelihoods) -> tuple[l
     if nowhere.any():
         raise ValueError(
             f"{int(nowhere.sum())} cells have none of the modalities {list(parts)}, or no counts in them: "
-            f"{some_names(data.obs_names[nowhere])}. Leave these cells out of {object_name(data)} first."
+            f"{name_heads(data.obs_names[nowhere])}. Leave these cells out of {object_name(data)} first."
         )
     return placed, present

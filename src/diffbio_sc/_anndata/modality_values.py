@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.matrix import CountCheck
-from diffbio_sc._anndata.name_lists import some_names
+from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
 from diffbio_sc.blocks.matrix import BLOCK_ROWS, InMemory, as_count_matrix
 from diffbio_sc.numerics.counts.likelihood_choice import ModalitySummary, choose_likelihood
@@ -167,12 +167,12 @@ def to_features(matrix: sp.csr_array, found: pd.Index, wanted: pd.Index, name: s
     if 2 * known < len(wanted):
         raise ValueError(
             f"Modality {name!r} has {known} of the {len(wanted)} features of the model, at least half are needed. "
-            f"Model: {some_names(wanted)}; found: {some_names(found)}."
+            f"Model: {name_heads(wanted)}; found: {name_heads(found)}."
         )
     if len(missing):
         warnings.warn(
             f"Modality {name!r} lacks {len(missing)} of the {len(wanted)} features of the model, they are taken as "
-            f"zero: {some_names(missing)}.",
+            f"zero: {name_heads(missing)}.",
             UserWarning,
             stacklevel=4,
         )

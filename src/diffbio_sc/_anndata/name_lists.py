@@ -1,4 +1,4 @@
-"""How messages list names, and what they say of names that nearly match."""
+"""What messages say of names that nearly match."""
 
 from __future__ import annotations
 
@@ -7,11 +7,6 @@ import re
 import pandas as pd
 
 _FEWEST_ALIKE = 0.5  # share of the shorter side that has to match after a change of names
-
-
-def some_names(names: pd.Index) -> str:
-    """Return the first five names and, if there are more, how many."""
-    return str([str(name) for name in names[:5]]) + (f" ... ({len(names)})" if len(names) > 5 else "")
 
 
 def difference_of_names(left: pd.Index, right: pd.Index, *, left_name: str, right_name: str) -> str:

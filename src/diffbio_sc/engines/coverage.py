@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc._checks import counted
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.axis import Tiles
 from diffbio_sc.genome.intervals import IntervalArrays, Intervals
@@ -119,10 +120,10 @@ def _inside(intervals: Intervals, tiles: Tiles) -> Iterator[tuple[str, IntervalA
         yield name, arrays
     if outside or beyond:
         warnings.warn(
-            f"{intervals.name}: {outside:,} intervals on chromosomes without a size and {beyond:,} past the end of "
-            "their chromosome are left out.",
+            f"{intervals.name}: {counted(outside, 'interval')} on chromosomes without a size and {beyond:,} past the "
+            "end of their chromosome left out.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -8,50 +8,44 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from diffbio_sc.blocks.matrix import CountMatrix
 from diffbio_sc.blocks.steps import ByRow, Step
 from diffbio_sc.genome.interval_kernels import group_rows
 from diffbio_sc.genome.intervals import Intervals
 
 
-def sum_groups(counts: CountMatrix, codes: np.ndarray, groups: int, *, cells_are_rows: bool) -> sp.csr_array:
-    """Sum the cells of each group; float64 (groups, bins).
+class SumOfCells(Step):
+    """Sum of the cells of each group, over blocks of cells by bins: float64 CSR (groups, bins).
 
     Parameters
     ----------
-    counts
-        Cells by bins, or bins by cells. Read once, in blocks of rows, whichever it is.
     codes
         Group of each cell, -1 where it is left out.
     groups
         Number of groups.
-    cells_are_rows
-        Which of the two ``counts`` is.
     """
-    step = _SumOfRows(codes, groups) if cells_are_rows else _SumOfColumns(codes, groups)
-    sums = sp.csr_array(counts.reduce(step)[0])
-    return sums if cells_are_rows else sp.csr_array(sums.T)
-
-
-class _SumOfRows(Step):
-    """Sum of the rows of each group, sparse."""
 
     def __init__(self, codes: np.ndarray, groups: int):
         self.codes, self.groups = codes, groups
 
     def __call__(self, start: int, block: Any) -> sp.csr_array:
+        """Return the sums over the block's cells."""
         codes = self.codes[start : start + block.shape[0]]
         return sp.csr_array(_indicator(codes, self.groups) @ sp.csr_array(block))
 
 
-class _SumOfColumns(ByRow):
-    """Sum of the columns of each group in each row, sparse."""
+class SumOfCellsByBins(ByRow):
+    """The same over blocks of bins by cells."""
 
     def __init__(self, codes: np.ndarray, groups: int):
         self.indicator = _indicator(codes, groups).T.tocsr()
 
     def __call__(self, start: int, block: Any) -> sp.csr_array:
+        """Return the sums for the block's bins."""
         return sp.csr_array(sp.csr_array(block) @ self.indicator)
+
+    def finish(self, total: Any) -> sp.csr_array:
+        """Put all bins together and turn them."""
+        return sp.csr_array(super().finish(total).T)
 
 
 def _indicator(codes: np.ndarray, groups: int) -> sp.csr_array:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from diffbio_sc._checks import name_heads, require_columns, whole_number, whole_numbers
+from diffbio_sc._checks import counted, name_heads, require_columns, whole_number, whole_numbers
 from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes, match_regions
 from diffbio_sc.genome.interval_kernels import group_rows, unsorted_groups, within_limit
 from diffbio_sc.genome.overlap import Regions
@@ -221,9 +221,10 @@ class Intervals:
         return int((self.bounds[:, 1] - self.bounds[:, 0]).sum())
 
     def __repr__(self) -> str:
-        kind = "fragments" if self.paired else "reads"
-        cells = "" if self.barcodes is None else f", {len(self.barcodes):,} barcodes"
-        return f"Intervals({self.name}: {len(self):,} {kind} on {len(self.chromosomes):,} chromosomes{cells})"
+        kind = "fragment" if self.paired else "read"
+        cells = "" if self.barcodes is None else f", {counted(len(self.barcodes), 'barcode')}"
+        where = counted(len(self.chromosomes), "chromosome")
+        return f"Intervals({self.name}: {counted(len(self), kind)} on {where}{cells})"
 
     def counts(self) -> np.ndarray:
         """Number of intervals on each chromosome."""

@@ -22,7 +22,7 @@ def read_fragments(
 ) -> Intervals:
     r"""Read a fragment file: chromosome, start, end, and optionally barcode and count.
 
-    The file is read block by block: memory is the result (8 bytes a fragment, 4 more with barcodes) and a few
+    The file is read block by block: memory is the result (8 bytes per fragment, 4 more with barcodes) and a few
     megabytes.
 
     Parameters
@@ -62,7 +62,7 @@ def read_fragments(
     >>> _ = path.write_text("chr1\t100\t300\tAAAC-1\t1\nchr1\t250\t400\tAAAG-1\t2\n")
     >>> fragments = dbio.io.read_fragments(path)
     >>> fragments
-    Intervals(fragments.tsv: 2 fragments on 1 chromosomes, 2 barcodes)
+    Intervals(fragments.tsv: 2 fragments on 1 chromosome, 2 barcodes)
     >>> fragments["chr1"].end
     array([300, 400], dtype=int32)
     """

@@ -1,6 +1,27 @@
+from ._chromatin_states import chromatin_states
+from ._contact_decay import contact_decay
+from ._contacts import contacts
 from ._deconvolution import deconvolution
+from ._differential_contacts import differential_contacts
 from ._multiomics_vae import multiomics_vae
 from ._peaks import peaks
+from ._pileup import pileup
+from ._saddle import saddle
 from ._spatial_genes import spatial_genes
+from ._state_enrichment import state_enrichment
+from ._state_reproducibility import state_reproducibility
 
-__all__ = ["deconvolution", "multiomics_vae", "peaks", "spatial_genes"]
+__all__ = [
+    "chromatin_states",
+    "contact_decay",
+    "contacts",
+    "deconvolution",
+    "differential_contacts",
+    "multiomics_vae",
+    "peaks",
+    "pileup",
+    "saddle",
+    "spatial_genes",
+    "state_enrichment",
+    "state_reproducibility",
+]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from diffbio_sc._anndata.genome_axis import COLUMNS, REGION, make_genome_axis, require_anndata
+from diffbio_sc._anndata.genome_axis import COLUMNS, REGION, make_genome_axis
+from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.results import write_results
 from diffbio_sc._logging import logger
 

@@ -11,6 +11,7 @@ from diffbio_sc._anndata.cell_batches import read_batches
 from diffbio_sc._anndata.modalities import object_name, read_modalities, require_object
 from diffbio_sc._anndata.multiomics_model import store_multiomics_model
 from diffbio_sc._anndata.multiomics_results import check_embedding_key, write_embedding
+from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._random import as_generator
 
@@ -206,8 +207,8 @@ def _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy
         if value not in options:
             raise ValueError(f"{name} must be one of {list(options)}, found {value!r}.")
     for name, value, least in (("n_latent", n_latent, 1), ("max_epochs", max_epochs, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
-            raise ValueError(f"{name} must be None or a whole number of at least {least}, found {value!r}.")
+        if value is not None:
+            whole_number(value, name, minimum=least)
     if copy and getattr(mdata, "isbacked", False):
         raise ValueError(
             f"copy=True needs an object in memory, {object_name(mdata)} is backed: read the file without backed=."

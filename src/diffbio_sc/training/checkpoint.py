@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from diffbio_sc._checks import whole_number
 from diffbio_sc.training import storage
 from diffbio_sc.training.epoch import Variables
 from diffbio_sc.training.vectors import Layout, Vectors
@@ -35,9 +36,13 @@ class Checkpoint:
     every: int = 1
     resume: bool = True
 
+    @classmethod
+    def of(cls, checkpoint: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
+        """Return the checkpoint that an argument stands for; a path is one that is written after each epoch."""
+        return checkpoint if checkpoint is None or isinstance(checkpoint, Checkpoint) else cls(checkpoint)
+
     def __post_init__(self) -> None:
-        if isinstance(self.every, bool) or not isinstance(self.every, int | np.integer) or self.every < 1:
-            raise ValueError(f"Checkpoint.every must be a positive integer, found {self.every!r}.")
+        whole_number(self.every, "Checkpoint.every", unit=" epochs")
 
 
 def as_trees(layout: Layout, variables: Variables, best: tuple[Vectors, nnx.State] | None) -> dict[str, Any]:

@@ -16,6 +16,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffbio_sc._checks import whole_number
+from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc._progress import progress
 from diffbio_sc._random import as_generator
 from diffbio_sc.training import batches
@@ -50,6 +52,7 @@ from diffbio_sc.training.vectors import Layout, Vectors
 __all__ = ["Loss", "train"]
 
 
+@one_thread_at_a_time
 def train(
     operator: Trainable,
     data: Mapping[str, Any],
@@ -149,7 +152,9 @@ def train(
     With several visible devices each batch is divided among them; the result is the same up to rounding.
     """
     started = time.perf_counter()
-    _check_counts(batch_size=batch_size, max_epochs=max_epochs, patience=patience)
+    max_epochs = whole_number(max_epochs, "max_epochs")
+    batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
+    patience = None if patience is None else whole_number(patience, "patience")
     if loss is None:
         operator.check_keys(data)
     weighted = (loss is None and operator.loss_takes_weights) if weighted is None else weighted
@@ -178,7 +183,7 @@ def train(
     history: dict[str, list[float]] = {}
     best: tuple[Vectors, nnx.State] | None = None
     first_epoch, seconds_before = 0, 0.0
-    store = Checkpoint(checkpoint) if isinstance(checkpoint, str | os.PathLike) else checkpoint
+    store = Checkpoint.of(checkpoint)
     identity = {
         **operator.identity(),
         "samples": size,
@@ -238,7 +243,7 @@ def train(
             f"{skipped} training steps of {type(operator).__name__} had a loss or gradient that was not finite and "
             "were skipped; history['nonfinite_steps'] tells the epochs.",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     found_best = best if watches and math.isfinite(stopping.best) else None
     _put_back(operator, plan.layout, variables.judged if found_best is None else found_best, home)
@@ -346,13 +351,6 @@ def _as_key(rng: int | np.random.Generator | np.random.RandomState | Array | Non
     if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
         return jax.random.key(int(rng))
     return jax.random.key(int(as_generator(rng).integers(2**31)))
-
-
-def _check_counts(**options: int | None) -> None:
-    for name, value in options.items():
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
-        if not whole and not (value is None and name in ("batch_size", "patience")):
-            raise ValueError(f"{name} must be a positive integer, found {value!r}.")
 
 
 def _nonfinite_message(steps: int, epoch: int, loss: float) -> str:

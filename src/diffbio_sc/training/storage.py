@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.tree_util import GetAttrKey, tree_flatten_with_path
+
+from diffbio_sc._files import replacing
 
 _HEADER = "header"
 
@@ -57,19 +58,8 @@ def write_file(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: 
     for name, array in arrays.items():
         stored[f"arrays/{name}"], kinds[name] = to_host(array)
     text = json.dumps({**header, "dtypes": kinds})
-    folder, name = os.path.split(os.path.abspath(path))
-    # A temporary file beside the target, because a rename is atomic only within a file system.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **{_HEADER: np.array(text)}, **stored)  # type: ignore[arg-type]
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **{_HEADER: np.array(text)}, **stored)  # type: ignore[arg-type]
 
 
 def read_file(path: str | os.PathLike[str], *, kind: str, newest_format: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,3 +1,10 @@
-from .peak_caller import DifferentiablePeakCaller, PeakCallerConfig
+from .chromatin_state import ChromatinStateAnnotator, ChromatinStateConfig
+from .peak_caller import DifferentiablePeakCaller
+from .peak_caller_config import PeakCallerConfig
 
-__all__ = ["DifferentiablePeakCaller", "PeakCallerConfig"]
+__all__ = [
+    "ChromatinStateAnnotator",
+    "ChromatinStateConfig",
+    "DifferentiablePeakCaller",
+    "PeakCallerConfig",
+]

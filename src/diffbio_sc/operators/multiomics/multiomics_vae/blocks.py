@@ -12,11 +12,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc.numerics.counts import likelihoods
 from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.operators.multiomics.multiomics_vae import posterior
 from diffbio_sc.operators.multiomics.multiomics_vae.features import as_dense, log_sizes, read_features
-from diffbio_sc.operators.multiomics.multiomics_vae.networks import Networks
+from diffbio_sc.operators.multiomics.multiomics_vae.networks import ModalityDecoder, Networks
 
 _ENCODE_ROWS = 2048
 _DENSE_VALUES = 1 << 23  # of a block of rows that is written out
@@ -33,14 +34,18 @@ class Encoding(NamedTuple):
         Share of each modality in the joint mean, averaged over the dimensions; the prior has the rest.
     modality_mean
         Posterior mean from each modality alone; NaN where the cell lacks it.
+    divergence
+        Divergence of the joint posterior from the prior, in nats.
     """
 
     mean: Float[np.ndarray, "cells latent"]
     variance: Float[np.ndarray, "cells latent"]
     shares: Float[np.ndarray, "cells modalities"]
     modality_mean: Float[np.ndarray, "modalities cells latent"]
+    divergence: Float[np.ndarray, " cells"]
 
 
+@one_thread_at_a_time
 def encode(operator: Networks, matrices: Sequence[Any], present: np.ndarray, batch: np.ndarray) -> Encoding:
     """Posterior of each cell.
 
@@ -55,15 +60,18 @@ def encode(operator: Networks, matrices: Sequence[Any], present: np.ndarray, bat
     batch
         Code of each cell's batch.
     """
-    graph, state = _split(operator)
+    method, encoders = operator.config.fusion, _fresh(posterior.stack_encoders(operator))
     parts = []
     for rows in _rows(len(present), _ENCODE_ROWS):
         cells = _cells(operator, [matrix[rows] for matrix in matrices], present[rows], batch[rows], _ENCODE_ROWS)
-        encoded = _encode_block(graph, state, cells)
-        parts.append([np.asarray(part)[..., : len(present[rows]), :] for part in encoded])
-    return Encoding(*(np.concatenate(pieces, axis=-2) for pieces in zip(*parts, strict=True)))
+        encoded = Encoding(*(np.asarray(part) for part in _encode_block(method, encoders, cells)))
+        number = len(present[rows])
+        parts.append(Encoding(*(part[:, :number] if part.ndim == 3 else part[:number] for part in encoded)))
+    joined = zip(*parts, strict=True)
+    return Encoding(*(np.concatenate(pieces, axis=int(pieces[0].ndim == 3)) for pieces in joined))
 
 
+@one_thread_at_a_time
 def score(
     operator: Networks, matrices: Sequence[Any], present: np.ndarray, batch: np.ndarray
 ) -> dict[str, Float[np.ndarray, " cells"]]:
@@ -71,18 +79,22 @@ def score(
 
     Parameters as of :func:`encode`.
     """
-    graph, state = _split(operator)
-    size = _dense_rows(max(operator.config.modality_dims))
-    parts = []
-    for rows in _rows(len(present), size):
-        block = [matrix[rows] for matrix in matrices]
-        cells = _cells(operator, block, present[rows], batch[rows], size)
-        counts = [zero_padded(as_dense(matrix), (size, matrix.shape[1])) for matrix in block]
-        parts.append(np.asarray(_score_block(graph, state, cells, counts))[:, : len(present[rows])])
-    names = ["kl", *(f"log_likelihood_{m}" for m in range(len(matrices)))]
-    return dict(zip(names, np.concatenate(parts, axis=1), strict=True))
+    encoding, config = encode(operator, matrices, present, batch), operator.config
+    log_size = log_sizes(matrices, config.modality_likelihoods)
+    result = {"kl": encoding.divergence}
+    for m, (name, features) in enumerate(zip(config.modality_likelihoods, config.modality_dims, strict=True)):
+        decoder, size = _fresh(nnx.split(operator.decoders[m])), _dense_rows(features)
+        values = np.full(len(present), np.nan, np.float32)
+        for rows in _rows(len(present), size):
+            cells = _latent_cells(encoding.mean[rows], batch[rows], log_size[rows, m], size)
+            counts = zero_padded(as_dense(matrices[m][rows]), (size, features))
+            found = np.asarray(_likelihood_block(name, decoder, cells, counts))[: len(present[rows])]
+            values[rows] = np.where(present[rows, m], found, np.nan)
+        result[f"log_likelihood_{m}"] = values
+    return result
 
 
+@one_thread_at_a_time
 def expected(
     operator: Networks,
     modality: int,
@@ -92,30 +104,22 @@ def expected(
     columns: np.ndarray,
 ) -> Float[np.ndarray, "cells columns"]:
     """Expected values of some features of a modality, at the latent vectors and total counts of the cells."""
-    graph, state = _split(operator)
-    latent, batch, log_size = np.asarray(latent, np.float32), np.asarray(batch, np.int32), np.asarray(log_size)
-    size = _dense_rows(operator.config.modality_dims[modality])
+    name, features = operator.config.modality_likelihoods[modality], operator.config.modality_dims[modality]
+    decoder, size = _fresh(nnx.split(operator.decoders[modality])), _dense_rows(features)
+    latent = np.asarray(latent, np.float32)
     result = np.empty((len(latent), len(columns)), np.float32)
     for rows in _rows(len(latent), size):
-        values = _expected_block(
-            graph,
-            state,
-            modality,
-            zero_padded(latent[rows], (size, latent.shape[1])),
-            zero_padded(batch[rows], (size,)),
-            zero_padded(log_size[rows].astype(np.float32), (size,)),
-        )
-        result[rows] = np.asarray(values)[: len(latent[rows])][:, columns]
+        cells = _latent_cells(latent[rows], np.asarray(batch)[rows], np.asarray(log_size)[rows], size)
+        result[rows] = np.asarray(_expected_block(name, decoder, cells))[: len(latent[rows])][:, columns]
     return result
 
 
 def expected_values(
-    operator: Networks, modality: int, latent: Array, batch: Array, log_size: Array
+    decoder: ModalityDecoder, likelihood: str, latent: Array, batch: Array, log_size: Array
 ) -> Float[Array, "cells features"]:
     """Expected values of all features of a modality."""
-    name = operator.config.modality_likelihoods[modality]
-    parameters = operator.decoders[modality].parameters(name, latent, batch, log_size)
-    return likelihoods.expected_counts(name, depth=jnp.exp(log_size), **parameters)
+    parameters = decoder.parameters(likelihood, latent, batch, log_size)
+    return likelihoods.expected_counts(likelihood, depth=jnp.exp(log_size), **parameters)
 
 
 def _rows(cells: int, size: int) -> Iterator[slice]:
@@ -127,10 +131,9 @@ def _dense_rows(features: int) -> int:
     return max(min(512, 1 << (_DENSE_VALUES // features).bit_length() - 1), 8)
 
 
-def _split(operator: Any) -> tuple[Any, Any]:
-    """Structure and variables; fresh arrays, as code is compiled anew for those that training bound to a device."""
-    graph, state = nnx.split(operator)
-    return graph, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state)
+def _fresh(tree: Any) -> Any:
+    """Fresh arrays: code is compiled anew for those that training bound to a device."""
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
 
 def _cells(
@@ -149,29 +152,32 @@ def _cells(
     }
 
 
-@jax.jit
-def _encode_block(graph, state, cells):
-    operator = nnx.merge(graph, state)
-    opinions = posterior.experts(operator, cells)
-    joint = posterior.fuse(operator.config.fusion, opinions, cells["present"])
-    absent = ~cells["present"].T[..., None]
-    alone = jnp.where(absent, jnp.nan, posterior.alone(opinions)[0])
-    return joint.mean, jnp.exp(joint.log_variance), joint.shares.mean(-1).T, alone
+def _latent_cells(latent: np.ndarray, batch: np.ndarray, log_size: np.ndarray, size: int) -> tuple[np.ndarray, ...]:
+    """Decoder inputs of a block of cells, padded to ``size`` rows."""
+    return (
+        zero_padded(latent, (size, latent.shape[1])),
+        zero_padded(batch.astype(np.int32), (size,)),
+        zero_padded(log_size.astype(np.float32), (size,)),
+    )
 
 
-@jax.jit
-def _score_block(graph, state, cells, counts):
-    operator = nnx.merge(graph, state)
-    method, opinions = operator.config.fusion, posterior.experts(operator, cells)
-    latent = posterior.fuse(method, opinions, cells["present"]).mean
-    values = [posterior.divergence(method, opinions, cells["present"])]
-    for m, name in enumerate(operator.config.modality_likelihoods):
-        parameters = operator.decoders[m].parameters(name, latent, cells["batch"], cells["log_size"][:, m])
-        value = getattr(likelihoods, name)(counts[m], **parameters)
-        values.append(jnp.where(cells["present"][:, m], value, jnp.nan))
-    return jnp.stack(values)
+# Compiled for shapes and for what they are given by name, not for the whole operator: one code serves many models.
 
 
-@functools.partial(jax.jit, static_argnames=("modality",))
-def _expected_block(graph, state, modality, latent, batch, log_size):
-    return expected_values(nnx.merge(graph, state), modality, latent, batch, log_size)
+@functools.partial(jax.jit, static_argnames=("method",))
+def _encode_block(method, encoders, cells):
+    opinions, present = posterior.experts(encoders, cells), cells["present"]
+    joint = posterior.fuse(method, opinions, present)
+    alone = jnp.where(present.T[..., None], posterior.alone(opinions)[0], jnp.nan)
+    divergence = posterior.divergence(method, opinions, present)
+    return joint.mean, jnp.exp(joint.log_variance), joint.shares.mean(-1).T, alone, divergence
+
+
+@functools.partial(jax.jit, static_argnames=("likelihood",))
+def _likelihood_block(likelihood, decoder, cells, counts):
+    return getattr(likelihoods, likelihood)(counts, **nnx.merge(*decoder).parameters(likelihood, *cells))
+
+
+@functools.partial(jax.jit, static_argnames=("likelihood",))
+def _expected_block(likelihood, decoder, cells):
+    return expected_values(nnx.merge(*decoder), likelihood, *cells)

@@ -135,7 +135,12 @@ def training_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """Loss of a batch and its terms; where ``cells["is_training"]`` is False, the bound itself."""
     config, training = operator.config, cells[TRAINING_KEY]
-    experts = posterior.experts(operator, cells, key=jax.random.fold_in(key, 1), training=training)
+    kept = None
+    if config.dropout_rate > 0:
+        share, shape = 1.0 - config.dropout_rate, (len(counts), len(cells["batch"]), config.hidden_dim)
+        drawn = jax.random.bernoulli(jax.random.fold_in(key, 1), share, shape) / share
+        kept = jnp.where(training, drawn, 1.0)
+    experts = posterior.experts(posterior.stack_encoders(operator), cells, kept=kept)
     used = cells["present"]
     if config.subset_rate > 0:
         few = _random_subset(jax.random.fold_in(key, 2), used, config.subset_rate)

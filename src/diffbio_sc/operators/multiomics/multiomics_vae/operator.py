@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffbio_sc._compiled import compiled_turn, one_thread_at_a_time
 from diffbio_sc._random import as_generator
 from diffbio_sc.operators.contract import (
     FitReport,
@@ -158,6 +159,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         matrices = [np.asarray(data[key]) for key in self.required_keys]
         return self.fit_matrices(matrices, *arguments, present=data.get("present"), batch=data.get("batch"), **options)
 
+    @one_thread_at_a_time
     def fit_matrices(
         self,
         matrices: Sequence[Any],
@@ -246,6 +248,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         self.mark_fitted()
         return report._replace(seconds=time.perf_counter() - started)
 
+    @one_thread_at_a_time
     def initialize(
         self,
         matrices: Sequence[Any],
@@ -352,7 +355,8 @@ class DifferentiableMultiOmicsVAE(Operator):
         It is predicted from z and the log sizes of the other modalities (NaN where a cell lacks one).
         """
         latent, log_sizes = jnp.asarray(latent, jnp.float32), jnp.asarray(log_sizes, jnp.float32)
-        return np.asarray(self._log_size(modality, latent, log_sizes))
+        with compiled_turn():
+            return np.asarray(self._log_size(modality, latent, log_sizes))
 
     def _log_size(self, modality: int, latent: Array, log_sizes: Array) -> Array:
         model = self.size_model[...][modality]
@@ -401,7 +405,7 @@ def _apply(graph, state, data):
     operator = nnx.merge(graph, state)
     config = operator.config
     counts, cells = operator._dense_cells(data)
-    experts = posterior.experts(operator, cells)
+    experts = posterior.experts(posterior.stack_encoders(operator), cells)
     joint = posterior.fuse(config.fusion, experts, cells["present"])
     result = {
         "joint_latent": joint.mean,
@@ -412,8 +416,8 @@ def _apply(graph, state, data):
     for m, name in enumerate(config.modality_names):
         predicted = operator._log_size(m, joint.mean, known)
         size = jnp.where(cells["present"][:, m], cells["log_size"][:, m], predicted)
-        values = blocks.expected_values(operator, m, joint.mean, cells["batch"], size)
-        result[f"{name}_reconstructed"] = values
+        likelihood, decoder = config.modality_likelihoods[m], operator.decoders[m]
+        result[f"{name}_reconstructed"] = blocks.expected_values(decoder, likelihood, joint.mean, cells["batch"], size)
     result["elbo_loss"] = operator._dense_bound(data, counts, cells, experts)
     return result
 
@@ -422,4 +426,4 @@ def _apply(graph, state, data):
 def _loss(graph, state, data):
     operator = nnx.merge(graph, state)
     counts, cells = operator._dense_cells(data)
-    return operator._dense_bound(data, counts, cells, posterior.experts(operator, cells))
+    return operator._dense_bound(data, counts, cells, posterior.experts(posterior.stack_encoders(operator), cells))

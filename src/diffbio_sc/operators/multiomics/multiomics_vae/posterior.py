@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from diffbio_sc.numerics.latent import fusion
@@ -40,33 +42,47 @@ def product_of_experts(
     return fused.mean, fused.log_variance
 
 
+class StackedEncoders(NamedTuple):
+    """The encoders of all modalities in arrays of one shape: code is compiled for one, and for any features alike.
+
+    Attributes
+    ----------
+    arrays
+        Parameters by name, with the modalities along the first axis.
+    by_depth
+        For each modality, whether its expert is the more precise the deeper the cell is (1.0 or 0.0).
+    """
+
+    arrays: dict[str, Array]
+    by_depth: Array
+
+
+def stack_encoders(networks: Networks) -> StackedEncoders:
+    """Stack the encoders of an operator."""
+    arrays = jax.tree.map(lambda *parts: jnp.stack(parts), *(encoder.arrays() for encoder in networks.encoders))
+    by_depth = np.array([name in ACCESSIBILITY for name in networks.config.modality_likelihoods], np.float32)
+    return StackedEncoders(arrays, jnp.asarray(by_depth))
+
+
 def experts(
-    networks: Networks, cells: Mapping[str, Array], *, key: Array | None = None, training: Array | bool = False
+    encoders: StackedEncoders, cells: Mapping[str, Array], *, kept: Float[Array, "modalities cells width"] | None = None
 ) -> Gaussians:
     """Gaussian opinion of each modality on each cell, the prior not included.
 
     Parameters
     ----------
-    networks
-        Operator.
+    encoders
+        Encoders.
     cells
         ``features`` (cells, modalities, inputs), ``log_size`` (cells, modalities) and ``batch`` (cells,).
-    key
-        Random key of the dropout; None drops nothing.
-    training
-        Whether to drop hidden units.
+    kept
+        What the hidden units are multiplied by, where some are dropped.
     """
-    config = networks.config
-    keep, names = 1.0 - config.dropout_rate, config.modality_likelihoods
-    kept = jnp.ones((len(names), 1, 1))
-    if key is not None and keep < 1:
-        shape = (len(names), len(cells["batch"]), config.hidden_dim)
-        kept = jnp.where(training, jax.random.bernoulli(key, keep, shape) / keep, 1.0)
-    by_depth = jnp.array([float(name in ACCESSIBILITY) for name in names])
-    # All modalities at once: their experts have the same shapes, and code is compiled for one.
-    arrays = jax.tree.map(lambda *parts: jnp.stack(parts), *(encoder.arrays() for encoder in networks.encoders))
+    kept = jnp.ones((len(encoders.by_depth), 1, 1)) if kept is None else kept
     features, log_size = jnp.swapaxes(cells["features"], 0, 1), cells["log_size"].T
-    return jax.vmap(expert, in_axes=(0, 0, 0, 0, 0, None))(arrays, features, log_size, by_depth, kept, cells["batch"])
+    return jax.vmap(expert, in_axes=(0, 0, 0, 0, 0, None))(
+        encoders.arrays, features, log_size, encoders.by_depth, kept, cells["batch"]
+    )
 
 
 def alone(opinions: Gaussians) -> Gaussians:

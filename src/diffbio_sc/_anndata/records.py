@@ -1,0 +1,45 @@
+"""Results in ``.uns``, found or missed with a word on how to make them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from diffbio_sc._anndata.genome_axis import GenomeAxis
+
+
+def read_record(adata: AnnData, key: str, entry: str, maker: str) -> dict[str, Any]:
+    """Entry of ``.uns`` that holds ``entry``.
+
+    Raises
+    ------
+    TypeError
+        If ``adata`` is no AnnData.
+    KeyError
+        If there is no such entry.
+    """
+    if not hasattr(adata, "uns"):
+        raise TypeError(f"adata must be an AnnData, found {type(adata).__name__}.")
+    record = adata.uns.get(key)
+    if not hasattr(record, "keys") or entry not in record:
+        raise KeyError(
+            f"adata.uns has no {entry!r} of {key!r}: run {maker}(adata) first, or pass its key_added; keys: "
+            f"{[str(name) for name in adata.uns]}."
+        )
+    return record
+
+
+def bin_columns(adata: AnnData, genome: GenomeAxis, names: list[str], maker: str) -> pd.DataFrame:
+    """``chrom``, ``start`` and ``end`` of each bin with columns of the genome axis."""
+    table = getattr(adata, genome.axis)
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise KeyError(
+            f"adata.{genome.axis} has no {missing}: run {maker}(adata) first, or pass its key_added; columns: "
+            f"{list(map(str, table.columns))}."
+        )
+    return pd.concat([genome.table, table[names]], axis=1)
