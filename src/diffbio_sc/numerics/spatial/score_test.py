@@ -10,7 +10,7 @@
 3. Statistic at lengthscale l: T = sum over i != j of K_ij U_i U_j. Without the diagonal it does not feel the kurtosis
    of counts. Its null law, given the sum of U^2, is that of a ratio of quadratic forms with the spectrum of
    S^(1/2) (K - I) S^(1/2), S = V - V X (X'VX)^-1 X'V: exact where matrices are small, by its cumulants on a grid.
-4. Counts are no Gaussians: the spread of U^2 among spots rescales T, and discreteness adds to its third and fourth
+4. Counts are not Gaussian: the spread of U^2 among spots rescales T, and discreteness adds to its third and fourth
    cumulants. Scales at which that is no small correction are left out, gene by gene.
 5. Scales and residuals are combined by the Cauchy combination, fine scales and those that can see something first.
 
@@ -155,7 +155,7 @@ class SpatialScoreTest:
         return gene_moments(sums, self.depth)
 
     def classes(self, moments: GeneMoments) -> Int[np.ndarray, " genes"]:
-        """Class of c of each gene, or -1 if it is not tested; dispersions are drawn to their median over genes."""
+        """Class of c of each gene, or -1 if it is not tested; dispersions are shrunk toward their median over genes."""
         mean, dispersion, spots = moments
         tested = spots >= _FEWEST_SPOTS
         if not tested.any():
