@@ -71,7 +71,8 @@ def deconvolve(
         spots (once more with ``smoothing``).
     reference
         Single cells by genes with raw counts, labelled in ``.obs[cell_type_key]``; or profiles, types by genes, as a
-        DataFrame or (``cell_type_key=None``, at most 100 types) an AnnData. Profiles in counts per cell give fractions of cells.
+        DataFrame or (``cell_type_key=None``, at most 100 types) an AnnData. Profiles in counts per cell give fractions
+        of cells.
     cell_type_key
         Column of ``reference.obs`` with the cell types. Cells without a label are left out.
     batch_key
@@ -97,8 +98,8 @@ def deconvolve(
         Coordinates in ``adata.obsm``, for ``smoothing``.
     n_cells_key
         Column of ``adata.obs`` with the cells in each spot, from nuclei counts for example. Spots of few cells are then
-        expected to hold few types, and abundances are in cells. Spots where it is 0 or missing go by how often types are
-        present over all spots, with a warning.
+        expected to hold few types, and abundances are in cells. Spots where it is 0 or missing go by how often types
+        are present over all spots, with a warning.
     min_counts
         Spots with fewer counts get missing values.
     allow_fractional
@@ -108,8 +109,8 @@ def deconvolve(
     key_added
         Prefix of the keys written, without ``/``.
     rng
-        Seed or numpy generator, for the sample of spots that signatures are refined on (slides of over 2000 spots); None
-        draws anew in every run.
+        Seed or numpy generator, for the sample of spots that signatures are refined on (slides of over 2000 spots);
+        None draws anew in every run.
     copy
         Return a copy instead of writing into ``adata``.
 

@@ -59,8 +59,8 @@ def spatial_genes(
     by score tests at lengthscales from the distance of neighbours to half the tissue, combined into one p-value
     :cite:p:`Sun2020,Kats2021`. The fraction of spatial variance and the lengthscale are those of a Gaussian process
     fitted to the gene by restricted maximum likelihood :cite:p:`Svensson2018`. The operator
-    :class:`~diffbio_sc.operators.multiomics.DifferentiableSpatialGeneDetector` is the differentiable twin; its page says
-    how closely both agree.
+    :class:`~diffbio_sc.operators.multiomics.DifferentiableSpatialGeneDetector` is the differentiable twin; its page
+    says how closely both agree.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ _HUBER_WIDTH = 0.5  # natural-log units
 
 
 def shrunken_profiles(sums: np.ndarray) -> np.ndarray:
-    """Profiles (rows sum to 1) from count sums, shrunk toward the pooled profile so that no entry is 0 by chance alone."""
+    """Profiles (rows sum to 1) from count sums, shrunk toward the pooled one so that no entry is 0 by chance alone."""
     pooled = sums.sum(0) / max(sums.sum(), 1.0)
     return (sums + _PSEUDO_COUNTS * pooled) / (sums.sum(1, keepdims=True) + _PSEUDO_COUNTS)
 
@@ -24,8 +24,8 @@ def remove_batch_effect(sums: np.ndarray, *, strength: float = 10.0, iterations:
     """Sums a type and gene with the batches' gene-specific factors divided out.
 
     Fits counts[b, k, g] ~ Poisson(total[b, k] * profile[k, g] * factor[b, g]) by alternating closed-form updates, the
-    factors shrunk toward 1 with ``strength`` counts. A type seen in one batch only keeps its own profile up to the factor
-    that the other types show, so that a batch is not mistaken for a type.
+    factors shrunk toward 1 with ``strength`` counts. A type seen in one batch only keeps its own profile up to the
+    factor that the other types show, so that a batch is not mistaken for a type.
 
     Parameters
     ----------
