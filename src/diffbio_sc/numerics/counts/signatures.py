@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 
+# Both halved and doubled, set by set: benchmarks/deconvolution.py constants.
 _PSEUDO_COUNTS = 20.0  # counts with which a type is shrunk toward the pooled profile
 _HUBER_WIDTH = 0.5  # natural-log units
 

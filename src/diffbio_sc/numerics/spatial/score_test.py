@@ -38,9 +38,10 @@ from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress
 # Classes of c = alpha m that share weights, and those at which spectra are computed (interpolated between).
 _CLASSES = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 40.0])
 _SPECTRUM_CLASSES = np.array([0, 0.5, 3, 40.0])
+# What the constants below do to power and level, each halved and doubled: benchmarks/spatial_genes.py constants.
 _FEWEST_SPOTS = 3  # with reads: fewer are not tested
 _CLIP = 4.0  # residuals are cut at so many standard deviations and one read
-_ROOT_OFFSET = 0.4
+_ROOT_OFFSET = 0.4  # near the 3/8 that steadies the variance of Poisson roots (Anscombe 1948, Biometrika 35:246)
 _ROOT_FROM_MEAN = 1.0
 _LARGEST_SKEWNESS = 4.0
 _LARGEST_BALANCE = 16.0  # of variances of slides: those with hardly any reads are not blown up

@@ -50,7 +50,8 @@ from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, 
 from diffbio_sc.operators.correction import NetworkMinusStart
 
 FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all of a large slide
-_SPOT_VARIANCE = 0.12**2  # of the log composition as re-estimated from spots: model error, not sampling
+# Of the log composition as re-estimated from spots: model error, not sampling (benchmarks/deconvolution.py constants).
+_SPOT_VARIANCE = 0.12**2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
