@@ -339,7 +339,8 @@ def measure_large(path: str) -> None:
 def variance() -> None:
     print("\n## variance: genes drawn from Gaussian processes of known fraction of spatial variance (FSV)\n")
     print("| spots | FSV | bias | mean absolute error | lengthscale, median ratio | within 25 % |\n" + "|---" * 6 + "|")
-    from diffbio_sc.numerics.spatial.gaussian_processes import VarianceComponents, representative_spots
+    from diffbio_sc.numerics.spatial.representatives import representative_spots
+    from diffbio_sc.numerics.spatial.variance import VarianceComponents
 
     for spots in (260, 1000, 5000):
         rng = np.random.default_rng([70, spots])

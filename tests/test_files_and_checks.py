@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffbio_sc._checks import name_heads, whole_number, whole_numbers
+from diffbio_sc._checks import counted, name_heads, whole_number, whole_numbers
 from diffbio_sc._files import replacing
 
 
@@ -57,6 +57,10 @@ def test_places_where_no_file_can_be_written(tmp_path):
         pass
     with replacing("/dev/null") as temporary:
         assert temporary == "/dev/null"
+
+
+def test_numbers_with_their_nouns():
+    assert [counted(number, "read") for number in (0, 1, 2000)] == ["0 reads", "1 read", "2,000 reads"]
 
 
 def test_name_heads():

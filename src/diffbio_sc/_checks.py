@@ -15,6 +15,11 @@ def name_heads(names: Sequence[Any], number: int = 5) -> str:
     return str([str(name) for name in names[:number]]) + (f" ... ({len(names)})" if len(names) > number else "")
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 read`` and ``2,000 reads``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def whole_number(value: Any, argument: str, *, minimum: int = 1, unit: str = "") -> int:
     """Return an argument as an int, or raise ValueError if it is no whole number of at least ``minimum``."""
     try:
@@ -41,7 +46,9 @@ def whole_numbers(values: Any, what: str, *, minimum: int | None = None, maximum
                 raise TypeError
             array = array.astype(np.float64)
         except (TypeError, ValueError):
-            raise ValueError(f"{what} must be whole numbers, found {array.dtype}: {array.ravel()[0]!r}.") from None
+            raise ValueError(
+                f"{what} must be whole numbers, found {array.dtype}: {array.ravel().tolist()[0]!r}."
+            ) from None
     bad = np.zeros(array.shape, np.bool_)
     if array.dtype.kind == "f":
         array = array.astype(np.float64)  # half precision cannot hold the limits
@@ -61,3 +68,10 @@ def whole_numbers(values: Any, what: str, *, minimum: int | None = None, maximum
 def is_path(value: Any) -> bool:
     """Whether an argument is a path."""
     return isinstance(value, str | os.PathLike)
+
+
+def require_columns(frame: Any, columns: Sequence[str], name: str) -> None:
+    """Raise KeyError that names the columns which a table lacks and those it has."""
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise KeyError(f"{name} has no columns {missing}; columns: {list(map(str, frame.columns))}.")

@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.genome_axis import make_genome_axis, read_genome_axis
+from diffbio_sc.blocks.matrix import dense_block
 
 BINS = pd.DataFrame(
     {
@@ -84,11 +85,11 @@ def test_tracks_are_the_same_from_both_sides(kind, tmp_path):
             for start, block in matrix.blocks(2):
                 found[start : start + block.shape[0]] = block.toarray() if sp.issparse(block) else block
             np.testing.assert_array_equal(found, _counts())
-            dense = matrix.map_row_blocks(lambda block, first: (first, block), size=2)
+            dense = matrix.map(lambda first, block: (first, dense_block(block)), 2)
             np.testing.assert_array_equal(np.concatenate([block for _, block in dense]), _counts())
             np.testing.assert_array_equal(matrix.column_sums(), _counts().sum(axis=0))
             np.testing.assert_array_equal(matrix.row_sums(), _counts().sum(axis=1))
-            np.testing.assert_array_equal(matrix.rows(np.array([1, 4]), np.array([6, 0])), _counts()[[1, 4]][:, [6, 0]])
+            np.testing.assert_array_equal(matrix.take(np.array([1, 4]), np.array([6, 0])), _counts()[[1, 4]][:, [6, 0]])
             codes = np.array([0, 1, -1, 1, 0])
             expected = [_counts()[codes == code].sum(axis=0) for code in (0, 1)]
             np.testing.assert_array_equal(matrix.sum_by_group(codes, 2), expected)
@@ -176,6 +177,69 @@ def test_bad_coordinates(column, row, value, problem):
     adata.var.iloc[row, adata.var.columns.get_loc(column)] = value
     with pytest.raises(ValueError, match=problem):
         read_genome_axis(adata)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float64", "Int64", "O", str],
+)
+def test_places_of_any_type(dtype):
+    table = pd.DataFrame({"chrom": ["b", "a", "b"], "start": [50, 0, 0], "end": [100, 7, 50]}, index=list("xyz"))
+    axis = make_genome_axis(table.astype({"start": dtype, "end": dtype}), axis="var", name="table")
+    assert axis.start.tolist() == [50, 0, 0]
+    assert axis.end.dtype == axis.start.dtype == np.int64
+    assert [list(sequence) for sequence in axis.sequences] == [[2, 0], [1]]
+    assert axis.extent() == {"b": 100, "a": 7}
+
+
+@pytest.mark.parametrize("value", [2**62, np.inf, pd.NA, None, "1e400"])
+def test_places_that_no_genome_has(value):
+    table = pd.DataFrame({"chrom": ["a", "a"], "start": [0, 5], "end": pd.Series([5, value], dtype=object)})
+    with pytest.raises(ValueError, match=r"table\['end'\] must hold whole numbers, found .* at '1' \(1 such values\)"):
+        make_genome_axis(table, axis="var", name="table")
+
+
+def test_names_of_chromosomes_that_are_numbers():
+    for chrom in ([1, 2, 1], pd.Categorical([1, 2, 1]), pd.Categorical(["1", "2", 1])):
+        table = pd.DataFrame({"chrom": chrom, "start": [0, 0, 10], "end": [10, 10, 20]})
+        axis = make_genome_axis(table, axis="var", name="table")
+        assert axis.chromosomes == ["1", "2"]
+        assert axis.table["chrom"].astype(str).tolist() == ["1", "2", "1"]
+        assert [list(sequence) for sequence in axis.sequences] == [[0, 2], [1]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_overlapping_regions_where_they_are_allowed(seed):
+    """A sequence ends where no earlier region of the chromosome reaches the next: a loop over bases tells."""
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 120, 25)
+    table = pd.DataFrame({"chrom": rng.choice(["a", "b"], 25), "start": start, "end": start + rng.integers(1, 15, 25)})
+    with pytest.raises(ValueError, match="overlapping bins|duplicated bins"):
+        make_genome_axis(table, axis="var", name="table")
+    axis = make_genome_axis(table, axis="var", name="table", allow_overlaps=True)
+    assert axis.overlapping
+    assert axis.width is None
+    expected = []
+    for chrom in dict.fromkeys(table["chrom"]):
+        rows = table[table["chrom"] == chrom].sort_values(["start", "end"], kind="stable")
+        reach = -1
+        for index, first, last in zip(rows.index, rows["start"], rows["end"], strict=True):
+            if first > reach:
+                expected.append([])
+            expected[-1].append(index)
+            reach = max(reach, last)
+    assert [list(sequence) for sequence in axis.sequences] == expected
+
+
+def test_pairs_of_bins_are_written_beside_them():
+    for side in ("var", "obs"):
+        adata = _build("csr", side)
+        contacts = sp.random(7, 7, 0.5, format="csr", random_state=0)
+        read_genome_axis(adata).write(adata, pairs={"contacts": contacts})
+        np.testing.assert_array_equal(getattr(adata, f"{side}p")["contacts"].toarray(), contacts.toarray())
+        with pytest.raises(ValueError, match=r"must have shape \(7, 7\)"):
+            read_genome_axis(adata).write(adata, pairs={"contacts": contacts[:5, :5]}, uns={"late": 1})
+        assert "late" not in adata.uns
 
 
 def test_duplicated_bins():

@@ -79,7 +79,8 @@ def test_loadings_are_slopes_of_the_expected_values():
     import jax
     import jax.numpy as jnp
 
-    from diffbio_sc._anndata.fitted_models import read_multiomics_model
+    from diffbio_sc._anndata.multiomics_model import read_multiomics_model
+    from diffbio_sc.operators.multiomics.multiomics_vae.blocks import expected_values
 
     rng = np.random.default_rng(0)
     cells = pd.DataFrame(index=[f"c{i}" for i in range(60)])
@@ -107,11 +108,12 @@ def test_loadings_are_slopes_of_the_expected_values():
     operator = read_multiomics_model(mdata, key="mine").operator
     lengths = np.asarray(operator.axis_lengths[...])
     centre = jnp.asarray(mdata.obsm["X_mine"].mean(0) / lengths)
+    names, zeros = operator.config.modality_likelihoods, (jnp.zeros(1, int), jnp.zeros(1))
     link = {"rna": jnp.log, "open": lambda share: jnp.log(share / (1 - share)), "score": jnp.asarray}
     for index, (name, function) in enumerate(link.items()):
 
         def linked(latent, index=index, function=function):
-            return function(operator._expected(index, latent[None], jnp.zeros(1, int), jnp.zeros(1))[0])
+            return function(expected_values(operator.decoders[index], names[index], latent[None], *zeros)[0])
 
         found = table.loc[table["modality"] == name].iloc[:, 2:].to_numpy(float)
         assert np.abs(found).max() > 0.1

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 import numpy as np
 import pytest
 
+import diffbio_sc as dbio
 from diffbio_sc.io import read_bam
 
 pysam = pytest.importorskip("pysam")
@@ -113,6 +117,96 @@ def test_pairs_become_fragments(tmp_path, blocks):
     first_mates = read_bam(path, paired=False, keep_duplicates=True)
     assert len(first_mates) == 400
     assert set(first_mates["chr1"].strand.tolist()) == {1}
+
+
+def _pair(start, length=150, *, template=True, proper=True):
+    first = {"flag": 0x1 | 0x20 | 0x40 | 2 * proper, "start": start, "mate_start": start + length - 50}
+    second = {"flag": 0x1 | 0x10 | 0x80 | 2 * proper, "start": start + length - 50, "mate_start": start}
+    size = length if template else 0
+    return [first | {"mate": 0, "template": size}, second | {"mate": 0, "template": -size}]
+
+
+def _quiet(path, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return read_bam(path, **options)
+
+
+def _reads(number):
+    return [{"flag": 16 * (index % 2), "start": 10 * index} for index in range(number)]
+
+
+@pytest.fixture(params=["in the first block", "past the first block"])
+def first_block(request, monkeypatch):
+    """Whether the first block shows what most of the file is."""
+    if request.param == "past the first block":
+        monkeypatch.setattr("diffbio_sc.io._read_bam.BLOCK_BYTES", 700)
+
+
+def test_a_file_is_what_most_of_its_alignments_are(tmp_path, first_block):
+    path = _write(tmp_path / "a.bam", _pair(5) + _reads(1000))
+    reads = _quiet(path)  # two mates of a thousand are no mixture
+    assert not reads.paired
+    assert len(reads) == 1001
+    orphan = [{"flag": 0x1 | 0x8 | 0x40, "start": 5}, {"flag": 0x1 | 0x4 | 0x80, "start": 5}]
+    alone = [{"flag": 0, "start": 7}]
+    for odd in (orphan, alone):
+        fragments = _quiet(_write(tmp_path / "b.bam", odd + [mate for index in range(300) for mate in _pair(index)]))
+        assert fragments.paired
+        assert len(fragments) == 300
+        assert (fragments["chr1"].end - fragments["chr1"].start == 150).all()
+
+
+def test_mixed_files_are_told(tmp_path, caplog):
+    pairs = [mate for index in range(100) for mate in _pair(index)]
+    path = _write(tmp_path / "a.bam", pairs + _reads(50))
+    with pytest.warns(UserWarning, match="200 mates of pairs and 50 single reads: pairs are read as fragments"):
+        assert len(read_bam(path)) == 100
+    assert len(_quiet(path, paired=True)) == 100
+    assert len(_quiet(path, paired=False)) == 150
+    path = _write(tmp_path / "b.bam", pairs + _reads(500))
+    with pytest.warns(UserWarning, match="200 mates of pairs and 500 single reads: first mates are read as single"):
+        assert len(read_bam(path)) == 600
+    dbio.settings.verbosity = 2
+    try:
+        with caplog.at_level("INFO", logger="diffbio_sc"):
+            dbio_logger = logging.getLogger("diffbio_sc")
+            dbio_logger.addHandler(caplog.handler)
+            read_bam(path, paired=True)
+            dbio_logger.removeHandler(caplog.handler)
+    finally:
+        dbio.settings.verbosity = 1
+    assert "700 alignments; left out: 500 single reads" in caplog.text
+
+
+def test_pairs_that_have_no_length_or_are_improper(tmp_path):
+    path = _write(tmp_path / "a.bam", [mate for index in range(9) for mate in _pair(index, template=False)])
+    with pytest.raises(ValueError, match=r"18 of pairs without a length .TLEN of 0.*samtools fixmate.*paired=False"):
+        read_bam(path)
+    assert len(_quiet(path, paired=False)) == 9
+    some = [mate for index in range(9) for mate in _pair(index, template=index < 3)]
+    with pytest.warns(UserWarning, match="12 of 18 mates are left out: 0 of improper pairs, 12 of pairs without"):
+        assert len(read_bam(_write(tmp_path / "b.bam", some))) == 3
+    path = _write(tmp_path / "c.bam", [mate for index in range(9) for mate in _pair(index, proper=False)])
+    with pytest.raises(ValueError, match="no proper pairs .18 of improper pairs.*paired=False"):
+        read_bam(path)
+    with pytest.raises(ValueError, match="no proper pairs .20 single reads.*paired=False"):
+        read_bam(_write(tmp_path / "d.bam", _reads(20)), paired=True)
+
+
+def test_a_bam_file_without_its_last_block(tmp_path):
+    whole = _write(tmp_path / "a.bam", _reads(300)).read_bytes()
+    (tmp_path / "a.bam").write_bytes(whole[:-28])
+    with pytest.warns(UserWarning, match="a.bam lacks the block that ends every bgzip and BAM file"):
+        assert len(read_bam(tmp_path / "a.bam")) == 300
+
+
+def test_few_of_the_barcodes_asked_for(tmp_path):
+    alignments = [fields | {"tags": {"CB": f"AC{index % 5}-1"}} for index, fields in enumerate(_reads(100))]
+    path = _write(tmp_path / "a.bam", alignments)
+    asked = ["AC0-1", "AC1-1"] + [f"AC{number}" for number in range(20)]
+    with pytest.warns(UserWarning, match=r"2 of the 22 barcodes asked for; missing are \['AC0', "):
+        assert len(read_bam(path, barcode_tag="CB", barcodes=asked)) == 40
 
 
 def test_barcodes_of_a_tag(tmp_path):

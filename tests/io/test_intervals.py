@@ -48,6 +48,77 @@ def test_from_arrays_refuses_what_is_no_interval(bad):
         Intervals.from_arrays(["a"], **bad)
 
 
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "int64", "uint64", "float16", "float64"]
+)
+def test_from_arrays_of_any_kind_of_number(dtype):
+    start, end = np.array([5, 100, 2], dtype), np.array([9, 120, 4], dtype)
+    intervals = Intervals.from_arrays(["a", "b", "a"], start, end, strand=np.array([1, 0, 1], dtype), paired=False)
+    assert _rows(intervals) == [("a", 2, 4, "+"), ("a", 5, 9, "+"), ("b", 100, 120, ".")]
+    assert intervals["a"].start.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"start": [3_000_000_000], "end": [3_000_000_100]}, r"end < 2\*\*31, found 1 .* 3000000000, 3000000100"),
+        ({"start": [1.5]}, "start of intervals must be whole numbers, found 1 other values; the first is 1.5"),
+        ({"end": [np.nan]}, "end of intervals must be whole numbers"),
+        ({"end": [np.inf]}, "end of intervals must be whole numbers"),
+        ({"start": ["1"]}, "start of intervals must be whole numbers, found <U1: '1'"),
+        ({"start": [1, 2]}, r"start must have 1 values, found shape \(2,\)"),
+        ({"chromosomes": [None]}, "must have a chromosome"),
+        ({"strand": [2]}, "strand of intervals must be whole numbers from -1 to 1"),
+        ({"strand": ["?"]}, r"strand must hold '\+', '-' or '.'"),
+        ({"count": [-1]}, "count of intervals must be whole numbers from 0"),
+        ({"count": [2**40]}, "count of intervals must be whole numbers from 0"),
+        ({"cell_code": [1], "barcodes": ["x"]}, "cell_code of intervals must be whole numbers from 0 to 0"),
+        ({"cell_code": [-1], "barcodes": ["x"]}, "cell_code of intervals must be whole numbers from 0 to 0"),
+        ({"cell_code": [0], "barcodes": ["x", "x"]}, "barcodes of intervals must be unique"),
+        ({"sizes": {"a": 100.5}}, "length of 'a' must be a positive whole number"),
+    ],
+)
+def test_from_arrays_refuses_what_a_cast_would_change(change, problem):
+    with pytest.raises(ValueError, match=problem):
+        Intervals.from_arrays(**{"chromosomes": ["a"], "start": [1], "end": [9]} | change)
+
+
+def test_a_table_and_back():
+    rng = np.random.default_rng(5)
+    for options in (
+        {},
+        {"cell_code": rng.integers(0, 3, 400), "barcodes": ["x", "y", "z"], "count": rng.integers(1, 5, 400)},
+        {"strand": rng.integers(-1, 2, 400), "paired": False},
+    ):
+        intervals = _random(np.random.default_rng(4), **options)
+        again = Intervals.from_frame(intervals.to_frame(), paired=intervals.paired)
+        assert _rows(again) == _rows(intervals)
+    with pytest.raises(KeyError, match=r"no columns \['chrom'\]; columns: \['start', 'end'\]"):
+        Intervals.from_frame(intervals.to_frame()[["start", "end"]])
+
+
+def test_reads_without_a_strand_are_not_taken_for_forward_ones():
+    reads = Intervals.from_arrays(["a"] * 3, [10, 40, 80], [20, 50, 90], strand=["+", "-", "."], paired=False)
+    with pytest.warns(UserWarning, match="1 of 3 reads have no strand and are extended about their middle"):
+        extended = reads.extend(30)
+    assert _rows(extended) == [("a", 10, 40), ("a", 20, 50), ("a", 70, 100)]
+    with pytest.raises(ValueError, match="have no strand"):
+        Intervals.from_arrays(["a"], [10], [20], strand=["."], paired=False).extend(30)
+    empty = Intervals.from_arrays([], [], [], strand=[], paired=False)
+    assert len(empty.extend(30)) == 0
+
+
+def test_ends_are_shifted_as_tn5_cuts():
+    fragments = Intervals.from_arrays(["a"] * 3, [10, 0, 95], [20, 6, 100], count=[1, 2, 3], sizes={"a": 100})
+    assert _rows(fragments.shift_ends(4, -5)) == [("a", 14, 15, 1)]
+    assert _rows(fragments.shift_ends(-4, 5)) == [("a", 0, 11, 2), ("a", 6, 25, 1), ("a", 91, 100, 3)]
+    assert _rows(fragments) == [("a", 0, 6, 2), ("a", 10, 20, 1), ("a", 95, 100, 3)]
+    reads = Intervals.from_arrays(["a"] * 3, [10, 10, 10], [60, 61, 62], strand=[1, -1, 0], paired=False)
+    assert _rows(reads.shift_ends(4, -5)) == [("a", 10, 56, "-"), ("a", 10, 62, "."), ("a", 14, 60, "+")]
+    with pytest.raises(ValueError, match="shift must be a whole number"):
+        reads.shift_ends(4.5, 0)
+
+
 def test_large_and_small_groups_sort_alike():
     rng = np.random.default_rng(0)
     for rows in (100, 9000):
@@ -96,8 +167,14 @@ def test_exclude_leaves_out_every_overlap_and_nothing_else():
             if not any(row[0] == b[0] and row[1] < b[2] and b[1] < row[2] for b in _rows(blocked))
         ]
         assert _rows(fragments.exclude(blocked)) == expected
-    with pytest.raises(ValueError, match="no chromosome in common"):
-        fragments.exclude(Intervals.from_arrays(["x"], [1], [2], name="blacklist"))
+    with pytest.raises(ValueError, match="no chromosome in common.*prefix 'chr'"):
+        fragments.exclude(Intervals.from_arrays(["1"], [1], [2], name="blacklist"))
+    # A blacklist of the mitochondrion alone is legal for data without it.
+    with pytest.warns(
+        UserWarning, match=r"no region of blacklist lies on a chromosome of intervals: \['chrMT'\] against"
+    ):
+        kept = fragments.exclude(Intervals.from_arrays(["chrMT"], [1], [2], name="blacklist"))
+    assert _rows(kept) == _rows(fragments)
 
 
 def test_extension_goes_along_the_strand_and_stays_inside():

@@ -5,12 +5,24 @@ from __future__ import annotations
 import gzip
 import subprocess
 import sys
+import tempfile
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from diffbio_sc.io import Intervals, read_bed, read_bedpe, read_fragments, read_intervals
+from diffbio_sc.io import (
+    Intervals,
+    read_bam,
+    read_bed,
+    read_bedpe,
+    read_bigwig,
+    read_fragments,
+    read_intervals,
+    read_narrowpeak,
+)
 
 NAMES = ["chr1", "chr2", "HLA-A*01:01:01:01", "gi|123|ref", "5", "a b", "chrUn_é"]
 
@@ -123,14 +135,38 @@ def test_without_isal_gzip_of_the_standard_library_reads(tmp_path, monkeypatch):
     _equal(read_fragments(path), frame)
 
 
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("final", [True, False])
-def test_line_ends(tmp_path, small_blocks, ending, final):
-    frame = _fragments(np.random.default_rng(4), 100)
-    text = _text(frame).replace("\n", ending)
+@pytest.mark.parametrize("header", ["", "# a comment\n", "\ufeff", "\ufeff# a comment\n"])
+def test_line_ends_and_byte_order_marks(tmp_path, small_blocks, ending, final, header):
+    frame = _fragments(np.random.default_rng(4), 200)
+    text = (header + _text(frame)).replace("\n", ending)
     path = tmp_path / "f.tsv"
     path.write_bytes((text if final else text.removesuffix(ending)).encode())
-    _equal(read_fragments(path, use_counts=True), frame, ["chrom", "start", "end", "barcode", "count"])
+    fragments = read_fragments(path, use_counts=True)
+    _equal(fragments, frame, ["chrom", "start", "end", "barcode", "count"])
+    assert len(fragments) == 200
+
+
+def test_line_ends_that_change_within_a_file(tmp_path, small_blocks):
+    frame = _fragments(np.random.default_rng(4), 300)
+    parts = [_text(frame[:100]), _text(frame[100:200]).replace("\n", "\r"), _text(frame[200:]).replace("\n", "\r\n")]
+    (tmp_path / "f.tsv").write_bytes("".join(parts).encode())
+    _equal(read_fragments(tmp_path / "f.tsv"), frame)
+
+
+def test_a_header_longer_than_a_block(tmp_path, small_blocks):
+    frame = _fragments(np.random.default_rng(4), 20)
+    header = "".join(f"# primary_contig=contig{number}\n" for number in range(200))
+    path = tmp_path / "f.tsv"
+    path.write_text(header + _text(frame))
+    _equal(read_fragments(path), frame)
+    path.write_text(header + "chr1\tx\t9\n")
+    with pytest.raises(ValueError, match="line 201 has no number in column 2"):
+        read_fragments(path)
+    path.write_text(header)
+    with pytest.warns(UserWarning, match="no intervals"):
+        assert len(read_fragments(path)) == 0
 
 
 def test_headers_declarations_and_empty_lines_are_passed_over(tmp_path):
@@ -163,6 +199,7 @@ def test_bed_separated_by_blanks(tmp_path):
         ("c\t1\t2\t.\t-", -1),
         ("c\t1\t2\tname\t5", None),
         ("c\t1\t2\tname\t0\t-", -1),
+        ("c\t1\t2\tname\t0\t.", None),
         ("c\t1\t2\tname\t0\t+\t1\t2\t0", 1),
     ],
 )
@@ -225,11 +262,11 @@ def test_sizes_clip_and_leave_out_with_a_count(tmp_path):
         fragments = read_fragments(path, chrom_sizes={"chr2": 50, "chr1": 100})
     (message,) = [str(warning.message) for warning in caught]
     for part in (
-        "1 intervals of length 0",
-        "1 intervals on chromosomes without a size",
-        "1 intervals that start past",
-        "1 intervals clipped at the end",
-        "1 intervals clipped at position 0",
+        "1 interval of length 0",
+        "1 interval on chromosomes without a size",
+        "1 interval starting past",
+        "1 interval clipped at the end",
+        "1 interval clipped at position 0",
         "chrX",
     ):
         assert part in message
@@ -284,6 +321,22 @@ def test_a_bad_line_is_named(tmp_path, small_blocks, line, problem):
         read_fragments(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("chr1\t5\t9\tA", "has 4 fields, fewer"),
+        ("chr1\t5\t9\tA\tx", "no number in column 5"),
+        ("chr1\t5\t9\tA\t-1", "no number in column 5"),
+        ("chr1\t5\t9\tA\t3000000000", "2\\*\\*31 or more in column 5"),
+    ],
+)
+def test_a_bad_count_is_named(tmp_path, line, problem):
+    path = tmp_path / "bad.tsv"
+    path.write_text("chr1\t1\t10\tA\t2\n" + line + "\n")
+    with pytest.raises(ValueError, match=rf"bad.tsv, line 2 .*{problem}"):
+        read_fragments(path, use_counts=True)
+
+
 def test_files_of_another_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing.tsv"):
         read_fragments(tmp_path / "missing.tsv")
@@ -318,6 +371,103 @@ def test_several_files_as_one_sample(tmp_path):
     paths[1].write_text(_text(frame[300:], 3))
     with pytest.raises(ValueError, match="must have the same"):
         read_fragments(paths)
+
+
+def _bgzip(data):
+    """What bgzip writes: members that say their own length, the last of them empty."""
+    pysam = pytest.importorskip("pysam")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.gz"
+        with pysam.BGZFile(str(path), "w") as handle:
+            handle.write(data)
+        return path.read_bytes()
+
+
+def test_bgzip_without_its_last_block(tmp_path):
+    frame = _fragments(np.random.default_rng(3), 4000)
+    whole = _bgzip(_text(frame).encode())
+    path = tmp_path / "f.tsv.gz"
+    path.write_bytes(whole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _equal(read_fragments(path), frame)
+        path.write_bytes(gzip.compress(_text(frame).encode()))  # plain gzip has no such block
+        _equal(read_fragments(path), frame)
+    path.write_bytes(whole[:-28])
+    for reader in (read_fragments, read_bed):
+        with pytest.warns(UserWarning, match="f.tsv.gz lacks the block that ends every bgzip .* probably cut short"):
+            _equal(reader(path), frame)
+
+
+def test_few_of_the_barcodes_asked_for(tmp_path):
+    frame = _fragments(np.random.default_rng(5), 500)
+    path = tmp_path / "f.tsv"
+    path.write_text(_text(frame))
+    asked = [f"BC{number}-1" for number in range(3)] + [f"sample_{number}" for number in range(500)]
+    for barcodes in (asked, dict.fromkeys(asked, "T")):
+        with pytest.warns(UserWarning, match=r"3 of the 503 barcodes .*missing are \['sample_0'.*has \['BC.*suffixes"):
+            found = read_fragments(path, barcodes=barcodes)
+        assert len(found) == frame["barcode"].isin(asked[:3]).sum()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_fragments(path, barcodes=asked[:5])
+
+
+def test_a_file_of_header_lines_has_barcodes_but_no_cells(tmp_path):
+    path = tmp_path / "f.tsv"
+    path.write_text("# id=x\n")
+    with pytest.warns(UserWarning, match="no intervals"):
+        fragments = read_fragments(path, use_counts=True)
+    assert fragments.barcodes == []
+    assert set(fragments.columns) == {"start", "end", "cell_code", "count"}
+    with pytest.warns(UserWarning, match="no intervals"):
+        assert set(read_bed(path).columns) == {"start", "end", "strand"}
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a.cram", "samtools view -b"),
+        ("a.sam", "samtools view -b"),
+        ("a.bw", "read_bigwig"),
+        ("a.bigWig", "read_bigwig"),
+        ("a.bedGraph.gz", "read_bedgraph"),
+        ("a.narrowPeak", "read_narrowpeak"),
+        ("a.fastq.gz", "align them first"),
+        ("a.h5ad", "read_h5ad"),
+        ("a.txt", "tells no format"),
+    ],
+)
+def test_names_of_other_kinds(tmp_path, name, problem):
+    with pytest.raises(ValueError, match=rf"{name}.*{problem}"):
+        read_intervals(tmp_path / name)
+
+
+def test_tagalign_is_bed(tmp_path):
+    path = tmp_path / "a.tagAlign.gz"
+    path.write_bytes(gzip.compress(b"chr1\t5\t41\tN\t1000\t-\n"))
+    assert read_intervals(path)["chr1"].strand.tolist() == [-1]
+
+
+@pytest.mark.parametrize("reader", [read_fragments, read_bed, read_bedpe, read_bam, read_narrowpeak, read_bigwig])
+def test_what_is_no_path_of_a_file(tmp_path, reader):
+    if reader is read_bigwig:
+        pytest.importorskip("pyBigWig")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        reader(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no file.*Download it first"):
+        reader("https://example.org/a.bed")
+    with pytest.raises(TypeError, match="path of a file|a path or a list of paths"):
+        reader(pd.DataFrame())
+
+
+def test_text_of_sam_is_told(tmp_path):
+    path = tmp_path / "a.bed"
+    path.write_text("@HD\tVN:1.6\n@SQ\tSN:chr1\tLN:100\nr\t0\tchr1\t5\n")
+    with pytest.raises(ValueError, match="a SAM file: .*samtools view -b"):
+        read_bed(path)
+    with pytest.raises(ValueError, match="not a BAM file: it is a SAM file"):
+        read_bam(path)
 
 
 def test_reader_by_name(tmp_path):

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+import diffbio_sc as dbio
 from diffbio_sc.io import Intervals, Signal, read_bedgraph, read_bigwig, write_bigwig
 
 SIZES = {"chr2": 5000, "chr10": 300, "1": 40}
@@ -88,6 +89,28 @@ def test_bin_means_against_base_by_base():
             np.testing.assert_allclose(signal.bin_means(name, width, size), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_missing_values_of_a_signal_are_none():
+    signal = Signal({"a": ([0, 10], [10, 20], [np.nan, 2.0])})
+    np.testing.assert_array_equal(signal.bin_means("a", 10, 30), [0.0, 2.0, 0.0])
+    assert dbio.pp.coverage(signal, bin_size=20).X.toarray().tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    ("runs", "problem"),
+    [
+        (([0.5], [9], [1.0]), "starts of s on a must be whole numbers"),
+        (([0], [3_000_000_000], [1.0]), "ends of s on a must be whole numbers from 0"),
+        (([-1], [9], [1.0]), "starts of s on a must be whole numbers from 0"),
+        (([5], [5], [1.0]), "end after their start, found a:5-5"),
+        (([5, 0], [9, 4], [1.0, 2.0]), "sorted by start, but a:5-9 and a:0-4"),
+        (([0, 5], [4, 9], [1.0]), "a start, an end and a value for each run"),
+    ],
+)
+def test_runs_that_are_none(runs, problem):
+    with pytest.raises(ValueError, match=problem):
+        Signal({"a": runs}, name="s")
+
+
 def test_signal_beyond_its_chromosome():
     with pytest.raises(ValueError, match="up to a:9, the sizes say 8"):
         Signal({"a": ([1], [9], [1.0])}, sizes={"a": 8})
@@ -116,7 +139,8 @@ class TestBigWig:
             np.testing.assert_array_equal(signal[name].start, arrays[name][0])
             np.testing.assert_array_equal(signal[name].end, arrays[name][1])
             np.testing.assert_allclose(signal[name].value, arrays[name][2], rtol=1e-6)
-        assert read_bigwig(path, chromosomes=["1"]).chromosomes == ["1"]
+        for chosen in (["1"], "1"):
+            assert read_bigwig(path, chromosomes=chosen).chromosomes == ["1"]
         with pytest.raises(ValueError, match="prefix 'chr'"):
             read_bigwig(path, chromosomes=["2", "chr1"])
 
@@ -157,6 +181,55 @@ class TestBigWig:
             write_bigwig(signal, tmp_path / "a.bw", chrom_sizes={"chr1": 40})
         with pytest.raises(ValueError, match="prefix 'chr'"):
             write_bigwig(signal, tmp_path / "a.bw", chrom_sizes={"1": 40})
+
+    def test_no_values_is_a_file_and_a_signal(self, tmp_path):
+        path = tmp_path / "a.bw"
+        write_bigwig(Signal({"chr1": ([], [], [])}, sizes={"chr1": 50}), path)
+        signal = read_bigwig(path)
+        assert len(signal) == 0
+        assert signal.sizes == {"chr1": 50}
+        np.testing.assert_array_equal(signal.bin_means("chr1", 10, 50), np.zeros(5))
+        with pytest.raises(ValueError, match="has no chromosomes: .* pass chrom_sizes="):
+            write_bigwig(Signal({}), tmp_path / "b.bw")
+        write_bigwig(Intervals.from_arrays([], [], []), path, chrom_sizes=SIZES)
+        assert read_bigwig(path).chromosomes == list(SIZES)
+
+    def test_a_failed_writer_leaves_the_old_file(self, tmp_path):
+        path = tmp_path / "a.bw"
+        write_bigwig({"chr1": ([0], [5], [1.0])}, path)
+        before = path.read_bytes()
+        for source in (
+            {"chr0": ([0], [4], [1.0]), "chr1": ([0], [50], [1.0])},
+            Intervals.from_arrays(["chr0", "chr1"], [0, 0], [4, 50]),
+        ):
+            with pytest.raises(ValueError, match="up to chr1:50"):
+                write_bigwig(source, path, chrom_sizes={"chr0": 9, "chr1": 40})
+            assert path.read_bytes() == before
+            assert [file.name for file in tmp_path.iterdir()] == ["a.bw"]
+
+    def test_sources_that_are_none(self, tmp_path):
+        with pytest.raises(TypeError, match="found the path 'a.bedGraph': read it first"):
+            write_bigwig("a.bedGraph", tmp_path / "a.bw")
+        with pytest.raises(TypeError, match="found DataFrame"):
+            write_bigwig(pd.DataFrame(), tmp_path / "a.bw")
+        with pytest.raises(ValueError, match="scale must be a finite number"):
+            write_bigwig({"a": ([0], [5], [1.0])}, tmp_path / "a.bw", scale=np.nan)
+        with pytest.raises(FileNotFoundError, match="no folder"):
+            write_bigwig({"a": ([0], [5], [1.0])}, tmp_path / "absent" / "a.bw")
+
+    @pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "uint64", "float16", "float32", "float64", "bool"])
+    @pytest.mark.parametrize("sparse", [False, True])
+    @pytest.mark.parametrize("side", ["var", "obs"])
+    def test_tracks_of_any_type(self, tmp_path, kind, sparse, side):
+        if sparse and kind == "float16":
+            pytest.skip("scipy has no sparse half precision")
+        bins = pd.DataFrame({"chrom": ["a", "a"], "start": [0, 10], "end": [10, 20]}, index=["x", "y"])
+        values = np.array([[1, 0], [1, 1]]).astype(kind)
+        values = values if side == "var" else values.T
+        tables = {"var": bins} if side == "var" else {"obs": bins}
+        adata = ad.AnnData(sp.csr_matrix(values) if sparse else values, **tables)
+        write_bigwig(adata, tmp_path / "a.bw", track="0")
+        assert read_bigwig(tmp_path / "a.bw")["a"].end.tolist() == [10]
 
     def test_files_of_another_kind(self, tmp_path):
         with pytest.raises(FileNotFoundError):

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +7,10 @@ import pytest
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
-from diffbio_sc.numerics.spatial.gaussian_processes import (
-    KERNELS,
-    VarianceComponents,
-    kernel_matrix,
-    representative_spots,
-    smooth,
-)
+from diffbio_sc.numerics.spatial.kernels import KERNELS, kernel_matrix
+from diffbio_sc.numerics.spatial.kriging import smooth
+from diffbio_sc.numerics.spatial.representatives import representative_spots
+from diffbio_sc.numerics.spatial.variance import VarianceComponents
 
 
 def lattice(side):
@@ -200,15 +195,6 @@ def test_bad_designs_name_shape_and_rank():
 
 
 @pytest.mark.slow
-def test_many_genes_take_a_second_or_two():
-    rng = np.random.default_rng(0)
-    x = rng.uniform(0, 17, (300, 2))
-    values = rng.normal(size=(300, 11000))
-    started = time.perf_counter()
-    VarianceComponents(x, 0.7 * 2 ** (np.arange(10) / 2), np.ones((300, 1))).fit(values)
-    assert time.perf_counter() - started < 10  # 0.6 s on one unloaded core
-
-
 def test_representative_spots_hold_all_scales():
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 100, (10000, 2))

@@ -85,6 +85,25 @@ def test_values_over_bins():
     np.testing.assert_allclose(sums, [1.5 + 4, 20])
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int64", "uint64", "float16", "float64"])
+def test_positions_and_weights_of_any_kind_of_number(dtype):
+    start, end, weight = np.array([0, 5, 5]), np.array([9, 100, 7]), np.array([100, 120, 90])
+    value = np.array([100, 120, 90])
+    narrow = [part.astype(dtype) for part in (start, end, weight)]
+    for found, expected in (
+        (pileup(*narrow[:2], weight=narrow[2]), pileup(start, end, weight=weight)),
+        (overlap_counts(*narrow[:2], 10, 10, narrow[2]), overlap_counts(start, end, 10, 10, weight)),
+        (point_counts(narrow[0], 10, 10, narrow[2]), point_counts(start, 10, 10, weight)),
+        (depth_sums(*narrow[:2], 10, 10), depth_sums(start, end, 10, 10)),
+        (value_sums(start, end, value.astype(dtype), 10, 10), value_sums(start, end, value, 10, 10)),
+    ):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="weights must be whole numbers"):
+        pileup(start, end, weight=weight + 0.5)
+    with pytest.raises(ValueError, match="positions must be whole numbers"):
+        overlap_counts(start + 0.5, end, 10, 10)
+
+
 @pytest.mark.parametrize(
     ("start", "end", "problem"),
     [([1, 2], [3], "one length"), ([-1], [3], "0 <= start < end"), ([3], [3], "0 <= start"), ([5], [200], "clip")],

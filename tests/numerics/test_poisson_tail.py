@@ -3,13 +3,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
-from diffbio_sc.numerics.genome import poisson_tail, poisson_tail_jax
+from diffbio_sc.numerics.genome import poisson_tail
 
 
 def pairs(seed, size=3000):
@@ -76,39 +74,6 @@ def test_log_survival_broadcasts_and_falls_with_counts():
     numbers = np.arange(150)[:, None]
     log_mass = special.xlogy(numbers, [0.5, 20.0, 90.0]) - [0.5, 20.0, 90.0] - special.gammaln(numbers + 1)
     np.testing.assert_allclose(mass[:150], np.exp(log_mass), rtol=1e-6, atol=1e-9)
-
-
-def test_jax_twin_agrees_in_float32(plane):
-    counts, rate = (np.float32(part) for part in plane[:2])
-    found = np.asarray(poisson_tail_jax.log_survival(counts, rate), np.float64)
-    reference = poisson_tail.log_survival(counts, rate)
-    assert (np.abs(found - reference) <= 1e-4 * np.maximum(np.abs(reference), 0.1)).all()
-    assert float(poisson_tail_jax.log_survival(0.0, 2.0)) == 0.0
-
-
-def test_gradients_of_the_jax_twin(plane):
-    """By rate: pmf(k - 1) / P(X >= k), exactly. By count: central differences of the float64 twin."""
-    counts, rate = (np.float32(part) for part in plane[:2])
-    by_count, by_rate = jax.vmap(jax.grad(poisson_tail_jax.log_survival, (0, 1)))(counts, rate)
-    counts, rate = counts.astype(float), rate.astype(float)
-    log_mass = (counts - 1) * np.log(rate) - rate - special.gammaln(counts)
-    expected = np.exp(log_mass - poisson_tail.log_survival(counts, rate))
-    shown = expected > 1e-3
-    assert shown.sum() > 1000
-    np.testing.assert_allclose(np.asarray(by_rate)[shown], expected[shown], rtol=2e-3)
-    step = 1e-4 * counts
-    ends = [poisson_tail.log_survival(counts + sign * step, rate) for sign in (1, -1)]
-    expected = (ends[0] - ends[1]) / (2 * step)
-    shown = np.abs(expected) > 1e-2
-    np.testing.assert_allclose(np.asarray(by_count)[shown], expected[shown], rtol=2e-3)
-    assert np.isfinite(by_rate).all()
-    assert np.isfinite(by_count).all()
-
-
-def test_gradients_are_finite_where_values_are_limits():
-    gradient = jax.grad(poisson_tail_jax.log_survival, (0, 1))
-    for count, rate in [(0.0, 1.0), (1.0, 1e6), (1e6, 1e-3), (5.0, 5.0), (64.0, 64.0)]:
-        assert np.isfinite(gradient(jnp.float32(count), jnp.float32(rate))).all()
 
 
 def test_host_module_loads_without_jax():

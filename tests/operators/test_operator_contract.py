@@ -25,7 +25,6 @@ from diffbio_sc.training import storage
 class AffineConfig(OperatorConfig):
     n_features: int = 3
     n_outputs: int = 1
-    window: int = 5
     scale: float = 1.0
     offset: float = 0.0
     rate: float = 0.5
@@ -35,7 +34,6 @@ class AffineConfig(OperatorConfig):
 
     def validate(self):
         self.require_integers("n_features", "n_outputs")
-        self.require_odd("window")
         self.require_positive("scale")
         self.require_positive("offset", zero_allowed=True)
         self.require_fractions("rate", one_allowed=False)
@@ -114,7 +112,6 @@ def regression():
         ("n_features", -3, "AffineConfig.n_features must be a positive integer, found -3."),
         ("n_features", 2.0, "AffineConfig.n_features must be a positive integer, found 2.0."),
         ("n_features", True, "AffineConfig.n_features must be a positive integer, found True."),
-        ("window", 4, "AffineConfig.window must be a positive odd integer, found 4."),
         ("scale", 0.0, "AffineConfig.scale must be a finite number above 0, found 0.0."),
         ("scale", float("nan"), "AffineConfig.scale must be a finite number above 0, found nan."),
         ("offset", -0.1, "AffineConfig.offset must be a finite number, not negative, found -0.1."),

@@ -57,10 +57,10 @@ def test_missing_things_are_named(result):
 
 
 def test_proportions_as_tidy_table(result):
-    tidy = dbio.get.proportions(result)
+    tidy = dbio.get.deconvolution(result)
     assert list(tidy.columns) == ["spot", "cell_type", "proportion", "std", "abundance"]
     wide = tidy.pivot(index="spot", columns="cell_type", values="proportion")
     table = result.obsm["deconvolution"]
     np.testing.assert_array_equal(wide.loc[table.index, table.columns].to_numpy(), table.to_numpy())
     with pytest.raises(KeyError, match="run diffbio_sc.tl.deconvolve"):
-        dbio.get.proportions(result, key="nosuch")
+        dbio.get.deconvolution(result, key="nosuch")

@@ -10,6 +10,8 @@ import scipy.sparse as sp
 from matplotlib.text import Annotation, Text
 from scipy.stats import beta
 
+from diffbio_sc.engines.spatial_map import smooth_map
+
 module = importlib.import_module("diffbio_sc.pl._spatial_genes")
 plot = module.spatial_genes
 
@@ -110,8 +112,7 @@ def test_maps_show_expression_and_its_smooth_beside_it(result):
 def test_smooth_map_is_gaussian_process_regression(result):
     values = np.random.default_rng(0).normal(size=108).astype(np.float32)
     place = result.obsm["place"]
-    gene = pd.Series({"gene": "g", "fsv": 0.6, "spatial_lengthscale": 2.0})
-    found = module._smooth(values, place, np.zeros(108, int), gene)
+    found = smooth_map(values, place, np.zeros(108, int), 0.6, 2.0)
     kernel = np.exp(-0.5 * ((place[:, None] - place[None]) ** 2).sum(-1) / 2.0**2)
     centre = np.eye(108) - 1 / 108
     kernel = centre @ kernel @ centre

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -128,6 +131,143 @@ def test_fragments_with_counts_count_that_often(ends):
         np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
 
 
+@pytest.mark.parametrize("groupby", ["sample", "barcode"])
+def test_cut_sites_are_shifted_as_tn5_cuts(groupby):
+    rng = np.random.default_rng(11)
+    fragments = _cells(rng)
+    frame = fragments.to_frame()
+    moved = frame.assign(start=frame["start"] + 4, end=frame["end"] - 5)
+    moved = moved[moved["end"] > moved["start"]]
+    found = dbio.pp.coverage(fragments, bin_size=1, ends="cut_sites", shift=(4, -5), chrom_sizes=SIZES, groupby=groupby)
+    if groupby == "sample":
+        expected = [_brute_force(moved, 1, "cut_sites")]
+    else:
+        expected = [_brute_force(moved[moved["barcode"] == name], 1, "cut_sites") for name in found.obs_names]
+    np.testing.assert_array_equal(found.X.toarray(), expected)
+    assert found.uns["coverage"]["params"]["shift"].tolist() == [4, -5]
+    reads = Intervals.from_arrays(["chr1"] * 3, [10, 50, 90], [40, 80, 99], strand=[1, -1, 0], paired=False)
+    counts = dbio.pp.coverage(reads, bin_size=1, ends="cut_sites", shift=(4, -5), chrom_sizes=SIZES)
+    # Forward: the first base, 10, moves to 14; reverse: the last, 79, to 74; without strand either end, as it is.
+    chr1 = counts[:, (counts.var["chrom"] == "chr1").to_numpy()]
+    assert np.flatnonzero(chr1.X.toarray()[0]).tolist() == [14, 74, 90, 98]
+
+
+def test_many_contigs_of_many_cells(monkeypatch):
+    """Contigs are counted in batches; each batch border and each order of contigs gives the same."""
+    rng = np.random.default_rng(12)
+    names = [f"contig{number}" for number in range(60)]
+    start = rng.integers(0, 50, 900)
+    fragments = Intervals.from_arrays(
+        rng.choice(names, 900),
+        start,
+        start + rng.integers(1, 30, 900),
+        cell_code=rng.integers(0, 6, 900),
+        barcodes=[f"c{number}" for number in range(6)],
+    )
+    sizes = dict.fromkeys(rng.permutation(names).tolist(), 80)
+    whole = dbio.pp.coverage(fragments, bin_size=25, groupby="barcode", chrom_sizes=sizes)
+    monkeypatch.setattr("diffbio_sc.engines.coverage._BATCH", 100)
+    pieces = dbio.pp.coverage(fragments, bin_size=25, groupby="barcode", chrom_sizes=sizes)
+    np.testing.assert_array_equal(pieces.X.toarray(), whole.X.toarray())
+    assert pieces.X.has_canonical_format
+    frame = fragments.to_frame()
+    expected = [_brute_force(frame[frame["barcode"] == name], 25, "fragment", sizes) for name in whole.obs_names]
+    np.testing.assert_array_equal(whole.X.toarray(), expected)
+
+
+def test_samples_whose_chromosomes_come_in_another_order():
+    parts = {
+        "a": Intervals.from_arrays(["chr1", "chr2"], [5, 25], [9, 29], cell_code=[0, 1], barcodes=["x", "y"]),
+        "b": Intervals.from_arrays(
+            ["chr2", "chr1", "chr3"], [1, 31, 1], [5, 38, 2], cell_code=[0, 0, 0], barcodes=["x"]
+        ),
+    }
+    for groupby in ("sample", "barcode"):
+        found = dbio.pp.coverage(parts, bin_size=10, groupby=groupby)
+        assert found.X.has_canonical_format
+        table = found.to_df().loc[:, (found.X.sum(axis=0) > 0).A1]
+        assert list(table.columns) == ["chr1:0-10", "chr1:30-38", "chr2:0-10", "chr2:20-29", "chr3:0-2"]
+    assert table.to_numpy().tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 0], [0, 1, 1, 0, 1]]
+
+
+def test_few_of_the_labelled_barcodes():
+    fragments = _cells(np.random.default_rng(13))
+    labels = {f"c{number}": "A" for number in range(3)} | {f"sample_c{number}": "B" for number in range(500)}
+    message = r"3 of the 503 barcodes asked for; missing are \['sample_c0', .*has \['c0', "
+    with pytest.warns(UserWarning, match=message):
+        dbio.pp.coverage(fragments, groupby=labels)
+    with pytest.warns(UserWarning, match=message):
+        dbio.pp.pseudobulk(fragments, groupby=labels)
+    with pytest.warns(UserWarning, match=message):
+        dbio.pp.coverage(fragments, groupby="barcode", barcodes=list(labels))
+    # Samples hold a part of the barcodes each; together they hold most.
+    labels = {f"c{number}": "A" for number in range(6)} | {f"d{number}": "A" for number in range(6)}
+    start = np.arange(12)
+    other = Intervals.from_arrays(
+        ["chr1"] * 12, start, start + 5, cell_code=np.arange(12) % 6, barcodes=[f"d{number}" for number in range(6)]
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dbio.pp.coverage({"a": fragments, "b": other}, groupby=labels)
+    labels |= {f"e{number}": "A" for number in range(20)}
+    with pytest.warns(UserWarning, match="source has 12 of the 32 barcodes"):
+        dbio.pp.coverage({"a": fragments, "b": other}, groupby=labels)
+
+
+def test_a_fragment_file_of_header_lines(tmp_path):
+    path = tmp_path / "f.tsv"
+    path.write_text("# id=x\n")
+    for groupby, rows in (("barcode", 0), ({"c0": "A", "c1": "B"}, 2), ("sample", 1)):
+        with pytest.warns(UserWarning, match="no intervals"):
+            found = dbio.pp.coverage(path, groupby=groupby, chrom_sizes=SIZES, bin_size=50)
+        assert found.shape == (rows, 9)
+        assert found.X.nnz == 0
+    with pytest.warns(UserWarning, match="no intervals"):
+        fragments = dbio.io.read_fragments(path)
+    split = dbio.pp.pseudobulk(fragments, groupby={"c0": "A", "c1": "B"})
+    assert {name: len(group) for name, group in split.items()} == {"A": 0, "B": 0}
+
+
+def test_blacklists_of_every_kind(tmp_path):
+    fragments = _fragments(np.random.default_rng(3), 500)
+    table = pd.DataFrame({"chrom": pd.Categorical(["chr1"]), "start": [20.0], "end": [30.0]})
+    (tmp_path / "b.bed").write_text("chr1\t20\t30\n")
+    sources = [table, tmp_path / "b.bed", str(tmp_path / "b.bed"), Intervals.from_frame(table)]
+    found = [dbio.pp.coverage(fragments, bin_size=10, blacklist=source, chrom_sizes=SIZES) for source in sources]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other.X.toarray(), found[0].X.toarray())
+    assert found[0][:, "chr1:20-30"].X.sum() == 0
+    with pytest.raises(KeyError, match=r"the blacklist has no columns \['end'\]"):
+        dbio.pp.coverage(fragments, blacklist=table.drop(columns="end"))
+    with pytest.raises(TypeError, match="the blacklist must be a BED file, a table"):
+        dbio.pp.coverage(fragments, blacklist=[("chr1", 20, 30)])
+
+
+def test_files_of_signals(tmp_path):
+    (tmp_path / "a.bedGraph").write_text("chr1\t0\t10\t2\nchr1\t15\t20\t4\n")
+    expected = dbio.pp.coverage(dbio.io.read_bedgraph(tmp_path / "a.bedGraph"), bin_size=10)
+    np.testing.assert_allclose(expected.X.toarray(), [[2.0, 2.0]])
+    paths = [tmp_path / "a.bedGraph"]
+    if importlib.util.find_spec("pyBigWig"):
+        dbio.io.write_bigwig(dbio.io.read_bedgraph(paths[0]), tmp_path / "a.bw")
+        paths.append(tmp_path / "a.bw")
+    for path in paths:
+        np.testing.assert_array_equal(dbio.pp.coverage(path, bin_size=10).X.toarray(), expected.X.toarray())
+    with pytest.raises(
+        ValueError, match=r"\['groupby', 'blacklist'\] need fragments or reads, but a.bedGraph is a signal"
+    ):
+        dbio.pp.coverage(paths[0], groupby="barcode", blacklist=Intervals.from_arrays(["chr1"], [1], [2]))
+
+
+def test_reads_without_strand_count_at_both_ends(tmp_path):
+    path = tmp_path / "a.bed"
+    path.write_text("chr1\t5\t25\tx\t0\t.\nchr1\t40\t49\tx\t0\t.\n")
+    found = dbio.pp.coverage(path, bin_size=10, ends="cut_sites")
+    assert found.X.toarray().tolist() == [[1, 0, 1, 0, 2]]
+    with pytest.raises(ValueError, match="a.bed have no strand"):
+        dbio.pp.coverage(path, extension=100)
+
+
 def test_duplicates_and_blacklist(tmp_path):
     fragments = _fragments(np.random.default_rng(3), 2000)
     (tmp_path / "b.bed").write_text("chr1\t20\t30\nchrM\t1\t2\n")
@@ -175,7 +315,7 @@ def test_cells_of_several_samples_have_names_of_both():
 
 def test_what_lies_outside_the_sizes_is_counted_in_a_warning():
     fragments = Intervals.from_arrays(["chr1", "chr1", "chrM"], [5, 95, 1], [9, 99, 4])
-    with pytest.warns(UserWarning, match="1 intervals on chromosomes without a size and 1 past the end"):
+    with pytest.warns(UserWarning, match="1 interval on chromosomes without a size and 1 past the end"):
         found = dbio.pp.coverage(fragments, bin_size=50, chrom_sizes={"chr1": 90})
     assert found.X.toarray().tolist() == [[1, 0]]
     assert found.obs["n_fragments"].tolist() == [1]
@@ -207,12 +347,17 @@ def test_results_are_stored(tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"bin_size": 0}, "bin_size must be a positive whole number"),
+        ({"bin_size": 0}, "bin_size must be a whole number of at least 1 base, found 0"),
         ({"ends": "both"}, "ends must be"),
         ({"groupby": "cell_type"}, "groupby must be 'sample', 'barcode' or a mapping"),
         ({"groupby": {"x": "A"}}, r"none of the 1 barcodes asked for: \['x'\].*suffixes"),
         ({"groupby": {"x": None}}, "a label to at least one barcode"),
         ({"barcodes": ["x"]}, "groupby='barcode'"),
+        ({"bin_size": 2.5}, "bin_size must be a whole number"),
+        ({"bin_size": None}, "bin_size must be a whole number"),
+        ({"shift": 4}, "shift must be two whole numbers"),
+        ({"shift": (4, 0.5)}, "shift must be a whole number"),
+        ({"extension": 0, "groupby": "sample"}, "length must be a whole number of at least 1 base"),
         ({"extension": 100}, "whole fragments already"),
         ({"chrom_sizes": {"1": 1000}}, "prefix 'chr'"),
     ],
@@ -227,3 +372,17 @@ def test_grouping_without_barcodes():
         dbio.pp.coverage(_fragments(np.random.default_rng(8)), groupby="barcode")
     with pytest.raises(ValueError, match="empty mapping"):
         dbio.pp.coverage({})
+
+
+def test_sources_and_options_that_do_not_go_together(tmp_path):
+    with pytest.raises(TypeError, match="a mapping of these by name, found DataFrame"):
+        dbio.pp.coverage(pd.DataFrame())
+    (tmp_path / "a.bed").write_text("chr1\t1\t5\n")
+    with pytest.raises(ValueError, match="min_mapping_quality is for BAM files"):
+        dbio.pp.coverage(tmp_path / "a.bed", min_mapping_quality=30)
+    with pytest.raises(TypeError, match="groupby must map barcodes to labels .* found list"):
+        dbio.pp.coverage(_cells(np.random.default_rng(7)), groupby=["c0"])
+    with pytest.raises(TypeError, match="barcodes must be a list of barcodes, found the text 'c0'"):
+        dbio.pp.coverage(_cells(np.random.default_rng(7)), groupby="barcode", barcodes="c0")
+    with pytest.raises(ValueError, match="more than a matrix can hold; use wider bins"):
+        dbio.pp.coverage(_cells(np.random.default_rng(7)), bin_size=1, chrom_sizes="hg38")

@@ -137,8 +137,9 @@ def test_seeds_are_bit_identical(fitted):
         again.uns["multiomics_vae"]["report"]["history"]["loss"],
         fitted.uns["multiomics_vae"]["report"]["history"]["loss"],
     )
-    fit(other, rng=np.random.default_rng(7), max_epochs=2)
-    assert not np.array_equal(other.obsm[KEY], fitted.obsm[KEY])
+    start(again, batch_key="batch")
+    start(other, batch_key="batch", rng=np.random.default_rng(7))
+    assert not np.array_equal(other.obsm[KEY], again.obsm[KEY])
 
 
 def test_hidden_modality_is_imputed(fitted):
@@ -476,10 +477,14 @@ def no_cells(mdata):
         (None, {"likelihoods": {"rna": "nb"}}, ValueError, "unknown names"),
         (None, {"modalities": ["adt"]}, KeyError, "no modality"),
         (None, {"batch_key": "donor"}, KeyError, "mdata.obs has no column 'donor'"),
-        (None, {"n_latent": 0}, ValueError, "n_latent must be None or a whole number of at least 1"),
-        (None, {"max_epochs": -1}, ValueError, "max_epochs must be None or a whole number of at least 0"),
+        (None, {"n_latent": 0}, ValueError, "n_latent must be a whole number of at least 1"),
+        (None, {"max_epochs": -1}, ValueError, "max_epochs must be a whole number of at least 0"),
         (None, {"key_added": "rna"}, ValueError, "must not be the name of a modality"),
-        (None, {"key_added": "X_"}, ValueError, "key_added must be a name"),
+        (None, {"key_added": "run1/vae"}, ValueError, "key_added must not contain '/'"),
+        (None, {"key_added": None}, TypeError, "key_added must be a text"),
+        (None, {"rng": -1}, ValueError, "rng must be a whole number of at least 0, found -1"),
+        (None, {"rng": "0"}, TypeError, "rng must be a seed"),
+        (None, {"key_added": "X_"}, ValueError, "key_added must be a name, with or without"),
     ],
 )
 def test_bad_input_changes_nothing(change, options, error, message):
@@ -493,6 +498,37 @@ def test_bad_input_changes_nothing(change, options, error, message):
     assert dict(mdata.uns) == {}
     pd.testing.assert_frame_equal(mdata.obs, before)
     assert not mdata["rna"].obsm
+
+
+def test_generators_of_every_kind_are_taken():
+    """None is fresh entropy; what the linear solution finds hardly depends on it."""
+    for rng in (None, np.random.RandomState(0), np.random.default_rng(0), np.int64(0)):
+        mdata = paired()
+        start(mdata, rng=rng)
+        assert clusters(mdata.obsm[KEY], mdata.obs["cluster"]) > 0.9, rng
+
+
+def test_paths_are_no_objects(linear):
+    record = linear.uns["multiomics_vae"]
+    for call in (
+        dbio.tl.multiomics_vae,
+        lambda path: dbio.tl.multiomics_encode(path, record),
+        lambda path: dbio.tl.multiomics_impute(path, modality="rna"),
+        dbio.tl.multiomics_score,
+        dbio.get.multiomics_vae,
+        dbio.pl.multiomics_vae,
+    ):
+        with pytest.raises(TypeError, match=r"found str \(a path\): read the file first, with mudata.read_h5mu"):
+            call("cells.h5mu")
+
+
+def test_normalised_query_is_asked_for_counts(linear):
+    new = paired()
+    new["rna"].X = np.log1p(new["rna"].X.toarray())
+    with pytest.raises(ValueError, match="fitted to counts") as caught:
+        dbio.tl.multiomics_encode(new, linear)
+    assert "likelihoods" not in str(caught.value)
+    assert KEY not in new.obsm
 
 
 def test_other_objects_are_refused():

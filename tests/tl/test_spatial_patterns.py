@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import importlib
-
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -12,9 +10,11 @@ from scipy.optimize import minimize
 from scipy.stats import norm, truncnorm
 from sklearn.metrics import adjusted_rand_score
 
-model = importlib.import_module("diffbio_sc.numerics.spatial.pattern_mixture")
-patterns = importlib.import_module("diffbio_sc.tl._spatial_patterns")
-spatial_patterns = patterns.spatial_patterns
+from diffbio_sc.blocks.matrix import as_count_matrix
+from diffbio_sc.engines import spatial_patterns as engine
+from diffbio_sc.numerics.spatial import pattern_mixture as model
+from diffbio_sc.numerics.spatial.slide_basis import slide_bases
+from diffbio_sc.tl import spatial_patterns
 
 
 def planted(seed=0, *, side=16, genes=(40, 30, 20), null=30, strength=(0.25, 0.6), slides=1):
@@ -142,7 +142,7 @@ def test_map_is_that_of_gaussian_process_regression_on_the_mean_gene():
     centre = np.eye(81) - 1 / 81
     mean = centre @ np.linalg.cholesky(kernel + 1e-9 * np.eye(81)) @ rng.normal(size=81)
     expression = mean[:, None] + centre @ rng.normal(0, 0.7, (81, 150))
-    (basis,) = model.slide_bases(places, np.zeros(81, int), 2.0)
+    (basis,) = slide_bases(places, np.zeros(81, int), 2.0)
     fit = model.fit_mixture((basis.vectors.T @ expression).T, basis.values, 1, np.random.default_rng(0))
     found = basis.vectors @ fit.mean[0]
     scale = fit.mixture.scale[0]
@@ -156,7 +156,7 @@ def test_map_is_that_of_gaussian_process_regression_on_the_mean_gene():
 def test_basis_is_the_eigenbasis_of_the_centred_kernel():
     rng = np.random.default_rng(0)
     places = rng.uniform(0, 10, (120, 2))
-    (basis,) = model.slide_bases(places, np.zeros(120, int), 2.0)
+    (basis,) = slide_bases(places, np.zeros(120, int), 2.0)
     kernel = np.exp(-0.5 * ((places[:, None] - places[None]) ** 2).sum(-1) / 2.0**2)
     centre = np.eye(120) - 1 / 120
     expected = np.linalg.eigvalsh(centre @ kernel @ centre)[::-1]
@@ -170,7 +170,7 @@ def test_basis_is_the_eigenbasis_of_the_centred_kernel():
 def test_basis_of_many_spots_is_close_to_the_full_one(dimensions):
     rng = np.random.default_rng(0)
     places = rng.uniform(0, 10, (2500, dimensions))
-    (basis,) = model.slide_bases(places, np.zeros(2500, int), 2.5)
+    (basis,) = slide_bases(places, np.zeros(2500, int), 2.5)
     kernel = np.exp(-0.5 * ((places[:, None] - places[None]) ** 2).sum(-1) / 2.5**2)
     kernel -= kernel.mean(0)
     kernel -= kernel.mean(1, keepdims=True)
@@ -181,7 +181,7 @@ def test_basis_of_many_spots_is_close_to_the_full_one(dimensions):
 
 def test_lengthscale_finer_than_the_places_is_raised_to_what_they_resolve():
     places = np.stack(np.meshgrid(np.arange(50.0), np.arange(50.0)), -1).reshape(-1, 2)
-    (basis,) = model.slide_bases(places, np.zeros(2500, int), 0.1)
+    (basis,) = slide_bases(places, np.zeros(2500, int), 0.1)
     assert 1.0 < basis.lengthscale < 2.5
     assert np.isfinite(basis.vectors).all()
 
@@ -193,12 +193,12 @@ def test_projection_equals_regression_spot_by_spot():
     counts[:64, 2] = 0  # a gene that one slide lacks
     adata.X = sp.csr_matrix(counts)
     slides = np.repeat([0, 1], 64)
-    bases = model.slide_bases(adata.obsm["spatial"], slides, 200.0)
+    bases = slide_bases(adata.obsm["spatial"], slides, 200.0)
     genes = np.array([5, 2, 11])
     total = counts.sum(1).astype(float)
     nuisance = np.random.default_rng(1).normal(size=(128, 1)) * 50
     nuisance[[9, 100]] = np.nan
-    projected = patterns._project(patterns.read_counts(adata), total, genes, slides, bases, nuisance)
+    projected = engine.project_genes(as_count_matrix(adata.X), total, genes, slides, bases, nuisance)
     total[[9, 100]] = 0
     expected = []
     for slide in (0, 1):
@@ -246,10 +246,10 @@ def test_amplitudes_and_evidence_equal_numerical_integration():
 
 def test_fewest_good_patterns_are_chosen_and_none_of_one_or_two_genes():
     evidence = np.array([-500.0, -4.0, 0.0, -1.0, 30.0])
-    assert patterns._choose_fit(evidence, np.array([20, 10, 8, 5, 3])) == 4
-    assert patterns._choose_fit(evidence, np.array([20, 10, 8, 5, 2])) == 1
-    assert patterns._choose_fit(evidence, np.array([20, 2, 2, 1, 0])) == 0
-    assert patterns._choose_fit(np.array([0.0, 9.0]), np.array([1, 1])) == 1
+    assert engine.choose_fit(evidence, np.array([20, 10, 8, 5, 3])) == 4
+    assert engine.choose_fit(evidence, np.array([20, 10, 8, 5, 2])) == 1
+    assert engine.choose_fit(evidence, np.array([20, 2, 2, 1, 0])) == 0
+    assert engine.choose_fit(np.array([0.0, 9.0]), np.array([1, 1])) == 1
 
 
 def test_noise_has_the_highest_likelihood():

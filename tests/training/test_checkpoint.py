@@ -8,9 +8,9 @@ import optax
 import pytest
 from flax import nnx
 
-from diffbio_sc.training import storage, train
+from diffbio_sc.training import Adam, Checkpoint, storage, train
 
-OPTIONS = {"batch_size": 16, "learning_rate": 0.02, "validation_fraction": 0.2, "patience": 50, "rng": 4}
+OPTIONS = {"batch_size": 16, "learning_rate": 0.02, "validation": 0.2, "patience": 50, "rng": 4}
 
 
 def assert_equal(first, second):
@@ -26,8 +26,8 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(make_linear, m
     whole, broken, resumed = (make_linear(dropout=0.3) for _ in range(3))
     expected = train(whole, make_data(), max_epochs=12, **OPTIONS)
     path = tmp_path / "run.npz"
-    train(broken, make_data(), max_epochs=5, checkpoint=path, checkpoint_every=every, **OPTIONS)
-    report = train(resumed, make_data(), max_epochs=12, checkpoint=path, checkpoint_every=every, **OPTIONS)
+    train(broken, make_data(), max_epochs=5, checkpoint=Checkpoint(path, every), **OPTIONS)
+    report = train(resumed, make_data(), max_epochs=12, checkpoint=Checkpoint(path, every), **OPTIONS)
     assert_equal(resumed, whole)
     assert report.steps == 12
     for name, curve in expected.history.items():
@@ -35,12 +35,21 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(make_linear, m
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.npz"]
 
 
+def test_averaged_weights_survive_a_checkpoint(make_linear, make_data, tmp_path):
+    options = {**OPTIONS, "optimizer": Adam(0.05, average=0.9)}
+    whole, broken, resumed = (make_linear() for _ in range(3))
+    train(whole, make_data(), max_epochs=6, **options)
+    train(broken, make_data(), max_epochs=3, checkpoint=tmp_path / "run.npz", **options)
+    train(resumed, make_data(), max_epochs=6, checkpoint=tmp_path / "run.npz", **options)
+    assert_equal(resumed, whole)
+
+
 def test_a_run_killed_between_checkpoints_resumes_from_the_last(make_linear, make_data, tmp_path, monkeypatch):
     from diffbio_sc.training import loop
 
     whole, killed, resumed = (make_linear() for _ in range(3))
     train(whole, make_data(), max_epochs=9, **OPTIONS)
-    run_epoch, calls = loop._run_epoch, []
+    run_epoch, calls = loop.run_epoch, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -48,9 +57,9 @@ def test_a_run_killed_between_checkpoints_resumes_from_the_last(make_linear, mak
             raise KeyboardInterrupt
         return run_epoch(*arguments)
 
-    options = {"max_epochs": 9, "checkpoint": tmp_path / "run.npz", "checkpoint_every": 2, **OPTIONS}
+    options = {"max_epochs": 9, "checkpoint": Checkpoint(tmp_path / "run.npz", every=2), **OPTIONS}
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_run_epoch", interrupted)
+        patch.setattr(loop, "run_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(killed, make_data(), **options)
     # The interrupted operator is whole: none of its arrays was given away.
@@ -92,7 +101,8 @@ def test_the_checkpoint_of_another_run_is_refused_or_overwritten_on_request(
     with pytest.raises(ValueError, match=message):
         train(operator, data, **options)
     np.testing.assert_array_equal(operator.weights[...], 0)
-    assert train(operator, data, **options, resume=False).steps == 2
+    again = {**options, "checkpoint": Checkpoint(path, resume=False)}
+    assert train(operator, data, **again).steps == 2
 
 
 def test_an_operators_file_is_no_checkpoint(make_linear, make_data, tmp_path):

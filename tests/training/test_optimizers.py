@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,7 @@ def test_adam_is_that_of_optax_with_a_rate_for_each_part(factors):
     tree, adam = random_tree(0), Adam(0.05, factors, 1e-6)
     rates = {"encoder/kernel": 0.1, "decoder/slopes": 3.0} if factors else {}
     layout, vectors, state = Layout.of(tree), Layout.of(tree).join(tree, library=jnp), adam.init(tree)
+    step = jax.jit(functools.partial(adam_step, adam.plan(tree), layout))
     reference = optax.adam(0.05, eps=1e-6)
     expected, expected_state = tree, reference.init(tree)
     factor = jax.tree_util.tree_map_with_path(lambda path, _: rates.get("/".join(step.key for step in path), 1.0), tree)
@@ -51,8 +54,7 @@ def test_adam_is_that_of_optax_with_a_rate_for_each_part(factors):
         change, expected_state = reference.update(slopes, expected_state)
         expected = jax.tree.map(lambda old, new, by: old + by * new, expected, change, factor)
         gradient = layout.join(slopes, library=jnp)
-        options = (layout, adam.parts(tree), adam.epsilon)
-        vectors, state = adam_step(vectors, gradient, state, *options, jnp.bool_(True))
-        skipped, same = adam_step(vectors, gradient, state, *options, jnp.bool_(False))
+        vectors, state = step(vectors, gradient, state, jnp.float32(1.0), jnp.bool_(True))
+        skipped, same = step(vectors, gradient, state, jnp.float32(1.0), jnp.bool_(False))
         jax.tree.map(np.testing.assert_array_equal, (skipped, same), (vectors, state))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), layout.split(vectors), expected)

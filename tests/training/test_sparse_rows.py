@@ -217,6 +217,23 @@ def test_stratified_order_is_a_permutation_whose_batches_stay_below_the_capacity
         assert stratified_capacity(lengths, batch_size) <= (mean + lengths.max()) * (1 + batch_size / size) * 9 / 8
 
 
+def test_capacity_holds_for_a_short_last_batch_of_rows_in_any_order():
+    """Six samples in batches of four: the last batch goes on from the first, and may hold both long rows."""
+    lengths, size, batch_size = np.array([0, 5, 5, 0, 0, 0]), 6, 4
+    order_of = jax.jit(functools.partial(stratified_order, bucket=size, batch_size=batch_size))
+    orders = [np.asarray(order_of(jax.random.key(seed), size)) for seed in range(40)]
+    batches = np.stack([order[np.arange(8) % size].reshape(2, batch_size) for order in orders])
+    worst = lengths[batches].sum(-1).max()
+    assert worst == 10
+    capacity = stratified_capacity(lengths, batch_size)
+    assert capacity == worst  # so small a number is its own bucket
+    matrix = sp.csr_matrix(np.where(np.arange(5) < lengths[:, None], 1.0, 0.0))
+    rows = place_sparse(matrix)
+    total = jax.jit(lambda which: row_sums(gather(rows, which, capacity=capacity)).sum())
+    found = [float(total(batch)) for batch in batches.reshape(-1, batch_size)]
+    np.testing.assert_array_equal(found, lengths[batches].sum(-1).ravel())
+
+
 def test_stratified_order_puts_each_sample_in_each_batch_equally_often():
     size, batch_size, rounds = 12, 4, 600
     order_of = jax.jit(functools.partial(stratified_order, bucket=12, batch_size=batch_size))

@@ -10,8 +10,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.genome_axis import GenomeAxis, read_genome_axis
+from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.contact_map import ContactMap
-from diffbio_sc.genome.intervals import match_chromosomes
 from diffbio_sc.numerics.genome.pixels import storage_of, upper_triangle
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def read_track(adata: AnnData, contacts: Contacts, track: Any) -> tuple[np.ndarr
         if track in table:
             values = pd.to_numeric(table[track], errors="coerce").to_numpy(np.float64, na_value=np.nan)
         elif track in other:
-            row = axis.signal(adata).rows(np.flatnonzero(other == track)[:1])
+            row = axis.signal(adata).take(np.flatnonzero(other == track)[:1])
             values = np.asarray(row, np.float64).ravel()
         else:
             raise KeyError(

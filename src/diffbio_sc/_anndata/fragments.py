@@ -1,11 +1,14 @@
-"""Fragments that an AnnData of SnapATAC2 carries."""
+"""Fragments that an AnnData of SnapATAC2 carries, and labels of barcodes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from diffbio_sc._checks import name_heads, whole_numbers
 from diffbio_sc.genome.interval_kernels import group_rows
 from diffbio_sc.genome.intervals import Intervals
 
@@ -34,7 +37,7 @@ def fragments_of(adata: Any) -> Intervals:
     KeyError
         If the chromosomes are not there.
     ValueError
-        If the matrix does not fit them, or a length is not positive.
+        If the matrix does not fit them, or a length is not a positive whole number that stays on its chromosome.
     """
     reference = adata.uns.get(_REFERENCE)
     if reference is None or _NAME not in reference or _LENGTH not in reference:
@@ -50,13 +53,20 @@ def fragments_of(adata: Any) -> Intervals:
             f"adata.obsm[{_KEY!r}] must have a column for each of the {lengths.sum():,} base pairs of the "
             f"{len(names)} sequences of adata.uns[{_REFERENCE!r}], found {matrix.shape[1]:,}."
         )
-    size = np.asarray(matrix.data, np.int64)
+    size = whole_numbers(matrix.data, f"adata.obsm[{_KEY!r}]")
     if len(size) and size.min() <= 0:
         raise ValueError(f"adata.obsm[{_KEY!r}] must hold lengths above 0, found {size.min()}.")
     position = np.asarray(matrix.indices, np.int64)
     offset = np.concatenate([[0], np.cumsum(lengths)])
     chromosome = np.searchsorted(offset, position, side="right") - 1
     start = position - offset[chromosome]
+    beyond = start + size > lengths[chromosome]
+    if beyond.any():
+        first = int(np.flatnonzero(beyond)[0])
+        raise ValueError(
+            f"adata.obsm[{_KEY!r}] must hold fragments within their sequences, found {int(beyond.sum())} that reach "
+            f"beyond; the first is {names[chromosome[first]]}:{start[first]}-{start[first] + size[first]}."
+        )
     cell = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     order = group_rows(chromosome, max(len(names), 1))
     stops = np.concatenate([[0], np.cumsum(np.bincount(chromosome, minlength=len(names)))])
@@ -76,3 +86,32 @@ def cell_labels(adata: Any, groupby: str) -> Any:
     if groupby not in adata.obs:
         raise KeyError(f"adata.obs has no column {groupby!r}; columns: {list(map(str, adata.obs.columns))}.")
     return adata.obs[groupby]
+
+
+def read_barcode_labels(labels: Mapping[str, str] | pd.Series) -> dict[str, str]:
+    """Label of each barcode, without missing labels; in the order of the labels, which a categorical column gives.
+
+    Raises
+    ------
+    TypeError
+        If ``labels`` is neither a mapping nor a column.
+    ValueError
+        If a barcode occurs twice, or none has a label.
+    """
+    if not isinstance(labels, Mapping | pd.Series):
+        raise TypeError(
+            "groupby must map barcodes to labels (a mapping, or a column such as adata.obs['cell_type']), found "
+            f"{type(labels).__name__}."
+        )
+    column = labels if isinstance(labels, pd.Series) else pd.Series(dict(labels), dtype=object)
+    if not column.index.is_unique:
+        twice = column.index[column.index.duplicated()].unique()
+        raise ValueError(f"barcodes must be unique, found twice: {name_heads(twice)}.")
+    column = column.dropna()
+    if not len(column):
+        raise ValueError("groupby must give a label to at least one barcode, found none.")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        ordered = column.cat.remove_unused_categories().sort_values(kind="stable")
+    else:
+        ordered = column.astype(str).sort_values(kind="stable")
+    return dict(zip(ordered.index.astype(str), ordered.astype(str), strict=True))

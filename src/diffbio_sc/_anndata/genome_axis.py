@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from diffbio_sc._anndata.matrix import read_counts
+from diffbio_sc._anndata.matrix import read_counts, require_anndata
 from diffbio_sc._anndata.results import write_results
-from diffbio_sc._checks import is_path, name_heads
-from diffbio_sc.blocks.matrix import BLOCK_ROWS, CountMatrix, InMemory, as_count_matrix, dense_block
+from diffbio_sc._checks import name_heads
+from diffbio_sc.blocks.matrix import CountMatrix, InMemory, as_count_matrix, as_working, dense_block
 from diffbio_sc.genome.axis import BinAxis, order_bins
 from diffbio_sc.genome.signal import Signal
 
@@ -128,20 +128,20 @@ class Transposed(CountMatrix):
             # Tracks of a CSR matrix of bins are all over it: it is turned once.
             parent = InMemory(sp.csc_array(parent.matrix))
         self.parent = parent
-        self.shape = (parent.shape[1], parent.shape[0])
+        self.shape, self.dtype = (parent.shape[1], parent.shape[0]), parent.dtype
 
-    def blocks(self, size: int = BLOCK_ROWS) -> Iterator[tuple[int, Any]]:
-        """Yield (first track, block)."""
-        for start in range(0, self.shape[0], size):
-            indices = np.arange(start, min(start + size, self.shape[0]))
-            if isinstance(self.parent, InMemory) and not sp.issparse(self.parent.matrix):
-                yield start, np.ascontiguousarray(self.parent.matrix[:, indices].T)
-            else:
-                yield start, sp.csr_array(self.parent.columns(indices).T)
+    def read(self, start: int, stop: int) -> Any:
+        """Tracks from ``start`` to before ``stop``."""
+        indices = np.arange(start, stop)
+        if isinstance(self.parent, InMemory) and not sp.issparse(self.parent.matrix):
+            return as_working(np.ascontiguousarray(self.parent.matrix[:, indices].T))
+        return as_working(sp.csr_array(self.parent.columns(indices).T))
 
-    def rows(self, indices: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
-        """Dense float32 tracks at ``indices``."""
-        return dense_block(self.parent.columns(np.asarray(indices)).T.tocsr(), columns)
+    def take(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+        """Dense float32 tracks at ``rows``."""
+        if isinstance(self.parent, InMemory) and not sp.issparse(self.parent.matrix):
+            return dense_block(self.parent.matrix[:, np.asarray(rows)].T, columns)
+        return dense_block(self.parent.columns(np.asarray(rows)).T.tocsr(), columns)
 
     def column_sums(self) -> np.ndarray:
         """Sum of each bin over the tracks, in float64."""
@@ -194,18 +194,6 @@ def read_genome_axis(
         raise KeyError(_missing(adata, [axis] if axis else ["var", "obs"], name))
     side: Any = axis or found[0]
     return make_genome_axis(getattr(adata, side), axis=side, name=f"{name}.{side}", allow_overlaps=allow_overlaps)
-
-
-def require_anndata(adata: Any, name: str = "adata") -> None:
-    """Raise TypeError, saying what to do, if an argument is no AnnData."""
-    if hasattr(adata, "obs_names") and not hasattr(adata, "mod"):
-        return
-    if hasattr(adata, "mod"):
-        raise TypeError(f"{name} must be an AnnData, found a MuData: pass a modality, such as mdata['atac'].")
-    found = type(adata).__name__
-    if is_path(adata):
-        found = f"the path {str(adata)!r}: read it first, for example with anndata.read_h5ad"
-    raise TypeError(f"{name} must be an AnnData, found {found}.")
 
 
 def make_genome_axis(
@@ -275,7 +263,7 @@ def read_track_signal(adata: AnnData, *, track: str | None, layer: str | None) -
     position = 0 if track is None else int(names.get_indexer([track])[0])
     if position < 0:
         raise KeyError(f"adata has no track {track!r}; tracks: {name_heads(names)}.")
-    values = axis.signal(adata, layer).rows(np.array([position]))[0].astype(np.float64)
+    values = axis.signal(adata, layer).take(np.array([position]))[0].astype(np.float64)
     # Genomic order brings each chromosome's bins together.
     rows = axis.order[values[axis.order] != 0]
     borders = np.searchsorted(axis.code[rows], np.arange(len(axis.chromosomes) + 1))

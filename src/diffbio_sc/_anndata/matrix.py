@@ -9,24 +9,20 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc.blocks.matrix import CountMatrix, as_count_matrix
+from diffbio_sc.blocks.steps import Step
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-class CountCheck:
+class CountCheck(Step):
     """Finds the first value of a block that is no count: (problem, row, column, value) or None."""
 
     def __call__(self, start: int, block: Any) -> tuple[str, int, int, float] | None:
-        if sp.issparse(block):
-            values = block.data
-        else:
-            block = np.asarray(block)
-            values = block.ravel()
+        """Look through one block."""
+        values = block.data if sp.issparse(block) else np.asarray(block).ravel()
         if values.dtype.kind in "bu":
             return None
-        if values.dtype.kind not in "if":
-            return ("non-numeric", start, 0, float("nan"))
         for problem, bad in (
             ("missing or infinite", ~np.isfinite(values)),
             ("negative", values < 0),
@@ -42,35 +38,56 @@ class CountCheck:
                 return (problem, start + row, column, float(values[first]))
         return None
 
+    def combine(self, left: Any, right: Any) -> Any:
+        """Keep the first problem."""
+        return left if left is not None else right
 
-def read_counts(
+
+def read_counts(adata: AnnData, **options: Any) -> CountMatrix:
+    """Take raw counts out of an AnnData, checked; :func:`survey_counts` without steps, with its options."""
+    return survey_counts(adata, stacklevel=4, **options)[0]
+
+
+def survey_counts(
     adata: AnnData,
-    *,
+    *steps: Step,
     layer: str | None = None,
     name: str = "adata",
     layer_argument: str = "layer",
     allow_fractional: bool = False,
-) -> CountMatrix:
-    """Take raw counts out of an AnnData, checked.
+    stacklevel: int = 3,
+) -> tuple[CountMatrix, tuple[Any, ...]]:
+    """Take raw counts out of an AnnData, checked, and run ``steps`` in the pass that checks them.
 
     Parameters
     ----------
     adata
         Object.
+    steps
+        What to compute from the counts, see :class:`~diffbio_sc.blocks.steps.Step`.
     layer
         Layer that holds the counts; default ``X``.
     name, layer_argument
         How messages call the object and the argument that names the layer.
     allow_fractional
         Warn about values that are no whole numbers rather than refuse them.
+    stacklevel
+        Frame that a warning points to, as :func:`warnings.warn` counts.
+
+    Returns
+    -------
+    The counts, and the results of the steps.
 
     Raises
     ------
     KeyError
         If the layer is missing.
+    TypeError
+        If the object is no AnnData.
     ValueError
         If the matrix is empty or holds missing, infinite, negative or (unless allowed) non-integer values.
     """
+    require_anndata(adata, name)
     layers = [repr(key) for key in adata.layers.keys() if key is not None]  # newer anndata lists X as None
     if layer is None:
         matrix, where = adata.X, f"{name}.X"
@@ -82,18 +99,50 @@ def read_counts(
         matrix, where = adata.layers[layer], f"{name}.layers[{layer!r}]"
     if 0 in matrix.shape:
         raise ValueError(f"{where} is empty: shape {tuple(matrix.shape)}.")
+    if np.dtype(matrix.dtype).kind not in "biuf":
+        raise ValueError(f"{where} must hold raw counts, found values of dtype {matrix.dtype}.")
     counts = as_count_matrix(matrix)
-    found = next((problem for problem in counts.map_blocks(CountCheck()) if problem is not None), None)
+    with np.errstate(all="ignore"):  # a matrix that is no counts is refused below, whatever the steps made of it
+        found, *results = counts.reduce(CountCheck(), *steps)
     if found is not None:
         problem, row, column, value = found
         message = (
             f"{where} must hold raw counts, found {problem} values (first: {value:.6g} at observation "
             f"{adata.obs_names[row]!r}, variable {adata.var_names[column]!r}). "
-            f"If the counts are elsewhere pass {layer_argument}=...; layers: {layers}."
+            f"If the counts are elsewhere pass {layer_argument}=...; layers: {layers}.{_raw_hint(adata, name)}"
         )
         if problem != "non-integer":
             raise ValueError(message)
         if not allow_fractional:
             raise ValueError(message + " Counts that really are fractional need allow_fractional=True.")
-        warnings.warn(message + " Going on with fractional counts.", UserWarning, stacklevel=3)
-    return counts
+        warnings.warn(message + " Going on with fractional counts.", UserWarning, stacklevel=stacklevel)
+    return counts, tuple(results)
+
+
+def require_anndata(adata: Any, name: str = "adata") -> None:
+    """Raise TypeError, saying what to pass instead, if ``adata`` is no AnnData."""
+    import os
+
+    if hasattr(adata, "obs_names") and not hasattr(adata, "mod"):
+        return
+    found = f"{name} must be an AnnData, found {type(adata).__name__}"
+    if isinstance(adata, str | os.PathLike):
+        raise TypeError(f"{found} {os.fspath(adata)!r}: read the file first, with anndata.read_h5ad for example.")
+    raise TypeError(
+        f"{found}; of a MuData pass the modality: mdata['rna'], of a SpatialData a table: sdata.tables['table']."
+    )
+
+
+def _raw_hint(adata: AnnData, name: str) -> str:
+    """Where else the counts are: in ``.raw``, if whole numbers lie there."""
+    raw = getattr(adata, "raw", None)
+    if raw is None:
+        return ""
+    matrix = as_count_matrix(raw.X)
+    start, stop = matrix.plan(256).blocks[0]
+    if CountCheck()(start, matrix.read(start, stop)) is not None:
+        return ""
+    return (
+        f" {name}.raw seems to hold counts: pass {name}.raw.to_adata(), which keeps .obs and .obsm, or copy them into "
+        "a layer."
+    )

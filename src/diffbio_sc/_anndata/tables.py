@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,11 +36,16 @@ def read_labels(frame: pd.DataFrame, key: str, *, name: str) -> tuple[np.ndarray
     return codes.astype(np.int32), categories
 
 
-def read_numbers(frame: pd.DataFrame, key: str, *, name: str, positive: bool = False) -> np.ndarray:
-    """Finite numbers of a column, in float64."""
+def read_numbers(
+    frame: pd.DataFrame, key: str, *, name: str, positive: bool = False, missing_allowed: bool = False
+) -> np.ndarray:
+    """Numbers of a column, in float64: finite, unless missing ones are allowed (then NaN) and positive if asked for."""
     column = _column(frame, key, name)
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    bad = ~np.isfinite(values) | ((values <= 0) if positive else False)
+    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    missing = column.isna().to_numpy() if missing_allowed else np.zeros(len(values), bool)
+    bad = ~np.isfinite(values) & ~missing
+    if positive:
+        bad |= values <= 0
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise ValueError(
@@ -49,11 +55,41 @@ def read_numbers(frame: pd.DataFrame, key: str, *, name: str, positive: bool = F
     return values
 
 
+def read_cell_numbers(frame: pd.DataFrame, key: str, *, name: str, stacklevel: int = 3) -> np.ndarray:
+    """Numbers of cells, not negative; NaN where missing. Warns of spots without cells, refuses if all are.
+
+    Parameters
+    ----------
+    frame, key, name
+        Table, its column, and what messages call the table.
+    stacklevel
+        Frame that the warning points to, as :func:`warnings.warn` counts.
+    """
+    values = read_numbers(frame, key, name=name, missing_allowed=True)
+    if (values < 0).any():
+        first = int(np.flatnonzero(values < 0)[0])
+        raise ValueError(f"{name}[{key!r}] must not be negative, found {values[first]:g} at {frame.index[first]!r}.")
+    without = ~(np.nan_to_num(values) > 0)
+    if without.all():
+        raise ValueError(f"{name}[{key!r}] must hold numbers of cells, all {len(values)} are 0 or missing.")
+    if without.any():
+        warnings.warn(
+            f"{int(without.sum())} of {len(values)} spots have no cells in {name}[{key!r}] (0 or missing, first: "
+            f"{list(map(str, frame.index[without][:3]))}): these go by how often types are present over all spots.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+    return values
+
+
 def read_coordinates(adata: AnnData, key: str) -> np.ndarray:
     """Coordinates (observations, 2 or 3) from ``adata.obsm``, finite, in float64."""
     if key not in adata.obsm:
         raise KeyError(f"adata.obsm has no {key!r}; keys: {list(adata.obsm.keys())}.")
-    values = np.asarray(adata.obsm[key], dtype=np.float64)
+    try:
+        values = np.asarray(adata.obsm[key], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"adata.obsm[{key!r}] must hold numbers, found {_first_text(adata.obsm[key])}.") from error
     if values.ndim != 2 or values.shape[1] not in (2, 3):
         raise ValueError(f"adata.obsm[{key!r}] must have 2 or 3 columns, found shape {values.shape}.")
     bad = ~np.isfinite(values).all(axis=1)
@@ -61,6 +97,13 @@ def read_coordinates(adata: AnnData, key: str) -> np.ndarray:
         names = list(adata.obs_names[bad][:5])
         raise ValueError(f"adata.obsm[{key!r}] must be finite, found {int(bad.sum())} bad rows, first: {names}.")
     return values
+
+
+def _first_text(values: Any) -> str:
+    """First value that is no number, for a message."""
+    flat = np.asarray(values, dtype=object).ravel()
+    bad = pd.isna(pd.to_numeric(pd.Series(flat, dtype=object), errors="coerce")).to_numpy()
+    return f"{flat[int(np.flatnonzero(bad)[0])]!r}" if bad.any() else f"dtype {getattr(values, 'dtype', 'object')}"
 
 
 def read_slides(adata: AnnData, library_key: str | None) -> np.ndarray:

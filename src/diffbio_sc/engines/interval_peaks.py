@@ -11,12 +11,13 @@ from diffbio_sc._progress import progress
 from diffbio_sc.engines.interval_sample import Sample, coarse_bins, prepare_sample
 from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, measure_breadth
 from diffbio_sc.engines.peak_settings import PeakSettings
-from diffbio_sc.genome.intervals import Intervals, match_chromosomes
+from diffbio_sc.genome.chrom_sizes import match_chromosomes
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.peak_table import PeakTable
 from diffbio_sc.numerics.genome.background_host import broad_weight, robust_level
 from diffbio_sc.numerics.genome.chain_calls import ChainModel, ChainPeaks, call_chain_peaks
 from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
-from diffbio_sc.numerics.genome.macs import ScoredRuns, cut_background, macs_regions, pile_up, score_runs
+from diffbio_sc.numerics.genome.macs import Runs, ScoredRuns, cut_background, macs_regions, pile_up, score_runs
 from diffbio_sc.numerics.genome.marks import (
     BROAD_FRAGMENTS,
     LEAST_LOG10_P_FRAGMENTS,
@@ -32,7 +33,6 @@ __all__ = ["stream_peaks"]
 
 ENRICHMENT_INTERVALS = 5_000_000  # from which the enrichment is measured, at least: it is known to a per mille then
 _MACS_WINDOWS = (1000, 10_000)  # slocal and llocal of MACS, besides d
-_MACS_GAP = 1.0  # largest gap within a peak, in fragment lengths
 
 
 def stream_peaks(
@@ -191,7 +191,12 @@ def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> Peak
     genome = _genome_size(sample, settings)
     background = _background(sample, source, Mark(0.0, 0.0, _MACS_WINDOWS[-1:], _MACS_WINDOWS), genome)
     against = source or sample
-    length = max(int(sample.mean_length), 1)
+    scale = 1.0
+    if source is not None and sample.number > source.sites:
+        # The larger of the two is scaled down. MACS compares fragments of the treatment with cut sites of the control.
+        scale = source.sites * sample.mean_length / sample.total_length
+        background = background.scaled(scale)
+    shortest, gap = max(int(sample.mean_length), 1), int(sample.tag_length)
     histogram = PValueHistogram()
 
     def scored(index: int) -> ScoredRuns:
@@ -202,7 +207,8 @@ def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> Peak
         if against.paired:
             sites = np.sort(np.concatenate([sites, against.site_end[s_first:s_last]]))
         line = cut_background(sites, background, size, fragments=against.paired)
-        return score_runs(pile_up(sample.start[first:last], sample.end[first:last], size), line, strict=True)
+        heights = pile_up(sample.start[first:last], sample.end[first:last], size)
+        return score_runs(Runs(heights.ends, np.float32(scale) * heights.values), line, strict=True)
 
     used = [index for index, (first, last) in enumerate(sample.bounds.tolist()) if last > first]
     for index in progress(used, "P-values", total=len(used)):
@@ -213,7 +219,7 @@ def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> Peak
     rows: list[tuple[np.ndarray, ...]] = []
     for index in progress(used, "Peaks", total=len(used)):
         runs = scored(index)
-        regions = macs_regions(runs, threshold, gap=int(_MACS_GAP * length), shortest=length)
+        regions = macs_regions(runs, threshold, gap=gap, shortest=shortest)
         rows.append((np.full(len(regions.start), index), *regions))
     code, start, end, summit, height, level, log10_p = (
         (np.concatenate(column) for column in zip(*rows, strict=True)) if rows else np.zeros((7, 0))

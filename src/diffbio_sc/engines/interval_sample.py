@@ -31,6 +31,8 @@ class Sample(NamedTuple):
         Names and lengths.
     number, mean_length
         Of the fragments.
+    tag_length
+        Mean length of what was sequenced: of a read, or of a whole fragment.
     paired
         Whether both ends are cut sites; of extended reads only the first is known.
     site_start, site_end, site_bounds
@@ -44,6 +46,7 @@ class Sample(NamedTuple):
     lengths: np.ndarray
     number: int
     mean_length: float
+    tag_length: float
     paired: bool
     site_start: np.ndarray
     site_end: np.ndarray
@@ -108,7 +111,7 @@ def _fragments(
     sizes = np.array([lengths[name] for name in intervals.chromosomes], np.int64)
     number = int((bounds[:, 1] - bounds[:, 0]).sum())
     mean = _mean_length(start, end, bounds)
-    return Sample(start, end, bounds, intervals.chromosomes, sizes, number, mean, True, start, end, bounds)
+    return Sample(start, end, bounds, intervals.chromosomes, sizes, number, mean, mean, True, start, end, bounds)
 
 
 def _reads(intervals: Intervals, settings: PeakSettings, lengths: Mapping[str, int], limit: int | None) -> Sample:
@@ -124,8 +127,13 @@ def _reads(intervals: Intervals, settings: PeakSettings, lengths: Mapping[str, i
     sizes = np.array([lengths[name] for name in intervals.chromosomes], np.int64)
     number = int((bounds[:, 1] - bounds[:, 0]).sum())
     return Sample(
-        start, end, bounds, intervals.chromosomes, sizes, number, float(length), False, places, places, intervals.bounds
-    )
+        start, end, bounds, intervals.chromosomes, sizes, number, float(length), _read_length(intervals), False,
+        places, places, intervals.bounds,
+    )  # fmt: skip
+
+
+def _read_length(intervals: Intervals) -> float:
+    return intervals.total_length() / max(len(intervals), 1)
 
 
 def _mean_length(start: np.ndarray, end: np.ndarray, bounds: np.ndarray) -> float:
@@ -143,8 +151,7 @@ def _estimate_length(intervals: Intervals) -> int:
         minus = arrays.strand < 0  # type: ignore[operator]
         forward.append(arrays.start[~minus])
         reverse.append(np.sort(arrays.end[minus]))
-    read_length = int(round(intervals.total_length() / max(len(intervals), 1)))
-    found = fragment_length_from_strands(forward, reverse, read_length=read_length)
+    found = fragment_length_from_strands(forward, reverse, read_length=int(round(_read_length(intervals))))
     if found is None:
         warnings.warn(
             f"{intervals.name} has too few reads to tell the length of its fragments; {_TYPICAL_LENGTH} bp are taken. "

@@ -8,7 +8,8 @@ import numpy as np
 from numba import njit
 
 from diffbio_sc._logging import logger
-from diffbio_sc.genome.intervals import Intervals, match_chromosomes
+from diffbio_sc.genome.chrom_sizes import match_chromosomes
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.overlap import Regions, chromosome_codes
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 

@@ -61,8 +61,8 @@ class TrainingChoice(NamedTuple):
 
 
 class _Counts(Protocol):
-    def rows(self, indices: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
-        """Dense rows at ``indices``."""
+    def take(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+        """Dense rows at ``rows``."""
 
 
 def cut_tracks(
@@ -111,8 +111,8 @@ def cut_tracks(
         index = bins.sequences[sequence]
         kind, start, end = np.array(found).T
         low, high = max(start.min() - margin, 0), min(end.max() + margin, len(index))
-        row = counts.rows(np.array([track]), index[low:high])[0]
-        against = None if control is None else counts.rows(np.array([control]), index[low:high])[0]
+        row = counts.take(np.array([track]), index[low:high])[0]
+        against = None if control is None else counts.take(np.array([control]), index[low:high])[0]
         tracks.append(LabelledTrack(names[track], row, against, kind, start - low, end - low))
     return tracks
 

@@ -1,16 +1,18 @@
-"""The axis along which genomic bins or regions lie: where each is, their order, and where sequences of them end."""
+"""The axis along which genomic bins or regions lie, and the bins of one width that tile chromosomes."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from diffbio_sc._checks import name_heads
 
 _SHOWN = 5
+_MOST_BINS = 2**31 - 1  # columns that a sparse matrix can have
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,3 +141,38 @@ def _common_width(widths: np.ndarray, ends_chromosome: np.ndarray) -> int | None
     inner = widths[~last] if not last.all() else widths
     width = int(inner[0])
     return width if (inner == width).all() and (widths[last] <= width).all() else None
+
+
+class Tiles(NamedTuple):
+    """Bins of one width over chromosomes of known length, one chromosome after the other."""
+
+    sizes: dict[str, int]
+    """Length of each chromosome, above 0."""
+    width: int
+    """Bases in a bin; the last of a chromosome may be shorter."""
+    offset: dict[str, int]
+    """First bin of each chromosome."""
+    number: int
+    """Bins of all chromosomes."""
+
+    @classmethod
+    def over(cls, sizes: Mapping[str, int], width: int) -> Tiles:
+        """Make the bins of chromosomes; those of length 0 have none."""
+        kept = {name: int(size) for name, size in sizes.items() if size > 0}
+        stops = np.cumsum([0, *(-(-size // width) for size in kept.values())])
+        if stops[-1] > _MOST_BINS:
+            raise ValueError(f"{stops[-1]:,} bins of {width} bases are more than a matrix can hold; use wider bins.")
+        return cls(kept, width, dict(zip(kept, stops[:-1].tolist(), strict=True)), int(stops[-1]))
+
+    def counts(self) -> np.ndarray:
+        """Number of bins on each chromosome."""
+        return np.diff([*self.offset.values(), self.number])
+
+    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Chromosome (its position in ``sizes``), start and end of each bin."""
+        counts = self.counts()
+        code = np.repeat(np.arange(len(counts)), counts)
+        within = np.arange(self.number) - np.repeat(np.cumsum(counts) - counts, counts)
+        start = within * self.width
+        length = np.array(list(self.sizes.values()), np.int64)
+        return code, start, np.minimum(start + self.width, length[code])

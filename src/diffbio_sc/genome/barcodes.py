@@ -17,7 +17,9 @@ other files, but names that are written in two ways match by chance only."""
 _ADVICE = "Compare suffixes such as '-1' and prefixes of samples."
 
 
-def report_barcodes(asked: Sequence[str], found: Collection[str], name: str, there: Sequence[str]) -> None:
+def report_barcodes(
+    asked: Sequence[str], found: Collection[str], name: str, there: Sequence[str], *, stacklevel: int = 3
+) -> None:
     """Raise ValueError if none of the barcodes asked for was found, warn if few were.
 
     Parameters
@@ -28,6 +30,8 @@ def report_barcodes(asked: Sequence[str], found: Collection[str], name: str, the
         What messages call the sample.
     there
         Some barcodes of the sample, as examples.
+    stacklevel
+        Frame that a warning points to, as :func:`warnings.warn` counts.
     """
     examples = f" It has {name_heads(there)}." if len(there) else ""
     if not found:
@@ -40,7 +44,7 @@ def report_barcodes(asked: Sequence[str], found: Collection[str], name: str, the
             f"{name} has {len(found)} of the {len(asked)} barcodes asked for; missing are {name_heads(missing)}."
             f"{examples} {_ADVICE}",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

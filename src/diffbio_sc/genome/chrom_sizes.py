@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -166,3 +167,33 @@ def match_chromosomes(left: Sequence[str], right: Sequence[str], *, left_name: s
             "intervals.rename_chromosomes({'1': 'chr1', ...})."
         )
     raise ValueError(message)
+
+
+def match_regions(chromosomes: Sequence[str], regions: Sequence[str], *, name: str, regions_name: str) -> None:
+    """Check that regions, such as a blacklist, name their chromosomes as the data do.
+
+    Regions that lie on none of the data's chromosomes are legal, as those of the mitochondrion alone are for data
+    without it: a warning says so.
+
+    Parameters
+    ----------
+    chromosomes, regions
+        Chromosomes of the data and of the regions.
+    name, regions_name
+        What messages call the two.
+
+    Raises
+    ------
+    ValueError
+        If names would match only with or without ``chr``.
+    """
+    bare = {_PREFIX.sub("", other) for other in chromosomes}
+    if any(_PREFIX.sub("", region) in bare for region in regions):
+        match_chromosomes(chromosomes, regions, left_name=name, right_name=regions_name)
+    elif len(regions) and len(chromosomes):
+        warnings.warn(
+            f"no region of {regions_name} lies on a chromosome of {name}: {name_heads(regions)} against "
+            f"{name_heads(chromosomes)}.",
+            UserWarning,
+            stacklevel=3,
+        )

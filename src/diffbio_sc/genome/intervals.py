@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from diffbio_sc._checks import name_heads, whole_number, whole_numbers
-from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes, match_chromosomes
+from diffbio_sc._checks import counted, name_heads, require_columns, whole_number, whole_numbers
+from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes, match_regions
 from diffbio_sc.genome.interval_kernels import group_rows, unsorted_groups, within_limit
 from diffbio_sc.genome.overlap import Regions
 
@@ -186,9 +186,7 @@ class Intervals:
         """
         import pandas as pd
 
-        missing = [key for key in ("chrom", "start", "end") if key not in table]
-        if missing:
-            raise KeyError(f"the table of {name} has no columns {missing}; columns: {list(map(str, table.columns))}.")
+        require_columns(table, ("chrom", "start", "end"), f"the table of {name}")
         columns = {key: table[key].to_numpy() for key in ("count", "strand") if key in table}
         barcodes = None
         if "barcode" in table:
@@ -223,9 +221,10 @@ class Intervals:
         return int((self.bounds[:, 1] - self.bounds[:, 0]).sum())
 
     def __repr__(self) -> str:
-        kind = "fragments" if self.paired else "reads"
-        cells = "" if self.barcodes is None else f", {len(self.barcodes):,} barcodes"
-        return f"Intervals({self.name}: {len(self):,} {kind} on {len(self.chromosomes):,} chromosomes{cells})"
+        kind = "fragment" if self.paired else "read"
+        cells = "" if self.barcodes is None else f", {counted(len(self.barcodes), 'barcode')}"
+        where = counted(len(self.chromosomes), "chromosome")
+        return f"Intervals({self.name}: {counted(len(self), kind)} on {where}{cells})"
 
     def counts(self) -> np.ndarray:
         """Number of intervals on each chromosome."""
@@ -302,12 +301,14 @@ class Intervals:
     def exclude(self, regions: Intervals) -> Intervals:
         """Leave out intervals that overlap one of ``regions``, such as a blacklist.
 
+        Warns if the two have no chromosome in common.
+
         Raises
         ------
         ValueError
-            If the two have no chromosome in common.
+            If their chromosomes would match only with or without the prefix ``chr``.
         """
-        match_chromosomes(self.chromosomes, regions.chromosomes, left_name=self.name, right_name=regions.name)
+        match_regions(self.chromosomes, regions.chromosomes, name=self.name, regions_name=regions.name)
         index = regions.index()
         code = {chromosome: position for position, chromosome in enumerate(regions.chromosomes)}
         return self.keep(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from diffbio_sc._checks import require_columns
 from diffbio_sc.genome.overlap import Regions, chromosome_codes
 
 if TYPE_CHECKING:
@@ -181,10 +182,3 @@ class PeakTable:
         """Whether each peak overlaps one of another table."""
         mine, theirs = chromosome_codes(self["chrom"], other["chrom"])
         return Regions(theirs, other["start"], other["end"]).overlaps(mine, self["start"], self["end"])
-
-
-def require_columns(frame: Any, columns: tuple[str, ...], name: str) -> None:
-    """Raise KeyError that names the columns which a table lacks and those it has."""
-    missing = [column for column in columns if column not in frame]
-    if missing:
-        raise KeyError(f"{name} has no columns {missing}; columns: {list(map(str, frame.columns))}.")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffbio_sc._checks import name_heads, whole_numbers
+from diffbio_sc._checks import counted, name_heads, whole_numbers
 from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.numerics.genome.pileup import value_sums
@@ -96,7 +96,7 @@ class Signal:
         return sum(len(runs.start) for runs in self.arrays.values())
 
     def __repr__(self) -> str:
-        return f"Signal({self.name}: {len(self):,} runs on {len(self.arrays):,} chromosomes)"
+        return f"Signal({self.name}: {counted(len(self), 'run')} on {counted(len(self.arrays), 'chromosome')})"
 
     def extent(self) -> dict[str, int]:
         """Length of each chromosome: its size where known, else the end of its last run."""
@@ -110,6 +110,7 @@ class Signal:
         """Mean over each bin of ``width`` bases of a chromosome of length ``size``; 0 where there is no value."""
         bins = -(-size // width)
         start, end, value = self[chromosome]
+        value = np.nan_to_num(value, nan=0.0, posinf=np.inf, neginf=-np.inf)  # NaN is no value
         lengths = np.full(bins, width)
         lengths[-1:] = size - width * (bins - 1)
         return value_sums(start, end, value, width, bins) / lengths

@@ -1,25 +1,33 @@
+from ._chromatin_state_model import chromatin_state_model
+from ._chromatin_states import chromatin_states
 from ._compartments import compartments
 from ._contacts import contacts
+from ._deconvolution import deconvolution
 from ._differential_contacts import differential_contacts
 from ._expected import expected
 from ._insulation import insulation
 from ._loops import loops
 from ._multiomics_vae import multiomics_vae
 from ._peaks import peaks
-from ._proportions import proportions
 from ._spatial_genes import spatial_genes
+from ._state_enrichment import state_enrichment
+from ._state_reproducibility import state_reproducibility
 from ._tads import tads
 
 __all__ = [
+    "chromatin_state_model",
+    "chromatin_states",
     "compartments",
     "contacts",
+    "deconvolution",
     "differential_contacts",
     "expected",
     "insulation",
     "loops",
     "multiomics_vae",
     "peaks",
-    "proportions",
     "spatial_genes",
+    "state_enrichment",
+    "state_reproducibility",
     "tads",
 ]

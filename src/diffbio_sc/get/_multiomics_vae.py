@@ -1,10 +1,12 @@
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+
+from diffbio_sc._anndata.multiomics_model import read_multiomics_model
+from diffbio_sc._anndata.multiomics_results import read_embedding, read_record, weight_columns
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,38 +65,6 @@ def multiomics_vae(
     return read[what](mdata, key)
 
 
-def read_record(mdata: MuData | AnnData, key: str) -> dict[str, Any]:
-    """Return what the fit left in ``.uns``."""
-    record = mdata.uns.get(key)
-    if record is None or "modalities" not in record.get("params", {}):
-        raise KeyError(
-            f"mdata.uns has no result {key!r}: run diffbio_sc.tl.multiomics_vae first, or pass its key_added as key=..."
-            f"; keys: {[str(name) for name in mdata.uns]}."
-        )
-    return record
-
-
-def read_embedding(mdata: MuData | AnnData, key: str) -> np.ndarray:
-    """Return the joint embedding, cells by latent dimensions."""
-    name = str(read_record(mdata, key)["params"].get("key_added", f"X_{key}"))
-    if name not in mdata.obsm:
-        raise KeyError(
-            f"mdata.obsm has no {name!r}: run diffbio_sc.tl.multiomics_vae again; keys: {[str(k) for k in mdata.obsm]}."
-        )
-    return np.asarray(mdata.obsm[name], dtype=np.float32)
-
-
-def weight_columns(mdata: MuData | AnnData, key: str) -> dict[str, str]:
-    """Column of ``mdata.obs`` with the weight of each modality, by its name and in the order of the fit."""
-    from diffbio_sc._anndata import storable_names
-
-    names = [str(name) for name in np.atleast_1d(read_record(mdata, key)["params"]["modalities"])]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a name that had to be changed the fit has warned
-        stored = storable_names(names)
-    return {name: f"{key}_weight_{label}" for name, label in zip(names, stored, strict=True)}
-
-
 def _history(mdata: MuData | AnnData, key: str) -> pd.DataFrame:
     names = list(weight_columns(mdata, key))
     # A model that was not trained has no curves, and no file keeps an empty dict.
@@ -127,8 +97,6 @@ def _weights(mdata: MuData | AnnData, key: str) -> pd.DataFrame:
 
 
 def _loadings(mdata: MuData | AnnData, key: str) -> pd.DataFrame:
-    from diffbio_sc._anndata.fitted_models import read_multiomics_model
-
     centre = read_embedding(mdata, key).mean(0, dtype=np.float64)
     model = read_multiomics_model(mdata, key=key)
     lengths = np.asarray(model.operator.axis_lengths[...], np.float64)

@@ -40,7 +40,7 @@ def cooler_uri(cooler: Any, path: str | os.PathLike[str], resolution: int | None
     if group:
         if resolution is not None or cell is not None:
             raise ValueError(f"{text!r} already names a group of the file: leave resolution and cell out.")
-        if not cooler.fileops.is_cooler(text):
+        if not has_group(cooler, file, group):
             raise KeyError(f"{file} has no cooler at {group!r}; it has {_some(cooler.fileops.list_coolers(file))}.")
         return text
     try:
@@ -84,6 +84,11 @@ def cooler_uri(cooler: Any, path: str | os.PathLike[str], resolution: int | None
         if width != resolution:
             raise KeyError(f"{file} has bins of {width} bp, not {resolution}.")
     return file
+
+
+def has_group(cooler: Any, file: str, group: str) -> bool:
+    """Whether an HDF5 file has a cooler at a group."""
+    return f"/{group.strip('/')}" in cooler.fileops.list_coolers(file)
 
 
 def cell_names(cooler: Any, file: str) -> dict[str, str]:

@@ -137,7 +137,7 @@ def parse_lines(
     slots, hashes, offsets, pool, used = names
     cell_slots, cell_hashes, cell_offsets, cell_pool, cell_used = cells
     last_field = 5 if paired_ends else max(2, columns.max())
-    needed = 6 if paired_ends else max(3, columns[BARCODE] + 1, columns[VALUE] + 1)
+    needed = 6 if paired_ends else max(3, columns[BARCODE] + 1, columns[COUNT] + 1, columns[VALUE] + 1)
     plain = not paired_ends and not whitespace
     field_first = np.zeros(last_field + 1, np.int64)
     field_last = np.zeros(last_field + 1, np.int64)
@@ -245,7 +245,7 @@ def parse_lines(
             if not good:
                 return row, line, NOT_A_NUMBER, 2
         if start > _LARGEST or end > _LARGEST:
-            return row, line, TOO_LARGE, 1
+            return row, line, TOO_LARGE, 1 if start > _LARGEST else 2
         if end < start:
             return row, line, END_BEFORE_START, 1
         if not quick:
@@ -267,10 +267,12 @@ def parse_lines(
                 cell_seen[cell] = True
                 cell = cell_codes[cell]
         count = 1
-        if columns[COUNT] >= 0 and columns[COUNT] < fields:
+        if columns[COUNT] >= 0:
             count, good = whole_number(buffer, field_first[columns[COUNT]], field_last[columns[COUNT]])
-            if not good:
+            if not good or count < 0:
                 return row, line, NOT_A_NUMBER, columns[COUNT]
+            if count > _LARGEST:
+                return row, line, TOO_LARGE, columns[COUNT]
         value = 0.0
         if columns[VALUE] >= 0:
             value, good = decimal_number(buffer, field_first[columns[VALUE]], field_last[columns[VALUE]])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffbio_sc._checks import name_heads
+from diffbio_sc._checks import counted, name_heads
 from diffbio_sc._logging import logger
 from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
 from diffbio_sc.genome.interval_builder import IntervalBuilder
@@ -246,7 +246,7 @@ class LineReader:
             kernels.TOO_FEW_FIELDS: f"has {field} fields, fewer than the lines before it or than this format needs",
             kernels.NOT_A_NUMBER: f"has no number in column {field + 1}",
             kernels.END_BEFORE_START: "has an end before its start",
-            kernels.TOO_LARGE: "has a position of 2**31 or more",
+            kernels.TOO_LARGE: f"has a number of 2**31 or more in column {field + 1}",
         }[status]
         raise ValueError(
             f"{path}, line {self.line + 1} {problem}: {shown!r}. Expected columns separated by tabs: chromosome, "
@@ -260,28 +260,34 @@ class LineReader:
             found = self.names.names()[len(self.sizes) :]
             match_chromosomes(found, list(self.sizes), left_name=name, right_name="the chromosome sizes")
         if rows or count["OTHER_BARCODE"]:
-            self.cells.report(name, self.first_barcodes)
-        if count["OTHER_BARCODE"]:
-            logger.info(f"{name}: {_MESSAGES['OTHER_BARCODE'].format(count['OTHER_BARCODE'])}.")
-        messages = [_MESSAGES[key].format(number) for key, number in count.items() if number and key != "OTHER_BARCODE"]
+            self.cells.report(name, self.first_barcodes, stacklevel=6)
+        told = {
+            key: f"{counted(number, noun)} {what}"
+            for key, (noun, what) in _MESSAGES.items()
+            for number in [count[key]]
+            if number
+        }
+        if "OTHER_BARCODE" in told:
+            logger.info(f"{name}: {told.pop('OTHER_BARCODE')}.")
+        messages = list(told.values())
         if self.sizes is not None and count["OTHER_CHROMOSOME"]:
             messages.append(f"(not in the sizes: {name_heads(self.names.names()[len(self.sizes) :])})")
         if messages:
-            warnings.warn(f"{name}: {', '.join(messages)}.", UserWarning, stacklevel=5)
+            warnings.warn(f"{name}: {', '.join(messages)}.", UserWarning, stacklevel=4)
         if not rows:
-            warnings.warn(f"{name} has no intervals.", UserWarning, stacklevel=5)
+            warnings.warn(f"{name} has no intervals.", UserWarning, stacklevel=4)
 
 
 _TRACK = np.frombuffer(b"track", np.uint8)
 _BROWSER = np.frombuffer(b"browser", np.uint8)
 _MESSAGES = {
-    "EMPTY_INTERVALS": "{:,} intervals of length 0 left out",
-    "UNPAIRED": "{:,} pairs on two chromosomes or with one mate unmapped left out",
-    "OTHER_BARCODE": "{:,} fragments of other barcodes left out",
-    "OTHER_CHROMOSOME": "{:,} intervals on chromosomes without a size left out",
-    "PAST_END": "{:,} intervals that start past the end of their chromosome left out",
-    "CLIPPED": "{:,} intervals clipped at the end of their chromosome",
-    "NEGATIVE": "{:,} intervals clipped at position 0",
+    "EMPTY_INTERVALS": ("interval", "of length 0 left out"),
+    "UNPAIRED": ("pair", "on two chromosomes or with one mate unmapped left out"),
+    "OTHER_BARCODE": ("fragment", "of other barcodes left out"),
+    "OTHER_CHROMOSOME": ("interval", "on chromosomes without a size left out"),
+    "PAST_END": ("interval", "starting past the end of their chromosome left out"),
+    "CLIPPED": ("interval", "clipped at the end of the chromosome"),
+    "NEGATIVE": ("interval", "clipped at position 0"),
 }
 
 

@@ -141,8 +141,8 @@ class BarcodeTable:
         """Names that the codes point to."""
         return self.table.names() if self.insert else self._labels
 
-    def report(self, name: str, there: Sequence[str]) -> None:
+    def report(self, name: str, there: Sequence[str], *, stacklevel: int) -> None:
         """Warn if few of the listed barcodes occurred, raise if none did; ``there`` are some that the sample has."""
         if not self.insert:
             found = [barcode for barcode, seen in zip(self.listed, self.seen, strict=True) if seen]
-            report_barcodes(self.listed, set(found), name, there)
+            report_barcodes(self.listed, set(found), name, there, stacklevel=stacklevel)

@@ -14,7 +14,7 @@ from diffbio_sc._logging import logger
 from diffbio_sc.genome.interval_builder import IntervalBuilder
 from diffbio_sc.genome.intervals import COLUMN_TYPES, Intervals
 from diffbio_sc.io import _bam_kernels as kernels
-from diffbio_sc.io._byte_source import BLOCK_BYTES, ByteSource, PathLike, open_bytes
+from diffbio_sc.io._byte_source import BLOCK_BYTES, ByteSource, PathLike, existing_file, open_bytes
 from diffbio_sc.io._name_table import BarcodeTable
 
 # Shortest record: 36 bytes of fixed fields.
@@ -96,7 +96,8 @@ class _AlignmentReader:
     """One pass over a BAM file, as pairs or as single reads; ``paired`` of None is decided by the first block."""
 
     def __init__(self, path: PathLike, paired: bool | None, options: _Options, cells: BarcodeTable):
-        self.path, self.name = path, Path(path).name
+        self.path = existing_file(path)
+        self.name = Path(path).name
         self.options, self.cells = options, cells
         self.counters = np.zeros(kernels.N_COUNTERS, np.int64)
         self._asked = paired
@@ -189,7 +190,7 @@ class _AlignmentReader:
         if self.rows == 0:
             self._report_nothing(left_out)
         if self.rows or count[kernels.OTHER_BARCODE]:
-            self.cells.report(self.name, [])
+            self.cells.report(self.name, [], stacklevel=5)
         single, mates = int(count[kernels.SEEN_SINGLE]), int(count[kernels.SEEN_PAIRED])
         if asked is None and min(single, mates) > _FEW * (single + mates):
             taken = "pairs are read as fragments and single reads are left out"

@@ -52,7 +52,10 @@ def read_bigwig(path: PathLike, *, chromosomes: Sequence[str] | None = None) -> 
         wanted = list(sizes)
         if chromosomes is not None:
             wanted = match_chromosomes(
-                list(chromosomes), list(sizes), left_name="chromosomes", right_name=Path(where).name
+                [chromosomes] if isinstance(chromosomes, str) else list(chromosomes),
+                list(sizes),
+                left_name="chromosomes",
+                right_name=Path(where).name,
             )
         arrays = {chromosome: _read_runs(handle, chromosome, sizes[chromosome]) for chromosome in wanted}
     return Signal(arrays, sizes={chromosome: sizes[chromosome] for chromosome in wanted}, name=Path(where).name)

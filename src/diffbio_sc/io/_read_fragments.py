@@ -62,7 +62,7 @@ def read_fragments(
     >>> _ = path.write_text("chr1\t100\t300\tAAAC-1\t1\nchr1\t250\t400\tAAAG-1\t2\n")
     >>> fragments = dbio.io.read_fragments(path)
     >>> fragments
-    Intervals(fragments.tsv: 2 fragments on 1 chromosomes, 2 barcodes)
+    Intervals(fragments.tsv: 2 fragments on 1 chromosome, 2 barcodes)
     >>> fragments["chr1"].end
     array([300, 400], dtype=int32)
     """

@@ -1,10 +1,11 @@
-"""Reads or fragments of any file that can be told by its name."""
+"""Reads or fragments from any file that can be told by its name."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
+from diffbio_sc._checks import is_path
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._read_bam import read_bam
@@ -16,24 +17,40 @@ _READERS = {
     ".bam": read_bam,
     ".bedpe": read_bedpe,
     ".bed": read_bed,
+    ".tagalign": read_bed,
     ".tsv": read_fragments,
     ".frag": read_fragments,
     ".fragments": read_fragments,
+}
+_SAMTOOLS = "convert it with `samtools view -b`, then use dbio.io.read_bam"
+_OTHERS = {
+    ".cram": f"is a CRAM file: {_SAMTOOLS}",
+    ".sam": f"is a SAM file: {_SAMTOOLS}",
+    ".bw": "holds a signal, not fragments: use dbio.io.read_bigwig",
+    ".bigwig": "holds a signal, not fragments: use dbio.io.read_bigwig",
+    ".bedgraph": "holds a signal, not fragments: use dbio.io.read_bedgraph",
+    ".bdg": "holds a signal, not fragments: use dbio.io.read_bedgraph",
+    ".narrowpeak": "holds peaks, not fragments: use dbio.io.read_narrowpeak or dbio.io.read_regions",
+    ".broadpeak": "holds peaks, not fragments: use dbio.io.read_regions",
+    ".fastq": "holds reads that are not aligned: align them first",
+    ".fq": "holds reads that are not aligned: align them first",
+    ".h5ad": "holds an AnnData: read it with anndata.read_h5ad",
+    ".h5": "is an HDF5 file: pass the fragment file or the BAM file instead",
 }
 
 
 def read_intervals(path: PathLike, **options: Any) -> Intervals:
     """Read fragments or reads with the reader that the name of the file calls for.
 
-    ``.bam`` goes to :func:`read_bam`, ``.bedpe`` to :func:`read_bedpe`, ``.bed`` to :func:`read_bed`, ``.tsv``,
-    ``.frag`` and ``.fragments`` to :func:`read_fragments`, each with or without ``.gz``.
+    ``.bam`` goes to :func:`read_bam`, ``.bedpe`` to :func:`read_bedpe`, ``.bed`` and ``.tagAlign`` to :func:`read_bed`,
+    ``.tsv``, ``.frag`` and ``.fragments`` to :func:`read_fragments`, each with or without ``.gz``.
 
     Parameters
     ----------
     path
-        File.
+        Path of the file.
     options
-        Passed to the reader.
+        Arguments of the reader.
 
     Returns
     -------
@@ -41,15 +58,22 @@ def read_intervals(path: PathLike, **options: Any) -> Intervals:
 
     Raises
     ------
+    TypeError
+        If ``path`` is not a path.
     ValueError
-        If the name tells no format; call the reader itself then.
+        If the name tells no format, or one of another kind; call the reader itself then.
     """
+    if not is_path(path):
+        raise TypeError(f"expected the path of a file, found an object of type {type(path).__name__}.")
     name = os.fspath(path).lower()
     for ending in (".gz", ".bgz"):
         name = name.removesuffix(ending)
     for ending, reader in _READERS.items():
         if name.endswith(ending):
             return reader(path, **options)  # type: ignore[operator]
+    for ending, what in _OTHERS.items():
+        if name.endswith(ending):
+            raise ValueError(f"{os.fspath(path)!r} {what}.")
     raise ValueError(
         f"the name of {os.fspath(path)!r} tells no format (known: {list(_READERS)}); read it with "
         "dbio.io.read_fragments, read_bed, read_bedpe or read_bam."

@@ -9,24 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffbio_sc.genome.peak_table import NARROWPEAK, PEAK_COLUMNS
 from diffbio_sc.io._byte_source import PathLike, open_bytes, require_text
-from diffbio_sc.io._region_tables import NARROWPEAK_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_TYPES = {
-    "chrom": str,
-    "start": np.int64,
-    "end": np.int64,
-    "name": str,
-    "score": np.float64,
-    "strand": str,
-    "signalValue": np.float64,
-    "pValue": np.float64,
-    "qValue": np.float64,
-    "peak": np.int64,
-}
+# Scores are whole numbers by the format, but not in every file.
+_TYPES = {column.name: np.float64 if column.name == "score" else column.kind for column in PEAK_COLUMNS[:10]}
 
 
 def read_narrowpeak(path: PathLike) -> pd.DataFrame:
@@ -60,15 +50,15 @@ def read_narrowpeak(path: PathLike) -> pd.DataFrame:
         for line in re.split("\r\n|\r|\n", text.decode("utf-8-sig", errors="backslashreplace"))
         if line.strip() and line[0] != "#" and line.split()[0] not in ("track", "browser")
     ]
-    wrong = [fields for fields in lines if len(fields) != len(NARROWPEAK_COLUMNS)]
+    wrong = [fields for fields in lines if len(fields) != len(NARROWPEAK)]
     if wrong:
         raise ValueError(
-            f"{os.fspath(path)} must have the columns {list(NARROWPEAK_COLUMNS)}, found a line of {len(wrong[0])} "
+            f"{os.fspath(path)} must have the columns {list(NARROWPEAK)}, found a line of {len(wrong[0])} "
             f"columns: {wrong[0]}."
         )
-    columns = list(zip(*lines, strict=True)) if lines else [()] * len(NARROWPEAK_COLUMNS)
+    columns = list(zip(*lines, strict=True)) if lines else [()] * len(NARROWPEAK)
     frame = pd.DataFrame(
-        {key: pd.Series(list(values), dtype=object) for key, values in zip(NARROWPEAK_COLUMNS, columns, strict=True)}
+        {key: pd.Series(list(values), dtype=object) for key, values in zip(NARROWPEAK, columns, strict=True)}
     )
     try:
         frame = frame.astype(_TYPES)

@@ -1,4 +1,4 @@
-"""Tables of regions as text: the columns of narrowPeak, and one checked writer."""
+"""Writing tables of regions as text, checked."""
 
 from __future__ import annotations
 
@@ -10,26 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffbio_sc._checks import whole_numbers
+from diffbio_sc._checks import require_columns, whole_numbers
 from diffbio_sc._files import replacing
 from diffbio_sc.genome.chrom_sizes import LONGEST
 from diffbio_sc.io._byte_source import PathLike
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NARROWPEAK_COLUMNS = (
-    "chrom",
-    "start",
-    "end",
-    "name",
-    "score",
-    "strand",
-    "signalValue",
-    "pValue",
-    "qValue",
-    "peak",
-)
 
 _PLACE = ("chrom", "start", "end")
 
@@ -38,9 +25,7 @@ def checked_regions(table: Any) -> pd.DataFrame:
     """Return a table with its three columns of places checked and in types that are written as they are."""
     if not hasattr(table, "columns"):
         raise TypeError(f"expected a table (pandas.DataFrame) of regions, found {type(table).__name__}.")
-    missing = [key for key in _PLACE if key not in table]
-    if missing:
-        raise KeyError(f"the table has no columns {missing}; columns: {list(map(str, table.columns))}.")
+    require_columns(table, _PLACE, "the table")
     nameless = table["chrom"].isna().to_numpy()
     if nameless.any():
         first = int(np.flatnonzero(nameless)[0])

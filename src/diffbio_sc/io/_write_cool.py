@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_contacts
-from diffbio_sc.io._cooler_files import import_cooler
+from diffbio_sc.io._cooler_files import has_group, import_cooler
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,7 +64,7 @@ def write_cool(
     if file.endswith(".mcool") and not group:
         group = f"/resolutions/{found.resolution}"
     if Path(file).exists() and not overwrite:
-        if not group or cooler.fileops.is_cooler(f"{file}::{group}"):
+        if not group or has_group(cooler, file, group):
             raise FileExistsError(f"{text} is there already; pass overwrite=True to replace it.")
     names = np.array(found.chrom_names, dtype=object)
     bins = pd.DataFrame({"chrom": names[found.chrom], "start": found.start, "end": found.end})

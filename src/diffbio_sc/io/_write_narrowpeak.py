@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffbio_sc._checks import whole_numbers
+from diffbio_sc.genome.peak_table import NARROWPEAK
 from diffbio_sc.io._byte_source import PathLike
-from diffbio_sc.io._region_tables import NARROWPEAK_COLUMNS, checked_regions, write_regions
+from diffbio_sc.io._region_tables import checked_regions, write_regions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,4 +63,4 @@ def write_narrowpeak(peaks: pd.DataFrame, path: PathLike) -> None:
             f"{int(bad.sum())} that do not; the first is {first['peak']} of "
             f"{first['chrom']}:{first['start']}-{first['end']}."
         )
-    write_regions(frame[list(NARROWPEAK_COLUMNS)], path)
+    write_regions(frame[list(NARROWPEAK)], path)

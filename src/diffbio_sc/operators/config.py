@@ -52,12 +52,6 @@ class OperatorConfig:
             value = getattr(self, name)
             self.require(name, _is_integer(value) and value >= minimum, expected)
 
-    def require_odd(self, *names: str) -> None:
-        """Require positive odd integers, as of a window with a centre."""
-        for name in names:
-            value = getattr(self, name)
-            self.require(name, _is_integer(value) and value >= 1 and value % 2 == 1, "a positive odd integer")
-
     def require_positive(self, *names: str, zero_allowed: bool = False) -> None:
         """Require finite numbers above zero (or not below, if ``zero_allowed``)."""
         for name in names:

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffbio_sc._compiled import compiled_turn, one_thread_at_a_time
 from diffbio_sc.operators.config import OperatorConfig
 from diffbio_sc.training import storage
 from diffbio_sc.training.report import FitReport
@@ -169,7 +170,7 @@ class Operator(nnx.Module):
         """
         self.check_keys(data)
         self._warn_if_unfitted()
-        return {**data, **self(data)}, state, metadata
+        return {**data, **_in_turn(self, data)}, state, metadata
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Array]:
         """Return the new outputs alone."""
@@ -196,7 +197,8 @@ class Operator(nnx.Module):
         # An open signature, because operators with a better method than this have options of their own.
         from diffbio_sc.training.loop import train
 
-        return train(self, data, *arguments, **options)
+        with compiled_turn():
+            return train(self, data, *arguments, **options)
 
     def check_keys(self, data: Mapping[str, Any]) -> None:
         """Raise KeyError if a required key is missing, TypeError if an input is sparse."""
@@ -276,6 +278,11 @@ class Operator(nnx.Module):
         from diffbio_sc import __version__
 
         return {"operator": type(self).__name__, "version": __version__, "config": self.config.to_dict()}
+
+
+@one_thread_at_a_time
+def _in_turn(operator: Operator, data: Mapping[str, Any]) -> dict[str, Any]:
+    return operator(data)
 
 
 def _refuse_sparse(key: str, value: Any) -> None:

@@ -1,3 +1,4 @@
+from ._chromatin_states import chromatin_states
 from ._contact_decay import contact_decay
 from ._contacts import contacts
 from ._deconvolution import deconvolution
@@ -7,8 +8,11 @@ from ._peaks import peaks
 from ._pileup import pileup
 from ._saddle import saddle
 from ._spatial_genes import spatial_genes
+from ._state_enrichment import state_enrichment
+from ._state_reproducibility import state_reproducibility
 
 __all__ = [
+    "chromatin_states",
     "contact_decay",
     "contacts",
     "deconvolution",
@@ -18,4 +22,6 @@ __all__ = [
     "pileup",
     "saddle",
     "spatial_genes",
+    "state_enrichment",
+    "state_reproducibility",
 ]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-_PSEUDOCOUNT = 5.0  # contacts: blocks with fewer show little of their ratio
+_PSEUDOCOUNT = 20.0  # contacts: blocks with fewer show little of their ratio
 _MOST_BLOCKS = 200  # a side: changes are smooth, noise is not, and blocks hold more contacts
 
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata.multiomics_results import read_embedding, weight_columns
 from diffbio_sc._logging import logger
+from diffbio_sc._random import as_generator
 from diffbio_sc._settings import settings
 from diffbio_sc.pl._figure import show_or_save
 
@@ -90,8 +92,6 @@ def multiomics_vae(
     >>> dbio.tl.multiomics_vae(mdata)
     >>> dbio.pl.multiomics_vae(mdata, kind="umap", color="cell_type")
     """
-    from diffbio_sc.get._multiomics_vae import weight_columns
-
     if kind not in ("losses", "umap", "weights"):
         raise ValueError(f"kind must be 'losses', 'umap' or 'weights', found {kind!r}.")
     for name, value in (("n_neighbors", n_neighbors), ("n_columns", n_columns)):
@@ -135,7 +135,7 @@ def _panels(widths: list[float], n_columns: int, height: float, ax: Axes | None)
 def _losses(
     mdata, key: str, names: list[str], terms: Sequence[str] | None, n_columns: int, ax: Axes | None
 ) -> list[Axes]:
-    from diffbio_sc.get._multiomics_vae import multiomics_vae as read_table
+    from diffbio_sc.get import multiomics_vae as read_table
 
     table = read_table(mdata, "history", key=key)
     if not len(table):
@@ -219,10 +219,8 @@ def _map(mdata: MuData | AnnData, key: str, basis: str | None, n_neighbors: int,
             raise KeyError(f"mdata.obsm has no {basis!r}; keys: {[str(key) for key in mdata.obsm]}.")
         logger.info("Drawing mdata.obsm[%r] as it is.", basis)
         return np.asarray(mdata.obsm[basis])[:, :2]
-    from diffbio_sc.get._multiomics_vae import read_embedding
-
     embedding = read_embedding(mdata, key)
-    seed = int(np.random.default_rng(rng).integers(2**31))
+    seed = int(as_generator(rng).integers(2**31))
     cells = anndata.AnnData(obs=pd.DataFrame(index=mdata.obs_names), obsm={"embedding": embedding})
     sc.pp.neighbors(cells, use_rep="embedding", n_neighbors=min(n_neighbors, len(embedding) - 1), random_state=seed)
     sc.tl.umap(cells, random_state=seed)
@@ -246,7 +244,7 @@ def _maps(shown: AnnData, colors, weights, n_columns, size, color_map, ax) -> li
 def _weights(mdata, key: str, colors: list[str], ax: Axes | None) -> Axes:
     import matplotlib.pyplot as plt
 
-    from diffbio_sc.get._multiomics_vae import multiomics_vae as read_table
+    from diffbio_sc.get import multiomics_vae as read_table
 
     table = read_table(mdata, "weights", key=key)
     names = list(table.columns)

@@ -147,7 +147,7 @@ def peaks(
         figure, axes = ax.figure, [ax]  # type: ignore[assignment]
     for panel, name in zip(axes, chosen, strict=True):
         index = names.index(name)
-        values = counts.rows(np.flatnonzero(codes == index), bins).sum(0)
+        values = counts.take(np.flatnonzero(codes == index), bins).sum(0)
         _panel(panel, edges, values, background[index], scores[index], tables[name], chrom, first, last)
         panel.set_ylabel(name, rotation=0, ha="right", va="center")
         if labels is not None:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _GENES_PERMUTED = 500
-_PERMUTATIONS = 3
 _GREY, _COLOUR = "0.72", "#c23b22"
 
 
@@ -103,7 +102,7 @@ def spatial_genes(
     """
     import matplotlib.pyplot as plt
 
-    from diffbio_sc.get._spatial_genes import spatial_genes as read_table
+    from diffbio_sc.get import spatial_genes as read_table
 
     if kind not in ("volcano", "maps", "qq", "patterns"):
         raise ValueError(f"kind must be 'volcano', 'maps', 'qq' or 'patterns', found {kind!r}.")
@@ -230,24 +229,32 @@ def _patterns(adata, patterns_key, spatial_key, library_key, n_columns, size, co
 
 
 def _maps(adata, chosen: pd.DataFrame, params, spatial_key, layer, key, n_columns, size, color_map) -> list[Axes]:
-    from diffbio_sc._anndata import read_coordinates, read_counts
+    from diffbio_sc._anndata import read_coordinates, result_column, survey_counts
+    from diffbio_sc.blocks.matrix import dense_block
+    from diffbio_sc.blocks.steps import RowSums
+    from diffbio_sc.engines.spatial_map import smooth_map
+    from diffbio_sc.numerics.counts.normalise import LogNormalise
     from diffbio_sc.pl._spatial_maps import draw_maps
-    from diffbio_sc.tl._spatial_patterns import LogNormalise, spot_totals
 
     names = list(chosen.index)
     columns = adata.var_names.get_indexer(names)
     slides = _slides(adata, params.get("library_key"))
     coordinates = read_coordinates(adata, spatial_key)
-    counts = read_counts(adata, layer=layer, allow_fractional=bool(params.get("allow_fractional", False)))
-    normalise = LogNormalise(spot_totals(adata, counts, params))
-    raw = np.concatenate(counts.map_row_blocks(normalise, columns=columns, description="Expression"))
+    fractional = bool(params.get("allow_fractional", False))
+    counts, (totals,) = survey_counts(adata, RowSums(), layer=layer, allow_fractional=fractional)
+    normalise = LogNormalise(_depth(adata, params, totals))
+    raw = np.concatenate(counts.map(lambda start, block: normalise(start, dense_block(block, columns))))
     smooth = np.full(raw.shape, np.nan, np.float32)
-    stored = "spatial_smoothed" if key == "spatial_genes" else f"{key}_smoothed"
+    stored = "spatial_smoothed" if key == "spatial_genes" else result_column(key, "smoothed")
     if stored in adata.layers:
         smooth = np.log1p(np.array(adata.layers[stored][:, columns], dtype=np.float32))
     codes = np.zeros(adata.n_obs, np.int32) if slides is None else slides
     for number in np.flatnonzero(~np.isfinite(smooth).any(0)):
-        smooth[:, number] = _smooth(raw[:, number], coordinates, codes, chosen.iloc[number])
+        gene = chosen.iloc[number]
+        lengthscale = float(gene["spatial_lengthscale"])
+        if not (np.isfinite(lengthscale) and lengthscale > 0):
+            raise ValueError(f"{gene['gene']!r} has no lengthscale to smooth with, found {lengthscale}.")
+        smooth[:, number] = smooth_map(raw[:, number], coordinates, codes, float(gene["fsv"]), lengthscale)
     values = np.stack([raw, smooth], 2).reshape(len(raw), -1)
     titles = [title for name in names for title in (name, f"{name}, smooth")]
     table = pd.DataFrame(values, index=adata.obs_names, columns=range(values.shape[1]))
@@ -257,63 +264,46 @@ def _maps(adata, chosen: pd.DataFrame, params, spatial_key, layer, key, n_column
     )  # fmt: skip
 
 
-def _smooth(values: np.ndarray, coordinates: np.ndarray, slides: np.ndarray, gene: pd.Series) -> np.ndarray:
-    """Mean of the gene's Gaussian process, slide by slide, around the slide's mean."""
-    from diffbio_sc.numerics.spatial.pattern_mixture import slide_bases
+def _depth(adata: AnnData, params, totals: np.ndarray) -> np.ndarray:
+    """Depth that the test used: a column, or the spots' totals."""
+    from diffbio_sc._anndata import read_numbers
 
-    fraction = float(np.clip(gene["fsv"], 0.01, 0.99))
-    lengthscale = float(gene["spatial_lengthscale"])
-    if not (np.isfinite(lengthscale) and lengthscale > 0):
-        raise ValueError(f"{gene['gene']!r} has no lengthscale to smooth with, found {lengthscale}.")
-    result = np.empty(len(values), np.float32)
-    for slide, basis in enumerate(slide_bases(coordinates, slides, lengthscale)):
-        inside = slides == slide
-        mean = values[inside].mean()
-        # The fraction is of the variance over this slide's spots, of which the kernel alone gives trace / spots.
-        typical = basis.values.sum() / max(inside.sum(), 1)
-        shrinkage = basis.values / (basis.values + typical * (1 - fraction) / fraction)
-        result[inside] = mean + basis.vectors @ (shrinkage * (basis.vectors.T @ (values[inside] - mean)))
-    return result
+    key = params.get("total_counts_key")
+    return totals if key is None else read_numbers(adata.obs, str(key), name="adata.obs")
 
 
 def _permuted_scores(adata, table: pd.DataFrame, params, spatial_key, layer, covariates, rng) -> np.ndarray:
     """-log10 p of at most 500 of the tested genes, with the coordinates shuffled within each slide, three times."""
-    import anndata
+    from diffbio_sc._anndata import read_coordinates, read_test_covariates, survey_counts
+    from diffbio_sc._random import as_generator
+    from diffbio_sc.blocks.steps import RowSums
+    from diffbio_sc.engines import spatial_genes as engine
 
-    from diffbio_sc._anndata import read_coordinates
-    from diffbio_sc.tl._spatial_genes import spatial_genes as test
-    from diffbio_sc.tl._spatial_patterns import covariates_of_test
-
+    generator = as_generator(rng)
     coordinates = read_coordinates(adata, spatial_key)
-    library_key = None if params.get("library_key") is None else str(params["library_key"])
-    slides = _slides(adata, library_key)
-    codes = np.zeros(adata.n_obs, np.int32) if slides is None else slides
-    generator = np.random.default_rng(rng)
+    slides = _slides(adata, params.get("library_key"))
+    nuisance = read_test_covariates(adata, params, covariates)
+    complete = np.ones(adata.n_obs, bool) if nuisance is None else np.isfinite(nuisance).all(1)
+    depth = None if params.get("total_counts_key") is None else _depth(adata, params, np.empty(0))
+    counts, (totals, sums) = survey_counts(
+        adata,
+        RowSums(),
+        engine.SumGenes(depth, complete),
+        layer=layer,
+        allow_fractional=bool(params.get("allow_fractional", False)),
+    )
+    spots = engine.Spots(
+        counts,
+        coordinates,
+        np.zeros(adata.n_obs, np.int64) if slides is None else slides,
+        totals if depth is None else depth,
+        nuisance,
+    )
     tested = np.sort(table.index[table["spatial_pvalue"].notna()].to_numpy(dtype=str))
     if len(tested) > _GENES_PERMUTED:
         tested = np.sort(generator.choice(tested, _GENES_PERMUTED, replace=False))
-    options = {
-        name: params[name] for name in ("total_counts_key", "lengthscales", "allow_fractional") if name in params
-    }
-    covariates = covariates_of_test(params, covariates)
-    source = adata.to_memory() if adata.isbacked else adata
-    scores = []
-    for _ in range(_PERMUTATIONS):
-        order = np.arange(adata.n_obs)
-        for slide in np.unique(codes):
-            inside = np.flatnonzero(codes == slide)
-            order[inside] = generator.permutation(inside)
-        # An object of its own that shares the counts: nothing of the user's is copied or changed.
-        shuffled = anndata.AnnData(
-            source.X if layer is None else source.layers[layer], obs=source.obs, var=source.var[[]],
-            obsm={**source.obsm, spatial_key: coordinates[order]},
-        )  # fmt: skip
-        test(
-            shuffled, spatial_key=spatial_key, genes=list(tested), library_key=library_key, covariates=covariates,
-            variance=False, **options,
-        )  # fmt: skip
-        scores.append(shuffled.var["spatial_score"].dropna().to_numpy())
-    return np.concatenate(scores)
+    genes = np.sort(adata.var_names.get_indexer(tested))
+    return engine.shuffled_scores(spots, sums, genes, generator, params.get("lengthscales"))
 
 
 def _quantiles(observed: np.ndarray, permuted: np.ndarray, axis: Axes) -> Axes:

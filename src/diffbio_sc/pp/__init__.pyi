@@ -1,7 +1,15 @@
+from ._binarize import binarize
 from ._combine_contacts import combine_contacts
 from ._contact_profiles import contact_profiles
 from ._coverage import coverage
 from ._parse_regions import parse_regions
 from ._pseudobulk import pseudobulk
 
-__all__ = ["combine_contacts", "contact_profiles", "coverage", "parse_regions", "pseudobulk"]
+__all__ = [
+    "binarize",
+    "combine_contacts",
+    "contact_profiles",
+    "coverage",
+    "parse_regions",
+    "pseudobulk",
+]

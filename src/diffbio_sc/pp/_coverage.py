@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc import io
+from diffbio_sc._anndata.fragments import fragments_of, holds_fragments, read_barcode_labels
 from diffbio_sc._anndata.results import make_record
+from diffbio_sc._checks import is_path, whole_number
 from diffbio_sc._logging import logger
-from diffbio_sc._progress import progress
-from diffbio_sc.genome.chrom_sizes import ChromSizes, read_chrom_sizes
-from diffbio_sc.genome.intervals import IntervalArrays, Intervals, match_chromosomes
+from diffbio_sc.engines.coverage import Ends, Rows, count_groups, count_sample, move_bins, signal_means
+from diffbio_sc.genome.axis import Tiles
+from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
+from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
+from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.signal import Signal
-from diffbio_sc.io._read_bam import read_bam
-from diffbio_sc.io._read_bed import read_bed
-from diffbio_sc.io._read_intervals import read_intervals
-from diffbio_sc.numerics.genome.pileup import overlap_counts, point_counts
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-Ends = Literal["fragment", "cut_sites", "midpoint"]
 Source = Intervals | Signal | str | os.PathLike[str]
+
+_SIGNAL_ENDINGS: dict[tuple[str, ...], Any] = {
+    (".bw", ".bigwig"): io.read_bigwig,
+    (".bedgraph", ".bdg", ".bg"): io.read_bedgraph,
+}
 
 
 def coverage(
-    source: Source | Mapping[str, Source],
+    source: Source | AnnData | Mapping[str, Source],
     *,
     bin_size: int = 500,
     chrom_sizes: ChromSizes | None = None,
     groupby: Literal["sample", "barcode"] | Mapping[str, str] | pd.Series = "sample",
     barcodes: Sequence[str] | None = None,
     ends: Ends = "fragment",
+    shift: tuple[int, int] | None = None,
     extension: int | None = None,
     remove_duplicates: bool = False,
-    blacklist: Intervals | str | os.PathLike[str] | None = None,
+    blacklist: Intervals | pd.DataFrame | str | os.PathLike[str] | None = None,
     min_mapping_quality: int = 0,
 ) -> AnnData:
     """Count reads or fragments in bins along the genome, for samples, cells or groups of cells.
@@ -50,32 +55,37 @@ def coverage(
     Parameters
     ----------
     source
-        Fragments or reads of :mod:`diffbio_sc.io`, or a file of them (``.bam``, ``.bedpe``, ``.bed``, ``.tsv``,
-        ``.frag``, also with ``.gz``); or several, by name of the sample. A signal (bedGraph, bigWig) gives its mean in
-        each bin in place of counts.
+        Fragments or reads of :mod:`diffbio_sc.io`, or a file of them (see :func:`~diffbio_sc.io.read_intervals`); or
+        several, by name of the sample. An AnnData with fragments of SnapATAC2, ``.obsm["fragment_paired"]``, is taken
+        as those. A signal, or a bedGraph or bigWig file, gives its mean in each bin instead of counts.
     bin_size
         Width of the bins in bases; the last bin of a chromosome may be shorter.
     chrom_sizes
         Length of each chromosome: a mapping, a file or an assembly such as ``"hg38"``. The bins cover these
         chromosomes. By default what the source says (BAM and bigWig files do), else where its last fragment ends.
     groupby
-        ``"sample"``: a row for each sample. ``"barcode"``: a row for each barcode. A mapping from barcode to label, or
-        a column such as ``adata.obs["cell_type"]``: a row for each label; barcodes without one are left out.
+        ``"sample"``: one row per sample. ``"barcode"``: one row per barcode. A mapping from barcode to label, or a
+        column such as ``adata.obs["cell_type"]``: one row per label; barcodes without one are left out. A warning says
+        so if fewer than half of the barcodes are found.
     barcodes
         With ``groupby="barcode"``: the rows, in this order; others are left out. Default: all in the file.
     ends
         What counts. ``"fragment"``: each fragment once in every bin that it touches (with ``bin_size=1``, the depth).
         ``"cut_sites"``: each end of a fragment, or the first base of a single read, in its bin. ``"midpoint"``: each
         fragment once, in the bin of its middle.
+    shift
+        Bases added to the start of each fragment (or forward read) and to the end of each fragment (or reverse read)
+        first. ``(4, -5)`` moves the ends of ATAC-seq alignments to the middle of where the transposase Tn5 has cut
+        :cite:p:`Buenrostro2013`; fragment files of Cell Ranger and SnapATAC2 have been shifted already.
     extension
         Length to which single reads are extended along their strand first.
     remove_duplicates
         Count fragments of one position (and barcode) once. Alignments that a BAM file marks as duplicates are always
         left out.
     blacklist
-        Regions, or a BED file of them; fragments that overlap one are left out.
+        Regions, a table of them (``chrom``, ``start``, ``end``) or a BED file; fragments that overlap one are left out.
     min_mapping_quality
-        For BAM files.
+        Leave out alignments of lower mapping quality; for BAM files.
 
     Returns
     -------
@@ -88,9 +98,11 @@ def coverage(
 
     Raises
     ------
+    TypeError
+        If a source is neither intervals nor a signal nor a path.
     ValueError
-        If files share no chromosome with the sizes or the blacklist, reads cannot be extended, or barcodes are wanted
-        that are not there.
+        If files share no chromosome with the sizes or the blacklist, reads cannot be extended, none of the barcodes is
+        there, or an option does not go with a source.
 
     Examples
     --------
@@ -99,57 +111,55 @@ def coverage(
     >>> dbio.pp.coverage(fragments, bin_size=100).X.toarray()
     array([[0, 1, 2, 1]], dtype=int32)
     """
-    import anndata
-    import pandas as pd
-
-    if int(bin_size) != bin_size or bin_size < 1:
-        raise ValueError(f"bin_size must be a positive whole number of bases, found {bin_size!r}.")
+    bin_size = whole_number(bin_size, "bin_size", unit=" base")
     if ends not in ("fragment", "cut_sites", "midpoint"):
         raise ValueError(f"ends must be 'fragment', 'cut_sites' or 'midpoint', found {ends!r}.")
-    bin_size = int(bin_size)
     samples = dict(source) if isinstance(source, Mapping) else {"sample": source}
     if not samples:
         raise ValueError("source must name at least one sample, found an empty mapping.")
     labels = _labels(groupby, barcodes)
-    regions = read_bed(blacklist) if isinstance(blacklist, str | os.PathLike) else blacklist
+    regions = None if blacklist is None else io.read_regions(blacklist, name="the blacklist")
     sizes = None if chrom_sizes is None else read_chrom_sizes(chrom_sizes)
+    preparation = _Preparation(shift, extension, remove_duplicates, regions, min_mapping_quality)
     known: dict[str, int] = {}
-    parts: dict[str, _Rows] = {}
+    parts: dict[str, tuple[Rows, Tiles, list[str]]] = {}
+    found: set[str] = set()
     for name, item in samples.items():
-        item = _open(item, min_mapping_quality)
+        opened = preparation.open(item)
         if sizes is not None:
-            match_chromosomes(item.chromosomes, list(sizes), left_name=item.name, right_name="the chromosome sizes")
+            match_chromosomes(opened.chromosomes, list(sizes), left_name=opened.name, right_name="the chromosome sizes")
         if known:
-            match_chromosomes(item.chromosomes, list(known), left_name=item.name, right_name="the samples before it")
-        for chromosome, size in (sizes or item.extent()).items():
+            match_chromosomes(opened.chromosomes, list(known), left_name=opened.name, right_name="the samples before")
+        for chromosome, size in (sizes or opened.extent()).items():
             known[chromosome] = max(size, known.get(chromosome, 0))
-        if sizes is None and item.sizes is None:
-            logger.info(f"{item.name}: chromosome sizes are taken from the last end on each; pass chrom_sizes=.")
-        if isinstance(item, Signal):
-            parts[name] = _signal_rows(item, name, bin_size, known if sizes is None else sizes)
+        if sizes is None and opened.sizes is None:
+            logger.info(f"{opened.name}: chromosome sizes are taken from the last end on each; pass chrom_sizes=.")
+        if isinstance(opened, Signal):
+            tiles = Tiles.over(known if sizes is None else sizes, bin_size)
+            parts[name] = signal_means(preparation.check_signal(opened, groupby), tiles), tiles, [name]
             continue
-        if extension is not None:
-            item = item.extend(extension)
-        if remove_duplicates:
-            item = item.deduplicate()
-        if regions is not None:
-            item = item.exclude(regions)
-        parts[name] = _count_rows(item, name, groupby, labels, ends, bin_size, sizes or item.extent(), len(samples) > 1)
-    bins = {chromosome: -(-size // bin_size) for chromosome, size in known.items() if size > 0}
-    table = _bin_table(known, bins, bin_size)
-    matrix = sp.vstack([rows.matrix(bins) for rows in parts.values()], format="csr")
-    obs = pd.DataFrame(
-        {"n_fragments": np.concatenate([rows.fragments for rows in parts.values()])},
-        index=[name for rows in parts.values() for name in rows.names],
-    )
-    if len(samples) > 1 and groupby != "sample":
-        obs["sample"] = pd.Categorical([sample for sample, rows in parts.items() for _ in rows.names])
-    adata = anndata.AnnData(matrix, obs=obs, var=table)
+        fragments = preparation.apply(opened)
+        tiles = Tiles.over(sizes or opened.extent(), bin_size)
+        if isinstance(groupby, str) and groupby == "sample":
+            parts[name] = count_sample(fragments, tiles, ends), tiles, [name]
+            continue
+        codes, names = group_codes(fragments, labels)
+        if labels is not None and len(codes):
+            here = found_barcodes(fragments, labels)
+            found |= here
+            if not here or (len(samples) == 1):
+                report_barcodes(list(labels), here, fragments.name, fragments.barcodes or [])
+        names = [f"{name}:{row}" for row in names] if len(samples) > 1 else list(names)
+        parts[name] = count_groups(fragments, codes, len(names), tiles, ends), tiles, names
+    if found and len(samples) > 1:
+        report_barcodes(list(labels or ()), found, "source", [])
+    adata = _as_anndata(parts, Tiles.over(known, bin_size), several=len(samples) > 1 and not _is(groupby, "sample"))
     adata.uns["coverage"] = make_record(
         {
             "bin_size": bin_size,
             "groupby": groupby if isinstance(groupby, str) else "labels",
             "ends": ends,
+            "shift": shift,
             "extension": extension,
             "remove_duplicates": remove_duplicates,
             "blacklist": None if regions is None else regions.name,
@@ -161,45 +171,91 @@ def coverage(
     return adata
 
 
-def _open(item: Source, min_mapping_quality: int) -> Intervals | Signal:
-    if isinstance(item, Intervals | Signal):
-        return item
-    if os.fspath(item).lower().endswith(".bam"):
-        return read_bam(item, min_mapping_quality=min_mapping_quality)
-    return read_intervals(item)
+def _is(value: Any, word: str) -> bool:
+    return isinstance(value, str) and value == word
 
 
-class _Rows:
-    """Rows of one sample: sparse blocks by chromosome."""
+class _Preparation:
+    """What happens to a sample before it is counted."""
 
-    def __init__(self, names: list[str], dtype: type):
-        self.names, self.dtype = names, dtype
-        self.blocks: dict[str, sp.csr_array] = {}
-        self.fragments = np.zeros(len(names), np.int64)
+    def __init__(
+        self,
+        shift: tuple[int, int] | None,
+        extension: int | None,
+        remove_duplicates: bool,
+        regions: Intervals | None,
+        min_mapping_quality: int,
+    ):
+        if shift is not None and (isinstance(shift, str) or np.shape(shift) != (2,)):
+            raise ValueError(f"shift must be two whole numbers of bases, such as (4, -5), found {shift!r}.")
+        self.shift, self.extension, self.remove_duplicates = shift, extension, remove_duplicates
+        self.regions, self.min_mapping_quality = regions, min_mapping_quality
 
-    def matrix(self, bins: Mapping[str, int]) -> sp.csr_matrix:
-        """All chromosomes side by side; a block may lack bins at the end of a chromosome."""
-        blocks = []
-        for chromosome, count in bins.items():
-            block = self.blocks.get(chromosome, sp.csr_array((len(self.names), 0), dtype=self.dtype))
-            block.resize((len(self.names), count))
-            blocks.append(block)
-        return sp.csr_matrix(_side_by_side(blocks, len(self.names), self.dtype))
+    def open(self, item: Any) -> Intervals | Signal:
+        """Read a sample unless it has been read."""
+        if isinstance(item, Intervals | Signal):
+            return item
+        if not is_path(item):
+            if hasattr(item, "obsm") and holds_fragments(item):
+                return fragments_of(item)
+            lacking = " without fragments (.obsm['fragment_paired'])" if hasattr(item, "obsm") else ""
+            raise TypeError(
+                "source must be dbio.io.Intervals, dbio.io.Signal, a path, or a mapping of these by name, found "
+                f"{type(item).__name__}{lacking}."
+            )
+        name = os.fspath(item).lower()
+        for endings, reader in _SIGNAL_ENDINGS.items():
+            if name.removesuffix(".gz").endswith(endings):
+                return reader(item)
+        if name.endswith(".bam"):
+            return io.read_bam(item, min_mapping_quality=self.min_mapping_quality)
+        if self.min_mapping_quality:
+            raise ValueError(f"min_mapping_quality is for BAM files, found {os.fspath(item)!r}.")
+        return io.read_intervals(item)
+
+    def apply(self, intervals: Intervals) -> Intervals:
+        """Shift, extend, deduplicate and leave out what overlaps the blacklist, in this order."""
+        if self.shift is not None:
+            intervals = intervals.shift_ends(*self.shift)
+        if self.extension is not None:
+            intervals = intervals.extend(self.extension)
+        if self.remove_duplicates:
+            intervals = intervals.deduplicate()
+        return intervals if self.regions is None else intervals.exclude(self.regions)
+
+    def check_signal(self, signal: Signal, groupby: Any) -> Signal:
+        """Return a signal, or raise if it is to be treated as fragments."""
+        asked = {
+            "groupby": not _is(groupby, "sample"),
+            "shift": self.shift is not None,
+            "extension": self.extension is not None,
+            "remove_duplicates": self.remove_duplicates,
+            "blacklist": self.regions is not None,
+        }
+        wrong = [name for name, given in asked.items() if given]
+        if wrong:
+            raise ValueError(f"{wrong} need fragments or reads, but {signal.name} is a signal: leave them out.")
+        return signal
 
 
-def _side_by_side(blocks: list[sp.csr_array], rows: int, dtype: type) -> sp.csr_array:
-    """CSR blocks in one row, in memory of the result: scipy's own goes through triplets of three times the size."""
-    lengths = np.sum([np.diff(block.indptr) for block in blocks] or [np.zeros(rows)], axis=0).astype(np.int64)
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
-    place, offset = indptr[:-1].copy(), 0
-    for block in blocks:
-        counts = np.diff(block.indptr)
-        target = np.arange(block.nnz) + np.repeat(place - block.indptr[:-1], counts)
-        indices[target], data[target] = block.indices + offset, block.data
-        place += counts
-        offset += block.shape[1]
-    return sp.csr_array((data, indices, indptr), shape=(rows, offset))
+def _as_anndata(parts: Mapping[str, tuple[Rows, Tiles, list[str]]], tiles: Tiles, *, several: bool) -> AnnData:
+    """Rows of all samples over the bins of all of them."""
+    import anndata
+    import pandas as pd
+
+    matrix = sp.vstack([move_bins(rows.matrix, own, tiles) for rows, own, _ in parts.values()], format="csr")
+    obs = pd.DataFrame(
+        {"n_fragments": np.concatenate([rows.intervals for rows, _, _ in parts.values()])},
+        index=[row for _, _, names in parts.values() for row in names],
+    )
+    if several:
+        obs["sample"] = pd.Categorical([name for name, (_, _, names) in parts.items() for _ in names])
+    code, start, end = tiles.places()
+    chromosomes = list(tiles.sizes)
+    prefix = np.array(chromosomes, dtype=object)[code] if len(code) else np.empty(0, object)
+    names = [f"{name}:{first}-{last}" for name, first, last in zip(prefix, start.tolist(), end.tolist(), strict=True)]
+    var = pd.DataFrame({"chrom": pd.Categorical.from_codes(code, chromosomes), "start": start, "end": end}, index=names)
+    return anndata.AnnData(sp.csr_matrix(matrix), obs=obs, var=var)
 
 
 def _labels(groupby: Any, barcodes: Sequence[str] | None) -> dict[str, str] | None:
@@ -214,179 +270,9 @@ def _labels(groupby: Any, barcodes: Sequence[str] | None) -> dict[str, str] | No
             return None
         if groupby == "sample":
             raise ValueError("barcodes are the rows of groupby='barcode'; to select within groups pass a mapping.")
+        if isinstance(barcodes, str):
+            raise TypeError(f"barcodes must be a list of barcodes, found the text {barcodes!r}.")
         return {str(barcode): str(barcode) for barcode in barcodes}
     if barcodes is not None:
         raise ValueError("pass barcodes with groupby='barcode'; a mapping in groupby selects by itself.")
-    return label_mapping(groupby)
-
-
-def label_mapping(labels: Mapping[str, str] | pd.Series) -> dict[str, str]:
-    """Barcode to label, without missing labels; a categorical column orders the labels."""
-    import pandas as pd
-
-    column = labels if isinstance(labels, pd.Series) else pd.Series(dict(labels), dtype=object)
-    if not column.index.is_unique:
-        raise ValueError(f"barcodes must be unique, found twice: {list(column.index[column.index.duplicated()][:5])}.")
-    column = column.dropna()
-    if not len(column):
-        raise ValueError("groupby must give a label to at least one barcode, found none.")
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        ordered = column.cat.remove_unused_categories().sort_values(kind="stable")
-    else:
-        ordered = column.astype(str).sort_values(kind="stable")
-    return dict(zip(ordered.index.astype(str), ordered.astype(str), strict=True))
-
-
-def row_codes(intervals: Intervals, labels: Mapping[str, str] | None) -> tuple[np.ndarray, list[str]]:
-    """Row of each of the barcodes (-1: none) and the names of the rows."""
-    if intervals.barcodes is None or "cell_code" not in intervals.columns:
-        raise ValueError(
-            f"{intervals.name} has no barcodes to group by; read a fragment file with barcodes, or a BAM file with "
-            "dbio.io.read_bam(..., barcode_tag='CB')."
-        )
-    if labels is None:
-        return np.arange(len(intervals.barcodes), dtype=np.int32), intervals.barcodes
-    names = list(dict.fromkeys(labels.values()))
-    lookup = {name: code for code, name in enumerate(names)}
-    codes = np.array([lookup[labels[barcode]] if barcode in labels else -1 for barcode in intervals.barcodes], np.int32)
-    if len(codes) and (codes < 0).all():
-        raise ValueError(
-            f"{intervals.name} has none of the {len(labels)} barcodes asked for: {list(labels)[:5]}. It has "
-            f"{intervals.barcodes[:5]}. Compare suffixes such as '-1' and prefixes of samples."
-        )
-    return codes, names
-
-
-def _count_rows(
-    intervals: Intervals,
-    sample: str,
-    groupby: Any,
-    labels: Mapping[str, str] | None,
-    ends: Ends,
-    bin_size: int,
-    sizes: Mapping[str, int],
-    several: bool,
-) -> _Rows:
-    by_sample = isinstance(groupby, str) and groupby == "sample"
-    codes, names = (None, [sample]) if by_sample else row_codes(intervals, labels)
-    rows = _Rows([f"{sample}:{name}" for name in names] if several and not by_sample else list(names), np.int32)
-    shared = [chromosome for chromosome in sizes if chromosome in intervals]
-    outside = len(intervals) - sum(len(intervals[chromosome].start) for chromosome in shared)
-    beyond = 0
-    for chromosome in progress(shared, "Coverage", total=len(shared)):
-        arrays, size = intervals[chromosome], sizes[chromosome]
-        inside = arrays.start < size
-        if not inside.all():
-            beyond += np.count_nonzero(~inside)
-            arrays = IntervalArrays(*(None if values is None else values[inside] for values in arrays))
-        bins = -(-size // bin_size)
-        if codes is None:
-            rows.fragments[0] += len(arrays.start)
-            rows.blocks[chromosome] = _one_row(arrays, intervals.paired, ends, bin_size, bins, size)
-        else:
-            row = codes[arrays.cell_code]
-            rows.fragments += np.bincount(row[row >= 0], minlength=len(names))
-            rows.blocks[chromosome] = _many_rows(arrays, row, intervals.paired, ends, bin_size, bins, size, len(names))
-    if outside or beyond:
-        warnings.warn(
-            f"{intervals.name}: {outside:,} intervals on chromosomes without a size and {beyond:,} past the end of "
-            "their chromosome are left out.",
-            UserWarning,
-            stacklevel=3,
-        )
-    return rows
-
-
-def _points(arrays: IntervalArrays, paired: bool, ends: Ends) -> Iterator[np.ndarray]:
-    """Positions that count: cut sites or midpoints."""
-    start, end, strand = arrays.start, arrays.end, arrays.strand
-    if ends == "midpoint":
-        yield start + (end - start) // 2
-    elif paired or strand is None:
-        yield start
-        yield end - 1
-    else:
-        yield np.where(strand < 0, end - 1, start)
-
-
-def _one_row(arrays: IntervalArrays, paired: bool, ends: Ends, width: int, bins: int, size: int) -> sp.csr_array:
-    if ends == "fragment":
-        counts = overlap_counts(arrays.start, arrays.end, width, bins, arrays.count)
-    else:
-        counts = np.zeros(bins, np.int64)
-        for positions in _points(arrays, paired, ends):
-            inside = positions < size
-            counts += point_counts(
-                positions[inside], width, bins, None if arrays.count is None else arrays.count[inside]
-            )
-    indices = np.flatnonzero(counts)
-    return sp.csr_array(
-        (_as_int32(counts[indices]), indices.astype(np.int32), np.array([0, len(indices)])), shape=(1, bins)
-    )
-
-
-def _many_rows(
-    arrays: IntervalArrays,
-    row: np.ndarray,
-    paired: bool,
-    ends: Ends,
-    width: int,
-    bins: int,
-    size: int,
-    n_rows: int,
-) -> sp.csr_array:
-    """Count (row, bin) pairs by sorting them: dense rows of many cells would not fit."""
-    if ends == "fragment":
-        first = arrays.start // width
-        last = np.minimum((arrays.end - 1) // width, bins - 1)
-        touched = np.where(row >= 0, last.astype(np.int64) - first + 1, 0)
-        begin = np.cumsum(touched) - touched
-        source = np.repeat(np.arange(len(row)), touched)
-        key = row[source].astype(np.int64) * bins + (np.arange(len(source)) + (first - begin)[source])
-    else:
-        sources, keys = [], []
-        for positions in _points(arrays, paired, ends):
-            sources.append(np.flatnonzero((row >= 0) & (positions < size)))
-            keys.append(row[sources[-1]].astype(np.int64) * bins + positions[sources[-1]] // width)
-        source, key = np.concatenate(sources), np.concatenate(keys)
-    if arrays.count is None:
-        key.sort()
-    else:
-        order = np.argsort(key, kind="stable")
-        source, key = source[order], key[order]
-    first_of = np.flatnonzero(np.concatenate([np.ones(min(1, len(key)), np.bool_), key[1:] != key[:-1]]))
-    if arrays.count is None or not len(key):
-        counts = np.diff(np.concatenate([first_of, [len(key)]]))
-    else:
-        counts = np.add.reduceat(arrays.count[source].astype(np.int64), first_of)
-    key = key[first_of]
-    indptr = np.searchsorted(key, np.arange(n_rows + 1, dtype=np.int64) * bins)
-    return sp.csr_array((_as_int32(counts), (key % bins).astype(np.int32), indptr), shape=(n_rows, bins))
-
-
-def _as_int32(counts: np.ndarray) -> np.ndarray:
-    if counts.max(initial=0) > np.iinfo(np.int32).max:
-        raise ValueError(f"a bin holds {counts.max()} counts, more than 32 bits; use smaller bins.")
-    return counts.astype(np.int32)
-
-
-def _signal_rows(signal: Signal, sample: str, bin_size: int, sizes: Mapping[str, int]) -> _Rows:
-    rows = _Rows([sample], np.float32)
-    for chromosome in (name for name in sizes if name in signal and sizes[name] > 0):
-        means = signal.bin_means(chromosome, bin_size, sizes[chromosome])
-        rows.blocks[chromosome] = sp.csr_array(means[None].astype(np.float32))
-    return rows
-
-
-def _bin_table(sizes: Mapping[str, int], bins: Mapping[str, int], bin_size: int) -> pd.DataFrame:
-    import pandas as pd
-
-    counts = np.array(list(bins.values()), np.int64)
-    codes = np.repeat(np.arange(len(counts)), counts)
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    start = within * bin_size
-    end = np.minimum(start + bin_size, np.array([sizes[name] for name in bins], np.int64)[codes])
-    chrom = pd.Categorical.from_codes(codes, list(bins))
-    prefix = np.array(list(bins), dtype=object)[codes] if len(codes) else np.empty(0, object)
-    names = [f"{name}:{first}-{last}" for name, first, last in zip(prefix, start.tolist(), end.tolist(), strict=True)]
-    return pd.DataFrame({"chrom": chrom, "start": start, "end": end}, index=names)
+    return read_barcode_labels(groupby)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from diffbio_sc._anndata.genome_axis import COLUMNS, REGION, make_genome_axis
+from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.results import write_results
 from diffbio_sc._logging import logger
 
@@ -17,9 +16,10 @@ if TYPE_CHECKING:
 def parse_regions(
     adata: AnnData, *, axis: Literal["var", "obs"] = "var", one_based: bool = False, copy: bool = False
 ) -> AnnData | None:
-    """Write the columns ``chrom``, ``start`` and ``end`` that the names of regions hold.
+    """Write the columns ``chrom``, ``start`` and ``end`` from the names of regions.
 
-    Understands names such as ``chr1:100-200``, ``chr1-100-200`` and ``chr1_100_200``.
+    Understands names such as ``chr1:100-200``, ``chr1-100-200`` and ``chr1_100_200``. Regions may overlap here;
+    functions that need bins which do not overlap say so.
 
     Parameters
     ----------
@@ -40,8 +40,10 @@ def parse_regions(
 
     Raises
     ------
+    TypeError
+        If ``adata`` is not an AnnData.
     ValueError
-        If a name is no region, or regions overlap.
+        If a name is not a region, or its end does not lie after its start.
 
     Examples
     --------
@@ -54,6 +56,7 @@ def parse_regions(
     """
     import pandas as pd
 
+    require_anndata(adata)
     if axis not in ("var", "obs"):
         raise ValueError(f"axis must be 'var' or 'obs', found {axis!r}.")
     adata = adata.copy() if copy else adata
@@ -66,10 +69,12 @@ def parse_regions(
             f"are not, first: {list(names[bad][:5])}. Leave those features out first, or write the columns "
             f"{list(COLUMNS)} of adata.{axis} yourself."
         )
-    start, end = (parts[key].str.replace(",", "").astype(np.int64).to_numpy() for key in ("start", "end"))
-    table = pd.DataFrame({"chrom": parts["chrom"].to_numpy(), "start": start - one_based, "end": end}, index=names)
-    genome = make_genome_axis(table, axis=axis, name=f"adata.{axis}_names")
-    columns = {"chrom": genome.table["chrom"].array, "start": table["start"].array, "end": table["end"].array}
+    start, end = (parts[key].str.replace(",", "").to_numpy() for key in ("start", "end"))
+    table = pd.DataFrame({"chrom": parts["chrom"].to_numpy(), "start": start, "end": end}, index=names)
+    if one_based:
+        table["start"] = pd.to_numeric(table["start"]) - 1
+    genome = make_genome_axis(table, axis=axis, name=f"adata.{axis}_names", allow_overlaps=True)
+    columns = {"chrom": genome.table["chrom"].array, "start": genome.start, "end": genome.end}
     write_results(adata, **{axis: columns})
     logger.info(f"Wrote {list(COLUMNS)} of {len(names)} regions on {len(genome.chromosomes)} chromosomes.")
     return adata if copy else None

@@ -1,24 +1,25 @@
-"""Sums of cells of one label: of counts in bins, of fragments, or of contact maps."""
+"""Sums of the cells of each label: of counts in bins, of fragments, or of contact maps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.contacts_object import bins_table, contacts_object
-from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragments
+from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragments, read_barcode_labels
 from diffbio_sc._anndata.genome_axis import read_genome_axis
+from diffbio_sc._anndata.matrix import require_anndata, survey_counts
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._checks import is_path
 from diffbio_sc._logging import logger
-from diffbio_sc.blocks.matrix import Dask
-from diffbio_sc.genome.interval_kernels import group_rows
+from diffbio_sc.engines.pseudobulk import SumOfCells, SumOfCellsByBins, split_groups
+from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
 from diffbio_sc.genome.intervals import Intervals
-from diffbio_sc.io._contact_cells import ContactCells
-from diffbio_sc.pp._coverage import label_mapping, row_codes
+from diffbio_sc.io import ContactCells
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,10 +54,12 @@ def pseudobulk(
     source
         An AnnData of raw counts with a genome axis (cells by bins or bins by cells), or fragments with barcodes. An
         AnnData without such an axis but with fragments of SnapATAC2, ``.obsm["fragment_paired"]``, stands for these.
-        Contact maps of cells (:func:`diffbio_sc.io.read_scool`) are read one at a time.
+        Contact maps of cells (:func:`diffbio_sc.io.read_scool`) are read one at a time. Bins may overlap. Backed and
+        dask matrices are read once, block by block.
     groupby
-        For an AnnData the column of its cells that holds the label; for fragments and contact maps a mapping from
-        barcode, or name of the cell, to label, such as ``adata.obs["cell_type"]``. Cells without a label are left out.
+        For an AnnData, the column that holds the label of each cell; for fragments and contact maps, a mapping from
+        barcode, or name of the cell, to label, such as ``adata.obs["cell_type"]``. Cells without a label are left out;
+        a warning says so if fewer than half of the barcodes of a mapping are found.
     layer
         Layer that holds the counts; default ``X``.
     axis
@@ -64,23 +67,25 @@ def pseudobulk(
 
     Returns
     -------
-    Of an AnnData: an AnnData of labels by bins, with
+    For an AnnData: an AnnData of labels by bins, with
 
     - ``.X``: CSR, float64 sums of whole numbers
-    - ``.var``: the table of the bins; ``.obs["n_cells"]``: cells of each label
+    - ``.var``: the table of the bins; ``.obs["n_cells"]``: number of cells of each label
     - ``.uns["pseudobulk"]``: parameters and versions
 
-    Of fragments: the fragments of each label, by label (for :func:`coverage` and peak calling).
+    For fragments: the fragments of each label, by label (for :func:`coverage` and peak calling).
 
-    Of contact maps: an AnnData of bins for each label, by label, with the summed counts in ``.obsp["contacts"]`` and
+    For contact maps: an AnnData of bins for each label, by label, with the summed counts in ``.obsp["contacts"]`` and
     the number of cells in ``.uns["pseudobulk"]["n_cells"]``.
 
     Raises
     ------
     KeyError
         If there is no genome axis, or no such column or layer.
+    TypeError
+        If the source is neither, or ``groupby`` is not what the source needs.
     ValueError
-        If counts are no counts, or fragments have no barcodes or none with a label.
+        If values are not counts, or fragments have no barcodes or none with a label.
 
     Examples
     --------
@@ -96,13 +101,19 @@ def pseudobulk(
             raise TypeError(
                 f"groupby must map names of cells to labels for contact maps, found the string {groupby!r}."
             )
-        return _sum_contacts(source, label_mapping(groupby))
+        return _sum_contacts(source, read_barcode_labels(groupby))
     if isinstance(source, Intervals):
         if isinstance(groupby, str):
             raise TypeError(
                 f"groupby must map barcodes to labels for fragments (such as adata.obs[{groupby!r}]), found a string."
             )
         return _split_fragments(source, groupby)
+    if is_path(source):
+        raise TypeError(
+            f"source must be an AnnData or dbio.io.Intervals, found the path {str(source)!r}: read it first, with "
+            "anndata.read_h5ad or dbio.io.read_fragments."
+        )
+    require_anndata(source, "source")
     if not isinstance(groupby, str):
         raise TypeError(f"groupby must name a column of the cells of an AnnData, found {type(groupby).__name__}.")
     if layer is None and holds_fragments(source):
@@ -110,22 +121,17 @@ def pseudobulk(
     return _sum_cells(source, groupby, layer, axis)
 
 
-def _sum_cells(adata: Any, groupby: str, layer: str | None, axis: Literal["var", "obs"] | None) -> AnnData:
+def _sum_cells(adata: AnnData, groupby: str, layer: str | None, axis: Literal["var", "obs"] | None) -> AnnData:
     import anndata
     import pandas as pd
 
-    genome = read_genome_axis(adata, axis=axis)
+    genome = read_genome_axis(adata, axis=axis, allow_overlaps=True)
     there = "obs" if genome.axis == "var" else "var"
     codes, names = read_labels(genome.track_table(adata), groupby, name=f"adata.{there}")
-    counts = genome.tracks(adata, layer)
-    group_rows_of = _GroupRows(codes, len(names))
-    if isinstance(counts, Dask):
-        sums = sum(counts.map_blocks(group_rows_of))
-    else:
-        sums = sum(group_rows_of(start, block) for start, block in counts.blocks())
-    bins = getattr(adata, genome.axis).copy()
+    step = (SumOfCells if genome.axis == "var" else SumOfCellsByBins)(codes, len(names))
+    _, (sums,) = survey_counts(adata, step, layer=layer)  # one pass checks the counts and adds them up
     obs = pd.DataFrame({"n_cells": np.bincount(codes[codes >= 0], minlength=len(names))}, index=names)
-    result = anndata.AnnData(sp.csr_matrix(sums), obs=obs, var=bins)
+    result = anndata.AnnData(sp.csr_matrix(sums), obs=obs, var=getattr(adata, genome.axis).copy())
     result.uns["pseudobulk"] = make_record({"groupby": groupby, "layer": layer}, None)
     logger.info(f"{int(obs['n_cells'].sum())} cells in {len(names)} groups, {int((codes < 0).sum())} without a label.")
     return result
@@ -161,40 +167,10 @@ def _sum_contacts(cells: ContactCells, label_of: Mapping[str, str]) -> dict[str,
     return result
 
 
-class _GroupRows:
-    """Sum of the rows of each group, sparse; picklable for dask."""
-
-    def __init__(self, codes: np.ndarray, groups: int):
-        self.codes, self.groups = codes, groups
-
-    def __call__(self, start: int, block: Any) -> sp.csr_array:
-        codes = self.codes[start : start + block.shape[0]]
-        kept = np.flatnonzero(codes >= 0)
-        indicator = sp.csr_array((np.ones(len(kept)), (codes[kept], kept)), shape=(self.groups, block.shape[0]))
-        return sp.csr_array(indicator @ sp.csr_array(block))
-
-
 def _split_fragments(intervals: Intervals, groupby: Mapping[str, str] | pd.Series) -> dict[str, Intervals]:
-    codes, names = row_codes(intervals, label_mapping(groupby))
-    counts = intervals.counts()
-    rows = np.arange(counts.sum()) + np.repeat(intervals.bounds[:, 0] - (np.cumsum(counts) - counts), counts)
-    label = codes[intervals.columns["cell_code"][rows]]
-    kept = np.flatnonzero(label >= 0)
-    rows, label = rows[kept], label[kept]
-    chromosome = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[kept]
-    # Stable: within a group rows stay in the order of chromosomes and starts.
-    order = group_rows(label, len(names))
-    stops = np.cumsum(np.bincount(label, minlength=len(names)))
-    result = {}
-    for code, name in enumerate(names):
-        chosen = order[stops[code - 1] if code else 0 : stops[code]]
-        ends = np.cumsum(np.bincount(chromosome[chosen], minlength=len(counts)))
-        result[name] = Intervals(
-            {key: values[rows[chosen]] for key, values in intervals.columns.items() if key != "cell_code"},
-            np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if len(ends) else np.empty((0, 2)),
-            intervals.chromosomes,
-            sizes=intervals.sizes,
-            paired=intervals.paired,
-            name=f"{intervals.name} ({name})",
-        )
-    return result
+    labels = read_barcode_labels(groupby)
+    codes, names = group_codes(intervals, labels)
+    if len(codes):
+        found = found_barcodes(intervals, labels)
+        report_barcodes(list(labels), found, intervals.name, intervals.barcodes or [], stacklevel=4)
+    return split_groups(intervals, codes, names)

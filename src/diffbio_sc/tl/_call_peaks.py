@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 Source = Intervals | str | os.PathLike[str]
 
 _SIGNALS = (".bw", ".bigwig", ".bedgraph", ".bdg", ".wig")
-_SHARE_FOUND = 0.5  # of labelled barcodes, below which a warning says how many were found
 
 
 @overload
@@ -212,13 +210,6 @@ def _call_cells(
     pooled = pseudobulk(intervals, groupby=groupby)
     labels = pd.Series(dict(groupby) if isinstance(groupby, Mapping) else groupby).dropna().astype(str)
     found = labels[labels.index.isin(intervals.barcodes or [])]
-    if len(found) < _SHARE_FOUND * len(labels):
-        warnings.warn(
-            f"only {len(found)} of {len(labels)} labelled barcodes are in {intervals.name}: labels look like "
-            f"{list(labels.index[:2])}, its barcodes like {(intervals.barcodes or [])[:2]}.",
-            UserWarning,
-            stacklevel=3,
-        )
     warn_of_small_groups({str(name): int(count) for name, count in found.value_counts().items()})
     control = None if control is None else _open(control)[0]
     return {

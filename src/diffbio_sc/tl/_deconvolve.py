@@ -3,38 +3,33 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
 from diffbio_sc._anndata import (
-    CountMatrix,
+    Reference,
     align_names,
+    check_key,
     make_record,
+    read_cell_numbers,
     read_coordinates,
-    read_counts,
-    read_labels,
-    read_numbers,
+    read_reference,
     read_slides,
+    require_anndata,
     require_unique,
     storable_names,
+    survey_counts,
     write_results,
 )
-from diffbio_sc._logging import logger
-from diffbio_sc.numerics.counts import signatures
+from diffbio_sc._random import as_generator
+from diffbio_sc.blocks.steps import ColumnSums
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from diffbio_sc.operators.multiomics.spatial_deconvolution import SpotSolution, SpotSolver
-
 _MINIMUM_GENES = 10
-_FEW_CELLS = 5
-_NEIGHBOURS = 6
-_SOLVER_STEPS = 6
-_UNKNOWN_STEPS = 3
 
 
 def deconvolve(
@@ -153,78 +148,68 @@ def deconvolve(
     >>> spots.obsm["deconvolution"].shape
     (100, 7)
     """
-    started = time.perf_counter()
-    params = {name: value for name, value in locals().items() if name not in ("adata", "reference", "started")}
-    _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, copy)
-    require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
-    libraries = read_slides(adata, library_key)
-    coordinates = read_coordinates(adata, spatial_key) if smoothing else None
-    cells = None if n_cells_key is None else read_numbers(adata.obs, n_cells_key, name="adata.obs", positive=True)
-    counts = read_counts(adata, layer=layer, allow_fractional=allow_fractional)
-    table = _read_reference(reference, cell_type_key, batch_key, reference_layer, allow_fractional)
+    from diffbio_sc.engines import deconvolution as engine
 
-    columns, profiles = _choose_genes(adata, counts, table, genes, n_top_genes, fraction_of)
+    started = time.perf_counter()
+    params = {
+        name: value for name, value in locals().items() if name not in ("adata", "reference", "started", "engine")
+    }
+    _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added, copy)
+    generator = as_generator(rng)
+    slides = read_slides(adata, library_key)
+    coordinates = read_coordinates(adata, spatial_key) if smoothing else None
+    cells = None if n_cells_key is None else read_cell_numbers(adata.obs, n_cells_key, name="adata.obs")
+    table = read_reference(reference, cell_type_key, batch_key, reference_layer, allow_fractional)
+    shared, in_reference = _shared_genes(adata, table, genes)
+    counts, (totals,) = survey_counts(adata, ColumnSums(), layer=layer, allow_fractional=allow_fractional)
+
+    sums = table.sums[:, in_reference]
+    chosen, profiles = engine.choose_genes(
+        sums,
+        totals[shared],
+        table.counts_per_cell * sums.sum(1) / np.maximum(table.sums.sum(1), 1e-300),
+        exact=table.exact,
+        fraction_of=fraction_of,
+        n_top_genes=n_top_genes if genes is None else max(n_top_genes, len(shared)),
+    )
+    if len(chosen) < _MINIMUM_GENES:
+        raise ValueError(
+            f"Only {len(chosen)} of {len(shared)} shared genes have at least 5 counts in both adata and reference; "
+            f"{_MINIMUM_GENES} are needed."
+        )
+    columns = shared[chosen]
+    spots = engine.Spots(counts, columns, slides, cells, coordinates)
+    sample = engine.survey_spots(spots, min_counts, generator)
+    _check_depth(sample.depth, sample.filled, min_counts, len(columns))
+    fit = engine.fit_signatures(spots, sample, profiles, platform_effect=platform_effect, refine=refine)
+    regressed = engine.regress_spots(spots, sample, fit, smoothing)
+    found = engine.posterior_composition(regressed.solution, profiles, sample, cells)
+
     if copy:
         adata = adata.copy()
-    depth = np.concatenate(counts.map_row_blocks(_row_totals, columns=columns, description="Depth"))
-    filled = depth >= max(min_counts, 1)
-    if not filled.any():
-        raise ValueError(
-            f"No spot has min_counts = {min_counts} counts in the {len(columns)} genes used; the largest has "
-            f"{int(depth.max())}."
-        )
-
-    operator, report, unknown = _fit(counts, columns, profiles, libraries, filled, platform_effect, refine, rng)
-    solvers = _slide_solvers(operator, counts, columns, profiles, libraries, filled, platform_effect, rng, unknown)
-    solution, fit = _solve(counts, columns, solvers, libraries)
-    if coordinates is not None:
-        prior = _neighbour_prior(solution.weights, coordinates, libraries, filled, smoothing)
-        solution, fit = _solve(counts, columns, solvers, libraries, prior)
-    estimate = _posterior(solution, profiles, filled, cells)
-
-    n_empty = int((~filled).sum())
-    if n_empty:
-        warnings.warn(
-            f"{n_empty} spots have fewer than min_counts = {min_counts} counts in the genes used; "
-            f"their results are missing (NaN).",
-            UserWarning,
-            stacklevel=2,
-        )
-    proportions = np.where(filled[:, None], estimate.proportions, np.nan)
-    if cells is None:
-        size = (depth * (estimate.weights / profiles.sum(1)).sum(1))[:, None]
-    else:
-        size = cells[:, None]
     names = storable_names(table.types)
-
-    def frame(values: np.ndarray) -> pd.DataFrame:
-        return pd.DataFrame(values.astype(np.float32), index=adata.obs_names, columns=names)
-
-    log_platform = np.full(adata.n_vars, np.nan, np.float32)
-    log_platform[columns] = np.asarray(operator.log_platform[...])
+    tables = {"": found.proportions, "_std": found.deviation, "_abundance": found.abundance}
     layers = {}
     if reconstruct:
-        layers[f"{key_added}_reconstructed"] = _reconstruct(
-            adata.shape, columns, solvers, libraries, depth, np.where(filled[:, None], estimate.weights, np.nan)
-        )
-    report = report._replace(seconds=time.perf_counter() - started)
+        layers[f"{key_added}_reconstructed"] = engine.expected_counts(spots, sample, fit, found.weights)
+    log_platform = np.full(adata.n_vars, np.nan, np.float32)
+    log_platform[columns] = fit.log_platform
     record = make_record(
         params,
-        report,
+        fit.report._replace(seconds=time.perf_counter() - started),
         cell_types=np.array(table.types, dtype=str),
         columns=np.array(names, dtype=str),
         genes=np.array(adata.var_names[columns], dtype=str),
-        presence_probability=estimate.presence_probability,
-        dispersion=operator.config.dispersion,
+        presence_probability=found.presence_probability,
+        dispersion=fit.dispersion,
     )
     write_results(
         adata,
         obsm={
-            key_added: frame(proportions),
-            f"{key_added}_std": frame(np.where(filled[:, None], estimate.deviation, np.nan)),
-            f"{key_added}_abundance": frame(size * proportions),
+            f"{key_added}{suffix}": pd.DataFrame(values.astype(np.float32), index=adata.obs_names, columns=names)
+            for suffix, values in tables.items()
         },
-        obs={f"{key_added}_fit": np.where(filled, fit, np.nan).astype(np.float32)},
+        obs={f"{key_added}_fit": np.where(sample.filled, regressed.fit, np.nan).astype(np.float32)},
         var={f"{key_added}_log_platform_effect": log_platform},
         layers=layers,
         uns={key_added: record},
@@ -232,28 +217,9 @@ def deconvolve(
     return adata if copy else None
 
 
-class _Reference(NamedTuple):
-    """Reference as types by genes: counts summed over cells, and the mean counts of a cell."""
-
-    types: list[str]
-    genes: pd.Index
-    sums: np.ndarray
-    counts_a_cell: np.ndarray
-    exact: bool
-
-
-class _Estimate(NamedTuple):
-    weights: np.ndarray
-    proportions: np.ndarray
-    deviation: np.ndarray
-    presence_probability: np.ndarray
-
-
-def _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, copy) -> None:
-    if not hasattr(adata, "obs_names") or hasattr(adata, "mod"):
-        raise TypeError(
-            f"adata must be an AnnData, found {type(adata).__name__}; of a MuData pass the modality: mdata['rna']."
-        )
+def _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added, copy) -> None:
+    require_anndata(adata)
+    check_key(key_added)
     if fraction_of not in ("cells", "rna"):
         raise ValueError(f"fraction_of must be 'cells' or 'rna', found {fraction_of!r}.")
     if n_top_genes < _MINIMUM_GENES:
@@ -264,244 +230,42 @@ def _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, cop
         raise ValueError(f"min_counts must not be negative, found {min_counts!r}.")
     if copy and adata.isbacked:
         raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
+    require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
 
 
-def _read_reference(reference, cell_type_key, batch_key, layer, allow_fractional) -> _Reference:
-    if cell_type_key is None:
-        table = _read_profiles(reference, layer)
-    elif isinstance(reference, pd.DataFrame):
-        raise ValueError("cell_type_key is for a reference of single cells; with a DataFrame of profiles leave it out.")
-    else:
-        table = _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional)
-    require_unique(pd.Index(table.types), "The reference's cell types", "Merge or rename them.")
-    if len(table.types) < 2:
-        raise ValueError(f"The reference must have at least two cell types, found {table.types}.")
-    empty = [name for name, total in zip(table.types, table.sums.sum(1), strict=True) if total <= 0]
-    if empty:
-        raise ValueError(f"These cell types have no counts in the reference: {empty}.")
-    return table
-
-
-def _read_profiles(reference: AnnData | pd.DataFrame, layer: str | None) -> _Reference:
-    if isinstance(reference, pd.DataFrame):
-        values, types, genes = reference.to_numpy(np.float64), reference.index, reference.columns
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # profiles are means: fractions are what is expected
-            matrix = read_counts(
-                reference, layer=layer, name="reference", layer_argument="reference_layer", allow_fractional=True
-            )
-        values = matrix.rows(np.arange(matrix.shape[0])).astype(np.float64)
-        types, genes = reference.obs_names, reference.var_names
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise ValueError("reference profiles must be finite and not negative; found missing or negative values.")
-    totals = values.sum(1)
-    # A profile says nothing about its own accuracy: count it as well known, a million counts.
-    sums = values / np.maximum(totals, 1e-300)[:, None] * 1e6
-    return _Reference([str(name) for name in types], pd.Index(genes), sums, totals, exact=True)
-
-
-def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) -> _Reference:
-    codes, types = read_labels(reference.obs, cell_type_key, name="reference.obs")
-    matrix = read_counts(
-        reference, layer=layer, name="reference", layer_argument="reference_layer", allow_fractional=allow_fractional
-    )
-    n_cells = np.bincount(codes[codes >= 0], minlength=len(types))
-    few = [f"{name} ({n})" for name, n in zip(types, n_cells, strict=True) if n < _FEW_CELLS]
-    if few:
-        warnings.warn(
-            f"Cell types with fewer than {_FEW_CELLS} reference cells, their signatures are uncertain: {few}.",
-            UserWarning,
-            stacklevel=4,
-        )
-    if (codes < 0).any():
-        logger.warning(f"{int((codes < 0).sum())} reference cells without {cell_type_key!r} are left out.")
-    if batch_key is None:
-        sums = matrix.sum_by_group(codes, len(types))
-        counts_a_cell = sums.sum(1) / np.maximum(n_cells, 1)
-    else:
-        batches, names = read_labels(reference.obs, batch_key, name="reference.obs")
-        both = np.where((codes >= 0) & (batches >= 0), batches * len(types) + codes, -1)
-        sums = matrix.sum_by_group(both, len(names) * len(types)).reshape(len(names), len(types), -1)
-        cells = np.bincount(both[both >= 0], minlength=len(names) * len(types)).reshape(len(names), len(types))
-        counts_a_cell = signatures.size_without_batch_depth(sums.sum(2), cells)
-        sums = signatures.remove_batch_effect(sums)
-    return _Reference(types, reference.var_names, sums, counts_a_cell, exact=False)
-
-
-def _choose_genes(adata, counts: CountMatrix, table: _Reference, genes, n_top_genes, fraction_of):
-    """Columns of adata to use and the types' profiles on them, in counts a cell or scaled to RNA."""
-    columns, reference_columns = align_names(
+def _shared_genes(adata: AnnData, reference: Reference, genes: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of adata and of the reference of the genes that both have, or of those asked for."""
+    columns, in_reference = align_names(
         adata.var_names,
-        table.genes,
+        reference.genes,
         left_name="adata.var_names",
         right_name="the reference's genes",
         minimum=_MINIMUM_GENES,
+        left_table=adata.var,
+        right_table=reference.table,
+        stacklevel=5,
     )
-    if genes is not None:
-        wanted = pd.Index(genes)
-        require_unique(wanted, "genes", "Name each gene once.")
-        missing = [str(name) for name in wanted if name not in adata.var_names[columns]]
-        if missing:
-            raise ValueError(f"{len(missing)} of genes are not in both adata and reference: {missing[:5]}.")
-        keep = adata.var_names[columns].isin(wanted)
-        columns, reference_columns = columns[keep], reference_columns[keep]
-        n_top_genes = max(n_top_genes, len(columns))
-    sums = table.sums[:, reference_columns]
-    profiles = sums / sums.sum(1, keepdims=True).clip(1e-300) if table.exact else signatures.shrunken_profiles(sums)
-    if table.exact:
-        profiles = np.maximum(profiles, 1e-9)  # a gene that a type never expresses would otherwise exclude the type
-    chosen = signatures.informative_genes(profiles, counts.column_sums()[columns], sums.sum(0), n_top=n_top_genes)
-    if len(chosen) < _MINIMUM_GENES:
+    if genes is None:
+        return columns, in_reference
+    wanted = pd.Index([genes] if isinstance(genes, str) else genes)
+    require_unique(wanted, "genes", "Name each gene once.")
+    missing = [str(name) for name in wanted if name not in adata.var_names[columns]]
+    if missing:
+        raise ValueError(f"{len(missing)} of genes are not in both adata and reference: {missing[:5]}.")
+    keep = adata.var_names[columns].isin(wanted)
+    return columns[keep], in_reference[keep]
+
+
+def _check_depth(depth: np.ndarray, filled: np.ndarray, min_counts: int, genes: int) -> None:
+    if not filled.any():
         raise ValueError(
-            f"Only {len(chosen)} of {len(columns)} shared genes have at least 5 counts in both adata and reference; "
-            f"{_MINIMUM_GENES} are needed."
+            f"No spot has min_counts = {min_counts} counts in the {genes} genes used; the largest has "
+            f"{int(depth.max())}."
         )
-    if fraction_of == "cells":
-        scale = table.counts_a_cell * sums.sum(1) / np.maximum(table.sums.sum(1), 1e-300)
-    else:
-        scale = 1.0 / profiles[:, chosen].sum(1)
-    return columns[chosen], (profiles * scale[:, None])[:, chosen].astype(np.float32)
-
-
-def _row_totals(block: np.ndarray, start: int) -> np.ndarray:
-    return block.sum(1, dtype=np.float64)
-
-
-def _sample(filled: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    indices = np.flatnonzero(filled)
-    return indices if len(indices) <= size else np.sort(generator.choice(indices, size, replace=False))
-
-
-def _fit(counts, columns, profiles, libraries, filled, platform_effect, refine, rng):
-    """Operator fitted on a sample of spots, its report, and the signature of what the reference lacks."""
-    from flax import nnx
-
-    from diffbio_sc.operators.multiomics.spatial_deconvolution import (
-        FIT_SPOTS,
-        SpatialDeconvolution,
-        SpatialDeconvolutionConfig,
-    )
-
-    types, genes = profiles.shape
-    config = SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0, solver_steps=_SOLVER_STEPS)
-    operator = SpatialDeconvolution(config, rngs=nnx.Rngs(0))
-    generator = np.random.default_rng(rng)
-    slides = np.unique(libraries)
-    parts = [_sample(filled & (libraries == slide), max(FIT_SPOTS // len(slides), 50), generator) for slide in slides]
-    sample = counts.rows(np.sort(np.concatenate(parts)), columns)
-    report = operator.fit_signatures(sample, profiles, platform_effect=platform_effect, refine=refine)
-    return operator, report, operator.unknown_signature(sample, profiles)
-
-
-class _SlideSolver(NamedTuple):
-    """Regressions of one slide: on the reference alone, and with the unknown signature added."""
-
-    known: SpotSolver
-    with_unknown: SpotSolver
-
-
-def _slide_solvers(
-    operator, counts, columns, profiles, libraries, filled, platform_effect, rng, unknown
-) -> list[_SlideSolver]:
-    """Regressions of each slide: the common signatures, each slide with its own platform effect."""
-    from diffbio_sc.operators.multiomics.spatial_deconvolution import FIT_SPOTS, SpotSolver
-
-    def solver() -> _SlideSolver:
-        known = operator.solver(profiles)
-        extended = np.concatenate([operator.platform_signatures(profiles), unknown[None]]).astype(np.float32)
-        return _SlideSolver(known, SpotSolver(extended, known.dispersion, _UNKNOWN_STEPS))
-
-    slides = np.unique(libraries)
-    if len(slides) == 1 or not platform_effect:
-        return [solver()] * len(slides)
-    generator = np.random.default_rng(rng)
-    common = operator.log_platform[...]
-    solvers = []
-    for slide in slides:
-        sample = _sample(filled & (libraries == slide), FIT_SPOTS, generator)
-        if len(sample):
-            operator.adapt_platform(counts.rows(sample, columns), profiles)
-        solvers.append(solver())
-        operator.log_platform[...] = common
-    return solvers
-
-
-class _SolveBlock:
-    """Regression of one block of spots, each row with the solver of its slide; picklable for dask workers."""
-
-    def __init__(self, solvers: list[_SlideSolver], libraries: np.ndarray, prior: tuple[np.ndarray, np.ndarray] | None):
-        self.solvers, self.libraries, self.prior = solvers, libraries, prior
-
-    def __call__(self, block: np.ndarray, start: int) -> tuple[SpotSolution, np.ndarray]:
-        libraries = self.libraries[start : start + len(block)]
-        parts, fits, order = [], [], []
-        for slide in np.unique(libraries):
-            rows = np.flatnonzero(libraries == slide)
-            prior = () if self.prior is None else (self.prior[0][start + rows], self.prior[1])
-            parts.append(self.solvers[slide].known(block[rows], *prior))
-            weights = self.solvers[slide].with_unknown(block[rows]).weights
-            fits.append(1.0 - weights[:, -1] / np.maximum(weights.sum(1), 1e-12))
-            order.append(rows)
-        position = np.argsort(np.concatenate(order))
-        return _concatenate(parts, position), np.concatenate(fits)[position]
-
-
-def _concatenate(parts: list[SpotSolution], order: np.ndarray | None = None) -> SpotSolution:
-    fields = [np.concatenate(field) for field in zip(*parts, strict=True)]
-    return type(parts[0])(*(field if order is None else field[order] for field in fields))
-
-
-def _solve(counts, columns, solvers, libraries, prior=None) -> tuple[SpotSolution, np.ndarray]:
-    """Regression and fit of all spots."""
-    function = _SolveBlock(solvers, libraries, prior)
-    blocks = counts.map_row_blocks(function, columns=columns, description="Deconvolution")
-    solutions, fits = zip(*blocks, strict=True)
-    return _concatenate(list(solutions)), np.concatenate(fits)
-
-
-def _neighbour_prior(weights, coordinates, libraries, filled, smoothing) -> tuple[np.ndarray, np.ndarray]:
-    """Mean weights of the nearest spots of the same slide, and the precision of that prior for each type."""
-    mean = weights.copy()
-    for slide in np.unique(libraries):
-        rows = np.flatnonzero((libraries == slide) & filled)
-        if len(rows) < 2:
-            continue
-        _, nearest = cKDTree(coordinates[rows]).query(coordinates[rows], k=min(_NEIGHBOURS + 1, len(rows)))
-        mean[rows] = (weights[rows][nearest].sum(1) - weights[rows]) / (nearest.shape[1] - 1)
-    variance = (weights - mean)[filled].var(0)
-    return mean, smoothing / np.maximum(variance, 1e-6)
-
-
-def _posterior(solution: SpotSolution, profiles: np.ndarray, filled: np.ndarray, cells: np.ndarray | None) -> _Estimate:
-    """Posterior mean and standard deviation of the proportions, with presence learned from all spots."""
-    from diffbio_sc.numerics.counts.presence import learn_presence, spike_and_slab
-    from diffbio_sc.operators.multiomics.spatial_deconvolution import SIGNATURE_INFLATION, proportion_deviation
-
-    prior = learn_presence(
-        solution.weights[filled], solution.deviation[filled], cells=None if cells is None else cells[filled]
-    )
-    probability, typical = prior
-    if cells is not None:  # a row for each spot
-        probability, typical = np.full(solution.weights.shape, 0.5), np.ones(solution.weights.shape)
-        probability[filled], typical[filled] = prior
-    posterior = spike_and_slab(
-        solution.weights, solution.deviation, probability.astype(np.float32), typical.astype(np.float32)
-    )
-    weights = posterior.mean
-    size = profiles.sum(1)
-    coefficients = weights / size
-    total = coefficients.sum(1, keepdims=True)
-    variance = SIGNATURE_INFLATION * posterior.variance * solution.inflation
-    with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = proportion_deviation(coefficients, variance / size**2)
-        proportions = coefficients / total
-    return _Estimate(weights, proportions, deviation, probability.mean(0) if cells is not None else probability)
-
-
-def _reconstruct(shape, columns, solvers, libraries, depth, weights) -> np.ndarray:
-    result = np.full(shape, np.nan, np.float32)
-    for slide in np.unique(libraries):
-        rows = np.flatnonzero(libraries == slide)
-        result[np.ix_(rows, columns)] = depth[rows, None] * (weights[rows] @ solvers[slide].known.signatures)
-    return result
+    if not filled.all():
+        warnings.warn(
+            f"{int((~filled).sum())} spots have fewer than min_counts = {min_counts} counts in the genes used; "
+            f"their results are missing (NaN).",
+            UserWarning,
+            stacklevel=3,
+        )

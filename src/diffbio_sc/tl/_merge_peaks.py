@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable, require_columns
+from diffbio_sc._checks import require_columns
+from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 
 if TYPE_CHECKING:
     import pandas as pd

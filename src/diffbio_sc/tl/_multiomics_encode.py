@@ -6,14 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffbio_sc._anndata import make_record
-from diffbio_sc._anndata.fitted_models import (
-    check_key,
-    encode,
-    read_model_input,
-    read_multiomics_model,
-    write_embedding,
-)
-from diffbio_sc._anndata.modalities import object_name
+from diffbio_sc._anndata.modalities import object_name, require_object
+from diffbio_sc._anndata.multiomics_model import read_model_input, read_multiomics_model
+from diffbio_sc._anndata.multiomics_results import check_embedding_key, write_embedding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -73,14 +68,18 @@ def multiomics_encode(
     >>> dbio.tl.multiomics_vae(reference)
     >>> dbio.tl.multiomics_encode(query, reference)
     """
-    check_key(mdata, key_added)
+    from diffbio_sc.engines import multiomics_cells
+
+    require_object(mdata)
+    check_embedding_key(mdata, key_added)
     if copy and getattr(mdata, "isbacked", False):
         raise ValueError(
             f"copy=True needs an object in memory, {object_name(mdata)} is backed: read the file without backed=."
         )
     model = read_multiomics_model(fitted, key=key)
     cells = read_model_input(mdata, model, layers=layers, batch_key=batch_key, unseen_batch=unseen_batch)
-    encoding = encode(model, cells)
+    read = cells.modalities
+    encoding = multiomics_cells.encode(model.operator, read.matrices, read.present, cells.batch)
     params = {
         "modalities": model.modalities,
         "likelihoods": model.likelihoods,

@@ -8,14 +8,8 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata import require_unique
-from diffbio_sc._anndata.fitted_models import (
-    encode,
-    log_sizes,
-    over_batches,
-    read_model_input,
-    read_multiomics_model,
-)
-from diffbio_sc._anndata.modalities import is_mudata
+from diffbio_sc._anndata.modalities import is_mudata, require_object
+from diffbio_sc._anndata.multiomics_model import read_model_input, read_multiomics_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -75,6 +69,9 @@ def multiomics_impute(
     >>> dbio.tl.multiomics_vae(mdata)
     >>> protein = dbio.tl.multiomics_impute(mdata, modality="protein")
     """
+    from diffbio_sc.engines import multiomics_cells
+
+    require_object(mdata)
     model = read_multiomics_model(mdata if fitted is None else fitted, key=key)
     if modality not in model.modalities:
         raise KeyError(f"The model has no modality {modality!r}; it has {model.modalities}.")
@@ -87,18 +84,9 @@ def multiomics_impute(
             "values: name the features wanted, features=[...], or impute a part of the cells."
         )
     cells = read_model_input(mdata, model, layers=layers, batch_key=batch_key, unseen_batch=unseen_batch)
-    n_batches = max(len(model.batches), 1)
-    mean = encode(model, cells).mean
-    sizes = log_sizes(cells.modalities)
-    predicted = model.operator.predict_log_size(index, mean, sizes)
-    observed = cells.modalities.present[:, index]
-    log_size = np.where(observed, sizes[:, index], predicted).astype(np.float32)
-
-    def of(batch: np.ndarray) -> dict[str, np.ndarray]:
-        values = model.operator.expected(index, mean, batch=batch, log_size=log_size, columns=columns)
-        return {"values": np.asarray(values, np.float32)}
-
-    values = over_batches(of, cells.batch, n_batches, lambda name: 0)["values"]
+    read = cells.modalities
+    values, log_size = multiomics_cells.impute(model.operator, index, read.matrices, read.present, cells.batch, columns)
+    observed = read.present[:, index]
     obs = pd.DataFrame({"observed": observed, "log_size": log_size}, index=mdata.obs_names.copy())
     return ad.AnnData(values, obs=obs, var=_feature_table(mdata, modality, known[columns]))
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.fitted_models import over_batches, read_model_input, read_multiomics_model
+from diffbio_sc._anndata.modalities import require_object
+from diffbio_sc._anndata.multiomics_model import read_model_input, read_multiomics_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -46,14 +47,13 @@ def multiomics_score(
     >>> dbio.tl.multiomics_vae(mdata)
     >>> dbio.tl.multiomics_score(mdata)["log_likelihood_rna"].nsmallest(10)
     """
+    from diffbio_sc.engines import multiomics_cells
+
+    require_object(mdata)
     model = read_multiomics_model(mdata if fitted is None else fitted, key=key)
     cells = read_model_input(mdata, model, layers=layers, batch_key=batch_key, unseen_batch=unseen_batch)
     read = cells.modalities
-
-    def of(batch: np.ndarray) -> dict[str, np.ndarray]:
-        return model.operator.score(read.matrices, present=read.present, batch=batch)
-
-    parts = over_batches(of, cells.batch, max(len(model.batches), 1), lambda name: 0)
+    parts = multiomics_cells.score(model.operator, read.matrices, read.present, cells.batch)
     columns = {f"log_likelihood_{name}": parts[f"log_likelihood_{i}"] for i, name in enumerate(model.modalities)}
     table = pd.DataFrame({**columns, "kl": parts["kl"]}, index=mdata.obs_names.copy())
     return table.astype(np.float64)

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from diffbio_sc._anndata import make_record
-from diffbio_sc._anndata.fitted_models import (
-    check_key,
-    store_multiomics_model,
-    write_embedding,
-)
-from diffbio_sc._anndata.modalities import object_name, read_batches, read_modalities
+from diffbio_sc._anndata.cell_batches import read_batches
+from diffbio_sc._anndata.modalities import object_name, read_modalities, require_object
+from diffbio_sc._anndata.multiomics_model import store_multiomics_model
+from diffbio_sc._anndata.multiomics_results import check_embedding_key, write_embedding
+from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._random import as_generator
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -123,8 +123,10 @@ def multiomics_vae(
     >>> dbio.tl.multiomics_vae(mdata, batch_key="donor")
     >>> sc.pp.neighbors(mdata, use_rep="X_multiomics_vae")
     """
+    require_object(mdata)
+    check_embedding_key(mdata, key_added)
     _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy)
-    check_key(mdata, key_added)
+    seed = int(rng) if isinstance(rng, int | np.integer) and rng >= 0 else int(as_generator(rng).integers(2**31 - 1))
     read = read_modalities(mdata, modalities=modalities, likelihoods=likelihoods, layers=layers)
     cells = len(read.present)
     batch, batches = (None, []) if batch_key is None else read_batches(mdata, batch_key)
@@ -137,10 +139,9 @@ def multiomics_vae(
 
     from flax import nnx
 
-    from diffbio_sc.operators.multiomics.multiomics_vae import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig
+    from diffbio_sc.operators.multiomics import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig
     from diffbio_sc.training.report import FitReport
 
-    seed = int(rng.integers(2**31 - 1)) if isinstance(rng, np.random.Generator) else int(rng)
     config = MultiOmicsVAEConfig(
         modality_dims=tuple(len(names) for names in read.features),
         latent_dim=n_latent,
@@ -206,8 +207,8 @@ def _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy
         if value not in options:
             raise ValueError(f"{name} must be one of {list(options)}, found {value!r}.")
     for name, value, least in (("n_latent", n_latent, 1), ("max_epochs", max_epochs, 0)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
-            raise ValueError(f"{name} must be None or a whole number of at least {least}, found {value!r}.")
+        if value is not None:
+            whole_number(value, name, minimum=least)
     if copy and getattr(mdata, "isbacked", False):
         raise ValueError(
             f"copy=True needs an object in memory, {object_name(mdata)} is backed: read the file without backed=."

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diffbio_sc._checks import require_columns
 from diffbio_sc._logging import logger
-from diffbio_sc.genome.peak_table import require_columns
 
 if TYPE_CHECKING:
     import pandas as pd

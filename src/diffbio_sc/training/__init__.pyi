@@ -1,3 +1,5 @@
+from .checkpoint import Checkpoint
 from .loop import train
+from .optimizers import Adam
 
-__all__ = ["train"]
+__all__ = ["Adam", "Checkpoint", "train"]

@@ -2,13 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from flax import nnx
+
+from diffbio_sc._checks import whole_number
 from diffbio_sc.training import storage
+from diffbio_sc.training.epoch import Variables
+from diffbio_sc.training.vectors import Layout, Vectors
 
 CHECKPOINT_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where and when a run writes its state.
+
+    Parameters
+    ----------
+    path
+        File to keep the state of the run in; it stays when the run ends.
+    every
+        Number of epochs between writes.
+    resume
+        Whether to go on from the file if it exists. The end is bit-identical to that of an uninterrupted run.
+    """
+
+    path: str | os.PathLike[str]
+    every: int = 1
+    resume: bool = True
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint | str | os.PathLike[str] | None) -> Checkpoint | None:
+        """Return the checkpoint that an argument stands for; a path is one that is written after each epoch."""
+        return checkpoint if checkpoint is None or isinstance(checkpoint, Checkpoint) else cls(checkpoint)
+
+    def __post_init__(self) -> None:
+        whole_number(self.every, "Checkpoint.every", unit=" epochs")
+
+
+def as_trees(layout: Layout, variables: Variables, best: tuple[Vectors, nnx.State] | None) -> dict[str, Any]:
+    """Return the trees of a checkpoint; in its file each parameter has its own name."""
+    trees: dict[str, Any] = {"variables": variables._replace(trained=on_host(layout, variables.trained))}
+    if best is not None:
+        trees["best"] = (on_host(layout, best[0]), best[1])
+    return trees
+
+
+def from_trees(layout: Layout, trees: Mapping[str, Any]) -> tuple[Variables, tuple[Vectors, nnx.State] | None]:
+    """Inverse of :func:`as_trees`."""
+    variables = trees["variables"]
+    variables = variables._replace(trained=layout.join(variables.trained, library=np))
+    best = None
+    if "best" in trees:
+        best = (layout.join(trees["best"][0], library=np), trees["best"][1])
+    return variables, best
+
+
+def on_host(layout: Layout, vectors: Vectors) -> Any:
+    """Return the tree of the vectors, as numpy arrays."""
+    return layout.split({dtype: np.asarray(vector) for dtype, vector in vectors.items()})
 
 
 def write_checkpoint(
@@ -56,7 +113,7 @@ def read_checkpoint(
         found = {name: header["run"].get(name) for name in differing}
         raise ValueError(
             f"{os.fspath(path)!r} is the checkpoint of another run: expected {expected}, found {found}. "
-            "Give another path, or resume=False to overwrite it."
+            "Give another path, or Checkpoint(path, resume=False) to overwrite it."
         )
     trees = {}
     for name, template in templates.items():

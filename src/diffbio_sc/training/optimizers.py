@@ -1,17 +1,32 @@
-"""Adam on the vectors of a training run, with rates that differ between parts of an operator."""
+"""Adam on the vectors of a training run: rates by part, schedules, clipping and averaged weights.
+
+The arithmetic of Adam is optax's. Beside it stands here what ``optax.flatten`` and optax's own wrappers do not give,
+each for a reason that ``benchmarks/training.py adam`` measures:
+
+- The *parameters*, not their gradients alone, stay one vector for each type of number from step to step.
+  ``optax.flatten`` flattens and cuts up again in every step, and the loop then carries every parameter apart.
+- Rates by part are data, one number for each part. ``optax.partition`` runs one optimiser for each part, and every
+  rate is a constant of the compiled code: other rates compile anew.
+- A schedule is evaluated on the host for the steps of an epoch, so that any schedule meets the same compiled code.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+import optax
+from jaxtyping import Array, Float
 
+from diffbio_sc.training.storage import flatten
 from diffbio_sc.training.vectors import Layout, Vectors, piecewise
 
-_MEAN_DECAY, _SQUARE_DECAY = 0.9, 0.999
+#: Steps after which an average with decay d follows the weights with that decay: at step t it is (1 + t) / (10 + t).
+_WARM_UP = 10.0
 
 
 class AdamState(NamedTuple):
@@ -19,107 +34,146 @@ class AdamState(NamedTuple):
 
     Attributes
     ----------
-    step
-        Steps taken.
-    mean, square
-        Running averages of the gradient and of its square.
+    moments
+        Number of steps taken, and running averages of the gradient and of its square.
     rates
         Learning rate of each part; data, so that other rates need no other code.
+    average
+        Average of the weights, and its decay; both empty where none is kept.
     """
 
-    step: Int[Array, ""]
-    mean: Vectors
-    square: Vectors
+    moments: optax.ScaleByAdamState
     rates: Float[Array, " parts"]
+    average: Vectors
+    decay: dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma and Ba 2015, ICLR), element by element as optax has it.
+    """Adam (Kingma and Ba 2015, ICLR), with what a training run on vectors can do beside it.
 
     Parameters
     ----------
     learning_rate
-        Of all parameters.
+        Rate of all parameters; or a schedule as optax has them, a function from an array of steps (from 0, skipped ones
+        counted) to rates.
     factors
-        Pairs of a beginning of a parameter's path, such as ``"encoders"`` or ``"decoders/0/slopes"``, and what the
+        Pairs of the beginning of a parameter's path, such as ``"encoders"`` or ``"decoders/0/slopes"``, and what the
         learning rate is multiplied by there. The first that fits counts.
     epsilon
         Added to the root of the average square.
+    clip
+        Largest global norm of a gradient; longer ones are shortened to it.
+    average
+        Decay of an exponential moving average of the weights, for example 0.999. Validation then looks at the average,
+        and the operator is given it at the end. In the first steps the decay is lower, (1 + step) / (10 + step), so
+        that the average forgets the start. Default: no average.
     """
 
-    learning_rate: float
+    learning_rate: float | Callable[[Any], Any] = 1e-3
     factors: tuple[tuple[str, float], ...] = ()
     epsilon: float = 1e-8
+    clip: float | None = None
+    average: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"Adam.clip must be above 0, found {self.clip!r}.")
+        if self.average is not None and not 0 < self.average < 1:
+            raise ValueError(f"Adam.average must be between 0 and 1, both excluded, found {self.average!r}.")
 
     def init(self, trained: Any) -> AdamState:
-        """State for a tree of parameters, on the host."""
-        layout = Layout.of(trained)
-        zeros = {
-            dtype: np.zeros(sum(size for size, kind in zip(layout.sizes, layout.dtypes, strict=True) if kind == dtype))
-            for dtype in layout.dtypes
-        }
-        zeros = {dtype: vector.astype(dtype) for dtype, vector in zeros.items()}
-        rates = np.array([factor * self.learning_rate for factor in [*(factor for _, factor in self.factors), 1.0]])
-        return AdamState(np.int32(0), zeros, dict(zeros), rates.astype(np.float32))
-
-    def parts(self, trained: Any) -> tuple[int, ...]:
-        """Number of the rate that each leaf of the tree has."""
-        return tuple(
-            next((i for i, (beginning, _) in enumerate(self.factors) if _begins(path, beginning)), len(self.factors))
-            for path in _paths(trained)
+        """Return the state for a tree of parameters, on the host."""
+        vectors = Layout.of(trained).join(trained, library=np)
+        zeros = {dtype: np.zeros_like(vector) for dtype, vector in vectors.items()}
+        base = 1.0 if callable(self.learning_rate) else self.learning_rate
+        rates = np.array([factor * base for factor in [*(factor for _, factor in self.factors), 1.0]])
+        keeps = self.average is not None
+        return AdamState(
+            optax.ScaleByAdamState(np.int32(0), zeros, dict(zeros)),
+            rates.astype(np.float32),
+            dict(vectors) if keeps else {},
+            {"decay": np.float32(self.average)} if keeps else {},
         )
+
+    def plan(self, trained: Any) -> AdamPlan:
+        """Return what is compiled of the optimiser for a tree of parameters."""
+        parts = tuple(
+            next((i for i, (beginning, _) in enumerate(self.factors) if _begins(path, beginning)), len(self.factors))
+            for path in flatten(trained)
+        )
+        return AdamPlan(parts, self.epsilon, self.clip)
+
+    def paces(self, first: int, number: int) -> Float[np.ndarray, " steps"]:
+        """Return what the rates are multiplied by in some steps: the schedule; 1 without one."""
+        if not callable(self.learning_rate):
+            return np.ones(number, np.float32)
+        values = np.asarray(self.learning_rate(jnp.arange(number) + first), np.float32)
+        return np.broadcast_to(values, (number,)).copy()
+
+
+class AdamPlan(NamedTuple):
+    """What is compiled of Adam.
+
+    Attributes
+    ----------
+    parts
+        Number of the rate that each parameter has; the rates themselves are data.
+    epsilon, clip
+        As of :class:`Adam`.
+    """
+
+    parts: tuple[int, ...]
+    epsilon: float
+    clip: float | None
 
 
 def adam_step(
+    plan: AdamPlan,
+    layout: Layout,
     vectors: Vectors,
     gradient: Vectors,
     state: AdamState,
-    layout: Layout,
-    parts: tuple[int, ...],
-    epsilon: float,
+    pace: Float[Array, ""],
     applies: Array,
 ) -> tuple[Vectors, AdamState]:
-    """One step; where ``applies`` is False nothing changes.
+    """Take one step; where ``applies`` is False nothing changes.
 
     Parameters
     ----------
+    plan
+        What is compiled.
+    layout
+        Layout of the parameters.
     vectors, gradient
         Parameters and their gradient.
-    state, parts, epsilon
-        Of :class:`Adam`.
-    layout
-        Of the parameters.
+    state
+        State of :class:`Adam`.
+    pace
+        What the rates are multiplied by in this step.
     applies
-        Scalar.
+        Whether to take the step; a scalar.
     """
-    step = state.step + 1
-    mean_share = 1.0 - _MEAN_DECAY ** step.astype(jnp.float32)
-    square_share = 1.0 - _SQUARE_DECAY ** step.astype(jnp.float32)
-    new, mean, square = {}, {}, {}
+    if plan.clip is not None:
+        clip = optax.clip_by_global_norm(plan.clip)
+        gradient = clip.update(gradient, clip.init(gradient))[0]
+    change, moments = optax.scale_by_adam(eps=plan.epsilon).update(gradient, state.moments)
+    new = {}
     for dtype, old in vectors.items():
         mine = [number for number, kind in enumerate(layout.dtypes) if kind == dtype]
-        sizes, numbers = [layout.sizes[number] for number in mine], [parts[number] for number in mine]
-        rate = piecewise(sizes, numbers, state.rates).astype(old.dtype)
-        slope = gradient[dtype]
-        moved = _MEAN_DECAY * state.mean[dtype] + (1 - _MEAN_DECAY) * slope
-        spread = _SQUARE_DECAY * state.square[dtype] + (1 - _SQUARE_DECAY) * slope * slope
-        change = (
-            rate
-            * (moved / mean_share.astype(old.dtype))
-            / (jnp.sqrt(spread / square_share.astype(old.dtype)) + epsilon)
-        )
-        new[dtype] = jnp.where(applies, old - change, old)
-        mean[dtype] = jnp.where(applies, moved, state.mean[dtype])
-        square[dtype] = jnp.where(applies, spread, state.square[dtype])
-    return new, AdamState(jnp.where(applies, step, state.step), mean, square, state.rates)
+        sizes, numbers = [layout.sizes[number] for number in mine], [plan.parts[number] for number in mine]
+        rate = piecewise(sizes, numbers, state.rates * pace).astype(old.dtype)
+        new[dtype] = old - rate * change[dtype]
+    average = {}
+    for dtype, old in state.average.items():
+        count = moments.count.astype(jnp.float32)
+        decay = jnp.minimum(state.decay["decay"], (1.0 + count) / (_WARM_UP + count))
+        average[dtype] = old + (1.0 - decay).astype(old.dtype) * (new[dtype] - old)
+    stepped = (new, moments, average)
+    before = (vectors, state.moments, state.average)
+    new, moments, average = jax.tree.map(lambda after, old: jnp.where(applies, after, old), stepped, before)
+    return new, AdamState(moments, state.rates, average, state.decay)
 
 
 def _begins(path: str, beginning: str) -> bool:
     return path == beginning or path.startswith(f"{beginning}/")
-
-
-def _paths(tree: Any) -> list[str]:
-    from diffbio_sc.training import storage
-
-    return list(storage.flatten(tree))

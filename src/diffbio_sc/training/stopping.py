@@ -8,37 +8,29 @@ import math
 
 @dataclasses.dataclass
 class EarlyStopping:
-    """Watches a loss, one value an epoch.
+    """Watches a loss, one value per epoch.
 
     Attributes
     ----------
     patience
-        Epochs without progress after which to stop; None never stops.
-    min_delta
-        Fall of the loss that counts as progress.
+        Number of epochs without a lower loss after which to stop; None never stops.
     best
         Lowest loss so far.
-    reference
-        Loss at the last progress.
     waited
-        Epochs since the last progress.
+        Number of epochs since the lowest loss.
     """
 
     patience: int | None
-    min_delta: float
     best: float = math.inf
-    reference: float = math.inf
     waited: int = 0
 
     def update(self, loss: float) -> bool:
         """Take the loss of an epoch; return whether it is the lowest so far (a non-finite one never is)."""
-        if math.isfinite(loss) and loss < self.reference - self.min_delta:
-            self.reference, self.waited = loss, 0
-        else:
-            self.waited += 1
         lowest = math.isfinite(loss) and loss < self.best
         if lowest:
-            self.best = loss
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
         return lowest
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.tree_util import GetAttrKey, tree_flatten_with_path
+
+from diffbio_sc._files import replacing
 
 _HEADER = "header"
 
@@ -55,28 +56,10 @@ def write_file(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: 
     """Write ``header`` and ``arrays`` to exactly ``path``, so that a crash leaves the old file or the new one."""
     stored, kinds = {}, {}
     for name, array in arrays.items():
-        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-            kinds[name] = f"key:{jax.random.key_impl(array)}"
-            stored[f"arrays/{name}"] = np.asarray(jax.random.key_data(array))
-            continue
-        host = np.asarray(array)
-        kinds[name] = str(host.dtype)
-        # numpy's format does not know bfloat16 and its like (kind "V"): their bits are stored.
-        stored[f"arrays/{name}"] = host.view(f"u{host.dtype.itemsize}") if host.dtype.kind == "V" else host
+        stored[f"arrays/{name}"], kinds[name] = to_host(array)
     text = json.dumps({**header, "dtypes": kinds})
-    folder, name = os.path.split(os.path.abspath(path))
-    # A temporary file beside the target, because a rename is atomic only within a file system.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **{_HEADER: np.array(text)}, **stored)  # type: ignore[arg-type]
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **{_HEADER: np.array(text)}, **stored)  # type: ignore[arg-type]
 
 
 def read_file(path: str | os.PathLike[str], *, kind: str, newest_format: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -120,7 +103,7 @@ def read_file(path: str | os.PathLike[str], *, kind: str, newest_format: int) ->
     for name, dtype in header["dtypes"].items():
         if f"arrays/{name}" not in stored:
             raise ValueError(f"{where} is incomplete: array {name!r} is missing.")
-        arrays[name] = _to_device(stored[f"arrays/{name}"], dtype, f"{where}: array {name!r}")
+        arrays[name] = to_device(stored[f"arrays/{name}"], dtype, where=f"{where}: array {name!r}")
     return header, arrays
 
 
@@ -129,7 +112,23 @@ def variables(module: nnx.Module) -> dict[str, Any]:
     return flatten(nnx.state(module))
 
 
-def _to_device(array: np.ndarray, dtype: str, where: str) -> jax.Array:
+def to_host(array: Any) -> tuple[np.ndarray, str]:
+    """Return an array that numpy's format can hold, and the type that :func:`to_device` makes of it again."""
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return np.asarray(jax.random.key_data(array)), f"key:{jax.random.key_impl(array)}"
+    host = np.asarray(array)
+    # numpy's format does not know bfloat16 and its like (kind "V"): their bits are stored.
+    return (host.view(f"u{host.dtype.itemsize}") if host.dtype.kind == "V" else host), str(host.dtype)
+
+
+def to_device(array: np.ndarray, dtype: str, *, where: str) -> jax.Array:
+    """Return the array that :func:`to_host` took, on the device.
+
+    Raises
+    ------
+    ValueError
+        If JAX would narrow it; the message begins with ``where``.
+    """
     if dtype.startswith("key:"):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=dtype.removeprefix("key:"))
     value = jnp.asarray(array.view(jnp.dtype(dtype)))

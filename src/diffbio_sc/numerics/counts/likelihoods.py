@@ -54,20 +54,16 @@ def _total(
     at_zero: Callable[..., Array],
     at_count: Callable[..., Array],
     excess: Callable[..., Array],
-    *,
-    total_at_zero: Float[Array, " cells"] | None = None,
 ) -> Float[Array, " cells"]:
     """Sum over the features; ``excess`` is ``at_count - at_zero``, written so that what is common is left out."""
     if isinstance(counts, RowEntries):
-        if total_at_zero is None:
-            zeros = jnp.broadcast_to(at_zero(*parameters), (counts.n_rows, counts.n_columns))
-            total_at_zero = zeros.sum(-1)
+        zeros = jnp.broadcast_to(at_zero(*parameters), (counts.n_rows, counts.n_columns))
         stored = counts.valid & (counts.values != 0)
         values = jnp.where(stored, counts.values, 1.0)
         terms = excess(values, *(at_entries(parameter, counts) for parameter in parameters))
         # Counts that exceed the capacity are NaN, which must show also where only "any count" matters.
         terms = jnp.where(jnp.isnan(values), jnp.nan, jnp.where(stored, terms, 0.0))
-        return total_at_zero + row_sums(counts, terms)
+        return zeros.sum(-1) + row_sums(counts, terms)
     stored = counts != 0
     terms = at_count(jnp.where(stored, counts, 1.0), *parameters)
     return jnp.where(stored, terms, at_zero(*parameters)).sum(-1)
@@ -270,14 +266,8 @@ def _poisson_corrections(x: Array, log_mean: Array) -> tuple[Array, Array, Array
     return below - stirling_error(x) - 0.5 * (_LOG_TWO_PI + jnp.log(x)), mean, log_ratio
 
 
-def poisson(
-    counts: Counts, log_mean: Float[Array, "cells features"], *, total_mean: Float[Array, " cells"] | None = None
-) -> Float[Array, " cells"]:
-    """Poisson distribution.
-
-    ``total_mean`` is the sum of the means over the features, where it is known: the depth, if the means are depth
-    times probabilities that sum to 1. Sparse rows then need the means at their entries only.
-    """
+def poisson(counts: Counts, log_mean: Float[Array, "cells features"]) -> Float[Array, " cells"]:
+    """Poisson distribution."""
 
     def at_zero(log_mean):
         return -jnp.exp(jnp.minimum(log_mean, _HIGHEST_EXPONENT))
@@ -290,13 +280,10 @@ def poisson(
         corrections, _, log_ratio = _poisson_corrections(x, log_mean)
         return corrections + x * log_ratio + x
 
-    total_at_zero = None if total_mean is None else -total_mean
-    return _total(counts, (log_mean,), at_zero, at_count, excess, total_at_zero=total_at_zero)
+    return _total(counts, (log_mean,), at_zero, at_count, excess)
 
 
-def _multinomial_from_log_probabilities(
-    counts: Counts, log_probabilities: Array, constant: bool
-) -> Float[Array, " cells"]:
+def _multinomial_from_log_probabilities(counts: Counts, log_probabilities: Array) -> Float[Array, " cells"]:
     """Multinomial from log-probabilities: at all features for dense counts, at the entries for sparse rows."""
     if isinstance(counts, RowEntries):
         values, valid = counts.values, counts.valid
@@ -308,34 +295,24 @@ def _multinomial_from_log_probabilities(
         depth_here = depth[:, None]
     stored = valid & (values != 0)
     safe = jnp.where(stored, values, 1.0)
-    if constant:
-        # A product of Poisson distributions with means depth * probability, given their sum.
-        expected = jnp.log(jnp.where(stored, depth_here, 1.0)) + log_probabilities
-        terms = safe * (expected - jnp.log(safe)) - stirling_error(safe) - 0.5 * (_LOG_TWO_PI + jnp.log(safe))
-    else:
-        terms = safe * log_probabilities
+    # A product of Poisson distributions with means depth * probability, given their sum.
+    expected = jnp.log(jnp.where(stored, depth_here, 1.0)) + log_probabilities
+    terms = safe * (expected - jnp.log(safe)) - stirling_error(safe) - 0.5 * (_LOG_TWO_PI + jnp.log(safe))
     terms = jnp.where(stored, terms, 0.0)
     total = row_sums(counts, terms) if isinstance(counts, RowEntries) else terms.sum(-1)
-    if not constant:
-        return total
     occupied = depth != 0
     depth = jnp.where(occupied, depth, 1.0)
     return total + jnp.where(occupied, stirling_error(depth) + 0.5 * (_LOG_TWO_PI + jnp.log(depth)), 0.0)
 
 
-def multinomial(
-    counts: Counts, logits: Float[Array, "cells features"], *, constant: bool = True
-) -> Float[Array, " cells"]:
-    """Multinomial given each cell's depth, with probabilities softmax(``logits``).
-
-    Without ``constant`` the multinomial coefficient, which no parameter changes, is left out.
-    """
+def multinomial(counts: Counts, logits: Float[Array, "cells features"]) -> Float[Array, " cells"]:
+    """Multinomial given each cell's depth, with probabilities softmax(``logits``)."""
     normaliser = logsumexp(logits, axis=-1)
     if isinstance(counts, RowEntries):
         log_probabilities = at_entries(logits, counts) - jnp.take(normaliser, counts.rows)
     else:
         log_probabilities = logits - normaliser[:, None]
-    return _multinomial_from_log_probabilities(counts, log_probabilities, constant)
+    return _multinomial_from_log_probabilities(counts, log_probabilities)
 
 
 class SampledColumns(NamedTuple):
@@ -371,8 +348,6 @@ def sampled_multinomial(
     weights: Float[Array, "features dimensions"],
     intercept: Float[Array, " features"],
     sampled: SampledColumns,
-    *,
-    constant: bool = True,
 ) -> Float[Array, " cells"]:
     """:func:`multinomial` with logits ``latent @ weights.T + intercept``, at the cost of the entries and a sample.
 
@@ -400,53 +375,17 @@ def sampled_multinomial(
     exponentials = jnp.where(stored, jnp.exp(logits - jnp.take(maximum, rows)), 0.0)
     total = row_sums(counts, exponentials) + jnp.exp(others - maximum[:, None]).sum(-1)
     normaliser = maximum + jnp.log(total)
-    return _multinomial_from_log_probabilities(counts, logits - jnp.take(normaliser, rows), constant)
+    return _multinomial_from_log_probabilities(counts, logits - jnp.take(normaliser, rows))
 
 
 # --- Bernoulli --------------------------------------------------------------------------------------------------------
 
 
-def product_logits(*logits: Parameter) -> Parameter:
-    """Log-odds of the product of probabilities given by their log-odds; exact also near 0 and 1.
-
-    With odds against a = exp(-logit), those of a product are a + b + ab.
-    """
-    against = -logits[0]
-    for logit in logits[1:]:
-        against = jnp.logaddexp(against, -logit + jax.nn.softplus(against))
-    return -against
-
-
-def bernoulli_logits(
-    logits: Float[Array, "cells features"],
-    *,
-    cell_logits: Float[Array, " cells"] | None = None,
-    region_logits: Float[Array, " features"] | None = None,
-) -> Float[Array, "cells features"]:
-    """Log-odds of an accessible region with the factors of :func:`bernoulli`."""
-    factors = [logits]
-    if region_logits is not None:
-        factors.append(region_logits)
-    if cell_logits is not None:
-        factors.append(cell_logits[:, None])
-    return product_logits(*factors)
-
-
-def bernoulli(
-    counts: Counts,
-    logits: Float[Array, "cells features"],
-    *,
-    cell_logits: Float[Array, " cells"] | None = None,
-    region_logits: Float[Array, " features"] | None = None,
-) -> Float[Array, " cells"]:
-    """Accessible (any count above 0) or not.
-
-    The probability is sigmoid(``logits``), times sigmoid(``cell_logits``) and sigmoid(``region_logits``) where given:
-    the share of accessible regions that a cell, and an assay in a region, detects.
-    """
+def bernoulli(counts: Counts, logits: Float[Array, "cells features"]) -> Float[Array, " cells"]:
+    """Accessible (any count above 0) or not, with the probability sigmoid(``logits``) of being accessible."""
     return _total(
         counts,
-        (bernoulli_logits(logits, cell_logits=cell_logits, region_logits=region_logits),),
+        (logits,),
         lambda logit: -jax.nn.softplus(logit),
         lambda x, logit: -jax.nn.softplus(-logit),
         lambda x, logit: logit,
@@ -495,26 +434,6 @@ def protein_mixture(
     return _total(counts, parameters, at_zero, at_count, excess)
 
 
-def foreground_probability(
-    counts: Float[Array, "cells features"],
-    log_background: Float[Array, "cells features"],
-    log_excess: Float[Array, "cells features"],
-    log_inverse_dispersion: Parameter,
-    background_logits: Parameter,
-) -> Float[Array, "cells features"]:
-    """Posterior probability that a protein's count is more than background."""
-    log_theta = _clipped_log_theta(log_inverse_dispersion)
-    foreground = foreground_log_mean(log_background, log_excess)
-    stored = counts != 0
-    safe = jnp.where(stored, counts, 1.0)
-
-    def log_probability(log_mean):
-        at_count = _negative_binomial_at_count(safe, log_mean, log_theta)
-        return jnp.where(stored, at_count, _negative_binomial_at_zero(log_mean, log_theta))
-
-    return jax.nn.sigmoid(log_probability(foreground) - log_probability(log_background) - background_logits)
-
-
 # --- Gaussian ---------------------------------------------------------------------------------------------------------
 
 
@@ -541,7 +460,7 @@ def expected_counts(
 ) -> Float[Array, "cells features"]:
     """Expected value of each count, from the parameters of the likelihood by their names.
 
-    ``depth`` is needed for the multinomial. Log-odds of the Bernoulli's cell and region factors, if given, count.
+    ``depth`` is needed for the multinomial.
     """
     return _moments(likelihood, depth, parameters)[0]
 
@@ -596,7 +515,7 @@ def _moments(
         # A probability of exactly 1 is left a little below, where log1p is finite.
         return trials * probability, lambda q: -jnp.expm1(trials * jnp.log1p(-jnp.minimum(probability * q, 1 - 1e-7)))
     if likelihood == "bernoulli":
-        logits = bernoulli_logits(**parameters)
+        logits = parameters["logits"]
         return jax.nn.sigmoid(logits), lambda q: jax.nn.sigmoid(logits) * q
     if likelihood == "gaussian":
         return parameters["mean"], None

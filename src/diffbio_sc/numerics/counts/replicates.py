@@ -272,13 +272,16 @@ def excess_variance(observations: Observations, group: np.ndarray, covariate: np
     """How much more some features vary than those that the variance was estimated from: a factor, at least 1.
 
     The median deviance of these features tells, if there are at least 30 of them. Without replicates it holds the
-    differences between the groups, and the factor rises with the share of features that differ.
+    differences between the groups, and the factor rises with the share of features that differ; the third quartile is
+    looked at too there, because nothing else would tell of heavy tails.
     """
     if len(covariate) < _LEAST_EXCESS:
         return 1.0
     fit = observations.fit(np.asarray(group), variance.dispersion_at(covariate))
     found = (fit.full if variance.residual_df else fit.null) / variance.scale_at(observations.size)
-    return max(float(np.median(found) / stats.chi2.median(variance.residual_df or 1)), 1.0)
+    df = variance.residual_df or 1
+    levels = [0.5] if variance.residual_df else [0.5, _ALONE_QUANTILE]
+    return max(1.0, *(float(np.quantile(found, level) / stats.chi2.ppf(level, df)) for level in levels))
 
 
 class GroupTest(NamedTuple):

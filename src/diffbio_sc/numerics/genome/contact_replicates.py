@@ -1,8 +1,8 @@
 """Several maps of the same bins side by side: what each would hold if only depth, decay and visibility differed.
 
-The pooled counts Y of all maps are split by shares,
+The pooled counts Y of all maps are split by shares that add up to one,
 
-    E_r(i, j) = Y(i, j) * s_r(|i - j|) * u_r(i) * u_r(j)
+    E_r(i, j) = Y(i, j) * q_r(i, j) / sum_k q_k(i, j),    q_r(i, j) = s_r(|i - j|) * u_r(i) * u_r(j)
 
 where s_r follows from the contacts that map r has at a distance, and u_r from those it has at a bin. Sums of the
 counts of map r over any set of pixels, a loop or a window, are then compared with the same sum of E_r, whatever
@@ -113,23 +113,31 @@ def _shares(
     def marginals(values: np.ndarray) -> np.ndarray:
         return np.bincount(row, values * to_row, size) + np.bincount(column, values * to_column, size)
 
-    pooled_distance = by_distance(pooled)
-    expected = np.empty_like(counts)
-    for number in range(counts.shape[1]):
-        mine = counts[:, number].astype(np.float64)
-        # One contact in each stratum, split as the depths are, keeps empty strata finite.
-        depth = mine.sum() / max(pooled.sum(), 1.0)
-        mine_distance = by_distance(mine)
-        share = (mine_distance + depth) / (pooled_distance + 1.0)
-        marginal = marginals(mine)
-        visibility = np.ones(size)
-        for _ in range(_ROUNDS):
-            predicted = pooled * share[stratum] * visibility[row] * visibility[column]
-            visibility *= _shrunken_ratio(marginal, marginals(predicted))
-            predicted = pooled * share[stratum] * visibility[row] * visibility[column]
-            share *= (mine_distance + depth) / (by_distance(predicted) + depth)
-        expected[:, number] = pooled * share[stratum] * visibility[row] * visibility[column]
-    return expected
+    maps = range(counts.shape[1])
+    found = [counts[:, number].astype(np.float64) for number in maps]
+    # One contact in each stratum, split as the depths are, keeps empty strata finite.
+    depth = [each.sum() / max(pooled.sum(), 1.0) for each in found]
+    found_distance, found_marginals = [by_distance(each) for each in found], [marginals(each) for each in found]
+    share = [(each + part) / (by_distance(pooled) + 1.0) for each, part in zip(found_distance, depth, strict=True)]
+    visibility = [np.ones(size) for _ in maps]
+
+    def expected() -> np.ndarray:
+        parts = np.stack(
+            [share[number][stratum] * visibility[number][row] * visibility[number][column] for number in maps], 1
+        )
+        parts *= (pooled / parts.sum(1))[:, None]
+        return parts
+
+    for _ in range(_ROUNDS):
+        predicted = expected()
+        for number in maps:
+            visibility[number] *= _shrunken_ratio(found_marginals[number], marginals(predicted[:, number]))
+        predicted = expected()
+        for number in maps:
+            share[number] *= (found_distance[number] + depth[number]) / (
+                by_distance(predicted[:, number]) + depth[number]
+            )
+    return expected().astype(np.float32)
 
 
 def _shrunken_ratio(found: np.ndarray, predicted: np.ndarray) -> np.ndarray:

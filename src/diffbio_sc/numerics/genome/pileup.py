@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from diffbio_sc._checks import whole_numbers
+
 
 class RunLengths(NamedTuple):
     """A step function over one chromosome, without gaps from position 0 to the last end."""
@@ -51,7 +53,7 @@ def pileup(
         depth = np.empty(2 * len(start) + 1, np.int32)
         runs = _merge_ends(start, np.sort(end), positions, depth)
     else:
-        weight = np.asarray(weight, np.int64)
+        weight = _weights(weight)
         where = np.concatenate([start, end])
         order = np.argsort(where, kind="stable")
         change = np.concatenate([weight, -weight])[order]
@@ -77,7 +79,7 @@ def overlap_counts(
         _add_overlaps(start, end, np.int64(width), result)
     else:
         result = np.zeros(bins + 1, np.int64)
-        _add_weighted_overlaps(start, end, np.asarray(weight, np.int64), np.int64(width), result)
+        _add_weighted_overlaps(start, end, _weights(weight), np.int64(width), result)
     return result[:bins]
 
 
@@ -92,10 +94,10 @@ def depth_sums(start: np.ndarray, end: np.ndarray, width: int, bins: int) -> np.
 
 def point_counts(positions: np.ndarray, width: int, bins: int, weight: np.ndarray | None = None) -> np.ndarray:
     """Number of positions in each bin of ``width`` bases, or the sum of their whole-number weights: int64."""
-    index = np.asarray(positions, np.int64) // width
+    index = whole_numbers(positions, "positions") // width
     inside = (index >= 0) & (index < bins)
     # float64 sums of whole numbers are exact up to 2**53.
-    sums = np.bincount(index[inside], None if weight is None else np.asarray(weight)[inside], minlength=bins)
+    sums = np.bincount(index[inside], None if weight is None else _weights(weight)[inside], minlength=bins)
     return sums.astype(np.int64)
 
 
@@ -104,13 +106,24 @@ def value_sums(start: np.ndarray, end: np.ndarray, value: np.ndarray, width: int
 
     int64, or float64 if the values are real numbers.
     """
-    result = np.zeros(bins, np.int64 if value.dtype.kind in "iu" else np.float64)
+    value = np.asarray(value)
+    value = value.astype(np.int64 if value.dtype.kind in "iu" else np.float64, copy=False)
+    result = np.zeros(bins, value.dtype)
     _add_values(start, end, value, np.int64(width), result)
     return result
 
 
+def _weights(weight: np.ndarray) -> np.ndarray:
+    return whole_numbers(weight, "weights")
+
+
 def _checked(start: np.ndarray, end: np.ndarray, size: int | None) -> tuple[np.ndarray, np.ndarray]:
-    start, end = np.asarray(start, np.int32), np.asarray(end, np.int32)
+    # A cast would cut fractions off and wrap what 32 bits cannot hold.
+    start, end = (
+        part if getattr(part, "dtype", None) == np.int32 else whole_numbers(part, "positions", maximum=2**31 - 1)
+        for part in (start, end)
+    )
+    start, end = start.astype(np.int32, copy=False), end.astype(np.int32, copy=False)
     if start.shape != end.shape or start.ndim != 1:
         raise ValueError(f"start and end must be two vectors of one length, found {start.shape} and {end.shape}.")
     if len(start) and (start.min() < 0 or np.any(end <= start)):

@@ -10,7 +10,7 @@ where erfcx(t) = exp(t^2) erfc(t) keeps the factor that underflows outside. Wher
 computed and ln P is log1p of it, so that small values of -ln P keep their digits too. Below a = 32 the power series
 and the continued fraction serve.
 
-The JAX twin is :mod:`diffbio_sc.numerics.genome.poisson_tail_jax`; this module loads without JAX.
+This module loads without JAX.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numba
 import numpy as np
 
-__all__ = ["C0", "C1", "C2", "log_survival", "log_survival_scalar"]
+__all__ = ["log_survival", "log_survival_scalar"]
 
 # Taylor coefficients of C0, C1, C2 about eta = 0, from exact rational recursion; radius of convergence 3.54.
 C0 = (

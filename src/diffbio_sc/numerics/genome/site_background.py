@@ -33,6 +33,10 @@ class Background(NamedTuple):
     scales: tuple[float, ...]
     floor: float
 
+    def scaled(self, factor: float) -> Background:
+        """The background of a treatment whose heights are multiplied by ``factor``."""
+        return self._replace(scales=tuple(factor * scale for scale in self.scales), floor=factor * self.floor)
+
     @classmethod
     def with_control(
         cls,

@@ -44,31 +44,16 @@ class MixtureSample(NamedTuple):
     expert: Int[Array, " cells"]
 
 
-def _log_weights(
-    present: Bool[Array, "experts cells"], weights: Float[Array, "experts ..."] | None
-) -> Float[Array, "experts cells"]:
-    """Logarithm of the weights, -inf where an expert is absent or has no weight."""
-    present = jnp.asarray(present) > 0
-    if weights is None:
-        return jnp.where(present, 0.0, -jnp.inf)
-    weights = jnp.asarray(weights)
-    weights = jnp.broadcast_to(weights[:, None] if weights.ndim == 1 else weights, present.shape)
-    used = present & (weights > 0)
-    return jnp.where(used, jnp.log(jnp.where(used, weights, 1.0)), -jnp.inf)
-
-
 def _masked(
     mean: Float[Array, "experts cells dimensions"],
     log_variance: Float[Array, "experts cells dimensions"],
     present: Bool[Array, "experts cells"],
-    weights: Float[Array, "experts ..."] | None,
 ) -> tuple[Array, Array, Array, Array]:
-    """Standard normals instead of absent experts, log weights, and which cells have an expert."""
-    log_weights = _log_weights(present, weights)
-    used = log_weights > -jnp.inf
+    """Standard normals instead of absent experts, which experts are present, and which cells have one."""
+    used = jnp.asarray(present) > 0
     mean = jnp.where(used[..., None], mean, 0.0)
     log_variance = jnp.where(used[..., None], log_variance, 0.0)
-    return mean, log_variance, log_weights, used.any(0)
+    return mean, log_variance, used, used.any(0)
 
 
 def product_of_experts(
@@ -76,7 +61,6 @@ def product_of_experts(
     log_variance: Float[Array, "experts cells dimensions"],
     present: Bool[Array, "experts cells"],
     *,
-    weights: Float[Array, "experts ..."] | None = None,
     prior: bool = True,
 ) -> FusedGaussian:
     """Product of the present experts' densities, normalised: precisions add up.
@@ -87,40 +71,34 @@ def product_of_experts(
         Experts.
     present
         Whether the expert has an opinion on the cell.
-    weights
-        Power to which each expert's density is raised, for each expert or each expert and cell; 1 by default, 0 as if
-        absent.
     prior
         Whether N(0, I) is one more expert. Without it, cells that no expert knows still get the prior.
     """
-    mean, log_variance, log_weights, known = _masked(mean, log_variance, present, weights)
-    log_precision = log_weights[..., None] - log_variance
+    mean, log_variance, used, known = _masked(mean, log_variance, present)
+    log_precision = jnp.where(used[..., None], -log_variance, -jnp.inf)
     log_prior = jnp.zeros_like(mean[0]) if prior else jnp.where(known[:, None], -jnp.inf, jnp.zeros_like(mean[0]))
     total = logsumexp(jnp.concatenate([log_precision, log_prior[None]]), axis=0)
     shares = jnp.exp(log_precision - total)
     return FusedGaussian((shares * mean).sum(0), -total, shares)
 
 
-def _mixing(log_weights: Float[Array, "experts cells"], known: Bool[Array, " cells"]) -> Float[Array, "experts cells"]:
-    """Weights of the present experts that sum to 1 over them; all 0 where there is none."""
-    safe = jnp.where(known, log_weights, 0.0)
-    return jnp.where(known, jax.nn.softmax(safe, axis=0), 0.0)
+def _mixing(used: Bool[Array, "experts cells"]) -> Float[Array, "experts cells"]:
+    """Equal weights of the present experts, which sum to 1 over them; all 0 where there is none."""
+    return used / jnp.maximum(used.sum(0), 1)
 
 
 def mixture_of_experts(
     mean: Float[Array, "experts cells dimensions"],
     log_variance: Float[Array, "experts cells dimensions"],
     present: Bool[Array, "experts cells"],
-    *,
-    weights: Float[Array, "experts ..."] | None = None,
 ) -> FusedGaussian:
-    """Mean and variance of the mixture of the present experts, with mixing weights proportional to ``weights``.
+    """Mean and variance of the mixture of the present experts in equal parts.
 
-    The mixture itself is not Gaussian: draw from it with :func:`sample_mixture`, its density is
-    :func:`mixture_log_density`.
+    The mixture itself is not Gaussian: draw from it with :func:`sample_mixture`; its density is
+    :func:`mixture_log_density`, its divergence from the prior :func:`mixture_divergence`.
     """
-    mean, log_variance, log_weights, known = _masked(mean, log_variance, present, weights)
-    mixing = _mixing(log_weights, known)[..., None]
+    mean, log_variance, used, known = _masked(mean, log_variance, present)
+    mixing = _mixing(used)[..., None]
     centre = (mixing * mean).sum(0)
     # Scaled by the largest variance, which neither overflows nor underflows.
     scale = jax.lax.stop_gradient(log_variance.max(0))
@@ -135,15 +113,13 @@ def mixture_log_density(
     mean: Float[Array, "experts cells dimensions"],
     log_variance: Float[Array, "experts cells dimensions"],
     present: Bool[Array, "experts cells"],
-    *,
-    weights: Float[Array, "experts ..."] | None = None,
 ) -> Float[Array, " cells"]:
-    """Log-density of the mixture of the present experts at one point for each cell."""
-    mean, log_variance, log_weights, known = _masked(mean, log_variance, present, weights)
-    densities = gaussian_log_density(points, mean, log_variance)
-    safe = jnp.where(known, log_weights, 0.0)
-    mixture = logsumexp(jax.nn.log_softmax(safe, axis=0) + densities, axis=0)
-    return jnp.where(known, mixture, gaussian_log_density(points, jnp.zeros_like(points), jnp.zeros_like(points)))
+    """Log-density of the mixture of the present experts in equal parts, at one point for each cell."""
+    mean, log_variance, used, known = _masked(mean, log_variance, present)
+    densities = jnp.where(used | ~known, gaussian_log_density(points, mean, log_variance), -jnp.inf)
+    # Where there is no expert each row holds the density of the prior.
+    number = jnp.where(known, used.sum(0), len(mean))
+    return logsumexp(densities, axis=0) - jnp.log(number)
 
 
 def sample_mixture(
@@ -152,46 +128,77 @@ def sample_mixture(
     log_variance: Float[Array, "experts cells dimensions"],
     present: Bool[Array, "experts cells"],
     *,
-    weights: Float[Array, "experts ..."] | None = None,
+    noise: Float[Array, "cells dimensions"] | None = None,
 ) -> MixtureSample:
     """Draw once from the mixture for each cell; differentiable in the mean and variance of the chosen expert.
 
     The choice is stratified over the cells: each is drawn with its own probabilities, but the numbers that decide are
     spread evenly over the cells, so that every expert is chosen about as often as expected.
+
+    Parameters
+    ----------
+    key
+        Random key of the choice and, without ``noise``, of the draw.
+    mean, log_variance, present
+        Experts, as of :func:`mixture_of_experts`.
+    noise
+        Standard normal draws, to which the chosen expert's mean and deviation are applied.
     """
-    mean, log_variance, log_weights, known = _masked(mean, log_variance, present, weights)
-    mixing = _mixing(log_weights, known)
+    mean, log_variance, used, known = _masked(mean, log_variance, present)
+    mixing = _mixing(used)
     cells = mean.shape[1]
     order_key, offset_key, noise_key = jax.random.split(key, 3)
     strata = jax.random.permutation(order_key, cells)
     uniform = (strata + jax.random.uniform(offset_key, (cells,))) / cells
     # The first expert whose cumulated weight exceeds the number, never one without weight.
     cumulated = jnp.cumsum(mixing, axis=0)
-    expert = jnp.argmax((cumulated > uniform * cumulated[-1]) & (mixing > 0), axis=0)
-    chosen = jnp.where(known, expert, 0)[None, :, None]
-    chosen_mean = jnp.take_along_axis(mean, chosen, axis=0)[0]
-    chosen_log_variance = jnp.take_along_axis(log_variance, chosen, axis=0)[0]
-    sample = chosen_mean + jnp.exp(0.5 * chosen_log_variance) * jax.random.normal(noise_key, chosen_mean.shape)
-    return MixtureSample(sample, jnp.where(known, expert, -1))
+    expert = jnp.argmax((cumulated > uniform * cumulated[-1]) & used, axis=0)
+    expert = jnp.where(known, expert, -1)
+    if noise is None:
+        noise = jax.random.normal(noise_key, mean.shape[1:])
+    chosen_mean, chosen_log_variance = _of_expert(mean, expert), _of_expert(log_variance, expert)
+    return MixtureSample(chosen_mean + jnp.exp(0.5 * chosen_log_variance) * noise, expert)
+
+
+def _of_expert(values: Float[Array, "experts cells dimensions"], expert: Int[Array, " cells"]) -> Array:
+    """Values of each cell's expert; those of the first, masked, where there is none."""
+    return jnp.take_along_axis(values, jnp.maximum(expert, 0)[None, :, None], axis=0)[0]
+
+
+def mixture_divergence(
+    drawn: MixtureSample,
+    mean: Float[Array, "experts cells dimensions"],
+    log_variance: Float[Array, "experts cells dimensions"],
+    present: Bool[Array, "experts cells"],
+) -> Float[Array, " cells"]:
+    """Kullback-Leibler divergence from the mixture of the experts to N(0, I), estimated without bias from a draw of it.
+
+    The divergence of a mixture q of Gaussians q_k is the mean over k of KL(q_k, prior) + E_k[log q(z) - log q_k(z)].
+    The first term is a closed form, the second is what the draw estimates: it lies above -log(experts), and is 0 for a
+    cell with a single expert, whose divergence is exact.
+    """
+    mean, log_variance, _, _ = _masked(mean, log_variance, present)
+    own_mean, own_log_variance = _of_expert(mean, drawn.expert), _of_expert(log_variance, drawn.expert)
+    excess = mixture_log_density(drawn.sample, mean, log_variance, present) - gaussian_log_density(
+        drawn.sample, own_mean, own_log_variance
+    )
+    return kl_to_standard_normal(own_mean, own_log_variance) + excess
 
 
 def mean_fusion(
     mean: Float[Array, "experts cells dimensions"],
     log_variance: Float[Array, "experts cells dimensions"],
     present: Bool[Array, "experts cells"],
-    *,
-    weights: Float[Array, "experts ..."] | None = None,
 ) -> FusedGaussian:
-    """Distribution of the weighted mean of independent draws from the present experts.
+    """Distribution of the mean of independent draws, one from each of n present experts.
 
-    With weights w that sum to 1 over them: mean sum(w mu), variance sum(w^2 s^2).
+    Its mean is sum(mu) / n, its variance sum(s^2) / n^2.
     """
-    mean, log_variance, log_weights, known = _masked(mean, log_variance, present, weights)
-    mixing = _mixing(log_weights, known)
-    log_mixing = jnp.where(mixing > 0, jnp.log(jnp.where(mixing > 0, mixing, 1.0)), -jnp.inf)
+    mean, log_variance, used, known = _masked(mean, log_variance, present)
+    log_mixing = jnp.where(used, -jnp.log(jnp.maximum(used.sum(0), 1).astype(mean.dtype)), -jnp.inf)
     terms = jnp.where(known[:, None], 2 * log_mixing[..., None] + log_variance, 0.0)
     variance = jnp.where(known[:, None], logsumexp(terms, axis=0), 0.0)
-    shares = jnp.broadcast_to(mixing[..., None], mean.shape)
+    shares = jnp.broadcast_to(jnp.exp(log_mixing)[..., None], mean.shape)
     return FusedGaussian((shares * mean).sum(0), variance, shares)
 
 

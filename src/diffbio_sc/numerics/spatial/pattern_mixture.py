@@ -12,96 +12,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh
 from scipy.special import gammaln, log_ndtr, logsumexp
 
-_REPRESENTATIVES = 1500
-_RANK = 256
-_LEAST_RANK = 32
 _STARTS = 8
 _FINALISTS = 2
 _SCREENING_STEPS = 15
 _STEPS = 300
 _TOLERANCE = 0.01
 _AMPLITUDE_DEVIATION = 0.5
-_ROWS_AT_ONCE = 4096
 _LOG_SQRT_2PI = 0.5 * np.log(2 * np.pi)
-
-
-class SlideBasis(NamedTuple):
-    """Leading eigenvectors of one slide's centred kernel.
-
-    Attributes
-    ----------
-    vectors
-        Orthonormal columns, spots of the slide by rank, float32.
-    values
-        Eigenvalues, largest first.
-    lengthscale
-        Lengthscale of the kernel: the one asked for, or the finest that the representative places resolve.
-    """
-
-    vectors: np.ndarray
-    values: np.ndarray
-    lengthscale: float
-
-
-def slide_bases(coordinates: np.ndarray, slides: np.ndarray, lengthscale: float) -> list[SlideBasis]:
-    """Eigenbasis of the kernel on each slide; without slides that have no two places (at least one must have)."""
-    number = int(slides.max()) + 1
-    rank = max(_RANK // number, _LEAST_RANK)
-    bases = [_slide_basis(coordinates[slides == slide], lengthscale, rank) for slide in range(number)]
-    if not any(len(basis.values) for basis in bases):
-        raise ValueError(f"The coordinates of all {len(coordinates)} spots are the same; patterns need places.")
-    return bases
-
-
-def _slide_basis(coordinates: np.ndarray, lengthscale: float, rank: int) -> SlideBasis:
-    places, spacing = _representatives(coordinates)
-    if spacing > lengthscale:
-        lengthscale = spacing
-    scale = float(lengthscale)
-    kernel = _kernel(places, places, scale)
-    values, vectors = eigh(kernel, subset_by_index=(max(len(places) - rank, 0), len(places) - 1))
-    kept = values > 1e-6 * values[-1]
-    projection = vectors[:, kept] / np.sqrt(values[kept])
-    # K is close to F F', of low rank; without its mean, F'F gives its eigenvectors at all spots, exactly orthonormal.
-    factor = np.empty((len(coordinates), projection.shape[1]))
-    for start in range(0, len(coordinates), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        factor[rows] = _kernel(coordinates[rows], places, scale) @ projection
-    factor -= factor.mean(0)
-    values, rotation = np.linalg.eigh(factor.T @ factor)
-    kept = values > max(1e-4 * values[-1], 1e-9 * len(coordinates))
-    values, rotation = values[kept][::-1], rotation[:, kept][:, ::-1]
-    return SlideBasis((factor @ (rotation / np.sqrt(values))).astype(np.float32), values, scale)
-
-
-def _representatives(coordinates: np.ndarray) -> tuple[np.ndarray, float]:
-    """All places if they are few, else the centres of gravity of a grid's occupied squares; and the squares' side."""
-    if len(coordinates) <= _REPRESENTATIVES:
-        return coordinates, 0.0
-    origin = coordinates.min(0)
-    extent = coordinates.max(0) - origin
-    wide = extent[extent > 0]
-    if not len(wide):
-        return coordinates[:1], 0.0
-    side = float(np.exp(np.log(wide / _REPRESENTATIVES ** (1 / len(wide))).mean()))
-    while True:
-        squares = np.floor((coordinates - origin) / side).astype(np.int64)
-        _, inverse, size = np.unique(squares, axis=0, return_inverse=True, return_counts=True)
-        if len(size) <= _REPRESENTATIVES:
-            break
-        side *= 1.05
-    inverse = inverse.ravel()
-    sums = [np.bincount(inverse, weights=axis, minlength=len(size)) for axis in coordinates.T]
-    return np.stack(sums, 1) / size[:, None], side
-
-
-def _kernel(left: np.ndarray, right: np.ndarray, lengthscale: float) -> np.ndarray:
-    # Differences, not the expanded square: coordinates may be large beside their differences.
-    squared = sum(np.subtract.outer(left[:, axis], right[:, axis]) ** 2 for axis in range(left.shape[1]))
-    return np.exp(-0.5 * squared / lengthscale**2)
 
 
 class Mixture(NamedTuple):

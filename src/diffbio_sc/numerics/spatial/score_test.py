@@ -25,13 +25,19 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
 
-from diffbio_sc.numerics.spatial.kernels import Level, SpotLayout
+from diffbio_sc.numerics.spatial.gene_moments import (
+    GeneMoments,
+    GeneSums,
+    gene_moments,
+    nuisance_columns,
+    sum_genes,
+)
+from diffbio_sc.numerics.spatial.layout import Level, SpotLayout
 from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
 
 # Classes of c = alpha m that share weights, and those at which spectra are computed (interpolated between).
 _CLASSES = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 40.0])
 _SPECTRUM_CLASSES = np.array([0, 0.5, 3, 40.0])
-_LARGEST_DISPERSION = 50.0
 _FEWEST_SPOTS = 3  # with reads: fewer are not tested
 _CLIP = 4.0  # residuals are cut at so many standard deviations and one read
 _ROOT_OFFSET = 0.4
@@ -42,14 +48,6 @@ _SCALE_WEIGHT = 0.85  # each scale weighs 2^-0.85 of the next finer one
 _EFFECT = 0.3  # variance on the log scale of the effect that weights are made for
 _CAUCHY_EXCESS = 0.08  # by how much the combination of such dependent tests is too small around 0.05
 _BLOCK_VALUES = 2**22
-
-
-class GeneMoments(NamedTuple):
-    """Mean rate m, method-of-moments dispersion alpha and number of spots with reads, by gene."""
-
-    mean: Float[np.ndarray, " genes"]
-    dispersion: Float[np.ndarray, " genes"]
-    spots: Int[np.ndarray, " genes"]
 
 
 class ScoreTest(NamedTuple):
@@ -112,7 +110,7 @@ class SpatialScoreTest:
     covariates
         Nuisance columns. Columns that others already span are dropped.
     lengthscales
-        Scales to test; default :func:`~diffbio_sc.numerics.spatial.kernels.lengthscale_grid`.
+        Scales to test; default :func:`~diffbio_sc.numerics.spatial.layout.lengthscale_grid`.
     most_dense_spots
         Up to so many spots, kernels are exact matrices.
     """
@@ -150,14 +148,11 @@ class SpatialScoreTest:
         """Mean and dispersion of each gene (columns; spots in the given order)."""
         depth = np.empty_like(self.depth)
         depth[self.layout.order] = self.depth
-        total = np.asarray(counts.sum(0), np.float64).ravel()
-        mean = total / depth.sum()
-        squares = np.asarray(counts.multiply(counts).sum(0), np.float64).ravel()
-        excess = squares - 2.0 * mean * (counts.T @ depth) + mean**2 * (depth**2).sum() - mean * depth.sum()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            dispersion = excess / (mean**2 * (depth**2).sum())
-        spots = np.asarray((counts > 0).sum(0)).ravel()
-        return GeneMoments(mean, np.clip(np.nan_to_num(dispersion), 0.0, _LARGEST_DISPERSION), spots)
+        return self.moments_of(sum_genes(counts, depth))
+
+    def moments_of(self, sums: GeneSums) -> GeneMoments:
+        """Mean and dispersion from sums over the same spots, whatever the unit of the depth they were made with."""
+        return gene_moments(sums, self.depth)
 
     def classes(self, moments: GeneMoments) -> Int[np.ndarray, " genes"]:
         """Class of c of each gene, or -1 if it is not tested; dispersions are drawn to their median over genes."""
@@ -385,34 +380,6 @@ class SpatialScoreTest:
             log_p[index] = np.where(skewness[index] > _LARGEST_SKEWNESS, np.nan, np.minimum(tail, 0.0))
         log_p[:, constant] = np.nan
         return log_p, np.nan_to_num(skewness)
-
-
-def nuisance_columns(
-    depth: np.ndarray, groups: np.ndarray, covariates: np.ndarray | None = None
-) -> Float[np.ndarray, "spots columns"]:
-    """Intercept and standardised log depth of each group, and covariates; columns that others span are left out."""
-    columns = []
-    for group in np.unique(groups):
-        inside = groups == group
-        columns.append(inside.astype(np.float64))
-        log_depth = np.log(np.maximum(depth[inside], 1e-2))
-        if log_depth.std() > 1e-6:
-            column = np.zeros(len(depth))
-            column[inside] = (log_depth - log_depth.mean()) / log_depth.std()
-            columns.append(column)
-    basis = np.linalg.qr(np.column_stack(columns))[0]
-    if covariates is None:
-        return np.column_stack(columns)
-    for column in np.asarray(covariates, np.float64).T:
-        scale = np.linalg.norm(column)
-        rest = column - basis @ (basis.T @ column)
-        rest = rest - basis @ (basis.T @ rest)
-        length = np.linalg.norm(rest)
-        if length <= 1e-6 * max(scale, 1e-300):
-            continue
-        basis = np.column_stack([basis, rest / length])
-        columns.append(rest / length * np.sqrt(len(depth)))
-    return np.column_stack(columns)
 
 
 def _of_ratio(eigenvalues, multiplicity, ratio, trace):

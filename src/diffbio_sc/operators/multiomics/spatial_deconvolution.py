@@ -29,8 +29,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,15 +37,20 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffbio_sc._compiled import one_thread_at_a_time
+from diffbio_sc._random import as_generator
 from diffbio_sc.numerics.counts import negative_binomial, regression, signatures
 from diffbio_sc.numerics.counts.presence import learn_presence, spike_and_slab
+from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proportion_deviation
+from diffbio_sc.numerics.counts.refinement import CONVERGED, FIRST_STEPS, refinement_rounds
+from diffbio_sc.numerics.counts.spot_regression import GENE_BUCKET, SpotSolution, SpotSolver, diagnose
+from diffbio_sc.numerics.counts.unknown_signature import unknown_rounds
+from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
 from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
+from diffbio_sc.operators.correction import NetworkMinusStart
 
 FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all of a large slide
-_GENE_BUCKET = 128
-_TYPE_BUCKET = 4
-_CONVERGED = 2e-4  # relative change of the deviance over two rounds
-_FIRST_STEPS = 4  # of Fisher scoring, before signatures are updated
+_SPOT_VARIANCE = 0.12**2  # of the log composition as re-estimated from spots: model error, not sampling
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,74 +98,6 @@ class SpatialDeconvolutionConfig(OperatorConfig):
         self.require_positive("relative_prior", zero_allowed=True)
 
 
-class SpotSolution(NamedTuple):
-    """Regression of a block of spots.
-
-    Attributes
-    ----------
-    weights
-        Share of the spot's RNA from each type; sums to about 1.
-    deviation
-        Standard deviation of each weight with the others held, inflated where the model misfits the spot.
-    inflation
-        Variance with the others free over variance with the others held; at least 1.
-    misfit
-        Pearson's chi-square over its degrees of freedom.
-    """
-
-    weights: Float[Array, "spots types"]
-    deviation: Float[Array, "spots types"]
-    inflation: Float[Array, "spots types"]
-    misfit: Float[Array, " spots"]
-
-
-@dataclasses.dataclass(frozen=True)
-class SpotSolver:
-    """The regression of blocks of spots on fixed signatures: compiled, on host arrays, picklable.
-
-    Parameters
-    ----------
-    signatures
-        Signatures mu (types, genes).
-    dispersion
-        Overdispersion alpha.
-    steps
-        Steps of Fisher scoring.
-    room
-        Types for which the compiled code leaves room: solvers of 12 types and of 13 can then share it.
-    """
-
-    signatures: np.ndarray
-    dispersion: float
-    steps: int
-    room: int = 0
-
-    def __call__(
-        self,
-        counts: np.ndarray,
-        prior_mean: np.ndarray | None = None,
-        prior_precision: np.ndarray | None = None,
-    ) -> SpotSolution:
-        """Regress a block of spots; a Gaussian prior of the weights may be given, such as the neighbours' mean."""
-        spots, genes = counts.shape
-        types = len(self.signatures)
-        shape = (_spot_bucket(spots), _bucket(genes, _GENE_BUCKET))
-        padded_types = _bucket(types + self.room, _TYPE_BUCKET)
-        if prior_mean is None or prior_precision is None:
-            prior_mean, prior_precision = np.zeros((spots, types)), np.zeros(types)
-        solution = _solve_block(
-            _pad(counts.astype(np.float32, copy=False), shape),
-            _pad(self.signatures, (padded_types, shape[1])),
-            np.float32(self.dispersion),
-            _pad(np.ones(genes, np.float32), (shape[1],)),
-            _pad(prior_mean.astype(np.float32), (shape[0], padded_types)),
-            _pad(prior_precision.astype(np.float32), (padded_types,)),
-            np.int32(self.steps),
-        )
-        weights, deviation, inflation, misfit = (np.asarray(part)[:spots] for part in solution)
-        return SpotSolution(weights[:, :types], deviation[:, :types], inflation[:, :types], misfit)
-
-
 class SpatialDeconvolution(Operator):
     """Cell-type proportions of spots, by a count regression on reference profiles that can be trained.
 
@@ -206,7 +142,8 @@ class SpatialDeconvolution(Operator):
         self.log_platform = nnx.Param(jnp.zeros(genes))
         self.log_deviation = nnx.Param(jnp.zeros((types, genes)))
         self.log_dispersion = nnx.Param(jnp.log(jnp.float32(config.dispersion)))
-        self.correction = Correction(types, genes, config.hidden_dim, rngs=rngs) if config.hidden_dim else None
+        sizes = (genes, config.hidden_dim, types)
+        self.correction = NetworkMinusStart(sizes, rngs=rngs) if config.hidden_dim else None
         self.fitted = FittedStatistic(jnp.zeros(()))
         self.presence_probability = FittedStatistic(jnp.full(types, 0.5))
         self.typical_weight = FittedStatistic(jnp.full(types, 1.0 / types))
@@ -222,7 +159,7 @@ class SpatialDeconvolution(Operator):
         dispersion = jnp.exp(self.log_dispersion[...])
         weights = regression.regression_weights(counts, depth, mu, dispersion, self.config.solver_steps)
         used = jnp.ones(counts.shape[1], counts.dtype)
-        solution = _diagnose(*jax.lax.stop_gradient((weights, counts, depth, mu, dispersion, used)))
+        solution = diagnose(*jax.lax.stop_gradient((weights, counts, depth, mu, dispersion, used)))
         deviation = jnp.where(solution.deviation > 0, solution.deviation, 1.0)
         posterior = spike_and_slab(weights, deviation, self.presence_probability[...], self.typical_weight[...])
         fitted = self.fitted[...] > 0
@@ -251,6 +188,7 @@ class SpatialDeconvolution(Operator):
         dispersion = jnp.exp(self.log_dispersion[...])
         return -negative_binomial.negative_binomial_log_likelihood(counts, mean, dispersion).mean()
 
+    @one_thread_at_a_time
     def fit(
         self,
         data: Mapping[str, Any],
@@ -292,7 +230,7 @@ class SpatialDeconvolution(Operator):
         if not len(sample):
             raise ValueError("fit needs at least one spot with counts, data['spatial_expression'] has none.")
         if len(sample) > max_spots:
-            generator = np.random.default_rng(rng)
+            generator = as_generator(rng)
             sample = sample[np.sort(generator.choice(len(sample), max_spots, replace=False))]
         history, converged = self._fit_signatures(sample, profiles, platform_effect, refine)
         solution = self.solve(counts, profiles)
@@ -304,6 +242,7 @@ class SpatialDeconvolution(Operator):
         )
         return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
 
+    @one_thread_at_a_time
     def fit_signatures(
         self, counts: np.ndarray, profiles: np.ndarray, *, platform_effect: bool = True, refine: bool = True
     ) -> FitReport:
@@ -312,6 +251,7 @@ class SpatialDeconvolution(Operator):
         history, converged = self._fit_signatures(counts, jnp.asarray(profiles), platform_effect, refine)
         return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
 
+    @one_thread_at_a_time
     def adapt_platform(self, counts: np.ndarray, profiles: np.ndarray) -> None:
         """Re-estimate gamma alone on one slide, starting from and drawn to the present one."""
         counts = np.asarray(counts, np.float32)
@@ -331,15 +271,21 @@ class SpatialDeconvolution(Operator):
         """Regress a block of spots under the present signatures; see :class:`SpotSolver`."""
         return self.solver(profiles)(np.asarray(counts), prior_mean, prior_precision)
 
-    def solver(self, profiles: Float[Array, "types genes"]) -> SpotSolver:
-        """Return the regression under the present signatures as a function of counts that can be sent to workers."""
+    @one_thread_at_a_time
+    def solver(self, profiles: Float[Array, "types genes"], rows: int = 0) -> SpotSolver:
+        """Return the regression under the present signatures as a function of counts that can be sent to workers.
+
+        ``rows`` is the number of spots of a whole block, see :class:`SpotSolver`.
+        """
         return SpotSolver(
             np.asarray(self.signatures(jnp.asarray(profiles)), np.float32),
             float(jnp.exp(self.log_dispersion[...])),
             self.config.solver_steps,
             room=1,
+            rows=rows,
         )
 
+    @one_thread_at_a_time
     def unknown_signature(
         self, counts: np.ndarray, profiles: Float[Array, "types genes"], rounds: int = 10
     ) -> np.ndarray:
@@ -362,16 +308,16 @@ class SpatialDeconvolution(Operator):
         Signature of sum 1 (genes,).
         """
         spots, genes = counts.shape
-        shape = (_spot_bucket(spots), _bucket(genes, _GENE_BUCKET))
+        shape = (row_bucket(spots), round_up(genes, GENE_BUCKET))
         mu = self.platform_signatures(profiles)
         dispersion = np.exp(np.asarray(self.log_dispersion[...]))
-        weights = SpotSolver(mu, float(dispersion), _FIRST_STEPS, room=1)(counts).weights
-        signature = _unknown_rounds(
-            _pad(counts.astype(np.float32, copy=False), shape),
-            _pad(weights, (shape[0], len(mu))),
-            _pad(mu, (len(mu), shape[1])),
+        weights = SpotSolver(mu, float(dispersion), FIRST_STEPS, room=1)(counts).weights
+        signature = unknown_rounds(
+            zero_padded(counts.astype(np.float32, copy=False), shape),
+            zero_padded(weights, (shape[0], len(mu))),
+            zero_padded(mu, (len(mu), shape[1])),
             dispersion,
-            _pad(np.ones(genes, np.float32), (shape[1],)),
+            zero_padded(np.ones(genes, np.float32), (shape[1],)),
             rounds,
         )
         return np.asarray(signature)[:genes]
@@ -381,6 +327,7 @@ class SpatialDeconvolution(Operator):
         scaled = np.asarray(profiles) / np.asarray(profiles).sum(-1, keepdims=True)
         return (scaled * np.exp(np.asarray(self.log_platform[...]))).astype(np.float32)
 
+    @one_thread_at_a_time
     def set_presence(self, weights: np.ndarray, deviation: np.ndarray, cells: np.ndarray | None = None) -> None:
         """Learn from regressed spots how often each type is present; from then on proportions are posterior means."""
         prior = learn_presence(weights, np.maximum(deviation, 1e-12), cells=cells)
@@ -401,7 +348,9 @@ class SpatialDeconvolution(Operator):
         positive = share > 0
         log_share = jnp.log(jnp.where(positive, share, 1.0))
         if self.correction is not None:
-            log_share = log_share + self.correction(counts / jnp.maximum(depth, 1.0)[:, None])
+            # Shares of the genes times their number are about 1 on average, whatever the panel.
+            shares = counts / jnp.maximum(depth, 1.0)[:, None]
+            log_share = log_share + self.correction(jnp.log1p(shares * shares.shape[-1]))
         # Not softmax of a floored logarithm: a type of weight 0 stays at exactly 0 and its gradient stays finite.
         top = jnp.where(positive, log_share, -jnp.inf).max(-1, keepdims=True)
         raised = jnp.where(positive, jnp.exp((log_share - jax.lax.stop_gradient(top)) / temperature), 0.0)
@@ -438,20 +387,20 @@ class SpatialDeconvolution(Operator):
         self.log_deviation[...] = jnp.asarray(log_deviation)
         history = np.asarray(history, np.float64)
         history = history[np.isfinite(history)]
-        settled = len(history) > 2 and abs(history[-1] - history[-3]) <= 5 * _CONVERGED * abs(history[-1])
+        settled = len(history) > 2 and abs(history[-1] - history[-3]) <= 5 * CONVERGED * abs(history[-1])
         return history, bool(settled or len(history) < self.config.fit_rounds)
 
     def _rounds(self, counts, base, anchor, *, spread, openness, refine, platform_effect):
         spots, genes = counts.shape
         types = base.shape[0]
-        shape = (_spot_bucket(spots), _bucket(genes, _GENE_BUCKET))
+        shape = (row_bucket(spots), round_up(genes, GENE_BUCKET))
         rate = max(0.05, self.config.relative_prior * types / genes)
         updates = refine or (platform_effect and openness > 0)
-        log_platform, log_theta, history = _refinement_rounds(
-            _pad(counts, shape),
-            _pad(base.astype(np.float32), (types, shape[1])),
-            _pad(np.asarray(anchor, np.float32), (shape[1],)),
-            _pad(np.ones(genes, np.float32), (shape[1],)),
+        log_platform, log_theta, history = refinement_rounds(
+            zero_padded(counts, shape),
+            zero_padded(base.astype(np.float32), (types, shape[1])),
+            zero_padded(np.asarray(anchor, np.float32), (shape[1],)),
+            zero_padded(np.ones(genes, np.float32), (shape[1],)),
             jnp.exp(self.log_dispersion[...]),
             jnp.float32(spread),
             jnp.float32(openness),
@@ -462,245 +411,3 @@ class SpatialDeconvolution(Operator):
             self.config.fit_rounds if updates else 1,
         )
         return np.asarray(log_platform)[:genes], np.asarray(log_theta)[:, :genes], history
-
-
-class Correction(nnx.Module):
-    """A small network minus its own initial state: exactly 0 until trained, with gradients in every parameter."""
-
-    def __init__(self, types: int, genes: int, width: int, *, rngs: nnx.Rngs):
-        self.hidden = nnx.Linear(genes, width, rngs=rngs)
-        self.output = nnx.Linear(width, types, rngs=rngs)
-        self.initial = FittedStatistics(
-            hidden_kernel=self.hidden.kernel[...],
-            hidden_bias=self.hidden.bias[...],
-            output_kernel=self.output.kernel[...],
-            output_bias=self.output.bias[...],
-        )
-
-    def __call__(self, shares: Float[Array, "spots genes"]) -> Float[Array, "spots types"]:
-        """Correction of the log proportions, from the share of each gene in the spot's counts."""
-        # Shares times the number of genes are about 1 on average, whatever the panel.
-        features = jnp.log1p(shares * shares.shape[-1])
-        start = self.initial
-        hidden = jnp.tanh(features @ start.hidden_kernel[...] + start.hidden_bias[...])
-        initial = hidden @ start.output_kernel[...] + start.output_bias[...]
-        return self.output(jnp.tanh(self.hidden(features))) - jax.lax.stop_gradient(initial)
-
-
-class FittedStatistics(nnx.Module):
-    """Named arrays that are stored with the operator but not trained."""
-
-    def __init__(self, **arrays: Array):
-        for name, value in arrays.items():
-            setattr(self, name, FittedStatistic(jnp.array(value)))
-
-
-# Errors of the signatures are shared by all spots and no single spot shows them. Without this factor the 90 % intervals
-# of present types cover 80 to 86 % on simulated spots (benchmarks/deconvolution.py, calibration).
-SIGNATURE_INFLATION = 1.25**2
-_SPOT_VARIANCE = 0.12**2  # of the log composition as re-estimated from spots: model error, not sampling
-_DAMPING = 0.5
-_CLIPPED_RESIDUAL = 1.0  # in units of the spread of gamma, the width of its robust prior
-_RESIDUAL_NOISE = 0.15  # of a gene's log ratio, from what sampling and model error leave
-_UNEXPLAINED_ONLY = 0.7  # of the part of a deviation that other signatures explain as well, how much is taken out
-
-
-def proportion_deviation(
-    coefficients: Float[Array, "spots types"], variance: Float[Array, "spots types"]
-) -> Float[Array, "spots types"]:
-    """Standard deviation of ``c_k / sum(c)`` from the variances of c, to first order."""
-    total = coefficients.sum(-1, keepdims=True)
-    share = coefficients / total
-    others = variance.sum(-1, keepdims=True) - variance
-    return ((1.0 - share) ** 2 * variance + share**2 * others) ** 0.5 / total
-
-
-def _bucket(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def _spot_bucket(spots: int) -> int:
-    """Four steps to each power of two up to 2048, then multiples of 2048: few compiled shapes, little waste."""
-    step = max(32, (1 << (spots - 1).bit_length()) // 8)
-    return _bucket(spots, min(step, 2048))
-
-
-def _pad(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if array.shape == shape:
-        return array
-    padded = np.zeros(shape, array.dtype)
-    padded[tuple(slice(size) for size in array.shape)] = array
-    return padded
-
-
-def _diagnose(weights, counts, depth, mu, dispersion, used, information=None) -> SpotSolution:
-    types = weights.shape[1]
-    real = (mu.sum(1) > 0).sum()
-    mean = regression.expected_counts(weights, depth, mu)
-    if information is None:
-        products = regression.pair_products(mu)
-        information = regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0)[1]
-    freedom = jnp.maximum(used.sum() - real, 1.0)
-    pearson = (counts - mean) ** 2 / (jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean)) * used
-    misfit = pearson.sum(-1) / freedom
-    diagonal = jnp.diagonal(information, axis1=1, axis2=2)
-    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
-    # Correlation form with a small ridge: collinear signatures give a large, finite inflation.
-    correlation = information / (scale[:, :, None] * scale[:, None, :]) + 1e-4 * jnp.eye(types, dtype=mean.dtype)
-    active = weights > 1e-6
-    both = active[:, :, None] & active[:, None, :]
-    correlation = jnp.where(both, correlation, jnp.eye(types, dtype=mean.dtype))
-    inflation = jnp.diagonal(jnp.linalg.inv(correlation), axis1=1, axis2=2)
-    deviation = jnp.sqrt(jnp.maximum(misfit, 1.0))[:, None] / scale
-    return SpotSolution(weights, deviation, jnp.maximum(inflation, 1.0), misfit)
-
-
-@jax.jit
-def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, steps) -> SpotSolution:
-    depth = counts.sum(-1)
-    real = (mu.sum(1) > 0).astype(mu.dtype)  # not types that only pad the shape
-    start = jnp.broadcast_to(real / real.sum(), (len(counts), len(mu)))
-    weights, information = regression.regress(
-        counts, depth, mu, dispersion, start, prior_mean, prior_precision, steps=steps
-    )
-    return _diagnose(weights, counts, depth, mu, dispersion, used, information)
-
-
-def _masked_median(values, used):
-    return jnp.nanmedian(jnp.where(used > 0, values, jnp.nan))
-
-
-class _Refinement(NamedTuple):
-    """State between rounds; ``history`` is the deviance by step, NaN for steps not taken."""
-
-    step: Array
-    weights: Array
-    log_platform: Array
-    theta: Array
-    history: Array
-
-
-@partial(jax.jit, static_argnums=(11,))
-def _refinement_rounds(
-    counts, base, anchor, used, dispersion, spread, openness, prior_counts, rate, refine, platform_effect, rounds
-):
-    """Alternate spots, platform factor and deviations until the deviance settles; unused rounds of it are NaN."""
-    depth = counts.sum(-1)
-    types = base.shape[0]
-    kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
-
-    def shrink(log_ratio):
-        # Soft towards 0 for ratios within the spread, by a constant beyond it: gammas have heavy tails.
-        limit = _CLIPPED_RESIDUAL * spread * (1.0 - kept)
-        return log_ratio - jnp.clip((1.0 - kept) * log_ratio, -limit, limit)
-
-    anchor = jnp.where(platform_effect, kept * anchor, 0.0)
-
-    def signature(log_platform, theta):
-        return base * jnp.exp(log_platform) * theta
-
-    def weighted(weights, mu):
-        mean = regression.expected_counts(weights, depth, mu)
-        return mean, 1.0 / (1.0 + dispersion * mean)
-
-    def update_platform(weights, log_platform, theta):
-        mean, trust = weighted(weights, signature(log_platform, theta))
-        step = jnp.log(((trust * counts).sum(0) + 0.5) / ((trust * mean).sum(0) + 0.5))
-        target = log_platform + step
-        target = shrink(target - _masked_median(target, used))
-        target = anchor + openness * (target - anchor)
-        new = log_platform + _DAMPING * (target - log_platform)
-        new = (new - _masked_median(new, used)) * used
-        return jnp.where(platform_effect, new, log_platform)
-
-    def update_deviation(weights, log_platform, theta):
-        scaled = base * jnp.exp(log_platform)
-        mean, trust = weighted(weights, scaled * theta)
-        exposure = (weights * depth[:, None]).T
-        expected = scaled * (exposure @ trust)
-        observed = scaled * theta * (exposure @ (trust * counts / mean))
-        prior = prior_counts + rate * expected.mean(0, keepdims=True)
-        deviation = scaled * ((observed + prior) / (expected + prior) - 1.0)
-        # What the other signatures could explain as well is a change of weights, not of signatures.
-        average = mean.mean(0)
-        metric = used / (average * (1.0 + dispersion * average))
-        gram = (scaled * metric) @ scaled.T
-        gram = gram + 1e-3 * jnp.trace(gram) / types * jnp.eye(types, dtype=gram.dtype)
-        explained = jnp.linalg.solve(gram, (scaled * metric) @ deviation.T).T @ scaled
-        deviation = deviation - _UNEXPLAINED_ONLY * explained
-        new = 1.0 + deviation / jnp.where(scaled > 0, scaled, 1.0)
-        return jnp.where(refine, jnp.clip(new, 0.02, 50.0), theta)
-
-    def one_round(now: _Refinement) -> _Refinement:
-        # The first steps find the weights alone; in the same loop, so that they are compiled once.
-        first = now.step < _FIRST_STEPS
-        log_platform = update_platform(now.weights, now.log_platform, now.theta)
-        log_platform = jnp.where(first, now.log_platform, log_platform)
-        theta = jnp.where(first, now.theta, update_deviation(now.weights, log_platform, now.theta))
-        mu = signature(log_platform, theta)
-        products = regression.pair_products(mu)
-        weights = regression.fisher_step(now.weights, counts, depth, mu, dispersion, products).weights
-        mean, _ = weighted(weights, mu)
-        deviance = (negative_binomial.negative_binomial_deviance(counts, mean, dispersion) * used).sum()
-        history = now.history.at[now.step].set(deviance / jnp.maximum(counts.sum(), 1.0))
-        return _Refinement(now.step + 1, weights, log_platform, theta, history)
-
-    def unfinished(now: _Refinement) -> Array:
-        # Rounds may alternate between two states of nearly the same deviance: compare with the last but one.
-        last, last_but_one = now.history[now.step - 1], now.history[now.step - 3]
-        moving = jnp.abs(last - last_but_one) > _CONVERGED * jnp.abs(last)
-        return (now.step < total) & ((now.step < _FIRST_STEPS + 4) | moving)
-
-    total = _FIRST_STEPS + rounds
-    end = jax.lax.while_loop(
-        unfinished,
-        one_round,
-        _Refinement(
-            jnp.int32(0),
-            jnp.full((len(counts), types), 1.0 / types, base.dtype),
-            anchor - _masked_median(anchor, used) * used,
-            jnp.ones_like(base),
-            jnp.full(total, jnp.nan, base.dtype),
-        ),
-    )
-    return end.log_platform * used, jnp.log(end.theta) * used, end.history[_FIRST_STEPS:]
-
-
-@partial(jax.jit, static_argnums=(5,))
-def _unknown_rounds(counts, weights, mu, dispersion, used, rounds):
-    """Signature of sum 1 that, added to ``mu``, explains most of the residuals of ``weights``."""
-    depth = counts.sum(-1)
-    filled = (depth > 0).astype(counts.dtype)
-    mean = regression.expected_counts(weights, depth, mu)
-    residual = (counts - mean) / jnp.sqrt(jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean))
-    residual = jnp.clip(residual, -5.0, 10.0) * used * filled[:, None]
-    # Power iteration on genes: the leading right singular vector, without the full decomposition.
-    start = residual.T @ jnp.abs(residual).sum(1)
-
-    def power(_, vector):
-        vector = residual.T @ (residual @ vector)
-        return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-12)
-
-    loading = jax.lax.fori_loop(0, 20, power, start / jnp.maximum(jnp.linalg.norm(start), 1e-12))
-    scores = residual @ loading
-    centred = (scores - scores.sum() / filled.sum()) * filled
-    loading = jnp.maximum(loading * jnp.sign((centred**3).sum()), 0.0)
-    average = mean.sum(0) / filled.sum()
-    signature = loading * jnp.sqrt(average * (1.0 + dispersion * average))
-    signature = (signature + 1e-3 * loading.max() * average / average.sum()) * used
-    signature = signature / signature.sum()
-    weights = jnp.concatenate([0.95 * weights, jnp.full((len(depth), 1), 0.05, weights.dtype)], axis=1)
-
-    def one_round(carry, _):
-        weights, signature = carry
-        both = jnp.concatenate([mu, signature[None]])
-        products = regression.pair_products(both)
-        weights = regression.fisher_step(weights, counts, depth, both, dispersion, products).weights
-        mean = regression.expected_counts(weights, depth, both)
-        trust = 1.0 / (1.0 + dispersion * mean)
-        exposure = weights[:, -1] * depth
-        signature = signature * (exposure @ (trust * counts / mean) + 1e-9) / (exposure @ trust + 1e-9)
-        signature = (signature + 1e-8) * used
-        return (weights, signature / signature.sum()), None
-
-    return jax.lax.scan(one_round, (weights, signature), None, length=rounds)[0][1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,20 +11,29 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 
 from diffbio_sc.numerics.latent import factors
+from diffbio_sc.numerics.padding import zero_padded
+from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
+from diffbio_sc.operators.multiomics.multiomics_vae.features import (
+    ACCESSIBILITY,
+    as_dense,
+    depth,
+    read_features,
+    scaled,
+    transformed,
+)
+from diffbio_sc.operators.multiomics.multiomics_vae.networks import ModalityDecoder, ModalityEncoder
 
-if TYPE_CHECKING:
-    from diffbio_sc.operators.multiomics.multiomics_vae import ModalityDecoder, ModalityEncoder, MultiOmicsVAEConfig
-
-#: Likelihoods of chromatin: features by TF-IDF.
-ACCESSIBILITY = ("multinomial", "poisson", "bernoulli")
 _SLOPE_PRIOR = 10.0  # reads that draw each slope of a decoder to 0
 _LINK_PRIOR = 100.0  # the same for the slopes from which an accessibility expert is made
 _BELIEVED = 0.5
 _NEWTON = 0.5  # share of the Newton step taken: slopes of a rate overshoot those of its logarithm
 _LARGEST_SLOPE = 1.0
 _TYPICAL_SHARE = 0.7  # of the median noise, added to that of each gene or protein
+_RATE_PRIOR = 1e3  # reads by which the rates of a batch are shrunk toward those of all
+_LOWEST_RATE = 1e-9
+_BACKGROUND = 2.0  # log fold by which the antibody background starts below the mean
+_FEW_FEATURES = 4096  # up to which a dense product is quicker
 _STRETCH = 1 / 3  # power of the precision by which the axes of the embedding are stretched
-_BLOCK_ROWS = 8192
 
 
 def start(
@@ -77,13 +86,13 @@ def start(
         known = np.flatnonzero(present[:, m])
         kernel, precision = factors.unimodal_expert(joint.loadings[m], joint.noise[m])
         encoder = encoders[m]
-        encoder.kernel[...] = jnp.asarray(padded(kernel, (inputs, kernel.shape[1])))
+        encoder.kernel[...] = jnp.asarray(zero_padded(kernel, (inputs, kernel.shape[1])))
         encoder.log_precision[...] = jnp.asarray(np.log(precision), jnp.float32)
         offset = joint.offsets[m]
-        encoder.batch_offset[...] = jnp.asarray(padded(offset, (config.n_batches, inputs)))
+        encoder.batch_offset[...] = jnp.asarray(zero_padded(offset, (config.n_batches, inputs)))
         spread = np.sqrt(((scores[m][known] - offset[batch[known]]) ** 2).mean(0))
         encoder.input_scale[...] = jnp.asarray(
-            padded(np.full(len(spread), 1.0 / max(np.sqrt((spread**2).mean()), 1e-6)), (inputs,))
+            zero_padded(np.full(len(spread), 1.0 / max(np.sqrt((spread**2).mean()), 1e-6)), (inputs,))
         )
         if names[m] in ACCESSIBILITY:
             _link(encoder, config, matrix[known], joint.latent[known], batch[known])
@@ -94,66 +103,11 @@ def start(
     return precision**_STRETCH
 
 
-def read_features(
-    encoder: ModalityEncoder, name: str, matrix: Any, *, linked: bool = True
-) -> Float[np.ndarray, "cells inputs"]:
-    """What the encoder reads of all rows of a matrix, in blocks.
-
-    Parameters
-    ----------
-    encoder
-        Encoder of the modality.
-    name
-        Its likelihood.
-    matrix
-        Counts, CSR.
-    linked
-        Whether accessibility is read as its expert in the model reads it, or as TF-IDF before there is one.
-    """
-    scale, limit = np.asarray(encoder.scale[...]), np.asarray(encoder.limit[...])
-    basis, offsets = np.asarray(encoder.basis[...]), np.asarray(encoder.offsets[...])
-    blocks = []
-    for start in range(0, matrix.shape[0], _BLOCK_ROWS):
-        values, regressors = _values(encoder, name, matrix[start : start + _BLOCK_ROWS], linked=linked)
-        blocks.append(_scaled(values, scale, limit) @ basis - regressors.astype(np.float32) @ offsets)
-    return np.concatenate(blocks).astype(np.float32)
-
-
-def _values(encoder: ModalityEncoder, name: str, matrix: Any, *, linked: bool) -> tuple[Any, np.ndarray]:
-    """Transformed values before scaling, and the regressors, on the host.
-
-    Accessibility is read as shares of the depth where it is ``linked`` to the latent vector, else as TF-IDF.
-    """
-    size = np.maximum(np.asarray(matrix.sum(1), np.float64).ravel(), 1.0)
-    regressors = np.zeros((matrix.shape[0], 2))
-    regressors[:, 0] = 1.0
-    if name in ("protein_mixture", "gaussian"):
-        values = as_dense(matrix)
-        if name == "protein_mixture":
-            values = np.log1p(values)
-            values = values - values.mean(1, keepdims=True)
-        return values, regressors
-    values = matrix.copy().astype(np.float32)
-    lengths = np.diff(values.indptr)
-    if name in ACCESSIBILITY and linked:
-        values.data = (values.data / np.repeat(size, lengths)).astype(np.float32)
-    elif name in ACCESSIBILITY:
-        frequency = np.asarray(encoder.frequency[...])
-        number = np.maximum(lengths, 1)
-        values.data = np.log1p(1e4 * frequency[values.indices] / np.repeat(number, lengths)).astype(np.float32)
-        mean, deviation = np.asarray(encoder.depth_moments[...])
-        regressors[:, 1] = (np.log(size) - mean) / deviation
-    else:
-        factor = float(encoder.target[...]) / size
-        values.data = np.log1p(values.data * np.repeat(factor, lengths)).astype(np.float32)
-    return values, regressors
-
-
 def _fit_transform(
     encoder: ModalityEncoder, name: str, config: MultiOmicsVAEConfig, matrix: Any, generator: np.random.Generator
 ) -> factors.Components:
     """Learn how counts of a modality become features."""
-    size = np.maximum(np.asarray(matrix.sum(1), np.float64).ravel(), 1.0)
+    size = depth(matrix)
     log_size = np.log(size) if name != "gaussian" else np.zeros(len(size))
     deviation = log_size.std()
     encoder.depth_moments[...] = jnp.asarray([log_size.mean(), deviation if deviation > 1e-6 else 1.0], jnp.float32)
@@ -161,13 +115,13 @@ def _fit_transform(
     if name in ACCESSIBILITY:
         detected = np.maximum(np.bincount(matrix.indices, minlength=matrix.shape[1]), 1)
         encoder.frequency[...] = jnp.asarray(len(size) / detected, jnp.float32)
-    values, regressors = _values(encoder, name, matrix, linked=False)
+    values, regressors = transformed(encoder, name, matrix, linked=False)
     scale = 1.0 / factors.standard_deviations(values)
     limit = np.asarray(values.mean(0)).ravel() * scale + factors.LARGEST_VALUE
     if not (regressors[:, 1] ** 2).sum() > 0:
         regressors = regressors[:, :1]
     components = factors.fit_components(
-        _scaled(values, scale, limit),
+        scaled(values, scale, limit),
         regressors,
         config.encoder_dim,
         generator,
@@ -176,8 +130,8 @@ def _fit_transform(
     )
     inputs = config.feature_dim
     encoder.scale[...], encoder.limit[...] = jnp.asarray(scale), jnp.asarray(limit, jnp.float32)
-    encoder.basis[...] = jnp.asarray(padded(components.basis, (matrix.shape[1], inputs)))
-    encoder.offsets[...] = jnp.asarray(padded(components.offsets, (2, inputs)))
+    encoder.basis[...] = jnp.asarray(zero_padded(components.basis, (matrix.shape[1], inputs)))
+    encoder.offsets[...] = jnp.asarray(zero_padded(components.offsets, (2, inputs)))
     return components
 
 
@@ -192,27 +146,22 @@ def _link(
     noise: half of it is believed, and more of that in deep cells.
     """
     inputs = config.feature_dim
-    size = np.maximum(np.asarray(matrix.sum(1), np.float64).ravel(), 1.0)
-    share = (np.asarray(matrix.sum(0), np.float64).ravel() + 0.5) / (size.sum() + 0.5)
-    counts = sp.csr_array((np.ones(len(batch)), (batch, np.arange(len(batch)))), shape=(config.n_batches, len(batch)))
-    totals = (counts @ matrix).toarray().astype(np.float64)
-    rates = (totals + 1e3 * share) / (np.asarray(counts @ size) + 1e3)[:, None]
-    expected = sum((latent * size[:, None])[batch == b].sum(0)[:, None] * rates[b] for b in range(len(rates)))
-    curvature = (latent**2 * size[:, None]).sum(0)[:, None] * share + _LINK_PRIOR
-    slopes = (np.asarray(matrix.T @ latent, np.float64).T - expected) / curvature
+    size = depth(matrix)
+    share, rates = _batch_rates(matrix, batch, size, config.n_batches, unseen=0.5)
+    slopes = _regression_step(matrix, latent, batch, size, share, rates, prior=_LINK_PRIOR)
     information = np.maximum((slopes**2 * share).sum(1) - (slopes @ share) ** 2, 1e-6)
     basis = slopes.T / information
     # Arrays made by numpy: those of jax.numpy are compiled for each shape.
     encoder.scale[...] = jnp.asarray(np.ones(matrix.shape[1], np.float32))
     encoder.limit[...] = jnp.asarray(np.full(matrix.shape[1], np.inf, np.float32))
-    encoder.basis[...] = jnp.asarray(padded(basis, (matrix.shape[1], inputs)))
+    encoder.basis[...] = jnp.asarray(zero_padded(basis, (matrix.shape[1], inputs)))
     encoder.offsets[...] = jnp.asarray(np.zeros((2, inputs), np.float32))
-    encoder.batch_offset[...] = jnp.asarray(padded(rates @ basis, (config.n_batches, inputs)))
-    encoder.kernel[...] = jnp.asarray(padded(np.eye(latent.shape[1]), (inputs, latent.shape[1])))
+    encoder.batch_offset[...] = jnp.asarray(zero_padded(rates @ basis, (config.n_batches, inputs)))
+    encoder.kernel[...] = jnp.asarray(zero_padded(np.eye(latent.shape[1]), (inputs, latent.shape[1])))
     precision = _BELIEVED * information * np.median(size)
     encoder.log_precision[...] = jnp.asarray(np.log(precision), jnp.float32)
     spread = np.sqrt(((matrix @ basis / size[:, None] - (rates @ basis)[batch]) ** 2).mean(0))
-    encoder.input_scale[...] = jnp.asarray(padded(1.0 / np.maximum(spread, 1e-6), (inputs,)))
+    encoder.input_scale[...] = jnp.asarray(zero_padded(1.0 / np.maximum(spread, 1e-6), (inputs,)))
 
 
 def _start_decoder(
@@ -225,10 +174,10 @@ def _start_decoder(
     log_size: np.ndarray,
 ) -> None:
     """Intercepts of each batch, and one Newton step of the regression on the latent vectors for the slopes."""
-    design = sp.csr_array((np.ones(len(batch)), (batch, np.arange(len(batch)))), shape=(config.n_batches, len(batch)))
     if name == "gaussian":
         values = as_dense(matrix).astype(np.float64)
-        centre = np.asarray(design @ values) / np.maximum(np.bincount(batch, minlength=config.n_batches), 1)[:, None]
+        number = np.maximum(np.bincount(batch, minlength=config.n_batches), 1)
+        centre = np.asarray(_by_batch(batch, config.n_batches) @ values) / number[:, None]
         residual = values - centre[batch]
         slopes = np.linalg.solve(latent.T @ latent + np.eye(latent.shape[1]), latent.T @ residual)
         variance = np.maximum(((residual - latent @ slopes) ** 2).mean(0), 1e-6)
@@ -237,42 +186,48 @@ def _start_decoder(
         decoder.log_variance[...] = jnp.asarray(np.log(variance), jnp.float32)
         return
     size = np.exp(log_size.astype(np.float64))
-    # Rates of the batches are drawn to the common rate with the weight of a thousand reads.
-    totals = np.asarray(
-        design @ matrix.toarray() if matrix.shape[1] <= 4096 else (design @ matrix).toarray(), np.float64
-    )
-    share = (totals.sum(0) + 0.5 / len(size)) / (size.sum() + 0.5)
-    rate = (totals + 1e3 * share) / (np.asarray(design @ size) + 1e3)[:, None]
-    weighted = latent * size[:, None]
-    observed = np.asarray(matrix.T @ latent, np.float64).T
-    expected = sum(weighted[batch == b].sum(0)[:, None] * rate[b] for b in range(config.n_batches))
-    curvature = (latent * weighted).sum(0)[:, None] * share + _SLOPE_PRIOR
-    slopes = np.clip((observed - expected) / curvature, -_LARGEST_SLOPE, _LARGEST_SLOPE) * _NEWTON
-    decoder.intercept[...] = jnp.asarray(np.log(np.maximum(rate, 1e-9)), jnp.float32)
+    share, rates = _batch_rates(matrix, batch, size, config.n_batches, unseen=0.5 / len(size))
+    slopes = _regression_step(matrix, latent, batch, size, share, rates, prior=_SLOPE_PRIOR)
+    slopes = np.clip(slopes, -_LARGEST_SLOPE, _LARGEST_SLOPE) * _NEWTON
+    intercept = np.log(np.maximum(rates, _LOWEST_RATE))
+    decoder.intercept[...] = jnp.asarray(intercept, jnp.float32)
     decoder.slopes[...] = jnp.asarray(slopes.T, jnp.float32)
     if name == "protein_mixture":
-        decoder.log_background[...] = jnp.asarray(np.log(np.maximum(rate, 1e-9)) - 2.0, jnp.float32)
+        decoder.log_background[...] = jnp.asarray(intercept - _BACKGROUND, jnp.float32)
 
 
-def _scaled(values: Any, scale: np.ndarray, limit: np.ndarray) -> Any:
-    """Columns divided by their standard deviation and cut at ``limit``; sparse stays sparse."""
-    if sp.issparse(values):
-        data = np.minimum(values.data * scale[values.indices], limit[values.indices])
-        return sp.csr_array((data.astype(np.float32), values.indices, values.indptr), shape=values.shape)
-    return np.minimum(values * scale, limit).astype(np.float32)
+def _by_batch(batch: np.ndarray, n_batches: int) -> sp.csr_array:
+    """Matrix that sums cells by batch."""
+    return sp.csr_array((np.ones(len(batch)), (batch, np.arange(len(batch)))), shape=(n_batches, len(batch)))
 
 
-def as_dense(matrix: Any) -> np.ndarray:
-    """A sparse matrix written out."""
-    return matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)
+def _batch_rates(
+    matrix: Any, batch: np.ndarray, size: np.ndarray, n_batches: int, *, unseen: float
+) -> tuple[Float[np.ndarray, " features"], Float[np.ndarray, "batches features"]]:
+    """Share of each feature in all counts, and in those of each batch, which are shrunk toward the former.
+
+    ``unseen`` reads are added to each feature, so that none has a share of 0.
+    """
+    design = _by_batch(batch, n_batches)
+    dense = matrix.shape[1] <= _FEW_FEATURES
+    totals = np.asarray(design @ matrix.toarray() if dense else (design @ matrix).toarray(), np.float64)
+    share = (totals.sum(0) + unseen) / (size.sum() + 0.5)
+    rates = (totals + _RATE_PRIOR * share) / (np.asarray(design @ size) + _RATE_PRIOR)[:, None]
+    return share, rates
 
 
-def padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The array with zeros behind it, up to ``shape``; float32 of float64."""
-    array = np.asarray(array)
-    dtype = np.float32 if array.dtype == np.float64 else array.dtype
-    if array.shape == shape:
-        return array.astype(dtype)
-    larger = np.zeros(shape, dtype)
-    larger[tuple(slice(size) for size in array.shape)] = array
-    return larger
+def _regression_step(
+    matrix: Any,
+    latent: np.ndarray,
+    batch: np.ndarray,
+    size: np.ndarray,
+    share: np.ndarray,
+    rates: np.ndarray,
+    *,
+    prior: float,
+) -> Float[np.ndarray, "latent features"]:
+    """One Newton step of the Poisson regression of counts on the latent vectors, from slopes of 0."""
+    weighted = latent * size[:, None]
+    expected = sum(weighted[batch == b].sum(0)[:, None] * rates[b] for b in range(len(rates)))
+    curvature = (latent * weighted).sum(0)[:, None] * share + prior
+    return (np.asarray(matrix.T @ latent, np.float64).T - expected) / curvature

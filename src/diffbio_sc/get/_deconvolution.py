@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def proportions(adata: AnnData, *, key: str = "deconvolution") -> pd.DataFrame:
+def deconvolution(adata: AnnData, *, key: str = "deconvolution") -> pd.DataFrame:
     """Result of :func:`diffbio_sc.tl.deconvolve` as a tidy table.
 
     Parameters
@@ -21,7 +21,8 @@ def proportions(adata: AnnData, *, key: str = "deconvolution") -> pd.DataFrame:
 
     Returns
     -------
-    One row a spot and cell type: ``spot``, ``cell_type`` (original name), ``proportion``, ``std``, ``abundance``.
+    One row for each spot and cell type: ``spot``, ``cell_type`` (original name), ``proportion``, ``std``,
+    ``abundance``.
 
     Raises
     ------
@@ -33,7 +34,7 @@ def proportions(adata: AnnData, *, key: str = "deconvolution") -> pd.DataFrame:
     >>> import diffbio_sc as dbio
     >>> spots, reference = dbio.datasets.pbmc_tissue(n_spots=100)
     >>> dbio.tl.deconvolve(spots, reference, cell_type_key="cell_type")
-    >>> dbio.get.proportions(spots).columns.tolist()
+    >>> dbio.get.deconvolution(spots).columns.tolist()
     ['spot', 'cell_type', 'proportion', 'std', 'abundance']
     """
     if key not in adata.obsm or key not in adata.uns:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from diffbio_sc.numerics.spatial.kernels import (
+from diffbio_sc.numerics.spatial.kernels import rbf
+from diffbio_sc.numerics.spatial.layout import (
     DenseKernels,
     SpotLayout,
-    gaussian,
     lengthscale_grid,
     spot_spacing,
     triangle_factor,
@@ -110,7 +110,7 @@ def test_far_spots_do_not_make_the_grid_grow():
 def test_triangles_are_counted():
     places = lattice(9) + np.random.default_rng(0).uniform(0, 0.3, (81, 2))
     for scale in (0.8, 1.7):
-        kernel = gaussian(cdist(places, places, "sqeuclidean"), scale)
+        kernel = rbf(cdist(places, places, "sqeuclidean"), scale)
         np.fill_diagonal(kernel, 0)
         expected = np.trace(kernel @ kernel @ kernel) / (kernel.sum(1) ** 2).sum() * 3.0
         found = triangle_factor(places, np.array([scale]), 1.0)[0]

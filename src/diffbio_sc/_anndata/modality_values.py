@@ -1,0 +1,187 @@
+"""Values of one modality: a canonical sparse matrix, checked, and the likelihood that they are for."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from diffbio_sc._anndata.matrix import CountCheck
+from diffbio_sc._checks import name_heads
+from diffbio_sc._logging import logger
+from diffbio_sc.blocks.matrix import BLOCK_ROWS, InMemory, as_count_matrix
+from diffbio_sc.numerics.counts.likelihood_choice import ModalitySummary, choose_likelihood
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+FEATURE_TYPES = "feature_types"
+_PROBLEMS = ("non-numeric", "missing or infinite", "negative", "non-integer")  # of counts, the worst first
+_CHUNK = 1 << 22  # values that are looked at together
+_MOSTLY = 0.5  # share of fractional values above which a matrix is normalised, not counts with some bad values
+
+
+def read_values(part: AnnData, layer: str | None, where: str) -> sp.csr_array:
+    """Values as canonical CSR in float32 that shares nothing that is changed; finite."""
+    layers = _layer_names(part)
+    if layer is not None and layer not in part.layers:
+        raise KeyError(f"{where.rsplit('[', 1)[0]} has no {layer!r}; layers: {layers}.")
+    values = part.X if layer is None else part.layers[layer]
+    if values is None:
+        raise ValueError(f"{where} is None; name the layer with the counts: layers=...; layers: {layers}.")
+    if 0 in values.shape:
+        raise ValueError(f"{where} is empty: shape {tuple(values.shape)}.")
+    if np.dtype(values.dtype).kind not in "biuf":
+        raise ValueError(f"{where} must hold real numbers, found dtype {values.dtype}.")
+    if sp.issparse(values):
+        matrix = _as_csr(values)  # the object's own arrays, where they are of this kind
+    else:
+        source = as_count_matrix(values)
+        pieces = source.map(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
+        matrix = pieces[0] if len(pieces) == 1 else sp.csr_array(sp.vstack(pieces, format="csr"))
+    if not matrix.has_canonical_format or np.count_nonzero(matrix.data) < matrix.nnz:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+    problem = _count_problem(matrix)
+    if problem is not None and problem[0] == "missing or infinite":
+        raise ValueError(
+            f"{where} must hold finite values, found {_first(problem, part)}. Cells without a modality are left out of "
+            "it, they need no placeholder."
+        )
+    return matrix
+
+
+def _count_problem(matrix: sp.csr_array) -> tuple[str, int, int, float] | None:
+    """First value that is no count, looked for in blocks of rows: what the search needs is as long as its input."""
+    found = []
+    for start in range(0, matrix.shape[0], BLOCK_ROWS):
+        indptr = matrix.indptr[start : start + BLOCK_ROWS + 1]
+        entries = slice(indptr[0], indptr[-1])
+        block = sp.csr_array(
+            (matrix.data[entries], matrix.indices[entries], indptr - indptr[0]),
+            shape=(len(indptr) - 1, matrix.shape[1]),
+        )
+        problem = CountCheck()(start, block)
+        if problem is not None:
+            found.append(problem)
+    # In the order of the problems, as the whole matrix would be searched.
+    return min(found, key=lambda problem: _PROBLEMS.index(problem[0]), default=None)
+
+
+def _to_csr(start: int, block: Any) -> sp.csr_array:
+    return _as_csr(block)
+
+
+def _as_csr(values: Any) -> sp.csr_array:
+    """Float32 CSR of sparse or dense values of any type of number; scipy knows no half precision."""
+    if sp.issparse(values):
+        return sp.csr_array(values, dtype=np.float32)
+    return sp.csr_array(np.asarray(values, dtype=np.float32))
+
+
+def _layer_names(part: AnnData) -> list[str]:
+    return [str(key) for key in part.layers.keys() if key is not None]  # newer anndata lists X as None
+
+
+def choose_or_check(
+    part: AnnData, name: str, matrix: sp.csr_array, layer: str | None, given: str, where: str, *, fitted: bool = False
+) -> str:
+    """Likelihood of the modality, after checking that the values are what it is for."""
+    if given == "gaussian":
+        return given
+    problem = _count_problem(matrix)
+    if problem is not None:
+        fractional = float((matrix.data != np.floor(matrix.data)).mean())
+        counts = [f"layers={{{name!r}: {key!r}}}" for key in _other_counts(part, layer)]
+        advice = f"Counts are elsewhere: pass {' or '.join(counts)}. " if counts else ""
+        if given != "auto" or counts or fractional < _MOSTLY:
+            model = (
+                f"The model was fitted to counts of {name!r} ({given})."
+                if fitted
+                else f"To model normalised values pass likelihoods={{{name!r}: 'gaussian'}}."
+            )
+            raise ValueError(
+                f"{where} must hold raw counts, found {_first(problem, part)}. {advice}Layers: {_layer_names(part)}. "
+                f"{model}"
+            )
+        warnings.warn(
+            f"{where} holds no counts but normalised values, found {_first(problem, part)}: modelled as Gaussian. "
+            f"Counts tell more: pass layers={{{name!r}: ...}}; layers: {_layer_names(part)}. Say so with "
+            f"likelihoods={{{name!r}: 'gaussian'}} if it is meant.",
+            UserWarning,
+            stacklevel=4,
+        )
+    if given != "auto":
+        if given == "bernoulli" and matrix.nnz and matrix.data.max() > 1:
+            logger.info(f"{name}: counts above 1 count as 1, the likelihood is Bernoulli.")
+        return given
+    choice = choose_likelihood(_summary(part, name, matrix))
+    logger.info(f"{name}: {choice.likelihood} likelihood: {choice.reason}.")
+    return choice.likelihood
+
+
+def _other_counts(part: AnnData, layer: str | None) -> list[str]:
+    """Layers other than the one read that hold counts."""
+    found = []
+    for key in _layer_names(part):
+        if key != layer and not any(as_count_matrix(part.layers[key]).map(CountCheck())):
+            found.append(key)
+    return found
+
+
+def _summary(part: AnnData, name: str, matrix: sp.csr_array) -> ModalitySummary:
+    entries, size = matrix.nnz, matrix.shape[0] * matrix.shape[1]
+    values = matrix.data if entries else np.zeros(1, np.float32)
+    chunks = [values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK)]
+    kinds = set(part.var[FEATURE_TYPES].dropna().astype(str)) if FEATURE_TYPES in part.var else set()
+    return ModalitySummary(
+        n_features=matrix.shape[1],
+        integer=all(bool((chunk == np.floor(chunk)).all()) for chunk in chunks),
+        minimum=float(min(values.min(), 0 if entries < size else np.inf)),
+        maximum=float(max(values.max(), 0 if entries < size else -np.inf)),
+        zero_share=1 - entries / size,
+        large_share=sum(int((chunk > 2).sum()) for chunk in chunks) / len(values),
+        name=" ".join([name, *kinds]) if len(kinds) == 1 and kinds != {name} else name,
+    )
+
+
+def _first(problem: tuple[str, int, int, float], part: AnnData) -> str:
+    what, row, column, value = problem
+    return (
+        f"{what} values (first: {value:.6g} at observation {str(part.obs_names[row])!r}, variable "
+        f"{str(part.var_names[column])!r})"
+    )
+
+
+def to_features(matrix: sp.csr_array, found: pd.Index, wanted: pd.Index, name: str) -> sp.csr_array:
+    """Columns of the features that a model knows; zero for those not found."""
+    if found.equals(wanted):
+        return matrix
+    column = wanted.get_indexer(found)
+    known = int((column >= 0).sum())
+    missing = wanted.difference(found)
+    if 2 * known < len(wanted):
+        raise ValueError(
+            f"Modality {name!r} has {known} of the {len(wanted)} features of the model, at least half are needed. "
+            f"Model: {name_heads(wanted)}; found: {name_heads(found)}."
+        )
+    if len(missing):
+        warnings.warn(
+            f"Modality {name!r} lacks {len(missing)} of the {len(wanted)} features of the model, they are taken as "
+            f"zero: {name_heads(missing)}.",
+            UserWarning,
+            stacklevel=4,
+        )
+    if known < len(found):
+        logger.info(f"{name}: {len(found) - known} features that the model does not know are not used.")
+    kept = column[matrix.indices] >= 0
+    indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
+    result = sp.csr_array(
+        (matrix.data[kept], column[matrix.indices[kept]], indptr), shape=(matrix.shape[0], len(wanted))
+    )
+    result.sort_indices()
+    return result

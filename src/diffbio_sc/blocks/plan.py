@@ -1,0 +1,73 @@
+"""How the rows of a matrix fall into blocks: along the chunks that hold them, and all of one padded shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+BLOCK_ROWS = 2048
+
+
+class Plan(NamedTuple):
+    """Blocks of rows, in order.
+
+    Attributes
+    ----------
+    tasks
+        For each read of the storage, the blocks (first row, last row + 1) that it serves: several where one chunk holds
+        more rows than a block.
+    rows
+        Rows of the largest block, the shape to which compiled code pads all of them.
+    """
+
+    tasks: list[list[tuple[int, int]]]
+    rows: int
+
+    @property
+    def blocks(self) -> list[tuple[int, int]]:
+        """All blocks in order."""
+        return [block for task in self.tasks for block in task]
+
+
+def plan_rows(rows: int, size: int = BLOCK_ROWS, chunks: Sequence[int] | None = None) -> Plan:
+    """Cut rows into blocks of at most ``size``.
+
+    Parameters
+    ----------
+    rows
+        Number of rows.
+    size
+        Most rows of a block.
+    chunks
+        Rows of each chunk of the storage; None if rows can be read anywhere. Whole chunks are put together up to
+        ``size``, a larger chunk is read once and cut evenly.
+
+    Notes
+    -----
+    Blocks are as even as can be: 2,100 rows are two blocks of 1,050, not one of 2,048 and a remainder that would be
+    padded, or compiled for, on its own.
+    """
+    reads = _evenly(0, rows, size) if chunks is None else _along_chunks(chunks, size)
+    tasks = [_evenly(start, stop, size) for start, stop in reads]
+    return Plan(tasks, max((stop - start for task in tasks for start, stop in task), default=0))
+
+
+def _evenly(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    number = -(-(stop - start) // size)
+    if not number:
+        return []
+    each = -(-(stop - start) // number)
+    return [(first, min(first + each, stop)) for first in range(start, stop, each)]
+
+
+def _along_chunks(chunks: Sequence[int], size: int) -> list[tuple[int, int]]:
+    reads: list[tuple[int, int]] = []
+    start = stop = 0
+    for chunk in chunks:
+        if stop > start and stop + chunk - start > size:
+            reads.append((start, stop))
+            start = stop
+        stop += chunk
+    if stop > start:
+        reads.append((start, stop))
+    return reads

@@ -1,0 +1,359 @@
+"""Deconvolution of slides of any size: sampled, fitted and regressed over blocks of spots."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from flax import nnx
+from scipy.spatial import cKDTree
+
+from diffbio_sc.blocks.matrix import CountMatrix, dense_block
+from diffbio_sc.blocks.steps import Gather, RowSums
+from diffbio_sc.numerics.counts import signatures
+from diffbio_sc.numerics.counts.presence import learn_presence, spike_and_slab
+from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proportion_deviation
+from diffbio_sc.numerics.counts.spot_regression import SpotSolution, SpotSolver
+from diffbio_sc.operators.contract import FitReport
+from diffbio_sc.operators.multiomics.spatial_deconvolution import (
+    FIT_SPOTS,
+    SpatialDeconvolution,
+    SpatialDeconvolutionConfig,
+)
+
+_FEWEST_SAMPLED = 50  # of each slide, however many slides share the sample
+_NEIGHBOURS = 6  # of a spot on a hexagonal lattice
+_SOLVER_STEPS = 6
+_UNKNOWN_STEPS = 3
+
+
+def choose_genes(
+    sums: np.ndarray,
+    spot_counts: np.ndarray,
+    counts_per_cell: np.ndarray,
+    *,
+    exact: bool,
+    fraction_of: str,
+    n_top_genes: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Genes to use, and the types' profiles on them, in counts per cell or scaled to RNA.
+
+    Parameters
+    ----------
+    sums
+        Reference counts summed over the cells of each type (types, shared genes), or profiles if ``exact``.
+    spot_counts
+        Counts of the shared genes over all spots.
+    counts_per_cell
+        Mean counts in the shared genes of a cell of each type.
+    exact
+        Whether the profiles are known, not estimated from so many counts.
+    fraction_of
+        ``"cells"`` or ``"rna"``.
+    n_top_genes
+        About how many genes to choose.
+    """
+    if exact:
+        # A gene that a type never expresses would otherwise exclude the type.
+        profiles = np.maximum(sums / sums.sum(1, keepdims=True).clip(1e-300), 1e-9)
+    else:
+        profiles = signatures.shrunken_profiles(sums)
+    chosen = signatures.informative_genes(profiles, spot_counts, sums.sum(0), n_top=n_top_genes)
+    scale = counts_per_cell if fraction_of == "cells" else 1.0 / profiles[:, chosen].sum(1).clip(1e-300)
+    return chosen, (profiles * scale[:, None])[:, chosen].astype(np.float32)
+
+
+class Spots(NamedTuple):
+    """Spots to deconvolve.
+
+    Attributes
+    ----------
+    counts
+        Spots by all genes.
+    columns
+        Genes to use.
+    slides
+        Code of each spot's slide, 0, 1, ...
+    cells
+        Cells in each spot, NaN or 0 where not known; None if not known at all.
+    coordinates
+        Places, for ``smoothing``.
+    """
+
+    counts: CountMatrix
+    columns: np.ndarray
+    slides: np.ndarray
+    cells: np.ndarray | None = None
+    coordinates: np.ndarray | None = None
+
+
+class Sample(NamedTuple):
+    """Depth of all spots, and the rows of those that signatures may be estimated on.
+
+    Attributes
+    ----------
+    depth
+        Counts in the genes used.
+    filled
+        Whether the spot has enough of them.
+    order
+        Filled spots in random order, by slide.
+    rows
+        Spots whose counts were gathered, increasing.
+    counts
+        Their counts in the genes used.
+    """
+
+    depth: np.ndarray
+    filled: np.ndarray
+    order: list[np.ndarray]
+    rows: np.ndarray
+    counts: sp.csr_array
+
+    def take(self, spots: CountMatrix, columns: np.ndarray, each: int) -> np.ndarray:
+        """Dense counts of the first ``each`` spots of every slide, in the order of the spots."""
+        chosen = np.sort(np.concatenate([order[:each] for order in self.order]))
+        return self._dense(spots, columns, chosen)
+
+    def take_slide(self, spots: CountMatrix, columns: np.ndarray, slide: int, most: int) -> np.ndarray:
+        """Dense counts of the first ``most`` spots of one slide."""
+        return self._dense(spots, columns, np.sort(self.order[slide][:most]))
+
+    def _dense(self, spots: CountMatrix, columns: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        place = np.minimum(np.searchsorted(self.rows, chosen), max(len(self.rows) - 1, 0))
+        here = self.rows[place] == chosen
+        result = np.empty((len(chosen), len(columns)), np.float32)
+        result[here] = self.counts[place[here]].toarray()
+        if not here.all():  # so many spots were empty that the rows gathered do not suffice
+            result[~here] = spots.take(chosen[~here], columns)
+        return result
+
+
+def survey_spots(spots: Spots, min_counts: int, generator: np.random.Generator) -> Sample:
+    """Depth of all spots and a random sample of each slide, in one pass.
+
+    Twice as many spots as needed are gathered of a large slide, because which of them have enough counts is only known
+    at the end of the pass.
+    """
+    number = int(spots.slides.max()) + 1
+    shuffled = [generator.permutation(np.flatnonzero(spots.slides == slide)) for slide in range(number)]
+    wanted = np.zeros(len(spots.slides), bool)
+    for order in shuffled:
+        wanted[order[: 2 * FIT_SPOTS]] = True
+    depth, counts = spots.counts.reduce(RowSums(spots.columns), Gather(wanted, spots.columns), description="Depth")
+    filled = depth >= max(min_counts, 1)
+    return Sample(depth, filled, [order[filled[order]] for order in shuffled], np.flatnonzero(wanted), counts)
+
+
+class SlideSolver(NamedTuple):
+    """Regressions of one slide: on the reference alone, and with the unknown signature added."""
+
+    known: SpotSolver
+    with_unknown: SpotSolver
+
+
+class Fit(NamedTuple):
+    """What is learned before the spots are regressed: the common platform effect and the solver of each slide."""
+
+    log_platform: np.ndarray
+    dispersion: float
+    solvers: list[SlideSolver]
+    report: FitReport
+
+
+def fit_signatures(
+    spots: Spots, sample: Sample, profiles: np.ndarray, *, platform_effect: bool = True, refine: bool = True
+) -> Fit:
+    """Fit the operator on the sample, then give each slide its own platform effect.
+
+    Parameters
+    ----------
+    spots, sample
+        Spots, and what :func:`survey_spots` found.
+    profiles
+        Types by genes used.
+    platform_effect, refine
+        Whether to estimate the genes' factors between the platforms, and the types' own deviations.
+    """
+    counts, columns = spots.counts, spots.columns
+    types, genes = profiles.shape
+    config = SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0, solver_steps=_SOLVER_STEPS)
+    operator = SpatialDeconvolution(config, rngs=nnx.Rngs(0))
+    slides = len(sample.order)
+    few = sample.take(counts, columns, max(FIT_SPOTS // slides, _FEWEST_SAMPLED))
+    report = operator.fit_signatures(few, profiles, platform_effect=platform_effect, refine=refine)
+    unknown = operator.unknown_signature(few, profiles)
+    rows = counts.plan().rows
+
+    def solver() -> SlideSolver:
+        known = operator.solver(profiles, rows)
+        extended = np.concatenate([operator.platform_signatures(profiles), unknown[None]]).astype(np.float32)
+        return SlideSolver(known, SpotSolver(extended, known.dispersion, _UNKNOWN_STEPS, rows=rows))
+
+    common = operator.log_platform[...]
+    if slides == 1 or not platform_effect:
+        solvers = [solver()] * slides
+    else:
+        solvers = []
+        for slide in range(slides):
+            if len(sample.order[slide]):
+                operator.adapt_platform(sample.take_slide(counts, columns, slide, FIT_SPOTS), profiles)
+            solvers.append(solver())
+            operator.log_platform[...] = common
+    return Fit(np.asarray(common), config.dispersion, solvers, report)
+
+
+class Regressed(NamedTuple):
+    """Regression of all spots, and the share of each that the reference explains."""
+
+    solution: SpotSolution
+    fit: np.ndarray
+
+
+def regress_spots(spots: Spots, sample: Sample, fit: Fit, smoothing: float = 0.0) -> Regressed:
+    """Regress all spots in one pass; with ``smoothing`` in a second one, toward the first answer of the neighbours."""
+    first = spots.counts.map(_RegressBlock(fit.solvers, spots), description="Deconvolution")
+    solutions, shares = zip(*first, strict=True)
+    solution, explained = _concatenate(list(solutions)), np.concatenate(shares)
+    if smoothing and spots.coordinates is not None:
+        prior = neighbour_prior(solution.weights, spots.coordinates, spots.slides, sample.filled, smoothing)
+        solution = _concatenate(spots.counts.map(_SmoothBlock(fit.solvers, spots, prior), description="Smoothing"))
+    return Regressed(solution, explained)
+
+
+class _RegressBlock:
+    """Regression and fit of one block of spots, each row with the solver of its slide; picklable for dask workers."""
+
+    def __init__(self, solvers: list[SlideSolver], spots: Spots):
+        self.solvers, self.slides, self.columns = solvers, spots.slides, spots.columns
+
+    def __call__(self, start: int, block) -> tuple[SpotSolution, np.ndarray]:
+        dense = dense_block(block, self.columns)
+        parts, fits, order = [], [], []
+        for slide, rows in _by_slide(self.slides[start : start + len(dense)]):
+            parts.append(self.solvers[slide].known(dense[rows]))
+            weights = self.solvers[slide].with_unknown(dense[rows]).weights
+            fits.append(1.0 - weights[:, -1] / np.maximum(weights.sum(1), 1e-12))
+            order.append(rows)
+        position = np.argsort(np.concatenate(order))
+        return _concatenate(parts, position), np.concatenate(fits)[position]
+
+
+class _SmoothBlock:
+    """The regression again, drawn toward a mean of its own for each spot; picklable for dask workers."""
+
+    def __init__(self, solvers: list[SlideSolver], spots: Spots, prior: tuple[np.ndarray, np.ndarray]):
+        self.solvers, self.slides, self.columns, self.prior = solvers, spots.slides, spots.columns, prior
+
+    def __call__(self, start: int, block) -> SpotSolution:
+        dense = dense_block(block, self.columns)
+        mean, precision = self.prior
+        parts, order = [], []
+        for slide, rows in _by_slide(self.slides[start : start + len(dense)]):
+            parts.append(self.solvers[slide].known(dense[rows], mean[start + rows], precision))
+            order.append(rows)
+        return _concatenate(parts, np.argsort(np.concatenate(order)))
+
+
+def _by_slide(slides: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    return [(int(slide), np.flatnonzero(slides == slide)) for slide in np.unique(slides)]
+
+
+def _concatenate(parts: list[SpotSolution], order: np.ndarray | None = None) -> SpotSolution:
+    fields = [np.concatenate(field) for field in zip(*parts, strict=True)]
+    return SpotSolution(*(field if order is None else field[order] for field in fields))
+
+
+def neighbour_prior(
+    weights: np.ndarray, coordinates: np.ndarray, slides: np.ndarray, filled: np.ndarray, smoothing: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean weights of the nearest spots of the same slide, itself left out, and that prior's precision for each type.
+
+    Spots without counts, and spots alone on their slide, keep their own weights as mean.
+    """
+    mean = weights.copy()
+    for slide in np.unique(slides):
+        rows = np.flatnonzero((slides == slide) & filled)
+        if len(rows) < 2:
+            continue
+        nearest = nearest_others(coordinates[rows], _NEIGHBOURS)
+        mean[rows] = weights[rows][nearest].mean(1)
+    variance = (weights - mean)[filled].var(0)
+    return mean, smoothing / np.maximum(variance, 1e-6)
+
+
+def nearest_others(places: np.ndarray, number: int) -> np.ndarray:
+    """Indices of the nearest other places (places, number or all others), also where some coincide."""
+    number = min(number, len(places) - 1)
+    found = cKDTree(places).query(places, k=number + 1)[1]
+    itself = found == np.arange(len(places))[:, None]
+    # Of more places at one spot than neighbours asked for, a place may not be among its own nearest: drop the last.
+    itself[~itself.any(1), -1] = True
+    return found[~itself].reshape(len(places), number)
+
+
+class Composition(NamedTuple):
+    """Posterior of each spot's composition; NaN for spots without enough counts.
+
+    Attributes
+    ----------
+    weights
+        Shares of the spot's RNA, posterior means.
+    proportions, deviation
+        Proportions (rows sum to 1) and their standard deviations.
+    abundance
+        Cells of each type: proportions times ``cells``, or times the depth in units of a reference cell's.
+    presence_probability
+        How often each type is present.
+    """
+
+    weights: np.ndarray
+    proportions: np.ndarray
+    deviation: np.ndarray
+    abundance: np.ndarray
+    presence_probability: np.ndarray
+
+
+def posterior_composition(
+    solution: SpotSolution, profiles: np.ndarray, sample: Sample, cells: np.ndarray | None = None
+) -> Composition:
+    """Posterior mean and standard deviation of the proportions, with presence learned from all spots.
+
+    Where the number of cells is known a type with share q of all cells is present with probability 1 - (1 - q)^n;
+    spots without a number go by how often types are present over all spots.
+    """
+    filled = sample.filled
+    prior = learn_presence(solution.weights[filled], solution.deviation[filled])
+    probability = np.broadcast_to(prior.probability, solution.weights.shape).copy()
+    typical = np.broadcast_to(prior.typical_weight, solution.weights.shape).copy()
+    frequency = prior.probability
+    if cells is not None:
+        known = filled & (np.nan_to_num(cells) > 0)
+        by_cells = learn_presence(solution.weights[known], solution.deviation[known], cells=cells[known])
+        probability[known], typical[known] = by_cells
+        frequency = probability[filled].mean(0)
+    posterior = spike_and_slab(
+        solution.weights, solution.deviation, probability.astype(np.float32), typical.astype(np.float32)
+    )
+    weights, size = posterior.mean, profiles.sum(1)
+    coefficients = weights / size
+    total = coefficients.sum(1, keepdims=True)
+    variance = SIGNATURE_INFLATION * posterior.variance * solution.inflation
+    with np.errstate(divide="ignore", invalid="ignore"):
+        deviation = proportion_deviation(coefficients, variance / size**2)
+        proportions = coefficients / total
+    weights, proportions, deviation = (
+        np.where(filled[:, None], values, np.nan) for values in (weights, proportions, deviation)
+    )
+    number = sample.depth[:, None] * total if cells is None else cells[:, None]
+    return Composition(weights, proportions, deviation, number * proportions, frequency)
+
+
+def expected_counts(spots: Spots, sample: Sample, fit: Fit, weights: np.ndarray) -> np.ndarray:
+    """Expected counts of all spots and genes (dense float32); missing for genes not used."""
+    result = np.full(spots.counts.shape, np.nan, np.float32)
+    for slide, rows in _by_slide(spots.slides):
+        signatures = fit.solvers[slide].known.signatures
+        result[np.ix_(rows, spots.columns)] = sample.depth[rows, None] * (weights[rows] @ signatures)
+    return result

@@ -1,0 +1,284 @@
+"""Test of all genes of a tissue for spatial patterns, over blocks of genes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.stats import false_discovery_control
+
+from diffbio_sc.blocks.matrix import CountMatrix
+from diffbio_sc.blocks.steps import Step
+from diffbio_sc.numerics.spatial.gene_moments import GeneSums, nuisance_columns, pearson_residuals, sum_genes
+from diffbio_sc.numerics.spatial.kriging import smooth
+from diffbio_sc.numerics.spatial.representatives import representative_spots
+from diffbio_sc.numerics.spatial.score_test import SpatialScoreTest
+from diffbio_sc.numerics.spatial.variance import VarianceComponents
+
+_FEWEST_ON_A_SLIDE = 3  # a slide of one or two spots has neither neighbours nor a depth effect
+_GENES_A_BLOCK = 1000
+_ROWS_AT_ONCE = 256
+_VARIANCE_SPOTS = 1000  # variance components take time n^3; on 1000 spots half a minute
+_SHORTEST_FITTED = 1.0  # lengthscale, in spacings, below which spatial and other variance look alike
+_SHUFFLES = 3
+
+
+class Spots(NamedTuple):
+    """Spots of a test.
+
+    Attributes
+    ----------
+    counts
+        All spots by all genes.
+    coordinates
+        All spots by 2 or 3 axes.
+    slides
+        Code of each spot's slide.
+    depth
+        Depth of each spot.
+    covariates
+        Nuisance columns (spots, columns), NaN where missing; None without any.
+    """
+
+    counts: CountMatrix
+    coordinates: np.ndarray
+    slides: np.ndarray
+    depth: np.ndarray
+    covariates: np.ndarray | None = None
+
+    @property
+    def used(self) -> np.ndarray:
+        """Spots with counts, covariates and at least two others on their slide."""
+        used = self.depth > 0
+        if self.covariates is not None:
+            used = used & np.isfinite(self.covariates).all(1)
+        sizes = np.bincount(self.slides[used], minlength=self.slides.max() + 1)
+        return used & (sizes[self.slides] >= _FEWEST_ON_A_SLIDE)
+
+
+class SumGenes(Step):
+    """Sums over the spots from which means and dispersions of all genes follow; see :func:`sum_genes`.
+
+    Parameters
+    ----------
+    depth
+        Depth of each spot; None for its counts.
+    complete
+        Spots that may be used.
+    """
+
+    def __init__(self, depth: np.ndarray | None, complete: np.ndarray):
+        self.depth, self.complete = depth, complete
+
+    def __call__(self, start: int, block: Any) -> np.ndarray:
+        """Return the sums over the block's spots."""
+        rows = slice(start, start + block.shape[0])
+        if self.depth is None:
+            depth = block @ np.ones(block.shape[1]) if sp.issparse(block) else block.sum(1, dtype=np.float64)
+        else:
+            depth = self.depth[rows]
+        kept = self.complete[rows] & (depth > 0)
+        if not kept.all():
+            block, depth = block[kept], depth[kept]
+        return np.stack(sum_genes(block, depth))
+
+    def finish(self, total: np.ndarray) -> GeneSums:
+        """Name the sums."""
+        return GeneSums(*total)
+
+
+class Genes(NamedTuple):
+    """Results of all genes; NaN where there are none.
+
+    ``variance`` has columns fraction of spatial variance, its error, lengthscale, at bound, noise ratio.
+    """
+
+    log_p: np.ndarray
+    mean: np.ndarray
+    dispersion: np.ndarray
+    variance: np.ndarray
+
+
+def make_test(spots: Spots, lengthscales: np.ndarray | None = None) -> SpatialScoreTest:
+    """Prepare the test on the spots that can be used."""
+    used = spots.used
+    return SpatialScoreTest(
+        spots.coordinates[used],
+        spots.depth[used],
+        groups=spots.slides[used],
+        covariates=None if spots.covariates is None else spots.covariates[used],
+        lengthscales=lengthscales,
+    )
+
+
+def find_spatial_genes(
+    spots: Spots,
+    sums: GeneSums,
+    genes: np.ndarray,
+    test: SpatialScoreTest,
+    generator: np.random.Generator | None = None,
+) -> Genes:
+    """Test genes, and estimate their variance components if there is a ``generator`` for the sample of spots.
+
+    Parameters
+    ----------
+    spots
+        Spots.
+    sums
+        What :class:`SumGenes` found, of all genes.
+    genes
+        Columns to test.
+    test
+        The test of these spots.
+    generator
+        Draws the spots on which the variance of large tissues is estimated; None leaves the variance out.
+    """
+    used = spots.used
+    moments = test.moments_of(_without_small_slides(spots, sums, used))
+    width = spots.counts.shape[1]
+    classes = np.full(width, -1)
+    classes[genes] = test.classes(type(moments)(*(part[genes] for part in moments)))
+    variance = None if generator is None else _variance_components(test, spots, used, generator)
+    function = _TestBlock(test, used, moments.mean, moments.dispersion, classes, variance)
+    log_p, fits = np.full(width, np.nan), np.full((width, 5), np.nan)
+    blocks = _blocks_of(genes)
+    for block, (one_log_p, one_fits) in zip(
+        blocks, spots.counts.map_columns(function, blocks, description="Spatial genes"), strict=True
+    ):
+        log_p[block], fits[block] = one_log_p, one_fits
+    return Genes(log_p, moments.mean, moments.dispersion, fits)
+
+
+def _blocks_of(genes: np.ndarray) -> list[np.ndarray]:
+    return [genes[start : start + _GENES_A_BLOCK] for start in range(0, len(genes), _GENES_A_BLOCK)]
+
+
+def _without_small_slides(spots: Spots, sums: GeneSums, used: np.ndarray) -> GeneSums:
+    """Take the spots of slides that are too small out of the sums; which these are is known only after the pass."""
+    complete = spots.depth > 0
+    if spots.covariates is not None:
+        complete &= np.isfinite(spots.covariates).all(1)
+    rows = np.flatnonzero(complete & ~used)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = rows[start : start + _ROWS_AT_ONCE]
+        extra = sum_genes(spots.counts.take(some), spots.depth[some])
+        sums = GeneSums(*(all_of - part for all_of, part in zip(sums, extra, strict=True)))
+    return sums
+
+
+class _Variance(NamedTuple):
+    """What the variance of a block of genes is estimated with: spots (among the used), depth and components."""
+
+    spots: np.ndarray
+    depth: np.ndarray
+    components: VarianceComponents
+
+
+def _variance_components(
+    test: SpatialScoreTest, spots: Spots, used: np.ndarray, generator: np.random.Generator
+) -> _Variance:
+    coordinates, slides = spots.coordinates[used], spots.slides[used]
+    chosen = representative_spots(coordinates, slides, size=_VARIANCE_SPOTS, generator=generator)
+    depth = np.empty_like(test.depth)
+    depth[test.layout.order] = test.depth
+    covariates = None if spots.covariates is None else spots.covariates[used][chosen]
+    design = nuisance_columns(depth[chosen], slides[chosen], covariates)
+    longest = test.lengthscales.max()
+    shortest = min(_SHORTEST_FITTED * test.layout.spacing, longest / 2)
+    scales = np.geomspace(shortest, longest, max(3, int(np.ceil(np.log(longest / shortest) / np.log(1.5))) + 1))
+    return _Variance(chosen, depth[chosen], VarianceComponents(coordinates[chosen], scales, design, slides[chosen]))
+
+
+class _TestBlock:
+    """Test of one block of genes, and its variance on the representative spots; picklable for dask workers."""
+
+    def __init__(self, test, used, mean, dispersion, classes, variance: _Variance | None):
+        self.test, self.used, self.variance = test, used, variance
+        self.mean, self.dispersion, self.classes = mean, dispersion, classes
+
+    def __call__(self, counts: sp.csc_array, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        counts = _used_rows(counts, self.used)
+        classes = self.classes[block]
+        log_p = self.test.test(counts, self.mean[block], classes).log_p
+        fits = np.full((len(block), 5), np.nan)
+        tested = np.flatnonzero(classes >= 0)
+        if self.variance is not None and len(tested):
+            dense = counts.tocsr()[self.variance.spots][:, tested].toarray()
+            chosen = block[tested]
+            residuals = pearson_residuals(dense, self.variance.depth, self.mean[chosen], self.dispersion[chosen])
+            fit = self.variance.components.fit(residuals)
+            parts = (fit.fsv, fit.fsv_se, fit.lengthscale, fit.lengthscale_at_bound, fit.noise_ratio)
+            fits[tested] = np.stack([np.asarray(part, np.float64) for part in parts], 1)
+        return log_p, fits
+
+
+def _used_rows(counts: sp.csc_array, used: np.ndarray) -> sp.csc_array:
+    return counts if used.all() else sp.csc_array(counts.tocsr()[np.flatnonzero(used)])
+
+
+class Significance(NamedTuple):
+    """P-values of all genes, false discovery rates, and the call; NaN and False for genes not tested."""
+
+    pvalue: np.ndarray
+    adjusted: np.ndarray
+    significant: np.ndarray
+
+
+def call_significant(log_p: np.ndarray, alpha: float, fdr: str) -> Significance:
+    """Adjust p-values for the number of genes tested (Benjamini and Hochberg, or Yekutieli) and call at ``alpha``."""
+    tested = np.isfinite(log_p)
+    pvalue, adjusted = np.exp(log_p), np.full(len(log_p), np.nan)
+    if tested.any():
+        adjusted[tested] = false_discovery_control(pvalue[tested], method=fdr)
+    return Significance(pvalue, adjusted, np.nan_to_num(adjusted, nan=1.0) < alpha)
+
+
+def smooth_expression(spots: Spots, genes: np.ndarray, found: Genes) -> np.ndarray:
+    """Expected counts at mean depth of some genes under their Gaussian processes (spots, genes of the whole matrix)."""
+    used = spots.used
+    layer = np.full(spots.counts.shape, np.nan, np.float32)
+    if not len(genes):
+        return layer
+    blocks = _blocks_of(genes)
+    values = spots.counts.map_columns(_SmoothBlock(spots, used, found), blocks, description="Smoothing")
+    for block, part in zip(blocks, values, strict=True):
+        layer[np.ix_(np.flatnonzero(used), block)] = part
+    return layer
+
+
+class _SmoothBlock:
+    """Smoothed expression of one block of genes at the used spots; picklable for dask workers."""
+
+    def __init__(self, spots: Spots, used: np.ndarray, found: Genes):
+        self.coordinates, self.slides, self.depth = spots.coordinates[used], spots.slides[used], spots.depth[used]
+        self.used, self.found = used, found
+
+    def __call__(self, counts: sp.csc_array, block: np.ndarray) -> np.ndarray:
+        dense = _used_rows(counts, self.used).toarray()
+        mean, dispersion = self.found.mean[block], self.found.dispersion[block]
+        residuals = pearson_residuals(dense, self.depth / self.depth.mean(), mean, dispersion)
+        lengthscale, ratio = self.found.variance[block, 2], self.found.variance[block, 4]
+        posterior = smooth(residuals, self.coordinates, lengthscale, ratio, groups=self.slides)
+        values = np.maximum(mean + posterior * np.sqrt(mean * (1.0 + dispersion * mean)), 0.0)
+        return values.astype(np.float32)
+
+
+def shuffled_scores(
+    spots: Spots,
+    sums: GeneSums,
+    genes: np.ndarray,
+    generator: np.random.Generator,
+    lengthscales: np.ndarray | None = None,
+) -> np.ndarray:
+    """-log10 p of genes with the coordinates shuffled within each slide, three times: what chance alone gives."""
+    scores = []
+    for _ in range(_SHUFFLES):
+        order = np.arange(len(spots.depth))
+        for slide in np.unique(spots.slides):
+            inside = np.flatnonzero(spots.slides == slide)
+            order[inside] = generator.permutation(inside)
+        shuffled = spots._replace(coordinates=spots.coordinates[order])
+        log_p = find_spatial_genes(shuffled, sums, genes, make_test(shuffled, lengthscales)).log_p[genes]
+        scores.append(-log_p[np.isfinite(log_p)] / np.log(10.0))
+    return np.concatenate(scores)

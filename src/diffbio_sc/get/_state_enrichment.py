@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+
+def state_enrichment(
+    adata: AnnData, *, key: str = "state_enrichment", kind: Literal["overlap", "neighborhood"] | None = None
+) -> pd.DataFrame:
+    """Result of :func:`diffbio_sc.tl.state_enrichment` as a tidy table.
+
+    Parameters
+    ----------
+    adata
+        Object whose states were tested.
+    key
+        The ``key_added`` of the test.
+    kind
+        ``"overlap"`` with annotations or ``"neighborhood"`` of anchors; default what there is, overlap first.
+
+    Returns
+    -------
+    The table that :func:`diffbio_sc.tl.state_enrichment` describes under that name.
+
+    Raises
+    ------
+    KeyError
+        If there is no such result.
+    ValueError
+        If ``kind`` is none of the two.
+
+    Examples
+    --------
+    >>> dbio.tl.state_enrichment(adata, "CpGIsland.hg19.bed.gz")
+    >>> dbio.get.state_enrichment(adata).query("padj < 0.01")
+    """
+    kinds = ("overlap", "neighborhood")
+    if kind is not None and kind not in kinds:
+        raise ValueError(f"kind must be one of {kinds} or None, found {kind!r}.")
+    record = adata.uns.get(key, {}) if hasattr(adata, "uns") else {}
+    there = [name for name in kinds if hasattr(record, "get") and name in record]
+    if not there:
+        raise KeyError(
+            f"adata.uns has no enrichment {key!r}: run diffbio_sc.tl.state_enrichment first, or pass its key_added; "
+            f"keys: {[str(name) for name in adata.uns]}."
+        )
+    if kind is not None and kind not in there:
+        argument = "annotations" if kind == "overlap" else "anchors"
+        raise KeyError(f"adata.uns[{key!r}] has no {kind!r}, only {there}: pass {argument}=... to tl.state_enrichment.")
+    return record[kind or there[0]].copy()

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+
+def state_reproducibility(
+    adata: AnnData,
+    *,
+    key: str = "state_reproducibility",
+    kind: Literal["states", "reliability", "overlap", "summary"] = "states",
+) -> pd.DataFrame:
+    """Result of :func:`diffbio_sc.tl.state_reproducibility` as a tidy table.
+
+    Parameters
+    ----------
+    adata
+        Object whose states were compared with another replicate's.
+    key
+        The ``key_added`` of the comparison.
+    kind
+        ``"states"``: how often each state comes back. ``"reliability"``: predicted and found rates in ten levels.
+        ``"overlap"``: bins of each pair of states. ``"summary"``: agreement and calibration as a whole.
+
+    Returns
+    -------
+    The table that :func:`diffbio_sc.tl.state_reproducibility` describes under that name, with ``replicate``, the
+    replicate whose states were looked for in the other, as first column.
+
+    Raises
+    ------
+    KeyError
+        If there is no such result.
+    ValueError
+        If ``kind`` is none of the four.
+
+    Examples
+    --------
+    >>> dbio.tl.state_reproducibility(adata, other)
+    >>> dbio.get.state_reproducibility(adata).sort_values("found")
+    """
+    kinds = ("states", "reliability", "overlap", "summary")
+    if kind not in kinds:
+        raise ValueError(f"kind must be one of {kinds}, found {kind!r}.")
+    record = adata.uns.get(key, {}) if hasattr(adata, "uns") else {}
+    if not hasattr(record, "get") or kind not in record:
+        raise KeyError(
+            f"adata.uns has no reproducibility {key!r}: run diffbio_sc.tl.state_reproducibility first, or pass its "
+            f"key_added; keys: {[str(name) for name in adata.uns]}."
+        )
+    table = record[kind]
+    return table[["replicate", *(name for name in table.columns if name != "replicate")]].copy()

@@ -1,0 +1,129 @@
+"""Regression of blocks of spots on fixed signatures, with what each estimate is worth.
+
+Compiled once for each padded shape; the calls take turns, so that blocks may be worked on by any scheduler.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffbio_sc._compiled import one_thread_at_a_time
+from diffbio_sc.numerics.counts import regression
+from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
+
+GENE_BUCKET = 128
+_TYPE_BUCKET = 4
+
+
+class SpotSolution(NamedTuple):
+    """Regression of a block of spots.
+
+    Attributes
+    ----------
+    weights
+        Share of the spot's RNA from each type; sums to about 1.
+    deviation
+        Standard deviation of each weight with the others held, inflated where the model misfits the spot.
+    inflation
+        Variance with the others free over variance with the others held; at least 1.
+    misfit
+        Pearson's chi-square over its degrees of freedom.
+    """
+
+    weights: Float[Array, "spots types"]
+    deviation: Float[Array, "spots types"]
+    inflation: Float[Array, "spots types"]
+    misfit: Float[Array, " spots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpotSolver:
+    """The regression of blocks of spots on fixed signatures: compiled, on host arrays, picklable.
+
+    Parameters
+    ----------
+    signatures
+        Signatures mu (types, genes).
+    dispersion
+        Overdispersion alpha.
+    steps
+        Steps of Fisher scoring.
+    room
+        Types for which the compiled code leaves room: solvers of 12 types and of 13 can then share it.
+    rows
+        Spots of a whole block. Blocks of at least half as many are padded to it and share one compiled program; smaller
+        ones are padded to their own bucket.
+    """
+
+    signatures: np.ndarray
+    dispersion: float
+    steps: int
+    room: int = 0
+    rows: int = 0
+
+    @one_thread_at_a_time
+    def __call__(
+        self,
+        counts: np.ndarray,
+        prior_mean: np.ndarray | None = None,
+        prior_precision: np.ndarray | None = None,
+    ) -> SpotSolution:
+        """Regress a block of spots; a Gaussian prior of the weights may be given, such as the neighbours' mean."""
+        spots, genes = counts.shape
+        types = len(self.signatures)
+        whole = self.rows if self.rows // 2 <= spots <= self.rows else spots
+        shape = (row_bucket(whole), round_up(genes, GENE_BUCKET))
+        padded_types = round_up(types + self.room, _TYPE_BUCKET)
+        if prior_mean is None or prior_precision is None:
+            prior_mean, prior_precision = np.zeros((spots, types)), np.zeros(types)
+        solution = _solve_block(
+            zero_padded(counts.astype(np.float32, copy=False), shape),
+            zero_padded(self.signatures, (padded_types, shape[1])),
+            np.float32(self.dispersion),
+            zero_padded(np.ones(genes, np.float32), (shape[1],)),
+            zero_padded(prior_mean.astype(np.float32), (shape[0], padded_types)),
+            zero_padded(prior_precision.astype(np.float32), (padded_types,)),
+            np.int32(self.steps),
+        )
+        weights, deviation, inflation, misfit = (np.asarray(part)[:spots] for part in solution)
+        return SpotSolution(weights[:, :types], deviation[:, :types], inflation[:, :types], misfit)
+
+
+def diagnose(weights, counts, depth, mu, dispersion, used, information=None) -> SpotSolution:
+    """Return what the optimum ``weights`` are worth; ``used`` marks the genes that do not only pad the shape."""
+    types = weights.shape[1]
+    real = (mu.sum(1) > 0).sum()
+    mean = regression.expected_counts(weights, depth, mu)
+    if information is None:
+        products = regression.pair_products(mu)
+        information = regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0)[1]
+    freedom = jnp.maximum(used.sum() - real, 1.0)
+    pearson = (counts - mean) ** 2 / (jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean)) * used
+    misfit = pearson.sum(-1) / freedom
+    diagonal = jnp.diagonal(information, axis1=1, axis2=2)
+    scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
+    # Correlation form with a small ridge: collinear signatures give a large, finite inflation.
+    correlation = information / (scale[:, :, None] * scale[:, None, :]) + 1e-4 * jnp.eye(types, dtype=mean.dtype)
+    active = weights > 1e-6
+    both = active[:, :, None] & active[:, None, :]
+    correlation = jnp.where(both, correlation, jnp.eye(types, dtype=mean.dtype))
+    inflation = jnp.diagonal(jnp.linalg.inv(correlation), axis1=1, axis2=2)
+    deviation = jnp.sqrt(jnp.maximum(misfit, 1.0))[:, None] / scale
+    return SpotSolution(weights, deviation, jnp.maximum(inflation, 1.0), misfit)
+
+
+@jax.jit
+def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, steps) -> SpotSolution:
+    depth = counts.sum(-1)
+    real = (mu.sum(1) > 0).astype(mu.dtype)  # not types that only pad the shape
+    start = jnp.broadcast_to(real / real.sum(), (len(counts), len(mu)))
+    weights, information = regression.regress(
+        counts, depth, mu, dispersion, start, prior_mean, prior_precision, steps=steps
+    )
+    return diagnose(weights, counts, depth, mu, dispersion, used, information)

@@ -1,0 +1,291 @@
+"""Gaussian kernels between spots at many lengthscales, as quadratic forms that cost no spots x spots matrix.
+
+Few spots: the kernel matrices themselves. Many spots: spots fall into cells of a fine grid, where a kernel is a product
+in Fourier space, so that all fine scales together cost one transform; and into coarse cells, whose kernel matrices are
+small, for the wide scales. A kernel that sees cells in place of spots is a kernel too: what is tested at each scale
+stays exactly defined, only its shape is a little coarser.
+
+Spots of different groups (slides) have kernel 0: they lie side by side on the grid, beyond each other's reach.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.fft
+import scipy.sparse as sp
+from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+from diffbio_sc.numerics.spatial.kernels import rbf
+
+MOST_DENSE_SPOTS = 500
+_HALF_CELL_SPOTS = 20_000  # up to so many spots, fine cells are half a spacing wide
+_COARSE_CELLS = 576
+_MOST_GRID_CELLS = 2**18
+_MOST_SCALES = 8
+_FINEST, _WIDEST = 0.7, 0.5  # lengthscales: from so many spacings to such a part of the extent
+_CROWD = 600
+_REACH = 2.5  # in lengthscales: the room left around the tissue
+
+
+def spot_spacing(coordinates: Float[np.ndarray, "spots axes"], groups: Int[np.ndarray, " spots"]) -> float:
+    """Distance between neighbouring spots: of a lattice its constant, of random spots the mean spacing."""
+    neighbour = 2 * coordinates.shape[1]
+    distances = []
+    for group in np.unique(groups):
+        places = np.unique(coordinates[groups == group], axis=0)
+        if len(places) > 1:
+            k = min(neighbour, len(places) - 1)
+            distances.append(cKDTree(places).query(places, k=k + 1)[0][:, k])
+    if not distances:
+        raise ValueError("all spots lie at the same place: coordinates must differ.")
+    return float(np.median(np.concatenate(distances))) / 1.06
+
+
+def lengthscale_grid(
+    coordinates: Float[np.ndarray, "spots axes"], groups: Int[np.ndarray, " spots"], spacing: float
+) -> Float[np.ndarray, " scales"]:
+    """At most eight lengthscales, from below the spacing (neighbours only) to half the extent, even on a log scale."""
+    extents = []
+    for group in np.unique(groups):
+        sizes = tissue_extent(coordinates[groups == group])
+        sizes = sizes[sizes > 0]
+        if len(sizes):
+            extents.append(np.exp(np.log(sizes).mean()))
+    smallest = _FINEST * spacing
+    largest = max(_WIDEST * float(np.median(extents)), smallest * 1.01)
+    ratio = max(np.sqrt(2.0), (largest / smallest) ** (1.0 / (_MOST_SCALES - 1)))
+    return smallest * ratio ** np.arange(int(np.floor(np.log(largest / smallest) / np.log(ratio) + 1e-9)) + 1)
+
+
+def tissue_extent(coordinates: Float[np.ndarray, "spots axes"]) -> Float[np.ndarray, " axes"]:
+    """Extent along each axis; of the central 98 % where a few far spots more than double it."""
+    whole = np.ptp(coordinates, axis=0)
+    core = np.diff(np.quantile(coordinates, [0.01, 0.99], axis=0), axis=0)[0]
+    return np.where(whole > 2.0 * core, core, whole) if (core > 0).all() else whole
+
+
+class DenseKernels:
+    """Kernel matrices between points."""
+
+    def __init__(
+        self, points: Float[np.ndarray, "points axes"], groups: Int[np.ndarray, " points"], scales: np.ndarray
+    ):
+        distance = cdist(points, points, "sqeuclidean")
+        self.same_group = groups[:, None] == groups[None, :]
+        self.groups = groups
+        self.matrices = [rbf(distance, scale) * self.same_group for scale in scales]
+        self._single = [matrix.astype(np.float32) for matrix in self.matrices]
+
+    def quadratic(self, values: Float[np.ndarray, "genes points"]) -> Float[np.ndarray, "scales genes"]:
+        """Quadratic form x'Kx of each row x, at each scale."""
+        return np.stack([np.einsum("gi,gi->g", values @ matrix, values) for matrix in self._single])
+
+    def apply(self, scale: int, values: np.ndarray, power: int = 1) -> np.ndarray:
+        """K (elementwise to a power) times a vector, or each column."""
+        matrix = self.matrices[scale]
+        for _ in range(power - 1):
+            matrix = matrix * self.matrices[scale]
+        return matrix @ values
+
+
+class GridKernels:
+    """Kernels between the cells of a periodic grid, diagonal in Fourier space."""
+
+    def __init__(self, shape: tuple[int, ...], used: Int[np.ndarray, " cells"], width: float, scales: np.ndarray):
+        self.shape, self.used = shape, used
+        axes = [np.minimum(np.arange(size), size - np.arange(size)) * width for size in shape]
+        distance = sum(part**2 for part in np.meshgrid(*axes, indexing="ij"))
+        self._spectra = {
+            power: [np.real(scipy.fft.rfftn(rbf(distance, scale / np.sqrt(power)))) for scale in scales]
+            for power in (1, 2, 3, 4)
+        }
+        # The real transform keeps one of each pair of conjugate frequencies.
+        twice = np.full(shape[-1] // 2 + 1, 2.0)
+        twice[0] = 1.0
+        if shape[-1] % 2 == 0:
+            twice[-1] = 1.0
+        weights = [(spectrum * twice).ravel() / np.prod(shape) for spectrum in self._spectra[1]]
+        self._weights = np.stack(weights, 1).astype(np.float32)
+
+    def _on_grid(self, values: Float[np.ndarray, "rows cells"]) -> np.ndarray:
+        grid = np.zeros((len(values), int(np.prod(self.shape))), values.dtype)
+        grid[:, self.used] = values
+        return grid.reshape(-1, *self.shape)
+
+    def quadratic(self, values: Float[np.ndarray, "genes cells"]) -> Float[np.ndarray, "scales genes"]:
+        """Quadratic form x'Kx of each row x, at each scale."""
+        transform = scipy.fft.rfftn(self._on_grid(values), axes=range(1, len(self.shape) + 1))
+        power = transform.real**2
+        power += transform.imag**2
+        return (power.reshape(len(values), -1) @ self._weights).T
+
+    def apply(self, scale: int, values: np.ndarray, power: int = 1) -> np.ndarray:
+        """K (elementwise to a power) times a vector, or each column."""
+        rows = np.atleast_2d(np.asarray(values, np.float64).T)
+        axes = range(1, len(self.shape) + 1)
+        transform = scipy.fft.rfftn(self._on_grid(rows), axes=axes) * self._spectra[power][scale]
+        result = scipy.fft.irfftn(transform, s=self.shape, axes=axes).reshape(len(rows), -1)[:, self.used]
+        return result[0] if values.ndim == 1 else result.T
+
+
+class Level(NamedTuple):
+    """Kernels of some scales, and the point of each spot (in the layout's order) that they see.
+
+    ``third`` corrects the third cumulant of grid kernels, see :func:`triangle_factor`; ``exact`` says that each spot is
+    a point of its own.
+    """
+
+    kernels: Any
+    scales: np.ndarray
+    point_of_spot: Int[np.ndarray, " spots"]
+    third: np.ndarray
+    exact: bool
+
+    @property
+    def dense(self) -> bool:
+        """Whether spectra can be computed from matrices."""
+        return isinstance(self.kernels, DenseKernels)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the spots of each point, of a vector or of each column."""
+        size = int(self.point_of_spot.max()) + 1
+        if values.ndim == 1:
+            return np.bincount(self.point_of_spot, values, size)
+        return np.stack([np.bincount(self.point_of_spot, column, size) for column in values.T], 1)
+
+
+class SpotLayout:
+    """Spots in an order in which those of a cell are neighbours, and kernels at all scales.
+
+    Attributes
+    ----------
+    spacing
+        Distance between neighbouring spots.
+    lengthscales
+        Scales, increasing.
+    order
+        Spots in the layout's order.
+    levels
+        Fine to wide; their scales together are ``lengthscales``.
+    grid_size
+        Cells of the periodic grid, 0 without one: what a transform of one gene takes.
+    """
+
+    def __init__(
+        self,
+        coordinates: Float[np.ndarray, "spots axes"],
+        groups: Int[np.ndarray, " spots"] | None = None,
+        lengthscales: np.ndarray | None = None,
+        most_dense_spots: int = MOST_DENSE_SPOTS,
+    ):
+        spots = len(coordinates)
+        groups = np.zeros(spots, np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
+        self.spacing = spot_spacing(coordinates, groups)
+        given = lengthscales is not None
+        self.lengthscales = (
+            np.sort(np.asarray(lengthscales, np.float64))
+            if given
+            else lengthscale_grid(coordinates, groups, self.spacing)
+        )
+        self.grid_size = 0
+        if spots <= most_dense_spots:
+            self.order = np.arange(spots)
+            kernels = DenseKernels(coordinates, groups, self.lengthscales)
+            ones = np.ones(len(self.lengthscales))
+            self.levels = [Level(kernels, self.lengthscales, self.order, ones, exact=True)]
+            return
+        self._on_grid(coordinates, groups)
+
+    def _on_grid(self, coordinates: np.ndarray, groups: np.ndarray) -> None:
+        spots, axes = coordinates.shape
+        codes, count = groups, groups.max() + 1
+        corners = np.stack([coordinates[codes == g].min(0) for g in range(count)])
+        sizes = np.stack([np.ptp(coordinates[codes == g], axis=0) for g in range(count)])
+        tissue = np.stack([tissue_extent(coordinates[codes == g]) for g in range(count)])
+        # Half a spacing, or one; wider where far spots would make the grid much larger than the tissue.
+        width = max(
+            self.spacing * (0.5 if spots <= _HALF_CELL_SPOTS else 1.0),
+            (np.maximum(sizes, self.spacing).prod(1).sum() / max(_MOST_GRID_CELLS, 16 * spots)) ** (1.0 / axes),
+        )
+        # Coarse cells of a whole number of fine ones, so many in all that their matrices stay small.
+        across = max((_COARSE_CELLS / count) ** (1.0 / axes), 3.0)
+        factor = max(1, int(np.ceil(tissue.max() / across / width)))
+        fine = self.lengthscales < 2.0 * factor * width
+        room = int(np.ceil(_REACH * self.lengthscales[fine].max() / width)) if fine.any() else 0
+        index = np.floor((coordinates - corners[codes]) / width + 1e-9).astype(np.int64)
+        columns = np.array([index[codes == g, 0].max() + 1 for g in range(count)])
+        starts = np.concatenate([[0], np.cumsum(columns + room)[:-1]])
+        coarse_index = index // factor
+        index[:, 0] += starts[codes]
+        shape = tuple(
+            scipy.fft.next_fast_len(int(size + room), real=axis == axes - 1)
+            for axis, size in enumerate(index.max(0) + 1)
+        )
+        cell = np.ravel_multi_index(tuple(index.T), shape)
+        self.order = np.argsort(cell, kind="stable")
+        used, self._starts, cell_of_spot = np.unique(cell[self.order], return_index=True, return_inverse=True)
+        self.levels = []
+        if fine.any():
+            scales = self.lengthscales[fine]
+            kernels = GridKernels(shape, used, width, scales)
+            third = triangle_factor(index[self.order] * width, scales, self.spacing)
+            self.levels.append(Level(kernels, scales, cell_of_spot, third, exact=False))
+            self.grid_size = int(np.prod(shape))
+        self._coarse: sp.csr_array | None = None
+        if not fine.all():
+            keys = np.column_stack([codes, coarse_index])[self.order]
+            _, first, point = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+            point = point.ravel()
+            members = np.bincount(point)
+            places = coordinates[self.order]
+            centres = np.stack([np.bincount(point, places[:, axis]) / members for axis in range(axes)], 1)
+            wide = self.lengthscales[~fine]
+            dense = DenseKernels(centres, codes[self.order][first], wide)
+            self.levels.append(Level(dense, wide, point, np.ones(len(wide)), exact=False))
+            point_of_cell = point[self._starts]
+            self._coarse = sp.csr_array(
+                (np.ones(len(used), np.float32), (point_of_cell, np.arange(len(used)))), shape=(len(members), len(used))
+            )
+
+    def quadratic(self, values: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "scales genes"]:
+        """Quadratic form x'Kx of each row x (spots in the layout's order), at each lengthscale."""
+        if self.levels[0].exact:
+            return self.levels[0].kernels.quadratic(values)
+        by_cell = np.add.reduceat(values, self._starts, axis=1)
+        results = []
+        for level in self.levels:
+            if level.dense:
+                results.append(level.kernels.quadratic(np.ascontiguousarray((self._coarse @ by_cell.T).T)))
+            else:
+                results.append(level.kernels.quadratic(by_cell))
+        return np.concatenate(results)
+
+
+def triangle_factor(places: np.ndarray, scales: np.ndarray, spacing: float, rows: int = 400) -> np.ndarray:
+    """Sum over distinct i, j, k of K_ij K_jk K_ki, over its value ``3^(-axes/2) sum_i (sum_j K_ij)^2`` in a continuum.
+
+    On a lattice fine kernels have few such triangles. Counted on evenly spaced spots; 1 beyond five spacings and where
+    hundreds of spots are in reach.
+    """
+    sample = np.unique(np.linspace(0, len(places) - 1, min(rows, len(places))).astype(int))
+    tree = cKDTree(places)
+    factors = np.ones(len(scales))
+    for index, scale in enumerate(scales):
+        if scale > 5.0 * spacing:
+            continue
+        chosen = sample if scale < 2.0 * spacing else sample[::4]
+        triangles = continuum = 0.0
+        if np.median(tree.query_ball_point(places[chosen], 3.3 * scale, return_length=True)) > _CROWD:
+            continue
+        for centre, near in zip(chosen, tree.query_ball_point(places[chosen], 3.3 * scale), strict=True):
+            neighbours = np.setdiff1d(near, [centre])
+            edge = rbf(((places[neighbours] - places[centre]) ** 2).sum(1), scale)
+            among = rbf(cdist(places[neighbours], places[neighbours], "sqeuclidean"), scale)
+            triangles += edge @ among @ edge - (edge**2).sum()
+            continuum += edge.sum() ** 2 / 3.0 ** (places.shape[1] / 2.0)
+        factors[index] = triangles / max(continuum, 1e-12)
+    return factors
