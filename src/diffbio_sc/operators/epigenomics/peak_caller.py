@@ -38,10 +38,11 @@ from diffbio_sc.numerics.chains.two_state import SwitchPosterior, margins, switc
 from diffbio_sc.numerics.genome.background import (
     breadth,
     broad_weight,
+    level_contrast,
     local_background,
     robust_level,
 )
-from diffbio_sc.numerics.genome.marks import BROAD_BINS, LEVEL_WINDOW, NARROW_BINS
+from diffbio_sc.numerics.genome.marks import BROAD_BINS, LEVEL_WINDOW, NARROW_BINS, bins_of_window
 from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.epigenomics.peak_labels import label_log_probability, longest_region
 from diffbio_sc.operators.epigenomics.peak_networks import (
@@ -401,7 +402,9 @@ class DifferentiablePeakCaller(Operator):
     def _broad(self, tracks: _Tracks) -> Float[Array, " batch"]:
         if self.config.mode != "auto":
             return jnp.full(len(tracks.reads), float(self.config.mode == "broad"), tracks.reads.dtype)
-        return jax.lax.stop_gradient(broad_weight(breadth(tracks.reads, self.config.bin_width)))
+        measured = breadth(tracks.reads, self.config.bin_width)
+        contrast = level_contrast(tracks.reads, self._positions(self.config.level_window))
+        return jax.lax.stop_gradient(broad_weight(measured, contrast))
 
     def _log_penalty(self, log_penalty, broad):
         if self.config.mode != "auto":
@@ -416,14 +419,23 @@ class DifferentiablePeakCaller(Operator):
         narrow = wide = None
         if config.mode != "broad":
             widths = config.background_windows if control is None else config.control_windows
-            narrow = local_background(reads, [self._positions(width) for width in widths], control=control)
+            narrow = self._background_of(tracks, widths, NARROW_BINS.own_window)
         if config.mode != "narrow":
             level = robust_level(reads, self._positions(config.level_window))
             widths = () if control is None else config.control_windows[-1:]
-            wide = local_background(reads, [self._positions(width) for width in widths], control=control, level=level)
+            wide = self._background_of(tracks, widths, BROAD_BINS.own_window, level=level)
         if narrow is None or wide is None:
             return wide if narrow is None else narrow
         return jnp.exp((1.0 - broad[:, None]) * jnp.log(narrow) + broad[:, None] * jnp.log(wide))
+
+    def _background_of(self, tracks: _Tracks, windows, own_window, *, level=None):
+        return local_background(
+            tracks.reads,
+            [bins_of_window(width, self.config.bin_width) for width in windows],
+            control=tracks.control,
+            own_width=self._positions(own_window),
+            level=level,
+        )
 
     def _evidence(self, tracks: _Tracks, rate=None) -> _Evidence:
         broad = self._broad(tracks)
