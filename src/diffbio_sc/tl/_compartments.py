@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_track
-from diffbio_sc._anndata.results import make_record
+from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc.engines.contacts_compartments import MapCompartments, compartments_map
 from diffbio_sc.numerics.genome.compartments import GAMMA
-from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, prefix_of, read_balanced, whole_number
+from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced, whole_number
 
 if TYPE_CHECKING:
     from anndata import AnnData
