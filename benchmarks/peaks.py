@@ -1,6 +1,6 @@
 """Accuracy, reproducibility, speed and memory of ``dbio.tl.peaks``.
 
-python benchmarks/peaks.py [labels] [trained] [ctcf] [yeast] [macs] [thin] [speed] [contigs]
+python benchmarks/peaks.py [labels] [trained] [ctcf] [yeast] [macs] [nulls] [breadths] [thin] [speed] [contigs]
 
 MACS3 is run beside it where it is found: on the path, or where the variable MACS3 points to.
 """
@@ -240,51 +240,153 @@ def yeast() -> None:
 
 
 def macs() -> None:
-    print("\n## macs: background and p-values of mode='macs' at MACS3's own summits; regions\n")
-    print("| data | peaks of MACS3 | ours | same region | and summit | largest relative difference of lambda | of p |")
+    print("\n## macs: mode='macs' beside MACS3 itself\n")
+    print("| control | peaks of MACS3 | ours | same region and summit | largest relative error of fold | of p | of q |")
     print("|---|---|---|---|---|---|---|")
     if MACS3 is None:
         missing_peer()
         return
-    from diffbio_sc.numerics.genome import peak_statistics as ps
-
     treatment, control = (folder() / "macs" / f"CTCF_PE_{kind}_chr22_50k.bedpe.gz" for kind in ("ChIP", "CTRL"))
     with tempfile.TemporaryDirectory() as name:
-        for label, options in (("CTCF with control", ["-c", str(control)]), ("CTCF without", [])):
+        shallow = Path(name) / "shallow.bedpe"
+        lines = gzip.open(control, "rt").read().splitlines()
+        chosen = np.random.default_rng(0).random(len(lines)) < 0.1
+        shallow.write_text("".join(line + "\n" for line, good in zip(lines, chosen, strict=True) if good))
+        for label, against in (("as deep", control), ("a tenth as deep", shallow), ("none", None)):
+            options = [] if against is None else ["-c", str(against)]
             theirs = macs3(treatment, Path(name), "-g", "52e6", *options)
-            ours = dbio.tl.call_peaks(treatment, control=control if options else None, mode="macs", genome_size=52e6)
-            reads = dbio.io.read_bedpe(treatment).deduplicate()["chr22"]
-            against = dbio.io.read_bedpe(control).deduplicate()["chr22"] if options else reads
-            total, number = float((reads.end - reads.start).sum()), len(reads.start)
-            length = int(max(reads.end.max(), against.end.max()))
-            if options:
-                background = ps.Background.with_control(
-                    treatment_length=total,
-                    control_sites=2 * len(against.start),
-                    fragment_length=total / number,
-                    genome_size=52e6,
-                )
-            else:
-                background = ps.Background.without_control(
-                    treatment_length=total, treatment_sites=2 * number, genome_size=52e6
-                )
-            sites = np.sort(np.concatenate([against.start, against.end]))
-            line = ps.cut_background(sites, background, length, fragments=True)
-            runs = ps.score_runs(ps.pile_up(reads.start, reads.end, length), line, strict=True)
-            summit = (theirs["start"] + theirs["peak"]).to_numpy()
-            height, level, p = (
-                ps.values_at(runs.ends, v, summit) for v in (runs.height, runs.background, runs.log10_p)
-            )
-            wrong = abs(level / ((height + 1) / theirs["signalValue"] - 1) - 1).max()
-            same = [
-                len(set(ours[columns].itertuples(index=False)) & set(theirs[columns].itertuples(index=False)))
-                for columns in (["start", "end"], ["start", "end", "peak"])
-            ]
-            print(
-                f"| {label} | {len(theirs)} | {len(ours)} | {same[0]} | {same[1]} | {wrong:.1e} "
-                f"| {abs(p / theirs['pValue'] - 1).max():.1e} |",
-                flush=True,
-            )
+            ours = dbio.tl.call_peaks(treatment, control=against, mode="macs", genome_size=52e6)
+            both = ours.merge(theirs, on=["start", "end", "peak"])
+            wrong = [abs(both[f"{key}_x"] / both[f"{key}_y"] - 1).max() for key in ("signalValue", "pValue", "qValue")]
+            cells = " | ".join(f"{value:.1e}" for value in wrong)
+            print(f"| {label} | {len(theirs)} | {len(ours)} | {len(both)} | {cells} |", flush=True)
+
+
+NULL_SIZE, NULL_FRAGMENTS, NULL_SEEDS = 40_000_000, 400_000, range(3)
+
+
+def null_rate(kind: str, rng: np.random.Generator) -> np.ndarray:
+    """Relative rate of fragments in each kilobase, without any peak."""
+    from scipy.ndimage import gaussian_filter1d
+
+    number = NULL_SIZE // 1000
+    if kind == "flat":
+        return np.ones(number)
+    if kind == "uneven":  # log-normal, smooth over 50 kb and over 6 kb
+        slow, quick = (gaussian_filter1d(rng.normal(size=number), width) for width in (25, 3))
+        return np.exp(0.4 * slow / slow.std() + 0.25 * quick / quick.std())
+    rate = np.ones(number)  # 30 repeats of 1 to 19 kb, 3 to 30 times as many fragments as elsewhere
+    for place in rng.choice(number - 20, 30, replace=False):
+        rate[place : place + rng.integers(1, 20)] = rng.uniform(3, 30)
+    return rate
+
+
+def draw(rate: np.ndarray, number: int, rng: np.random.Generator, middle=()) -> dbio.io.Intervals:
+    """Fragments of about 220 bp at a rate, and further ones about the given middles."""
+    block = rng.choice(len(rate), number, p=rate / rate.sum())
+    middle = np.concatenate([block * 1000 + rng.integers(0, 1000, number), np.asarray(middle, np.int64)])
+    length = np.clip(rng.normal(220, 60, len(middle)), 60, 600).astype(np.int64)
+    start = np.clip(middle - length // 2, 0, NULL_SIZE - 700)
+    chrom = np.full(len(start), "chr1")
+    return dbio.io.Intervals.from_arrays(chrom, start, start + length, sizes={"chr1": NULL_SIZE})
+
+
+def nulls() -> None:
+    print("\n## nulls: peaks of 400,000 fragments on 40 Mb without any; seeds 0, 1, 2\n")
+    print("| background | mode | no control | depth 1 | 1/10 | 1/20 | 1/100 |\n|---|---|---|---|---|---|---|")
+    depths = (None, 1, 1 / 10, 1 / 20, 1 / 100)
+    for kind in ("flat", "uneven", "repeats"):
+        for mode in ("auto", "narrow", "broad"):
+            cells = []
+            for depth in depths:
+                found = []
+                for seed in NULL_SEEDS:
+                    rng = np.random.default_rng(seed)
+                    rate = null_rate(kind, rng)
+                    treatment = draw(rate, NULL_FRAGMENTS, rng)
+                    control = None if depth is None else draw(rate, int(depth * NULL_FRAGMENTS), rng)
+                    found.append(len(quietly(dbio.tl.call_peaks, treatment, control=control, mode=mode)))
+                cells.append(", ".join(map(str, found)))
+            print(f"| {kind} | {mode} | {' | '.join(cells)} |", flush=True)
+    print(
+        "\nLargest false share of narrow peaks called, with 1,500 planted ones of 8 to 59 fragments (and number found)"
+    )
+    print("\n| background | no control | depth 1 | 1/10 | 1/20 | 1/100 |\n|---|---|---|---|---|---|")
+    for kind in ("flat", "uneven", "repeats"):
+        cells = []
+        for depth in depths:
+            shares, hits = [], []
+            for seed in NULL_SEEDS:
+                rng = np.random.default_rng(seed)
+                rate = null_rate(kind, rng)
+                places = np.sort(rng.integers(20_000, NULL_SIZE - 20_000, 1500))
+                each = rng.integers(8, 60, len(places))
+                middle = np.repeat(places, each) + rng.normal(0, 80, each.sum()).astype(np.int64)
+                treatment = draw(rate, NULL_FRAGMENTS, rng, middle)
+                control = None if depth is None else draw(rate, int(depth * NULL_FRAGMENTS), rng)
+                table = quietly(dbio.tl.call_peaks, treatment, control=control, mode="narrow")
+                after = np.searchsorted(places, table["end"].to_numpy() + 300) - 1
+                true = (after >= 0) & (places[np.maximum(after, 0)] > table["start"].to_numpy() - 300)
+                shares.append(1 - true.mean())
+                hits.append(len(np.unique(after[true])))
+            cells.append(f"{max(shares):.3f} ({np.mean(hits):.0f})")
+        print(f"| {kind} | {' | '.join(cells)} |", flush=True)
+
+
+def quietly(function, *values, **options):
+    import warnings
+
+    with warnings.catch_warnings(), dbio.settings.override(verbosity=0):
+        warnings.simplefilter("ignore")
+        return function(*values, **options)
+
+
+def breadths() -> None:
+    print("\n## breadths: what mode='auto' goes by; least and largest of each set\n")
+    print("| data | samples | breadth | contrast | called |\n|---|---|---|---|---|")
+    from diffbio_sc.engines.interval_peaks import measure_intervals
+    from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, measure_breadth
+    from diffbio_sc.engines.peak_settings import PeakSettings
+
+    def row(name: str, measured: list) -> None:
+        cells = [f"{min(values):.2f} to {max(values):.2f}" for values in zip(*measured, strict=True)]
+        kinds = pd.Series([one.mark or "no mark" for one in measured]).value_counts()
+        called = ", ".join(f"{kind} {number}" for kind, number in kinds.items())
+        print(f"| {name} | {len(measured)} | {' | '.join(cells)} | {called} |", flush=True)
+
+    def of_depth(depth: np.ndarray) -> np.ndarray:
+        return depth[: len(depth) // BREADTH_WIDTH * BREADTH_WIDTH].reshape(-1, BREADTH_WIDTH).sum(1) / READ_LENGTH
+
+    for name in (*SETS, THINNED):
+        stored = np.load(folder() / f"{name}.npz")
+        measured = []
+        for index in range(len(stored["samples"])):
+            length = stored[f"sample_{index}_end"] - stored[f"sample_{index}_start"]
+            depth = np.repeat(stored[f"sample_{index}_count"].astype(float), length)
+            measured.append(measure_breadth([of_depth(depth)], BREADTH_WIDTH))
+        row(name, measured)
+    for path in sorted((folder() / "contigs").glob("*.bedGraph.gz")):
+        table = pd.read_csv(path, sep="\t", header=None, comment="t")
+        depth = np.repeat(table[3].to_numpy(float), (table[2] - table[1]).to_numpy())
+        row(path.name.split("__chr")[0], [measure_breadth([of_depth(depth)], BREADTH_WIDTH)])
+    for name in ("CTCF_PE_ChIP_chr22_50k.bedpe.gz", "CTCF_PE_CTRL_chr22_50k.bedpe.gz", "yeast_500k_SRR1822137.frag.gz"):
+        row(name, [measure_intervals(dbio.io.read_intervals(folder() / "macs" / name), PeakSettings())])
+    for kind in ("flat", "uneven", "repeats"):
+        measured = []
+        for seed in NULL_SEEDS:
+            rng = np.random.default_rng(seed)
+            measured.append(measure_intervals(draw(null_rate(kind, rng), NULL_FRAGMENTS, rng), PeakSettings()))
+        row(f"simulated, {kind}", measured)
+    for fold in (3, 5):
+        for size in (30, 60, 100, 200):
+            measured = []
+            for seed in NULL_SEEDS:
+                rng = np.random.default_rng(seed)
+                rate = np.ones(NULL_SIZE // 1000)
+                for place in rng.integers(0, len(rate) - size, 6000 // size):
+                    rate[place : place + size] = fold
+                measured.append(measure_intervals(draw(rate, NULL_FRAGMENTS, rng), PeakSettings()))
+            row(f"simulated, domains of {size} kb, {fold}-fold", measured)
 
 
 def thin() -> None:
@@ -429,7 +531,8 @@ def _timed(sizes: dict[str, int]) -> None:
 
 
 if __name__ == "__main__":
-    known = {function.__name__: function for function in (labels, trained, ctcf, yeast, macs, thin, speed, contigs)}
+    functions = (labels, trained, ctcf, yeast, macs, nulls, breadths, thin, speed, contigs)
+    known = {function.__name__: function for function in functions}
     unknown = sorted(set(sys.argv[1:]) - set(known))
     if unknown:
         raise SystemExit(f"unknown benchmarks {unknown}; there are {list(known)}")

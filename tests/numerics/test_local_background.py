@@ -54,6 +54,28 @@ def test_control_is_scaled_to_the_depth_of_the_signal(counts):
     np.testing.assert_allclose(found, given, rtol=1e-5)
 
 
+@pytest.mark.parametrize("depth", [0.02, 0.2, 0.9, 3.0])
+def test_noise_of_a_shallow_control_is_part_of_the_background(depth):
+    """Both engines, and the formula written out; a control that is deep enough changes nothing."""
+    rng = np.random.default_rng(4)
+    rate = 4 * np.exp(0.8 * np.sin(np.arange(600) / 40.0))
+    signal, control = rng.poisson(rate).astype(float), rng.poisson(depth * rate).astype(float)
+    scale = signal.sum() / control.sum()
+    plain = background_host.local_background(signal, [20, 100], control=control)
+    expected = plain
+    if scale > 1:
+        share = 1 - 1 / scale
+        for width in (50, 100):
+            seen = width * brute_mean(control, width)
+            limit = seen + share * 2.0 + 2.0 * np.sqrt(share * (seen + share))
+            expected = np.maximum(expected, np.minimum(scale * limit / width, brute_mean(signal, width)))
+        assert (expected > 1.02 * plain).any() or depth > 0.5
+    found = background_host.local_background(signal, [20, 100], control=control, own_width=50)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    twin = background.local_background(jnp.float32(signal), [20, 100], control=jnp.float32(control), own_width=50)
+    np.testing.assert_allclose(twin, expected, rtol=1e-5)
+
+
 def test_empty_control_and_empty_signal_leave_the_level(counts):
     zeros = np.zeros(301)
     np.testing.assert_allclose(background_host.local_background(counts, [20], control=zeros), counts.mean())
@@ -114,13 +136,56 @@ def test_breadth_tells_domains_from_peaks_and_does_not_depend_on_depth():
         assert float(background.breadth(jnp.float32(counts), 25)) == pytest.approx(value, abs=1e-3)
         thinned = np.random.default_rng(2).binomial(counts.astype(int), 0.5).astype(float)
         assert background_host.breadth([thinned], 25) == pytest.approx(value, abs=0.1)
-    assert background_host.broad_weight(background_host.breadth([broad], 25)) > 0.99
-    assert float(background.broad_weight(jnp.float32(0.4))) == pytest.approx(0.5)
+    contrast = background_host.level_contrast([broad], 80)
+    assert contrast == pytest.approx(6.0, rel=0.1)  # the fold of the domains
+    assert background_host.broad_weight(background_host.breadth([broad], 25), contrast) > 0.99
+
+
+def test_both_engines_weigh_a_mark_alike():
+    """Over random breadths and contrasts on both sides of their borders, which stand once and are these."""
+    rng = np.random.default_rng(0)
+    for value, contrast in zip(rng.uniform(0, 0.8, 200), rng.uniform(1, 5, 200), strict=True):
+        host = background_host.broad_weight(value, contrast)
+        assert float(background.broad_weight(jnp.float32(value), jnp.float32(contrast))) == pytest.approx(
+            host, abs=1e-4
+        )
+    for engine in (background_host, background):
+        # An input, smooth unevenness, a sharp mark; the weakest H3K36me3 track and threefold domains.
+        for value, contrast, broad in ((0.44, 1.3, 0), (0.59, 2.3, 0), (0.21, 5, 0), (0.44, 2.7, 1), (0.75, 2.9, 1)):
+            assert abs(float(engine.broad_weight(value, contrast)) - broad) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["domains", "peaks", "slow", "flat", "zero", "short"])
+def test_both_engines_measure_breadth_and_contrast_alike(kind):
+    rng = np.random.default_rng(1)
+    counts = {
+        "domains": lambda: simulate([1500, 2500, 3000], seed=2),
+        "peaks": lambda: simulate([300, 40] * 18, seed=3),
+        "slow": lambda: rng.poisson(4 + 3 * np.sin(np.arange(9000) / 2500.0)).astype(float),
+        "flat": lambda: rng.poisson(2.0, 6000).astype(float),
+        "zero": lambda: np.zeros(6000),
+        "short": lambda: np.ones(100),
+    }[kind]()
+    host = background_host.breadth([counts], 25), background_host.level_contrast([counts], 80)
+    assert float(background.breadth(jnp.float32(counts), 25)) == pytest.approx(host[0], abs=2e-3)
+    assert float(background.level_contrast(jnp.float32(counts), 80)) == pytest.approx(host[1], rel=1e-3)
+
+
+def test_slow_unevenness_is_no_breadth():
+    """Copy number in steps of megabases: reaches far beyond 5 kb, and is taken away with the mean over 100 kb."""
+    rng = np.random.default_rng(5)
+    level = np.repeat([2.0, 3.0, 2.0, 4.0], 20_000)
+    level[rng.choice(len(level), 400)] *= 20.0
+    counts = rng.poisson(np.convolve(level, np.ones(60) / 60, mode="same")).astype(float)
+    centred = counts - counts.mean()
+    old = np.mean(centred[200:] * centred[:-200]) / np.mean(centred[20:] * centred[:-20])
+    assert old > 0.6
+    assert background_host.breadth([counts], 25) < background_host.BREADTH_BETWEEN
 
 
 def test_breadth_is_a_ratio_of_covariances():
     counts = np.random.default_rng(3).poisson(3 + 2 * np.sin(np.arange(3000) / 90.0)).astype(float)
-    centred = counts - counts.mean()
+    centred = counts - brute_mean(counts, 4000)
     expected = np.mean(centred[200:] * centred[:-200]) / np.mean(centred[20:] * centred[:-20])
     assert background_host.breadth([counts], 25) == pytest.approx(expected, rel=1e-9)
     for track in (np.ones(3000), np.zeros(3000), counts[:100]):

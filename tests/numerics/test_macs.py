@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
-from diffbio_sc.numerics.genome.macs import Runs, ScoredRuns, cut_background, macs_regions, pile_up, score_runs
+from diffbio_sc.numerics.genome.macs import QValues, Runs, ScoredRuns, cut_background, macs_regions, pile_up, score_runs
 from diffbio_sc.numerics.genome.site_background import Background
 
 LENGTH = 60_000
@@ -121,9 +120,9 @@ def test_macs_lambda_and_p_at_its_own_summits(data_folder):
     np.testing.assert_allclose(level[inside], ((height + 1) / macs[6] - 1)[inside], rtol=1e-3)
     np.testing.assert_allclose(log10_p[inside], macs[7][inside], rtol=1e-3)
     # And its regions, which -log10 q > -log10 .05, gaps and lengths of d make.
-    histogram = PValueHistogram()
-    histogram.add_runs(runs.ends, runs.log10_p)
-    threshold = np.searchsorted(histogram.macs_q_table(), -np.log10(0.05), side="right") / 256
+    q_values = QValues()
+    q_values.add(runs)
+    threshold = q_values.threshold(-np.log10(0.05))
     found = macs_regions(runs, threshold, gap=253, shortest=253)
     theirs = set(zip(macs[1], macs[2], strict=True))
     ours = set(zip(found.start, found.end, strict=True))

@@ -31,15 +31,26 @@ def called():
 def test_panels_show_counts_background_posterior_and_peaks(called):
     axes = plot(called, "chr1:9,000-12,000", tracks=["a", "c"], show=False)
     assert len(axes) == 2
-    counts, background, posterior = (patch for patch in axes[0].patches if hasattr(patch, "get_data"))
+    counts, background = (patch for patch in axes[0].patches if hasattr(patch, "get_data"))
+    (right,) = (axis for axis in axes[0].figure.axes if axis not in axes and axis.bbox.bounds == axes[0].bbox.bounds)
+    (posterior,) = right.patches
     low, high = 180, 240
     np.testing.assert_array_equal(counts.get_data().values, called.X[0, low:high].toarray().ravel())
     np.testing.assert_allclose(background.get_data().values, called.layers["peak_background"][0, low:high])
+    np.testing.assert_allclose(posterior.get_data().values, called.layers["peak_scores"][0, low:high])
+    # Zero and one of the posterior stand where zero and the highest count do.
     top = called.X[0, low:high].max()
-    np.testing.assert_allclose(posterior.get_data().values, called.layers["peak_scores"][0, low:high] * top)
+    for count, probability in ((0, 0), (top, 1)):
+        place = axes[0].transData.transform((9500, count)), right.transData.transform((9500, probability))
+        np.testing.assert_allclose(*place, atol=1e-6)
     table = called.uns["peaks"]["tables"]["a"]
-    bar = axes[0].lines[0].get_xdata()
-    assert list(bar) == [table["start"].iloc[0], table["end"].iloc[0]]
+    (bars,) = axes[0].collections
+    (corners,) = (path.vertices for path in bars.get_paths())
+    assert (corners[:, 0].min(), corners[:, 0].max()) == (table["start"].iloc[0], table["end"].iloc[0])
+    summit = table["start"].iloc[0] + table["peak"].iloc[0]
+    assert axes[0].lines[0].get_xdata().tolist() == [summit]
+    # The mark of the summit lies below the bar.
+    assert axes[0].lines[0].get_ydata()[0] < corners[:, 1].min()
     assert not axes[1].lines
     assert axes[0].get_xlim() == (9000, 12_000)
     assert [axis.get_ylabel() for axis in axes] == ["a", "c"]
@@ -59,7 +70,7 @@ def test_other_axis_and_groups_give_the_same_picture(called):
     axis = plot(turned, ("chr1", 9000, 12_000), tracks=["t"], show=False)
     counts = axis.patches[0].get_data().values
     np.testing.assert_array_equal(counts, called.X[:2, 180:240].toarray().sum(0))
-    assert len(axis.lines) == 2
+    assert len(axis.lines) == len(axis.collections) == 1
 
 
 def test_labels_are_drawn_behind(called):

@@ -109,6 +109,13 @@ def test_single_reads_with_and_without_extension():
     assert extended.uns["coverage"]["params"]["extension"] == 50
 
 
+def test_duplicates_go_before_reads_are_extended():
+    # Extended to 50 bases, the forward read at 10 and the reverse read that ends at 60 are one fragment, but two reads.
+    reads = Intervals.from_arrays(["chr1"] * 3, [10, 10, 40], [30, 25, 60], strand=[1, 1, -1], paired=False)
+    found = dbio.pp.coverage(reads, bin_size=100, extension=50, remove_duplicates=True, chrom_sizes={"chr1": 100})
+    assert found.X.toarray().tolist() == [[2]]
+
+
 @pytest.mark.parametrize("ends", ["fragment", "cut_sites", "midpoint"])
 def test_fragments_with_counts_count_that_often(ends):
     rng = np.random.default_rng(9)
@@ -357,7 +364,7 @@ def test_results_are_stored(tmp_path):
         ({"bin_size": None}, "bin_size must be a whole number"),
         ({"shift": 4}, "shift must be two whole numbers"),
         ({"shift": (4, 0.5)}, "shift must be a whole number"),
-        ({"extension": 0, "groupby": "sample"}, "length must be a whole number of at least 1 base"),
+        ({"extension": 0, "groupby": "sample"}, "extension must be a whole number of at least 1 base"),
         ({"extension": 100}, "whole fragments already"),
         ({"chrom_sizes": {"1": 1000}}, "prefix 'chr'"),
     ],

@@ -248,7 +248,7 @@ def test_enrichment_is_measured_on_the_sequences_of_most_reads(monkeypatch):
     columns = np.zeros(100, np.int32)
     lengths = np.full(4, 1000)
     sample = interval_sample.Sample(
-        columns, columns, bounds, list("abcd"), lengths, 100, 50.0, True, columns, columns, bounds
+        columns, columns, bounds, list("abcd"), lengths, 100, 50.0, 50.0, True, columns, columns, bounds
     )
     for enough, expected in ((1, [1]), (50, [1]), (51, [1, 3]), (91, [0, 1, 3]), (1000, [0, 1, 2, 3])):
         monkeypatch.setattr(interval_peaks, "ENRICHMENT_INTERVALS", enough)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.cell_types import CellTypeBins, read_cell_type_bins
+from diffbio_sc._anndata.results import prefix_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -21,7 +22,7 @@ _MODEL = ("initial", "transition", "emission", "marks")
 
 def stored_name(key: str, name: str) -> str:
     """Name of a column or matrix of a result: its own, or, if the key is not the default, with the key before it."""
-    return name if key == DEFAULT_KEY else f"{key}_{name}"
+    return prefix_of(key, DEFAULT_KEY) + name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,11 @@ def check_key(key: Any, argument: str = "key_added") -> str:
     return str(key)
 
 
+def prefix_of(key: str, default: str) -> str:
+    """What the names of a result's columns and matrices begin with: nothing for the default key, else the key."""
+    return "" if key == default else f"{key}_"
+
+
 def storable_names(names: list[str]) -> list[str]:
     """Names without '/', which h5ad refuses in column names; still unique. Warns once if any changed."""
     stored: list[str] = []

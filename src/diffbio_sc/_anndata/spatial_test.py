@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffbio_sc._anndata.results import prefix_of
 from diffbio_sc._anndata.tables import read_covariates
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 def result_column(key: str, name: str) -> str:
     """Column of ``adata.var`` in which :func:`diffbio_sc.tl.spatial_genes` writes ``name`` for ``key_added=key``."""
-    return name if key == "spatial_genes" else f"{key}_{name}"
+    return prefix_of(key, "spatial_genes") + name
 
 
 def covariates_given(covariates: Any) -> Any:

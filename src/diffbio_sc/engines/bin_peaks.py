@@ -8,17 +8,17 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from diffbio_sc.engines.mark_choice import coarsen, measure_breadth
+from diffbio_sc.engines.mark_choice import Breadth, choose_mark, coarsen, measure_breadth
 from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.peak_table import PeakTable
 from diffbio_sc.numerics.chains.two_state_host import chain_margins, chain_posterior
-from diffbio_sc.numerics.genome.background_host import broad_weight, local_background, robust_level
+from diffbio_sc.numerics.genome.background_host import local_background, robust_level
 from diffbio_sc.numerics.genome.chain_calls import ChainPeaks
 from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
-from diffbio_sc.numerics.genome.marks import BROAD_BINS, LEAST_LOG10_P_BINS, LEVEL_WINDOW, NARROW_BINS
+from diffbio_sc.numerics.genome.marks import BROAD_BINS, LEAST_LOG10_P_BINS, LEVEL_WINDOW, NARROW_BINS, bins_of_window
 from diffbio_sc.numerics.genome.poisson_tail import log_survival
 
-__all__ = ["BinTrack", "Bins", "Caller", "call_track"]
+__all__ = ["BinTrack", "Bins", "Caller", "call_track", "measure_counts"]
 
 
 class Caller(Protocol):
@@ -43,7 +43,10 @@ class Bins(NamedTuple):
     width
         Base pairs of a bin.
     positions_per_read
-        Number of bins that one fragment counts in, on average: the evidence of a fragment is shared among them.
+        Counts that one fragment makes in all bins, on average: its evidence is shared among them.
+    counts_per_bin
+        Counts that one fragment makes in a bin that it counts in, on average: 1, or more where both of its cut sites
+        may lie in one bin. Counts divided by it are as noisy as a Poisson law says.
     """
 
     chromosomes: list[str]
@@ -53,6 +56,7 @@ class Bins(NamedTuple):
     sequences: list[np.ndarray]
     width: float
     positions_per_read: float
+    counts_per_bin: float = 1.0
 
     def __len__(self) -> int:
         """Number of bins."""
@@ -133,7 +137,8 @@ def call_track(
     expected = np.maximum(chain.background * bins.positions_per_read, 1e-9)
     log10_p = np.zeros(len(counts))
     some = counts > 0
-    log10_p[some] = -log_survival(counts[some], expected[some]) / math.log(10.0)
+    log10_p[some] = -log_survival(counts[some] / bins.counts_per_bin, expected[some] / bins.counts_per_bin)
+    log10_p /= math.log(10.0)
     runs = [run for index in bins.sequences for run in _runs(index, chain.inside)]
     peaks = _describe(runs, counts, expected, log10_p, chain.log_odds, bins)
     histogram = PValueHistogram()
@@ -152,6 +157,12 @@ def call_track(
     return BinTrack(chain.score, chain.start, chain.end, call, log10_p.astype(np.float32), expected, table, broad)
 
 
+def measure_counts(counts: np.ndarray, bins: Bins) -> Breadth:
+    """How far the counts of a track vary together."""
+    reads = np.asarray(counts, np.float64) / bins.positions_per_read
+    return measure_breadth(*coarsen([reads[index] for index in bins.sequences], bins.width))
+
+
 def _statistical(
     counts: np.ndarray, control: np.ndarray | None, bins: Bins, settings: PeakSettings, chain: _Chain
 ) -> bool:
@@ -161,7 +172,7 @@ def _statistical(
     parts = [reads[index] for index in bins.sequences]
     broad = settings.mode == "broad"
     if settings.mode == "auto":
-        broad = broad_weight(measure_breadth(*coarsen(parts, bins.width))) > 0.5
+        broad = choose_mark({"the track": measure_counts(counts, bins)}) == "broad"
     mark = BROAD_BINS if broad else NARROW_BINS
     level = float(reads.mean())
     if broad:
@@ -169,10 +180,15 @@ def _statistical(
         level = robust_level(parts, max(round(LEVEL_WINDOW / bins.width), 1))
     windows = mark.windows if control is None else mark.control_windows
     scale = None if control is None else float(reads.sum() / max(control.sum(), 1e-300))
-    widths = [max(round(window / bins.width), 1) for window in windows]
+    widths = [bins_of_window(window, bins.width) for window in windows]
     for index, part in zip(bins.sequences, parts, strict=True):
         rate = local_background(
-            part, widths, control=None if control is None else control[index], control_scale=scale, level=level
+            part,
+            widths,
+            control=None if control is None else control[index],
+            control_scale=scale,
+            own_width=max(round(mark.own_window / bins.width), 1),
+            level=level,
         )
         odds = part * math.log(mark.fold) - (mark.fold - 1.0) * rate
         posterior = chain_posterior(odds, mark.penalty, mark.penalty)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -9,12 +11,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc._progress import progress
-from diffbio_sc.engines.bin_peaks import Bins, Caller, call_track
+from diffbio_sc.engines.bin_peaks import Bins, Caller, call_track, measure_counts
+from diffbio_sc.engines.mark_choice import choose_mark
 from diffbio_sc.engines.peak_sets import count_support, cut_at_regions
 from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.overlap import Regions
 from diffbio_sc.genome.peak_table import PeakTable
+from diffbio_sc.numerics.genome.marks import EXPECTED_READS, SHALLOW_CONTROL
 
 __all__ = ["BinResults", "Groups", "call_groups"]
 
@@ -116,13 +120,15 @@ def call_groups(
     broad: list[str] = []
     pools = _Pools(counts, groups.codes, number)
     place = {name: index for index, name in enumerate(groups.names)}
+    if settings.mode == "auto" and operator is None:
+        measured = {group: measure_counts(pools[place[group]], bins) for group in groups.called}
+        settings = dataclasses.replace(settings, mode=choose_mark(measured))
     for group in progress(groups.called, "Peaks", total=len(groups.called)):
         index = place[group]
         against = None
         if group in groups.controls:
             against = pools[place[groups.controls[group]]]
-            if not against.any():
-                raise ValueError(f"the control {groups.controls[group]!r} of {group!r} holds no counts.")
+            _check_control(pools[index], against, bins, group, groups.controls[group])
         prefix = f"{group}_" if number > 1 else ""
         track = call_track(pools[index], against, bins, settings, operator=operator, prefix=prefix)
         table = cut_at_regions(track.table, regions, f"the peaks of {group!r}")
@@ -146,6 +152,30 @@ def call_groups(
     if levels.dense:
         matrices["background"] = levels.matrix(np.float32)
     return BinResults(matrices, n_peaks, background.astype(np.float32), tables, broad)
+
+
+def _check_control(counts: np.ndarray, control: np.ndarray, bins: Bins, group: str, name: str) -> None:
+    """Refuse a control without counts; warn of a shallow one, or of one without a chromosome."""
+    if not control.any():
+        raise ValueError(f"the control {name!r} of {group!r} holds no counts.")
+    share = control.sum() / max(counts.sum(), 1e-300)
+    if share < SHALLOW_CONTROL:
+        warnings.warn(
+            f"the control {name!r} is {share:.1%} as deep as {group!r}: what it cannot tell of the local background is "
+            "taken from the treatment, and weak peaks are lost.",
+            UserWarning,
+            stacklevel=4,
+        )
+    treated, known = (np.bincount(bins.code, part, len(bins.chromosomes)) for part in (counts, control))
+    without = np.flatnonzero((known == 0) & (treated * share >= EXPECTED_READS * bins.positions_per_read))
+    if len(without):
+        names = [bins.chromosomes[index] for index in without[:5]]
+        warnings.warn(
+            f"the control {name!r} has no counts on {len(without)} chromosomes of {group!r}, such as {names}: the "
+            "background there is the mean of the genome.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _replicates_of(counts: _Counts, groups: Groups, index: int) -> Iterator[np.ndarray]:

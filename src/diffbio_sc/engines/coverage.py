@@ -123,7 +123,7 @@ def _inside(intervals: Intervals, tiles: Tiles) -> Iterator[tuple[str, IntervalA
             f"{intervals.name}: {counted(outside, 'interval')} on chromosomes without a size and {beyond:,} past the "
             "end of their chromosome left out.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -9,28 +9,32 @@ import numpy as np
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
 from diffbio_sc.engines.interval_sample import Sample, coarse_bins, prepare_sample
-from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, measure_breadth
+from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, Breadth, choose_mark, measure_breadth
 from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.peak_table import PeakTable
-from diffbio_sc.numerics.genome.background_host import broad_weight, robust_level
+from diffbio_sc.numerics.genome.background_host import robust_level
 from diffbio_sc.numerics.genome.chain_calls import ChainModel, ChainPeaks, call_chain_peaks
 from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
-from diffbio_sc.numerics.genome.macs import Runs, ScoredRuns, cut_background, macs_regions, pile_up, score_runs
+from diffbio_sc.numerics.genome.macs import QValues, Runs, ScoredRuns, cut_background, macs_regions, pile_up, score_runs
 from diffbio_sc.numerics.genome.marks import (
     BROAD_FRAGMENTS,
+    EXPECTED_READS,
     LEAST_LOG10_P_FRAGMENTS,
     LEAST_LOG_ODDS_FRAGMENTS,
     LEVEL_WINDOW,
     NARROW_FOLD_LIMITS,
     NARROW_FRAGMENTS,
+    SHALLOW_CONTROL,
     Mark,
 )
 from diffbio_sc.numerics.genome.site_background import Background
 
-__all__ = ["stream_peaks"]
+__all__ = ["measure_intervals", "stream_peaks"]
 
+_LEAST_GENOME = 0.02  # of the length of the chromosomes with reads
+_FEWEST_PER_WINDOW, _ENOUGH_CONTROL = 0.1, 1000  # reads of a control for every 10 kb, or in all
 ENRICHMENT_INTERVALS = 5_000_000  # from which the enrichment is measured, at least: it is known to a per mille then
 _MACS_WINDOWS = (1000, 10_000)  # slocal and llocal of MACS, besides d
 
@@ -68,9 +72,7 @@ def stream_peaks(
     if settings.mode == "auto" or (broad and control is None):
         sequences = coarse_bins(sample, BREADTH_WIDTH)
     if settings.mode == "auto":
-        measured = measure_breadth(sequences, BREADTH_WIDTH)
-        broad = broad_weight(measured) > 0.5
-        logger.info(f"{treatment.name}: breadth {measured:.2f}, called as {'broad' if broad else 'narrow'} mark.")
+        broad = choose_mark({treatment.name: measure_breadth(sequences, BREADTH_WIDTH)}) == "broad"
     if broad:
         table = _broad(sample, source, sequences, settings)
     else:
@@ -78,6 +80,14 @@ def stream_peaks(
         table = _narrow(sample, source, settings)
     logger.info(f"{treatment.name}: {len(table)} peaks.")
     return table
+
+
+def measure_intervals(intervals: Intervals, settings: PeakSettings) -> Breadth:
+    """How far the counts of a sample vary together."""
+    if not len(intervals):
+        return measure_breadth([], BREADTH_WIDTH)
+    sample = prepare_sample(intervals, settings, intervals.extent())
+    return measure_breadth(coarse_bins(sample, BREADTH_WIDTH), BREADTH_WIDTH)
 
 
 def _prepare_control(control: Intervals, sample: Sample, name: str, settings: PeakSettings) -> Sample:
@@ -89,11 +99,50 @@ def _prepare_control(control: Intervals, sample: Sample, name: str, settings: Pe
         raise ValueError(
             f"the control {control.name} holds no reads on the chromosomes of {name}, {sample.chromosomes[:5]}."
         )
+    _check_control(source, sample, control.name, name)
     return source
 
 
+def _check_control(source: Sample, sample: Sample, control: str, name: str) -> None:
+    """Refuse a control that tells nothing, warn of one that tells little."""
+    per_window = source.number / max(sample.lengths.sum() / max(NARROW_FRAGMENTS.control_windows), 1)
+    if per_window < _FEWEST_PER_WINDOW and source.number < _ENOUGH_CONTROL:
+        raise ValueError(
+            f"the control {control} holds {source.number} reads, {per_window:.2g} for every 10 kb of {name}: it tells "
+            "nothing of the local background. Leave control out to take the background from the treatment."
+        )
+    if source.number < SHALLOW_CONTROL * sample.number:
+        warnings.warn(
+            f"the control {control} is {source.number / sample.number:.1%} as deep as {name}: what it cannot tell of "
+            "the local background is taken from the treatment, and weak peaks are lost.",
+            UserWarning,
+            stacklevel=4,
+        )
+    treated, known = (part.bounds[:, 1] - part.bounds[:, 0] for part in (sample, source))
+    without = np.flatnonzero((known == 0) & (treated * (source.number / sample.number) >= EXPECTED_READS))
+    if len(without):
+        names = [sample.chromosomes[index] for index in without[:5]]
+        warnings.warn(
+            f"the control {control} has no reads on {len(without)} chromosomes of {name}, such as {names}: the "
+            "background there is the mean of the genome.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def _genome_size(sample: Sample, settings: PeakSettings) -> float:
-    return float(settings.genome_size or sample.lengths.sum())
+    """Mappable size of the genome; ValueError or a warning where it cannot be."""
+    extent = float(sample.lengths.sum())
+    if settings.genome_size is None:
+        return extent
+    size = float(settings.genome_size)
+    used = float(sample.lengths[sample.bounds[:, 1] > sample.bounds[:, 0]].sum())
+    if size < _LEAST_GENOME * used:
+        raise ValueError(
+            f"genome_size is {size:g} base pairs, but reads lie on chromosomes of {used:.4g} base pairs in all: give "
+            "the mappable size of the genome, usually 0.7 to 0.95 of its length."
+        )
+    return size
 
 
 def _background(sample: Sample, source: Sample | None, mark: Mark, genome: float) -> Background:
@@ -113,9 +162,25 @@ def _background(sample: Sample, source: Sample | None, mark: Mark, genome: float
     )
 
 
+def _chain_background(sample: Sample, source: Sample | None, mark: Mark, genome: float) -> Background:
+    if source is not None and source.number < sample.number:
+        mark = mark._replace(control_windows=tuple(sorted({*mark.control_windows, mark.own_window})))
+    background = _background(sample, source, mark, genome)
+    if source is None:
+        return background
+    return background.with_uncertainty(
+        treatment_length=sample.total_length,
+        treatment_sites=sample.sites,
+        treatment_number=sample.number,
+        control_number=source.number,
+        control_sites=source.sites,
+        own_window=mark.own_window,
+    )
+
+
 def _narrow(sample: Sample, source: Sample | None, settings: PeakSettings) -> PeakTable:
     genome = _genome_size(sample, settings)
-    background = _background(sample, source, NARROW_FRAGMENTS, genome)
+    background = _chain_background(sample, source, NARROW_FRAGMENTS, genome)
     model = _model(sample, NARROW_FRAGMENTS, settings)
     # The fold of the model follows the data: half of the mean enrichment of the peaks. Few chromosomes tell it.
     first = _well_covered(sample)
@@ -142,7 +207,7 @@ def _well_covered(sample: Sample) -> np.ndarray:
 
 def _broad(sample: Sample, source: Sample | None, sequences: list[np.ndarray], settings: PeakSettings) -> PeakTable:
     genome = _genome_size(sample, settings)
-    background = _background(sample, source, BROAD_FRAGMENTS, genome)
+    background = _chain_background(sample, source, BROAD_FRAGMENTS, genome)
     if source is None:
         # A domain fills its own windows: the lower of two levels of the genome is the background instead.
         level = robust_level(sequences, max(LEVEL_WINDOW // BREADTH_WIDTH, 1)) if sequences else 0.0
@@ -175,6 +240,7 @@ def _chain(
         model,
         background,
         histogram,
+        treatment_fragments=sample.paired,
         control_fragments=source.paired,
     )
     log10_q = histogram(found.log10_p, max(genome / model.bin_width, float(histogram.counts.sum())))
@@ -189,7 +255,7 @@ def _tabulate(sample: Sample, peaks: ChainPeaks, log10_q: np.ndarray, mark: str,
 def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> PeakTable:
     """MACS's peaks: two passes over the chromosomes, first for the q-values."""
     genome = _genome_size(sample, settings)
-    background = _background(sample, source, Mark(0.0, 0.0, _MACS_WINDOWS[-1:], _MACS_WINDOWS), genome)
+    background = _background(sample, source, Mark(0.0, 0.0, _MACS_WINDOWS[-1:], _MACS_WINDOWS, 0), genome)
     against = source or sample
     scale = 1.0
     if source is not None and sample.number > source.sites:
@@ -197,7 +263,7 @@ def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> Peak
         scale = source.sites * sample.mean_length / sample.total_length
         background = background.scaled(scale)
     shortest, gap = max(int(sample.mean_length), 1), int(sample.tag_length)
-    histogram = PValueHistogram()
+    q_values = QValues()
 
     def scored(index: int) -> ScoredRuns:
         first, last = sample.bounds[index]
@@ -206,16 +272,17 @@ def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> Peak
         sites = against.site_start[s_first:s_last]
         if against.paired:
             sites = np.sort(np.concatenate([sites, against.site_end[s_first:s_last]]))
+        if len(sites):
+            # MACS3's tracks end with the shortest: a chromosome ends where the narrowest window of the control does.
+            size = min(size, int(sites[-1]) + min(background.windows) // 2)
         line = cut_background(sites, background, size, fragments=against.paired)
         heights = pile_up(sample.start[first:last], sample.end[first:last], size)
         return score_runs(Runs(heights.ends, np.float32(scale) * heights.values), line, strict=True)
 
     used = [index for index, (first, last) in enumerate(sample.bounds.tolist()) if last > first]
     for index in progress(used, "P-values", total=len(used)):
-        runs = scored(index)
-        histogram.add_runs(runs.ends, runs.log10_p)
-    table = histogram.macs_q_table()
-    threshold = float(np.searchsorted(table, -np.log10(settings.qvalue), side="right")) / histogram.per_unit
+        q_values.add(scored(index))
+    threshold = q_values.threshold(-np.log10(settings.qvalue))
     rows: list[tuple[np.ndarray, ...]] = []
     for index in progress(used, "Peaks", total=len(used)):
         runs = scored(index)
@@ -226,6 +293,6 @@ def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> Peak
     )
     missing = np.full(len(code), np.nan)
     peaks = ChainPeaks(code.astype(np.int64), start, end, summit, height, level, log10_p, missing, missing, missing)
-    result = _tabulate(sample, peaks, histogram.look_up(table, log10_p), "macs", settings)
+    result = _tabulate(sample, peaks, q_values(log10_p) if len(log10_p) else log10_p, "macs", settings)
     logger.info(f"{len(result)} peaks by MACS's rules.")
     return result.replace(signalValue=result["fold"])

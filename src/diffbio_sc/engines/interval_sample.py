@@ -81,7 +81,8 @@ def prepare_sample(
     """
     limit = settings.duplicates
     if limit == "auto":
-        limit = None if "cell_code" in intervals.columns else 1
+        # Equal fragments of different cells are different molecules, and a count says how many there were.
+        limit = None if {"cell_code", "count"} & set(intervals.columns) else 1
     if intervals.paired or "strand" not in intervals.columns:
         return _fragments(intervals, settings, lengths, limit, owned)
     return _reads(intervals, settings, lengths, limit)
@@ -99,7 +100,9 @@ def _fragments(
     if limit is not None and cells:
         intervals = intervals.deduplicate(limit)
     start, end, bounds = intervals.columns["start"], intervals.columns["end"], intervals.bounds
-    if limit is not None and not cells:
+    if "count" in intervals.columns and limit is None:
+        start, end, bounds = _repeated(start, end, bounds, intervals.columns["count"])
+    elif limit is not None and not cells:
         bounds = bounds.copy()
         if not owned:
             start, end = start.copy(), end.copy()
@@ -112,6 +115,14 @@ def _fragments(
     number = int((bounds[:, 1] - bounds[:, 0]).sum())
     mean = _mean_length(start, end, bounds)
     return Sample(start, end, bounds, intervals.chromosomes, sizes, number, mean, mean, True, start, end, bounds)
+
+
+def _repeated(
+    start: np.ndarray, end: np.ndarray, bounds: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each fragment as often as its count says."""
+    before = np.concatenate([[0], np.cumsum(count, dtype=np.int64)])
+    return np.repeat(start, count), np.repeat(end, count), before[bounds]
 
 
 def _reads(intervals: Intervals, settings: PeakSettings, lengths: Mapping[str, int], limit: int | None) -> Sample:

@@ -1,17 +1,44 @@
-"""Whether a mark is narrow or broad, by how far the covariance of its counts reaches."""
+"""Whether a mark is narrow or broad: by how far its counts vary together, once for all samples of an experiment."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from diffbio_sc.numerics.genome.background_host import breadth
+from diffbio_sc._logging import logger
+from diffbio_sc.numerics.genome.background_host import breadth, broad_weight, level_contrast
+from diffbio_sc.numerics.genome.marks import LEVEL_WINDOW
 
-__all__ = ["BREADTH_WIDTH", "coarsen", "measure_breadth"]
+__all__ = ["BREADTH_WIDTH", "Breadth", "choose_mark", "coarsen", "measure_breadth"]
 
 BREADTH_WIDTH = 500  # base pairs per bin
 _LIMIT = 20.0  # counts of those bins are cut at this multiple of their mean
+_ENRICHED = 1.5  # contrast below which a sample shows no mark at all
+
+
+class Breadth(NamedTuple):
+    """How far the counts of a sample vary together.
+
+    Attributes
+    ----------
+    breadth
+        Covariance at 5 kb over that at 500 bp.
+    contrast
+        Ratio of the two levels of the sample.
+    """
+
+    breadth: float
+    contrast: float
+
+    @property
+    def mark(self) -> str | None:
+        """``"broad"`` or ``"narrow"``, None for a sample that shows no mark, such as an input."""
+        if broad_weight(self.breadth, self.contrast) > 0.5:
+            return "broad"
+        return "narrow" if self.contrast >= _ENRICHED else None
 
 
 def coarsen(parts: Sequence[np.ndarray], width: float) -> tuple[list[np.ndarray], float]:
@@ -20,10 +47,42 @@ def coarsen(parts: Sequence[np.ndarray], width: float) -> tuple[list[np.ndarray]
     return [part[: len(part) // factor * factor].reshape(-1, factor).sum(1) for part in parts], factor * width
 
 
-def measure_breadth(sequences: Sequence[np.ndarray], width: float) -> float:
-    """Breadth of a mark, where few bins of extreme counts (repeats, mitochondria) decide nothing."""
+def measure_breadth(sequences: Sequence[np.ndarray], width: float) -> Breadth:
+    """Breadth of a sample, where few bins of extreme counts (repeats, mitochondria) decide nothing."""
     number = sum(map(len, sequences))
     if not number:
-        return 0.0
+        return Breadth(0.0, 1.0)
     limit = _LIMIT * max(sum(float(part.sum(dtype=np.float64)) for part in sequences) / number, 1.0)
-    return breadth(sequences, width, limit=limit)
+    return Breadth(
+        breadth(sequences, width, limit=limit), level_contrast(sequences, max(round(LEVEL_WINDOW / width), 1))
+    )
+
+
+def choose_mark(measured: Mapping[str, Breadth]) -> str:
+    """Return ``"narrow"`` or ``"broad"``, for all samples of an experiment together, by the majority of their marks.
+
+    Samples that show no mark have no vote. A warning names samples that look otherwise; that broad settings were
+    chosen is logged.
+    """
+    marks = {name: one.mark for name, one in measured.items()}
+    votes = {kind: [name for name, mark in marks.items() if mark == kind] for kind in ("narrow", "broad")}
+    chosen = "broad" if len(votes["broad"]) > len(votes["narrow"]) else "narrow"
+    other = votes["narrow" if chosen == "broad" else "broad"]
+    if other:
+        warnings.warn(
+            f"mode='auto' calls all samples as {chosen} marks, but {other[:5]} ({len(other)} of {len(measured)}) look "
+            f"{'narrow' if chosen == 'broad' else 'broad'}: call them apart, or pass mode='narrow' or mode='broad'.",
+            UserWarning,
+            stacklevel=3,
+        )
+    first = next(iter(measured.values()), Breadth(0.0, 1.0))
+    what = f"{len(votes[chosen])} of {len(measured)} samples look so"
+    if len(measured) == 1:
+        what = f"breadth {first.breadth:.2f}, contrast {first.contrast:.1f}"
+    message = f"mode='auto': called as {chosen} marks ({what})."
+    if chosen == "broad":
+        # Broad settings are the ones that surprise: said at the default verbosity.
+        logger.warning(message + " Pass mode='narrow' if these are no domains.")
+    else:
+        logger.info(message)
+    return chosen

@@ -6,6 +6,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.genome_axis import read_genome_axis
 from diffbio_sc._anndata.records import bin_columns, read_record
+from diffbio_sc._anndata.results import prefix_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,7 +49,7 @@ def compartments(
     >>> dbio.get.compartments(adata, domains=True)
     """
     read_record(adata, key, "regions", "dbio.tl.compartments")
-    prefix = "" if key == "compartments" else f"{key}_"
+    prefix = prefix_of(key, "compartments")
     genome = read_genome_axis(adata, axis=axis)
     names = [f"{prefix}compartment", f"{prefix}compartment_label"]
     table = bin_columns(adata, genome, names, "dbio.tl.compartments")

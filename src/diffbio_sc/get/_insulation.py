@@ -6,6 +6,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.genome_axis import read_genome_axis
 from diffbio_sc._anndata.records import bin_columns, read_record
+from diffbio_sc._anndata.results import prefix_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,7 +48,7 @@ def insulation(
     >>> dbio.get.insulation(adata, boundaries=True)
     """
     read_record(adata, key, "tads", "dbio.tl.insulation")
-    prefix = "" if key == "insulation" else f"{key}_"
+    prefix = prefix_of(key, "insulation")
     genome = read_genome_axis(adata, axis=axis)
     names = [f"{prefix}{name}" for name in ("boundary_score", "boundary_prob", "is_boundary")]
     table = bin_columns(adata, genome, names, "dbio.tl.insulation")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata import result_column
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -50,7 +52,7 @@ def spatial_genes(
     >>> len(dbio.get.spatial_genes(spots, n_top=5))
     5
     """
-    stored = {name: name if key == "spatial_genes" else f"{key}_{name}" for name in _VARIANCE + _TESTED}
+    stored = {name: result_column(key, name) for name in _VARIANCE + _TESTED}
     missing = [stored[name] for name in _TESTED if stored[name] not in adata.var]
     if missing:
         raise KeyError(

@@ -42,12 +42,12 @@ def read_bam(
     Parameters
     ----------
     path
-        BAM file. CRAM and SAM files are to be converted first (``samtools view -b``).
+        BAM file. CRAM and SAM files must be converted first (``samtools view -b``).
     paired
         Read proper pairs as fragments (True), or first mates and unpaired reads as single reads (False). By default
         whichever most alignments of the file are; where it holds both, a warning counts them.
     min_mapping_quality
-        Leave out alignments below.
+        Leave out alignments of lower mapping quality.
     keep_duplicates
         Whether to keep alignments that the file marks as duplicates.
     barcode_tag

@@ -17,7 +17,7 @@ def read_bedpe(
     *,
     chrom_sizes: ChromSizes | None = None,
 ) -> Intervals:
-    """Read fragments of read pairs from a BEDPE file, that of MACS or that of bedtools.
+    """Read the fragments of read pairs from a BEDPE file, as MACS or bedtools writes it.
 
     Parameters
     ----------

@@ -23,9 +23,9 @@ def read_bigwig(path: PathLike, *, chromosomes: Sequence[str] | None = None) -> 
     Parameters
     ----------
     path
-        File.
+        Path of the file.
     chromosomes
-        Read these only.
+        Chromosomes to read; default all.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def read_bigwig(path: PathLike, *, chromosomes: Sequence[str] | None = None) -> 
     ImportError
         If pyBigWig is not installed (``pip install 'diffbio-sc[genome]'``).
     ValueError
-        If the file is no bigWig file or has none of ``chromosomes``.
+        If the file is not a bigWig file or has none of ``chromosomes``.
     """
     where = existing_file(path)
     try:

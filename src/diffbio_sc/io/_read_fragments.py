@@ -22,7 +22,7 @@ def read_fragments(
 ) -> Intervals:
     r"""Read a fragment file: chromosome, start, end, and optionally barcode and count.
 
-    The file is read block by block: memory is the result (8 bytes a fragment, 4 more with barcodes) and a few
+    The file is read block by block: memory is the result (8 bytes per fragment, 4 more with barcodes) and a few
     megabytes.
 
     Parameters

@@ -38,7 +38,7 @@ def read_narrowpeak(path: PathLike) -> pd.DataFrame:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If a line does not have the ten columns.
+        If a line does not have the ten columns, or has text where a number is expected.
     """
     import pandas as pd
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffbio_sc._checks import require_columns, whole_numbers
-from diffbio_sc._files import replacing
 from diffbio_sc.genome.chrom_sizes import LONGEST
 from diffbio_sc.io._byte_source import PathLike
+from diffbio_sc.io._write_text import open_writer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,21 +50,17 @@ def write_regions(table: Any, path: PathLike) -> None:
     frame = frame[[*_PLACE, *(key for key in frame.columns if key not in _PLACE)]].copy()
     for key in frame.columns:
         if frame[key].dtype.kind == "f":
-            frame[key] = [_number(value) for value in frame[key].tolist()]
-        elif frame[key].dtype.kind not in "iub":
+            frame[key] = [_number(value) for value in frame[key].to_numpy(np.float64, na_value=np.nan).tolist()]
+        elif frame[key].dtype.kind not in "iub" or frame[key].isna().any():
             text = frame[key].astype(object).fillna(".").map(str)
             broken = text[text.str.contains("[\t\r\n]", regex=True)]
             if len(broken):
                 raise ValueError(f"column {key!r} must not hold tabs or line ends, found {broken.iloc[0]!r}.")
             frame[key] = text
-    with replacing(path) as temporary, open(temporary, "wb") as raw:
-        # Without a time stamp equal tables give equal files.
-        compressed = os.fspath(path).endswith(".gz")
-        stream: Any = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if compressed else raw
-        with io.TextIOWrapper(stream, encoding="utf-8", newline="") as handle:
-            frame.to_csv(
-                handle, sep="\t", header=False, index=False, lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
-            )
+    with open_writer(path) as stream, io.TextIOWrapper(stream, encoding="utf-8", newline="") as handle:
+        frame.to_csv(
+            handle, sep="\t", header=False, index=False, lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
+        )
 
 
 def _number(value: float) -> str:

@@ -45,7 +45,7 @@ def write_bigwig(
         Length of each chromosome: a mapping, a file or an assembly (see :func:`read_chrom_sizes`). By default what the
         source says, else where its last value ends.
     track
-        Which track of an AnnData; may be left out if there is one.
+        Name of the track of an AnnData; may be left out if there is only one.
     layer
         Layer of the AnnData; default ``X``.
     scale

@@ -42,6 +42,10 @@ def write_cool(
     overwrite
         Whether to replace a file, or a resolution of an .mcool file, that is there.
 
+    Returns
+    -------
+    None.
+
     Raises
     ------
     ImportError

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
 from diffbio_sc.io._byte_source import PathLike
+from diffbio_sc.io._region_tables import checked_regions
 from diffbio_sc.io._write_text import write_text
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def write_segments(
             f"segments must be of one cell type, found {list(map(str, segments['cell_type'].unique()))[:5]}; write a "
             "file for each: segments[segments['cell_type'] == name]."
         )
-    frame = segments[["chrom", "start", "end", "state"]].astype({"chrom": str, "state": str})
+    frame = checked_regions(segments)[["chrom", "start", "end", "state"]].astype({"chrom": str, "state": str})
     if chrom_sizes is not None:
         sizes = read_chrom_sizes(chrom_sizes)
         chromosomes = list(frame["chrom"].unique())

@@ -88,6 +88,7 @@ def differential_contacts(
     from diffbio_sc._anndata.contacts import read_contacts
     from diffbio_sc._anndata.records import read_record
     from diffbio_sc._anndata.regions import bins_of_region
+    from diffbio_sc._anndata.results import prefix_of
     from diffbio_sc.engines.contact_differences import good_bins, ratio_of_region
 
     record = read_record(adata, key, "params", "dbio.tl.differential_contacts")
@@ -97,7 +98,7 @@ def differential_contacts(
     contacts = [read_contacts(adata, name, axis=axis) for name in keys]
     found = contacts[0]
     bins = bins_of_region(region, found)
-    prefix = "" if key == "differential_contacts" else f"{key}_"
+    prefix = prefix_of(key, "differential_contacts")
     table = getattr(adata, found.axis.axis)
     rows = [
         (label, stem)

@@ -72,8 +72,8 @@ def peaks(
 
     Notes
     -----
-    Grey: counts. Blue line: background (the mean of all tracks where matrices are sparse). Orange
-    line: posterior probability of a peak, on its own scale from 0 to 1. Red bars: peaks, with a mark at the summit.
+    Grey: counts. Blue line: background (the mean of all tracks where matrices are sparse). Orange line: posterior
+    probability of a peak, on the scale to the right. Red bars: peaks, with a triangle below the summit.
 
     Examples
     --------
@@ -83,14 +83,14 @@ def peaks(
     import matplotlib.pyplot as plt
     import scipy.sparse as sp
 
-    from diffbio_sc._anndata import read_labels
+    from diffbio_sc._anndata import prefix_of, read_labels
     from diffbio_sc._anndata.genome_axis import read_genome_axis
     from diffbio_sc._anndata.peak_tables import read_peak_tables
 
     tables = read_peak_tables(adata, key)
     params = adata.uns[key]["params"]
     groupby = params.get("groupby")
-    prefix = "" if key == "peaks" else f"{key}_"
+    prefix = prefix_of(key, "peaks")
     genome = read_genome_axis(adata, axis=axis)  # type: ignore[arg-type]
     names = list(tables)
     chosen = list(tracks) if tracks is not None else names[:6]
@@ -154,13 +154,13 @@ def peaks(
             mine = labels[(labels["sample"].astype(str) == name) & (labels["chrom"].astype(str) == chrom)]
             for row in mine.itertuples():
                 panel.axvspan(row.start, row.end, color=_LABELS.get(row.annotation, "0.9"), alpha=0.45, lw=0, zorder=0)
-    axes[-1].set_xlabel(chrom)
+    axes[-1].set_xlabel(f"position on {chrom} (bp)")
     axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes[-1].xaxis.set_major_locator(plt.MaxNLocator(6))
     handles = [
         plt.Rectangle((0, 0), 1, 1, color=_COVERAGE, label="counts"),
         plt.Line2D([], [], color=_BACKGROUND, label="background"),
-        plt.Line2D([], [], color=_POSTERIOR, label="posterior"),
+        plt.Line2D([], [], color=_POSTERIOR, label="posterior (right)"),
         plt.Rectangle((0, 0), 1, 1, color=_PEAK, label="peaks"),
     ]
     if labels is not None:
@@ -205,14 +205,22 @@ def _panel(panel, edges, values, background, score, table, chrom, first, last) -
     top = max(float(values.max()), 1.0)
     panel.stairs(values, edges, fill=True, color=_COVERAGE, lw=0)
     panel.stairs(background, edges, color=_BACKGROUND, lw=1.0, baseline=None)
-    # Posterior and counts share the panel: probability 1 is the top of the counts.
-    panel.stairs(score * top, edges, color=_POSTERIOR, lw=1.0, baseline=None)
-    here = table[(table["chrom"].astype(str) == chrom) & (table["end"] > first) & (table["start"] < last)]
-    for row in here.itertuples():
-        panel.plot([row.start, row.end], [-0.1 * top] * 2, color=_PEAK, lw=4, solid_capstyle="butt")
-        panel.plot([row.start + row.peak], [-0.1 * top], marker="|", color="white", ms=5)
     panel.set_xlim(first, last)
-    panel.set_ylim(-0.2 * top, 1.05 * top)
+    panel.set_ylim(-0.3 * top, 1.1 * top)
     panel.set_yticks([0, top])
-    for spine in ("top", "right"):
-        panel.spines[spine].set_visible(False)
+    probability = panel.twinx()
+    probability.stairs(score, edges, color=_POSTERIOR, lw=1.0, baseline=None)
+    # The same zero and top as the counts have.
+    probability.set_ylim(-0.3, 1.1)
+    probability.set_yticks([0, 1])
+    probability.tick_params(axis="y", colors=_POSTERIOR)
+    here = table[(table["chrom"].astype(str) == chrom) & (table["end"] > first) & (table["start"] < last)]
+    start, end = here["start"].to_numpy(), here["end"].to_numpy()
+    if len(here):
+        panel.broken_barh(list(zip(start, end - start, strict=True)), (-0.16 * top, 0.1 * top), color=_PEAK, lw=0)
+        known = here["peak"].to_numpy() >= 0
+        summit = (start + here["peak"].to_numpy())[known]
+        # Below the bar, not through it: a mark across would part it in two.
+        panel.plot(summit, np.full(len(summit), -0.24 * top), ls="", marker="^", color=_PEAK, ms=4, mew=0)
+    for axis in (panel, probability):
+        axis.spines["top"].set_visible(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,7 +17,7 @@ from diffbio_sc._logging import logger
 from diffbio_sc.engines.coverage import Ends, Rows, count_groups, count_sample, move_bins, signal_means
 from diffbio_sc.genome.axis import Tiles
 from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
-from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
+from diffbio_sc.genome.chrom_sizes import LONGEST, ChromSizes, match_chromosomes, read_chrom_sizes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.signal import Signal
 
@@ -91,7 +91,7 @@ def coverage(
     -------
     AnnData of rows by bins:
 
-    - ``.X``: CSR, int32 (float32 of a signal)
+    - ``.X``: CSR, int32 (float32 for a signal)
     - ``.var``: ``chrom`` (category), ``start``, ``end`` (int64; 0-based, half-open), in the order of the sizes
     - ``.obs["n_fragments"]``: fragments or reads counted in each row
     - ``.uns["coverage"]``: parameters and versions
@@ -101,8 +101,8 @@ def coverage(
     TypeError
         If a source is neither intervals nor a signal nor a path.
     ValueError
-        If files share no chromosome with the sizes or the blacklist, reads cannot be extended, none of the barcodes is
-        there, or an option does not go with a source.
+        If files share no chromosome with the sizes, or name those of the blacklist differently; if reads cannot be
+        extended, none of the barcodes is there, or an option does not go with a source.
 
     Examples
     --------
@@ -114,46 +114,26 @@ def coverage(
     bin_size = whole_number(bin_size, "bin_size", unit=" base")
     if ends not in ("fragment", "cut_sites", "midpoint"):
         raise ValueError(f"ends must be 'fragment', 'cut_sites' or 'midpoint', found {ends!r}.")
-    samples = dict(source) if isinstance(source, Mapping) else {"sample": source}
+    samples = {str(name): item for name, item in source.items()} if isinstance(source, Mapping) else {"sample": source}
     if not samples:
         raise ValueError("source must name at least one sample, found an empty mapping.")
-    labels = _labels(groupby, barcodes)
+    grouping = _Grouping(groupby, barcodes, several=len(samples) > 1)
     regions = None if blacklist is None else io.read_regions(blacklist, name="the blacklist")
-    sizes = None if chrom_sizes is None else read_chrom_sizes(chrom_sizes)
     preparation = _Preparation(shift, extension, remove_duplicates, regions, min_mapping_quality)
+    sizes = None if chrom_sizes is None else read_chrom_sizes(chrom_sizes)
     known: dict[str, int] = {}
-    parts: dict[str, tuple[Rows, Tiles, list[str]]] = {}
-    found: set[str] = set()
+    parts: list[_Part] = []
     for name, item in samples.items():
         opened = preparation.open(item)
-        if sizes is not None:
-            match_chromosomes(opened.chromosomes, list(sizes), left_name=opened.name, right_name="the chromosome sizes")
-        if known:
-            match_chromosomes(opened.chromosomes, list(known), left_name=opened.name, right_name="the samples before")
-        for chromosome, size in (sizes or opened.extent()).items():
-            known[chromosome] = max(size, known.get(chromosome, 0))
-        if sizes is None and opened.sizes is None:
-            logger.info(f"{opened.name}: chromosome sizes are taken from the last end on each; pass chrom_sizes=.")
+        own = _add_sizes(known, opened, sizes)
         if isinstance(opened, Signal):
-            tiles = Tiles.over(known if sizes is None else sizes, bin_size)
-            parts[name] = signal_means(preparation.check_signal(opened, groupby), tiles), tiles, [name]
-            continue
-        fragments = preparation.apply(opened)
-        tiles = Tiles.over(sizes or opened.extent(), bin_size)
-        if isinstance(groupby, str) and groupby == "sample":
-            parts[name] = count_sample(fragments, tiles, ends), tiles, [name]
-            continue
-        codes, names = group_codes(fragments, labels)
-        if labels is not None and len(codes):
-            here = found_barcodes(fragments, labels)
-            found |= here
-            if not here or (len(samples) == 1):
-                report_barcodes(list(labels), here, fragments.name, fragments.barcodes or [])
-        names = [f"{name}:{row}" for row in names] if len(samples) > 1 else list(names)
-        parts[name] = count_groups(fragments, codes, len(names), tiles, ends), tiles, names
-    if found and len(samples) > 1:
-        report_barcodes(list(labels or ()), found, "source", [])
-    adata = _as_anndata(parts, Tiles.over(known, bin_size), several=len(samples) > 1 and not _is(groupby, "sample"))
+            preparation.check_signal(opened, grouping.by_sample)
+            tiles = Tiles.over(own, bin_size)
+            parts.append(_Part(name, [name], signal_means(opened, tiles), tiles))
+        else:
+            parts.append(grouping.count(name, preparation.apply(opened), Tiles.over(own, bin_size), ends))
+    grouping.report()
+    adata = _as_anndata(parts, Tiles.over(known, bin_size), with_samples=grouping.several and not grouping.by_sample)
     adata.uns["coverage"] = make_record(
         {
             "bin_size": bin_size,
@@ -171,8 +151,79 @@ def coverage(
     return adata
 
 
-def _is(value: Any, word: str) -> bool:
-    return isinstance(value, str) and value == word
+class _Part(NamedTuple):
+    """Counts of one sample."""
+
+    sample: str
+    names: list[str]
+    rows: Rows
+    tiles: Tiles
+
+
+def _add_sizes(known: dict[str, int], opened: Intervals | Signal, sizes: Mapping[str, int] | None) -> Mapping[str, int]:
+    """Sizes of a sample's chromosomes, added to those of the samples before it."""
+    if sizes is not None:
+        match_chromosomes(opened.chromosomes, list(sizes), left_name=opened.name, right_name="the chromosome sizes")
+    if known:
+        match_chromosomes(opened.chromosomes, list(known), left_name=opened.name, right_name="the samples before")
+    own = sizes or opened.extent()
+    for chromosome, size in own.items():
+        known[chromosome] = max(size, known.get(chromosome, 0))
+    if sizes is None and opened.sizes is None:
+        logger.info(f"{opened.name}: chromosome sizes are taken from the last end on each; pass chrom_sizes=.")
+    return own
+
+
+class _Grouping:
+    """Which row a fragment belongs to, and which of the barcodes asked for were found in any sample."""
+
+    def __init__(self, groupby: Any, barcodes: Sequence[str] | None, *, several: bool):
+        self.labels = _labels(groupby, barcodes)
+        self.by_sample = isinstance(groupby, str) and groupby == "sample"
+        self.several = several
+        self._found: set[str] = set()
+        self._there: list[str] = []
+        self._name = "source"
+
+    def count(self, sample: str, intervals: Intervals, tiles: Tiles, ends: Ends) -> _Part:
+        """Count the intervals of a sample in its rows."""
+        if self.by_sample:
+            return _Part(sample, [sample], count_sample(intervals, tiles, ends), tiles)
+        codes, names = group_codes(intervals, self.labels)
+        if self.labels is not None and len(codes):
+            found = found_barcodes(intervals, self.labels)
+            self._found |= found
+            self._there = self._there or intervals.barcodes or []
+            self._name = "source" if self.several else intervals.name
+            if not found:  # an error; how many were found in all samples together comes at the end
+                report_barcodes(list(self.labels), found, intervals.name, intervals.barcodes or [])
+        rows = count_groups(intervals, codes, len(names), tiles, ends)
+        return _Part(sample, [f"{sample}:{name}" if self.several else name for name in names], rows, tiles)
+
+    def report(self) -> None:
+        """Warn if few of the barcodes asked for were found."""
+        if self._found:
+            report_barcodes(list(self.labels or ()), self._found, self._name, self._there, stacklevel=4)
+
+
+def _labels(groupby: Any, barcodes: Sequence[str] | None) -> dict[str, str] | None:
+    """Row of each barcode, if rows are not all barcodes or the samples themselves."""
+    if isinstance(groupby, str):
+        if groupby not in ("sample", "barcode"):
+            raise ValueError(
+                f"groupby must be 'sample', 'barcode' or a mapping from barcode to label (such as "
+                f"adata.obs['cell_type']), found {groupby!r}."
+            )
+        if barcodes is None:
+            return None
+        if groupby == "sample":
+            raise ValueError("barcodes are the rows of groupby='barcode'; to select within groups pass a mapping.")
+        if isinstance(barcodes, str):
+            raise TypeError(f"barcodes must be a list of barcodes, found the text {barcodes!r}.")
+        return {str(barcode): str(barcode) for barcode in barcodes}
+    if barcodes is not None:
+        raise ValueError("pass barcodes with groupby='barcode'; a mapping in groupby selects by itself.")
+    return read_barcode_labels(groupby)
 
 
 class _Preparation:
@@ -188,6 +239,10 @@ class _Preparation:
     ):
         if shift is not None and (isinstance(shift, str) or np.shape(shift) != (2,)):
             raise ValueError(f"shift must be two whole numbers of bases, such as (4, -5), found {shift!r}.")
+        for bases in shift or ():
+            whole_number(bases, "shift", minimum=-LONGEST, unit=" bases")
+        if extension is not None:
+            whole_number(extension, "extension", unit=" base")
         self.shift, self.extension, self.remove_duplicates = shift, extension, remove_duplicates
         self.regions, self.min_mapping_quality = regions, min_mapping_quality
 
@@ -214,19 +269,19 @@ class _Preparation:
         return io.read_intervals(item)
 
     def apply(self, intervals: Intervals) -> Intervals:
-        """Shift, extend, deduplicate and leave out what overlaps the blacklist, in this order."""
+        """Deduplicate, shift, extend and leave out what overlaps the blacklist, in this order."""
+        if self.remove_duplicates:  # first: reads of either strand may become one fragment
+            intervals = intervals.deduplicate()
         if self.shift is not None:
             intervals = intervals.shift_ends(*self.shift)
         if self.extension is not None:
             intervals = intervals.extend(self.extension)
-        if self.remove_duplicates:
-            intervals = intervals.deduplicate()
         return intervals if self.regions is None else intervals.exclude(self.regions)
 
-    def check_signal(self, signal: Signal, groupby: Any) -> Signal:
-        """Return a signal, or raise if it is to be treated as fragments."""
+    def check_signal(self, signal: Signal, by_sample: bool) -> None:
+        """Raise if a signal is to be treated as fragments."""
         asked = {
-            "groupby": not _is(groupby, "sample"),
+            "groupby": not by_sample,
             "shift": self.shift is not None,
             "extension": self.extension is not None,
             "remove_duplicates": self.remove_duplicates,
@@ -235,44 +290,23 @@ class _Preparation:
         wrong = [name for name, given in asked.items() if given]
         if wrong:
             raise ValueError(f"{wrong} need fragments or reads, but {signal.name} is a signal: leave them out.")
-        return signal
 
 
-def _as_anndata(parts: Mapping[str, tuple[Rows, Tiles, list[str]]], tiles: Tiles, *, several: bool) -> AnnData:
+def _as_anndata(parts: Sequence[_Part], tiles: Tiles, *, with_samples: bool) -> AnnData:
     """Rows of all samples over the bins of all of them."""
     import anndata
     import pandas as pd
 
-    matrix = sp.vstack([move_bins(rows.matrix, own, tiles) for rows, own, _ in parts.values()], format="csr")
+    matrix = sp.vstack([move_bins(part.rows.matrix, part.tiles, tiles) for part in parts], format="csr")
     obs = pd.DataFrame(
-        {"n_fragments": np.concatenate([rows.intervals for rows, _, _ in parts.values()])},
-        index=[row for _, _, names in parts.values() for row in names],
+        {"n_fragments": np.concatenate([part.rows.intervals for part in parts])},
+        index=[name for part in parts for name in part.names],
     )
-    if several:
-        obs["sample"] = pd.Categorical([name for name, (_, _, names) in parts.items() for _ in names])
+    if with_samples:
+        obs["sample"] = pd.Categorical([part.sample for part in parts for _ in part.names])
     code, start, end = tiles.places()
     chromosomes = list(tiles.sizes)
     prefix = np.array(chromosomes, dtype=object)[code] if len(code) else np.empty(0, object)
     names = [f"{name}:{first}-{last}" for name, first, last in zip(prefix, start.tolist(), end.tolist(), strict=True)]
     var = pd.DataFrame({"chrom": pd.Categorical.from_codes(code, chromosomes), "start": start, "end": end}, index=names)
     return anndata.AnnData(sp.csr_matrix(matrix), obs=obs, var=var)
-
-
-def _labels(groupby: Any, barcodes: Sequence[str] | None) -> dict[str, str] | None:
-    """Row of each barcode, if rows are not all barcodes or the samples themselves."""
-    if isinstance(groupby, str):
-        if groupby not in ("sample", "barcode"):
-            raise ValueError(
-                f"groupby must be 'sample', 'barcode' or a mapping from barcode to label (such as "
-                f"adata.obs['cell_type']), found {groupby!r}."
-            )
-        if barcodes is None:
-            return None
-        if groupby == "sample":
-            raise ValueError("barcodes are the rows of groupby='barcode'; to select within groups pass a mapping.")
-        if isinstance(barcodes, str):
-            raise TypeError(f"barcodes must be a list of barcodes, found the text {barcodes!r}.")
-        return {str(barcode): str(barcode) for barcode in barcodes}
-    if barcodes is not None:
-        raise ValueError("pass barcodes with groupby='barcode'; a mapping in groupby selects by itself.")
-    return read_barcode_labels(groupby)

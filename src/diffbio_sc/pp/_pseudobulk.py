@@ -141,10 +141,7 @@ def _sum_contacts(cells: ContactCells, label_of: Mapping[str, str]) -> dict[str,
     import pandas as pd
 
     known = [name for name in cells if name in label_of]
-    if not known:
-        raise ValueError(
-            f"groupby labels none of the {len(cells)} cells; cells: {list(cells)[:5]}, labels of: {list(label_of)[:5]}."
-        )
+    report_barcodes(list(label_of), set(known), "source", list(cells), stacklevel=4)
     sums: dict[str, sp.csr_array] = {}
     number: dict[str, int] = {}
     bins: pd.DataFrame | None = None

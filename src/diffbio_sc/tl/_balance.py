@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
-from diffbio_sc._anndata.results import make_record
+from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.contacts_balance import MapBalance, balance_map
-from diffbio_sc.tl._contacts_input import Axis, prefix_of, whole_number
+from diffbio_sc.tl._contacts_input import Axis, whole_number
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from diffbio_sc.genome.intervals import Intervals
@@ -174,6 +174,8 @@ def _call_samples(
             raise KeyError(f"control has none for samples {missing[:5]}; it has: {list(map(str, control))[:10]}.")
         if replicate:
             raise ValueError("replicates that are pooled need one control, found a mapping.")
+    if settings.mode == "auto" and len(sources) > 1:
+        settings = _one_mark(sources.items(), settings)
     tables = {
         str(name): _call_one(
             one,
@@ -212,10 +214,21 @@ def _call_cells(
     found = labels[labels.index.isin(intervals.barcodes or [])]
     warn_of_small_groups({str(name): int(count) for name, count in found.value_counts().items()})
     control = None if control is None else _open(control)[0]
+    if settings.mode == "auto":
+        settings = _one_mark(pooled.items(), settings)
     return {
         str(name): _call_one(fragments, dataclasses.replace(settings, prefix=f"{name}_"), control, blacklist).to_frame()
         for name, fragments in progress(list(pooled.items()), "Groups")
     }
+
+
+def _one_mark(samples: Iterable[tuple[str, Any]], settings: PeakSettings) -> PeakSettings:
+    """Settings with the mark that all samples or groups of one experiment are called as."""
+    from diffbio_sc.engines.interval_peaks import measure_intervals
+    from diffbio_sc.engines.mark_choice import choose_mark
+
+    measured = {str(name): measure_intervals(_open(one)[0], settings) for name, one in samples}
+    return dataclasses.replace(settings, mode=choose_mark(measured))
 
 
 def _call_one(source: Any, settings: PeakSettings, control: Any, blacklist: Any) -> PeakTable:

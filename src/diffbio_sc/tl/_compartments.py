@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_track
-from diffbio_sc._anndata.results import make_record
+from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc.engines.contacts_compartments import MapCompartments, compartments_map
 from diffbio_sc.numerics.genome.compartments import GAMMA
-from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, prefix_of, read_balanced, whole_number
+from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced, whole_number
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,11 +81,13 @@ def compartments(
     None, or the copy, with these fields; bins along ``obs``:
 
     `.obs["compartment"]` : float64
-        Oriented eigenvector, positive in A; its root mean square over a region, weighted, is 1. NaN for bins left out.
+        From -1 (B) to 1 (A): tanh of the chosen eigenvector, in units of its root mean square, each entry drawn to its
+        neighbours as far as counting noise asks; on a deep map it stays as it is. NaN for bins left out.
     `.obs["compartment_label"]` : category
         ``"A"`` or ``"B"`` where a region's sign is confident, otherwise missing.
     `.obsm["X_compartment"]` : float64
-        All vectors (bins, n_vectors), the chosen one first.
+        The eigenvectors themselves (bins, n_vectors), the chosen one first; the root mean square of each over a region,
+        weighted, is 1.
     `.uns["compartments"]` : dict
         ``params``, ``version``, ``report``, ``phasing_track`` (its name) and ``regions``, a table: ``region``,
         ``eigenvalue_1`` ..., ``chosen`` (rank of the chosen vector), ``correlation`` (Spearman, with the track),
@@ -170,7 +172,7 @@ def compartments_fields(
     spans = [(0, contacts.map.n_bins)] if contact == "trans" else [(d.first, d.last) for d in balanced.decays]
     for (first, last), how in zip(spans, result.phasing, strict=True):
         confident[first:last] = how.confident
-    vector = result.vectors[:, 0]
+    vector = np.tanh(result.shrunk)
     code = np.where(np.isfinite(vector) & confident, (vector <= 0).astype(np.int8), np.int8(-1))
     columns = {
         f"{prefix}compartment": contacts.to_axis(vector),

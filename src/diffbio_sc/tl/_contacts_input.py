@@ -121,8 +121,3 @@ def in_bins(name: str, value: Any, resolution: int, minimum: int = 1) -> int:
             f"{name} must be at least {minimum} bin{'s' if minimum > 1 else ''} of {resolution} bp, found {value!r} bp."
         )
     return bins
-
-
-def prefix_of(key_added: str, default: str) -> str:
-    """What names of results begin with: nothing for the default key."""
-    return "" if key_added == default else f"{key_added}_"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffbio_sc._anndata.contacts import read_contacts
-from diffbio_sc._anndata.results import make_record
-from diffbio_sc.tl._contacts_input import Axis, prefix_of
+from diffbio_sc._anndata.results import make_record, prefix_of
+from diffbio_sc.tl._contacts_input import Axis
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,7 +10,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.features import PAIR_COLUMNS, read_pairs
-from diffbio_sc._anndata.results import make_record
+from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.contact_differences import (
     FEATURES,
@@ -20,7 +20,7 @@ from diffbio_sc.engines.contact_differences import (
     compare_maps,
     good_bins,
 )
-from diffbio_sc.tl._contacts_input import Axis, in_bins, prefix_of
+from diffbio_sc.tl._contacts_input import Axis, in_bins
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.results import make_record
+from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.contacts_insulation import MapInsulation, insulation_map
-from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, prefix_of, read_balanced
+from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced
 
 if TYPE_CHECKING:
     from anndata import AnnData

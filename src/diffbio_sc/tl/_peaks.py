@@ -182,7 +182,7 @@ def _check_object(adata: Any, groupby: Any, copy: bool) -> None:
 
 
 def _write(adata: Any, genome: Any, result: Any, grouped: bool, key_added: str, make_record: Any) -> None:
-    from diffbio_sc._anndata import storable_names
+    from diffbio_sc._anndata import prefix_of, storable_names
 
     names = list(result.tables)
     stored = dict(zip(names, storable_names(names), strict=True))
@@ -193,7 +193,7 @@ def _write(adata: Any, genome: Any, result: Any, grouped: bool, key_added: str, 
         broad=np.asarray([stored[name] for name in result.broad], dtype=str),
         n_peaks=sum(map(len, tables.values())),
     )
-    prefix = "" if key_added == "peaks" else f"{key_added}_"
+    prefix = prefix_of(key_added, "peaks")
     matrices = {f"{prefix}peak_{name}": values for name, values in result.matrices.items()}
     columns = {f"{prefix}n_peaks": result.n_peaks, f"{prefix}peak_background": result.background}
     if not grouped:

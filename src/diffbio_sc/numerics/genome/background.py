@@ -22,12 +22,17 @@ from jaxtyping import Array, Float
 from diffbio_sc.numerics.genome.background_host import (
     BREADTH_BETWEEN,
     BREADTH_SLOPE,
+    CONTRAST_BETWEEN,
+    CONTRAST_SLOPE,
     FEW_COUNTS,
     MIXTURE_STEPS,
+    SLOW_WINDOW,
     lags,
+    own_windows,
+    upper_limit,
 )
 
-__all__ = ["breadth", "broad_weight", "local_background", "robust_level", "window_mean", "window_sum"]
+__all__ = ["breadth", "broad_weight", "level_contrast", "local_background", "robust_level", "window_mean", "window_sum"]
 
 
 def window_sum(values: Float[Array, "... length"], width: int) -> Float[Array, "... length"]:
@@ -73,6 +78,7 @@ def local_background(
     *,
     control: Float[Array, "... length"] | None = None,
     control_scale: Float[Array, "..."] | float | None = None,
+    own_width: int | None = None,
     level: Float[Array, "..."] | float | None = None,
     smallest: float = 1e-6,
 ) -> Float[Array, "... length"]:
@@ -88,6 +94,9 @@ def local_background(
         Counts of a control, from which the windows are taken if it is given.
     control_scale
         Factor from control to signal; default the ratio of their sums.
+    own_width
+        Narrowest window, in positions, in which the signal has a say beside a control that is shallower than it: see
+        :meth:`diffbio_sc.numerics.genome.site_background.Background.with_uncertainty`. By default it has none.
     level
         Rate of the whole; default the mean of ``counts``.
     smallest
@@ -108,6 +117,14 @@ def local_background(
     rate = jnp.broadcast_to(jnp.maximum(level, smallest)[..., None], counts.shape)
     for width in windows:
         rate = jnp.maximum(rate, scale * window_mean(source, width))
+    if control is not None and own_width is not None:
+        excess = jnp.maximum(1.0 - 1.0 / jnp.maximum(scale, 1e-12), 0.0)
+        # The square root of the limit has no gradient at 0, where the signal is the deeper one by nothing.
+        known = jnp.where(excess > 0, excess, 1.0)
+        for width in own_windows(windows, own_width):
+            limit = scale * upper_limit(window_mean(source, width) * width, known) / width
+            raised = jnp.minimum(limit, window_mean(counts, width))
+            rate = jnp.where(excess > 0, jnp.maximum(rate, raised), rate)
     return rate
 
 
@@ -126,9 +143,23 @@ def robust_level(counts: Float[Array, "... length"], width: int) -> Float[Array,
     width
         Positions in a window; a sequence shorter than two windows has its mean as level.
     """
-    windows = counts.shape[-1] // width
-    if windows < 2:
+    if counts.shape[-1] // width < 2:
         return counts.mean(-1)
+    return _two_levels(counts, width)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("width",))
+def level_contrast(counts: Float[Array, "... length"], width: int) -> Float[Array, "..."]:
+    """Ratio of the two levels of :func:`robust_level`; 1 where there are too few windows to tell."""
+    if counts.shape[-1] // width < 2:
+        return jnp.ones(counts.shape[:-1], counts.dtype)
+    low, high = _two_levels(counts, width)
+    return jnp.where(counts.sum(-1) > 0, high / jnp.maximum(low, 1e-3 / width), 1.0)
+
+
+def _two_levels(counts, width):
+    """Rate a position of the lower and of the upper level."""
+    windows = counts.shape[-1] // width
     sums = counts[..., : windows * width].reshape(*counts.shape[:-1], windows, width).sum(-1)
     filled = sums > 0
     mean_filled = sums.sum(-1, keepdims=True) / jnp.maximum(filled.sum(-1, keepdims=True), 1)
@@ -152,14 +183,17 @@ def robust_level(counts: Float[Array, "... length"], width: int) -> Float[Array,
     typical = jnp.maximum(jax.lax.stop_gradient(mean_filled), 1e-3)
     start = (0.5 * typical, 2.0 * typical, jnp.full_like(typical, 0.5))
     lower = used - in_upper(*jax.lax.fori_loop(0, MIXTURE_STEPS, step, start))
-    return (lower * sums).sum(-1) / jnp.maximum(lower.sum(-1), 1e-6) / width
+    upper = used - lower
+    low, high = ((part * sums).sum(-1) / jnp.maximum(part.sum(-1), 1e-6) for part in (lower, upper))
+    return low / width, high / width
 
 
 def breadth(counts: Float[Array, "... length"], bin_width: float) -> Float[Array, "..."]:
     """Covariance of counts 5 kb apart over that of counts 500 bp apart: about 0 for peaks, above a half for domains.
 
-    Reads themselves do not reach so far, so that both are free of counting noise on average, and their ratio does not
-    depend on depth. 0 where the sequence is too short to tell or nothing varies.
+    Of each count the mean over 100 kb about it is taken away first, as slow unevenness is no mark. Reads themselves do
+    not reach so far, so that both covariances are free of counting noise on average, and their ratio does not depend on
+    depth. 0 where the sequence is too short to tell or nothing varies.
 
     Parameters
     ----------
@@ -172,13 +206,14 @@ def breadth(counts: Float[Array, "... length"], bin_width: float) -> Float[Array
     length = counts.shape[-1]
     if length < 2 * long or short == long:
         return jnp.zeros(counts.shape[:-1], counts.dtype)
-    centred = counts - counts.mean(-1, keepdims=True)
+    centred = counts - window_mean(counts, max(round(SLOW_WINDOW / bin_width), 1))
     near = (centred[..., short:] * centred[..., :-short]).mean(-1)
     far = (centred[..., long:] * centred[..., :-long]).mean(-1)
     varies = near > 1e-6 * jnp.square(counts.mean(-1))
     return jnp.where(varies, far / jnp.where(varies, near, 1.0), 0.0)
 
 
-def broad_weight(breadth: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Weight of broad settings, from 0 to 1: a step at 0.4 with a little slope."""
-    return jax.nn.sigmoid((breadth - BREADTH_BETWEEN) / BREADTH_SLOPE)
+def broad_weight(breadth: Float[Array, "..."], contrast: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Weight of broad settings, from 0 to 1, of a mark's breadth and of the contrast of its two levels."""
+    reaches = jax.nn.sigmoid((breadth - BREADTH_BETWEEN) / BREADTH_SLOPE)
+    return reaches * jax.nn.sigmoid((contrast - CONTRAST_BETWEEN) / CONTRAST_SLOPE)

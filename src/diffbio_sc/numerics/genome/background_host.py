@@ -7,30 +7,43 @@ loads without JAX, and the constants of both stand here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
 
+from diffbio_sc.numerics.genome.marks import LIMIT
 from diffbio_sc.numerics.lines import as_line, sigmoid
 
 __all__ = [
     "BREADTH_BETWEEN",
     "BREADTH_SLOPE",
+    "CONTRAST_BETWEEN",
+    "CONTRAST_SLOPE",
     "FEW_COUNTS",
     "MIXTURE_STEPS",
     "breadth",
     "broad_weight",
     "lags",
+    "level_contrast",
     "local_background",
+    "own_windows",
     "robust_level",
+    "upper_limit",
     "window_mean",
 ]
 
-# The peaks of narrow marks are over within SHORT_LAG to LONG_LAG, the domains of broad ones are not.
-SHORT_LAG, LONG_LAG = 500, 5000  # base pairs
-BREADTH_BETWEEN = 0.4
+# The peaks of narrow marks are over within SHORT_LAG to LONG_LAG, the domains of broad ones are not. What is slower
+# than SLOW_WINDOW, such as copy number or early and late replication, is no mark.
+SHORT_LAG, LONG_LAG, SLOW_WINDOW = 500, 5000, 100_000  # base pairs
+# Borders between narrow and broad, from benchmarks/peaks.py breadths: sharp marks have breadths up to .21, H3K36me3 of
+# .44 to .56, domains of 30 to 200 kb above .7. An input (.44) and a smoothly uneven background (.59) reach as far, but
+# have no two levels: their contrast is 1.3 and 2.3, that of H3K36me3 2.7 to 6.2, of threefold domains 2.9.
+BREADTH_BETWEEN = 0.3
+CONTRAST_BETWEEN = 2.5
 BREADTH_SLOPE = 0.02  # in which the weight of broad settings rises, so that it has a value at the border
+CONTRAST_SLOPE = 0.05
 MIXTURE_STEPS = 60
 FEW_COUNTS = 10.0  # of a typical window; windows without any are gaps of the assembly if a typical one has more
 
@@ -47,6 +60,7 @@ def local_background(
     *,
     control: np.ndarray | None = None,
     control_scale: float | None = None,
+    own_width: int | None = None,
     level: float | None = None,
     smallest: float = 1e-6,
 ) -> np.ndarray:
@@ -70,7 +84,21 @@ def local_background(
     rate = np.full(counts.shape, max(level, smallest))
     for width in windows:
         _raise_to_mean(rate, source, int(width), float(scale))
+    if control is not None and own_width is not None and scale > 1.0:
+        for width in own_windows(windows, own_width):
+            limit = scale * upper_limit(window_mean(source, width) * width, 1.0 - 1.0 / scale) / width
+            rate = np.maximum(rate, np.minimum(limit, window_mean(counts, width)))
     return rate
+
+
+def own_windows(windows: Sequence[int], own_width: int) -> list[int]:
+    """Windows in which the signal has a say beside a shallow control: ``own_width`` and all that are wider."""
+    return sorted({int(own_width), *(int(width) for width in windows if width > own_width)})
+
+
+def upper_limit(count: Any, excess: Any) -> Any:
+    """Upper limit of a count in a window of a shallow control, numpy or JAX; ``excess`` is its share of noise."""
+    return count + 0.5 * excess * LIMIT**2 + LIMIT * (excess * (count + 0.25 * excess * LIMIT**2)) ** 0.5
 
 
 def robust_level(sequences: Sequence[np.ndarray], width: int) -> float:
@@ -85,36 +113,57 @@ def robust_level(sequences: Sequence[np.ndarray], width: int) -> float:
     width
         Positions in a window; windows do not run across sequences.
     """
+    windows = _window_sums(sequences, width)
+    if len(windows) < 2:
+        size = sum(map(len, sequences))
+        return float(sum(part.sum(dtype=np.float64) for part in sequences) / size) if size else 0.0
+    return _two_levels(windows)[0] / width
+
+
+def level_contrast(sequences: Sequence[np.ndarray], width: int) -> float:
+    """Ratio of the two levels of :func:`robust_level`; 1 where there are too few windows to tell."""
+    windows = _window_sums(sequences, width)
+    if len(windows) < 2 or not windows.any():
+        return 1.0
+    low, high = _two_levels(windows)
+    return high / max(low, 1e-3)
+
+
+def _window_sums(sequences: Sequence[np.ndarray], width: int) -> np.ndarray:
     parts = [as_line(counts) for counts in sequences]
     sums = [part[: len(part) // width * width].reshape(-1, width).sum(1, dtype=np.float64) for part in parts]
-    windows = np.concatenate(sums) if sums else np.zeros(0)
-    if len(windows) < 2:
-        size = sum(map(len, parts))
-        return float(sum(part.sum(dtype=np.float64) for part in parts) / size) if size else 0.0
+    return np.concatenate(sums) if sums else np.zeros(0)
+
+
+def _two_levels(windows: np.ndarray) -> tuple[float, float]:
+    """Mean counts of windows of the lower and of the upper level."""
     filled = windows[windows > 0]
     mean_filled = filled.mean() if len(filled) else 0.0
     used = filled if mean_filled >= FEW_COUNTS else windows
-    return _lower_mean(used, max(float(mean_filled), 1e-3)) / width
+    return _mixture_means(used, max(float(mean_filled), 1e-3))
 
 
 def breadth(sequences: Sequence[np.ndarray], bin_width: float, *, limit: float = np.inf) -> float:
     """Covariance of counts 5 kb apart over that of counts 500 bp apart, over all sequences of one sample.
 
-    Counts are cut at ``limit``. The twin of :func:`diffbio_sc.numerics.genome.background.breadth`.
+    Of each count the mean over 100 kb about it is taken away first. Counts are cut at ``limit``. The twin of
+    :func:`diffbio_sc.numerics.genome.background.breadth`.
     """
     short, long = lags(bin_width)
     parts = [part for part in map(as_line, sequences) if len(part) >= 2 * long]
     if not parts or short == long:
         return 0.0
-
-    def total(function: Callable[[np.ndarray], float]) -> float:
+    total = sum(part.sum(dtype=np.float64) for part in parts) / sum(map(len, parts))
+    near = far = 0.0
+    for part in parts:
         # One sequence is copied at a time.
-        return sum(function(part if np.isinf(limit) else np.minimum(part, limit)) for part in parts)
-
-    mean = total(lambda part: part.sum(dtype=np.float64)) / sum(map(len, parts))
-    near = total(lambda part: _lagged_products(part, short, mean)) / sum(len(part) - short for part in parts)
-    far = total(lambda part: _lagged_products(part, long, mean)) / sum(len(part) - long for part in parts)
-    return float(far / near) if near > 1e-6 * mean**2 else 0.0
+        cut = part.astype(np.float64) if np.isinf(limit) else np.minimum(part, limit, dtype=np.float64)
+        cut -= window_mean(cut, max(round(SLOW_WINDOW / bin_width), 1))
+        near += float(cut[short:] @ cut[:-short])
+        far += float(cut[long:] @ cut[:-long])
+    near /= sum(len(part) - short for part in parts)
+    far /= sum(len(part) - long for part in parts)
+    return far / near if near > 1e-6 * total**2 else 0.0
 
 
 def lags(bin_width: float) -> tuple[int, int]:
@@ -122,9 +171,10 @@ def lags(bin_width: float) -> tuple[int, int]:
     return max(round(SHORT_LAG / bin_width), 1), max(round(LONG_LAG / bin_width), 1)
 
 
-def broad_weight(breadth: float) -> float:
-    """Weight of broad settings, from 0 to 1."""
-    return float(sigmoid((breadth - BREADTH_BETWEEN) / BREADTH_SLOPE))
+def broad_weight(breadth: float, contrast: float) -> float:
+    """Weight of broad settings, from 0 to 1, of a mark's breadth and of the contrast of its two levels."""
+    reaches = sigmoid((breadth - BREADTH_BETWEEN) / BREADTH_SLOPE)
+    return float(reaches * sigmoid((contrast - CONTRAST_BETWEEN) / CONTRAST_SLOPE))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -154,15 +204,7 @@ def _raise_to_mean(rate, values, width, scale):
 
 
 @numba.njit(cache=True, nogil=True)
-def _lagged_products(values, lag, mean):
-    total = 0.0
-    for t in range(len(values) - lag):
-        total += (values[t] - mean) * (values[t + lag] - mean)
-    return total
-
-
-@numba.njit(cache=True, nogil=True)
-def _lower_mean(windows, typical):
+def _mixture_means(windows, typical):
     low, high, share = 0.5 * typical, 2.0 * typical, 0.5
     for step in range(MIXTURE_STEPS + 1):
         log_share = math.log(share) - math.log1p(-share)
@@ -175,8 +217,8 @@ def _lower_mean(windows, typical):
             lower += 1.0 - weight
             lower_sum += (1.0 - weight) * value
         if step == MIXTURE_STEPS:
-            return lower_sum / max(lower, 1e-6)
+            return lower_sum / max(lower, 1e-6), upper_sum / max(upper, 1e-6)
         share = min(max(upper / max(float(len(windows)), 1e-6), 0.01), 0.99)
         low = max(lower_sum / max(lower, 1e-6), 1e-3)
         high = max(upper_sum / max(upper, 1e-6), 1.01 * low)
-    return low
+    return low, high

@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from diffbio_sc.numerics.genome.false_discovery import PER_UNIT, PValueHistogram
+from diffbio_sc.numerics.genome.marks import LIMIT
 from diffbio_sc.numerics.genome.poisson_tail import log_survival_scalar
 from diffbio_sc.numerics.genome.site_background import Background
 
@@ -154,21 +155,51 @@ def _bin_sites(start, end, first, last, both, begin, n, width, sites):
 
 
 @njit(cache=True, nogil=True)
-def _level_line(sites, halo, n, half, scales, floor, level):
-    """Background of ``n`` bins; ``sites`` has ``halo`` bins more on both sides."""
-    level[:n] = floor
-    for k in range(len(half)):
+def _level_line(sites, windows, n, level):
+    """Background of ``n`` bins; ``sites`` has ``windows.halo`` bins more on both sides."""
+    halo = windows.halo
+    level[:n] = windows.floor
+    for k in range(len(windows.half)):
         # The window is symmetric about the bin: its outermost bins count half.
-        reach = half[k]
+        reach = windows.half[k]
         twice = 0
         for b in range(halo - reach, halo + reach):
             twice += 2 * sites[b]
         twice += sites[halo + reach] - sites[halo - reach]
-        scale = np.float32(0.5 * scales[k])
+        scale = np.float32(0.5 * windows.scales[k])
         for b in range(n):
             level[b] = max(level[b], twice * scale)
             at = b + halo
             twice += sites[at + reach] + sites[at + reach + 1] - sites[at - reach] - sites[at - reach + 1]
+
+
+@njit(cache=True, nogil=True)
+def _raise_to_limit(sites, own, windows, n, level):
+    """Raise the background to the upper limit of a shallow control, as far as the treatment's own windows go."""
+    halo = windows.halo
+    excess, per_fragment = windows.excess, windows.per_fragment
+    for k in range(len(windows.half)):
+        if windows.own_scales[k] <= 0:
+            continue
+        reach = windows.half[k]
+        twice, own_twice = 0, 0
+        for b in range(halo - reach, halo + reach):
+            twice += 2 * sites[b]
+            own_twice += 2 * own[b]
+        twice += sites[halo + reach] - sites[halo - reach]
+        own_twice += own[halo + reach] - own[halo - reach]
+        own_scale = np.float32(0.5 * windows.own_scales[k])
+        scale = windows.scales[k] * per_fragment
+        for b in range(n):
+            most = own_twice * own_scale
+            if most > level[b]:
+                count = 0.5 * twice / per_fragment
+                limit = count + 0.5 * excess * LIMIT**2 + LIMIT * math.sqrt(excess * (count + 0.25 * excess * LIMIT**2))
+                limit *= scale
+                level[b] = max(level[b], np.float32(min(most, limit)))
+            at = b + halo
+            twice += sites[at + reach] + sites[at + reach + 1] - sites[at - reach] - sites[at - reach + 1]
+            own_twice += own[at + reach] + own[at + reach + 1] - own[at - reach] - own[at - reach + 1]
 
 
 @njit(cache=True, nogil=True)
@@ -239,6 +270,10 @@ class _Windows(NamedTuple):
     floor: np.float32
     both_ends: bool
     halo: int
+    own_scales: np.ndarray
+    own_both_ends: bool
+    excess: float
+    per_fragment: int
 
 
 class _Settings(NamedTuple):
@@ -261,6 +296,15 @@ class _Rows(NamedTuple):
     longest: int
 
 
+class _Sources(NamedTuple):
+    """Treatment and control, and the rows of the present sequence in each."""
+
+    treatment: _Intervals
+    rows: _Rows
+    control: _Intervals
+    control_rows: _Rows
+
+
 @njit(cache=True, nogil=True)
 def _rows_of(intervals, sequence):
     first, last = intervals.bounds[sequence, 0], intervals.bounds[sequence, 1]
@@ -277,13 +321,19 @@ def _overlapping(intervals, rows, begin, stop):
 
 
 @njit(cache=True, nogil=True)
-def _background_bins(control, rows, windows, width, first_bin, n, sites, level):
-    """Background of ``n`` bins from ``first_bin`` on, written to ``level``; ``sites`` is workspace."""
+def _background_bins(sources, windows, width, first_bin, n, sites, own, level):
+    """Background of ``n`` bins from ``first_bin`` on, written to ``level``; ``sites`` and ``own`` are workspace."""
     begin = (first_bin - windows.halo) * width
     count = n + 2 * windows.halo
-    i0, i1 = _overlapping(control, rows, begin, begin + count * width)
-    _bin_sites(control.start, control.end, i0, i1, windows.both_ends, begin, count, width, sites)
-    _level_line(sites, windows.halo, n, windows.half, windows.scales, windows.floor, level)
+    i0, i1 = _overlapping(sources.control, sources.control_rows, begin, begin + count * width)
+    _bin_sites(sources.control.start, sources.control.end, i0, i1, windows.both_ends, begin, count, width, sites)
+    _level_line(sites, windows, n, level)
+    if windows.excess > 0:
+        i0, i1 = _overlapping(sources.treatment, sources.rows, begin, begin + count * width)
+        _bin_sites(
+            sources.treatment.start, sources.treatment.end, i0, i1, windows.own_both_ends, begin, count, width, own
+        )
+        _raise_to_limit(sites, own, windows, n, level)
 
 
 @njit(cache=True, nogil=True)
@@ -297,6 +347,7 @@ def _call_sequences(treatment, control, lengths, windows, settings, histogram):
     covered = np.empty(piece + 1, np.int32)
     whole = np.empty(piece + 2, np.int32)
     sites = np.zeros(piece + 2 * windows.halo + 2, np.int32)
+    own = np.zeros(piece + 2 * windows.halo + 2, np.int32)
     level = np.empty(piece + 1, np.float32)
     decisions = np.empty(most, np.uint8)
     table = _p_table(windows.floor)
@@ -310,13 +361,13 @@ def _call_sequences(treatment, control, lengths, windows, settings, histogram):
         rows = _rows_of(treatment, q)
         if rows.last <= rows.first:
             continue
-        control_rows = _rows_of(control, q)
+        sources = _Sources(treatment, rows, control, _rows_of(control, q))
         margin = -settings.penalty
         for first_bin in range(0, bins, piece):
             begin, stop = first_bin * width, min(length, (first_bin + piece) * width)
             i0, i1 = _overlapping(treatment, rows, begin, stop)
             n = _bin_coverage(treatment.start, treatment.end, i0, i1, begin, stop, width, covered, whole)
-            _background_bins(control, control_rows, windows, width, first_bin, n, sites, level)
+            _background_bins(sources, windows, width, first_bin, n, sites, own, level)
             _count_p_values(covered, level, n, width, windows.floor, table, histogram)
             margin = _advance(covered, level, n, per_base, per_level, settings.penalty, margin, decisions, first_bin)
         peaks_before = found
@@ -337,7 +388,7 @@ def _call_sequences(treatment, control, lengths, windows, settings, histogram):
             left, right = b * width, min(stop_bin * width, length)
             if found == peaks.shape[0]:
                 peaks = _grown(peaks)
-            if _describe(treatment, rows, control, control_rows, windows, settings, left, right, length, peaks[found]):
+            if _describe(sources, windows, settings, left, right, length, peaks[found]):
                 peaks[found, 0] = q
                 found += 1
             b -= 1
@@ -359,17 +410,18 @@ def _grown(array):
 
 
 @njit(cache=True, nogil=True)
-def _describe(treatment, rows, control, control_rows, windows, settings, left, right, length, row):
+def _describe(sources, windows, settings, left, right, length, row):
     """Refine the peak [left, right) to base pairs and fill its row; False if it is no peak after all."""
     width = settings.width
     pad = max(3 * _SMOOTH + 1, width)
     begin, stop = max(left - pad, 0), min(right + pad, length)
-    height = _pile_up(treatment, rows, begin, stop)
+    height = _pile_up(sources.treatment, sources.rows, begin, stop)
     first_bin = begin // width
     bins = (stop + width - 1) // width - first_bin
     sites = np.zeros(bins + 2 * windows.halo + 2, np.int32)
+    own = np.zeros(bins + 2 * windows.halo + 2, np.int32)
     level = np.empty(bins, np.float32)
-    _background_bins(control, control_rows, windows, width, first_bin, bins, sites, level)
+    _background_bins(sources, windows, width, first_bin, bins, sites, own, level)
     new_left, new_right = _borders(height, level, settings, left, right, begin, stop)
     if new_right <= new_left:
         return False
@@ -454,6 +506,7 @@ def call_chain_peaks(
     background: Background,
     histogram: PValueHistogram,
     *,
+    treatment_fragments: bool = True,
     control_fragments: bool = True,
 ) -> ChainPeaks:
     """Call peaks of sequences by the most probable path of a two-state chain.
@@ -474,25 +527,29 @@ def call_chain_peaks(
         Windows and scales.
     histogram
         Where the p-values of bins are counted, those at least a standard deviation above the background.
-    control_fragments
-        Whether both ends of the control's intervals are cut sites.
+    treatment_fragments, control_fragments
+        Whether both ends of the intervals are cut sites.
     """
     width = int(model.bin_width)
     half = np.array([max(int(round(window / width / 2)), 1) for window in background.windows], np.int64)
     # Windows are whole bins: the scale makes up for what rounding adds.
-    scales = np.array(
-        [
-            scale * window / (2 * reach * width)
-            for scale, window, reach in zip(background.scales, background.windows, half, strict=True)
-        ],
-        np.float64,
-    )
+    rounded = np.array(background.windows, np.float64) / (2 * half * width)
+    scales = np.array(background.scales, np.float64) * rounded
+    own_scales = np.array(background.own_scales or np.zeros(len(half)), np.float64) * rounded
     rows = _call_sequences(
         _Intervals(treatment[0], treatment[1], np.asarray(treatment[2], np.int64)),
         _Intervals(control[0], control[1], np.asarray(control[2], np.int64)),
         np.asarray(lengths, np.int64),
         _Windows(
-            half, scales, np.float32(max(background.floor, 1e-9)), bool(control_fragments), int(half.max(initial=0)) + 1
+            half,
+            scales,
+            np.float32(max(background.floor, 1e-9)),
+            bool(control_fragments),
+            int(half.max(initial=0)) + 1,
+            own_scales,
+            bool(treatment_fragments),
+            float(background.excess),
+            int(background.per_fragment),
         ),
         _Settings(
             width,

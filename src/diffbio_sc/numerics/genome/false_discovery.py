@@ -53,10 +53,6 @@ class PValueHistogram:
         """
         return _q_table(self.counts, float(self.counts.sum()) if total is None else float(total))
 
-    def macs_q_table(self) -> np.ndarray:
-        """-log10 q of each bin by the rule of MACS: a test's rank is one more than the number of smaller p-values."""
-        return _macs_q_table(self.counts, float(self.counts.sum()))
-
     def __call__(self, log10_p: np.ndarray, total: float | None = None) -> np.ndarray:
         """-log10 q of -log10 p."""
         return self.look_up(self.q_table(total), log10_p)
@@ -77,18 +73,4 @@ def _q_table(counts, total):
     # A test is at least as significant as any with a larger p.
     for place in range(1, len(counts)):
         table[place] = max(table[place], table[place - 1])
-    return table
-
-
-@njit(cache=True, nogil=True)
-def _macs_q_table(counts, total):
-    table = np.zeros(len(counts))
-    smaller = 0
-    lowest = np.inf
-    for place in range(len(counts) - 1, -1, -1):
-        here = place / PER_UNIT + math.log10(smaller + 1) - math.log10(max(total, 1.0))
-        if counts[place] > 0:
-            lowest = min(lowest, here)
-        table[place] = max(min(lowest, here), 0.0)
-        smaller += counts[place]
     return table

@@ -19,7 +19,7 @@ from diffbio_sc.numerics.genome.pileup import pileup
 from diffbio_sc.numerics.genome.poisson_tail import log_survival_scalar
 from diffbio_sc.numerics.genome.site_background import Background
 
-__all__ = ["Regions", "Runs", "ScoredRuns", "cut_background", "macs_regions", "pile_up", "score_runs"]
+__all__ = ["QValues", "Regions", "Runs", "ScoredRuns", "cut_background", "macs_regions", "pile_up", "score_runs"]
 
 
 class Runs(NamedTuple):
@@ -156,6 +156,41 @@ def score_runs(treatment: Runs, background: Runs, *, strict: bool = False) -> Sc
     """
     ends, height, level = _pair(treatment.ends, treatment.values, background.ends, background.values)
     return ScoredRuns(ends, height, level, _score(height, level, 1.0 if strict else 0.0))
+
+
+class QValues:
+    """False discovery rates by the rule of MACS, from the number of base pairs at each p-value.
+
+    The rank of a test is one more than the number of tests with smaller p-values, equal ones sharing it.
+    """
+
+    def __init__(self) -> None:
+        self.log10_p = np.zeros(0, np.float32)
+        self.base_pairs = np.zeros(0, np.int64)
+
+    def add(self, runs: ScoredRuns) -> None:
+        """Count the base pairs of a sequence."""
+        sizes = np.diff(runs.ends, prepend=0).astype(np.int64)
+        values = np.concatenate([self.log10_p, runs.log10_p])
+        self.log10_p, place = np.unique(values, return_inverse=True)
+        # Sums of whole numbers are exact in float64 up to 2**53.
+        self.base_pairs = np.bincount(place, np.concatenate([self.base_pairs, sizes])).astype(np.int64)
+
+    def table(self) -> np.ndarray:
+        """-log10 q of each p-value, in order of -log10 p."""
+        smaller = np.cumsum(self.base_pairs[::-1])[::-1] - self.base_pairs
+        log10_q = self.log10_p + np.log10(smaller + 1.0) - np.log10(max(int(self.base_pairs.sum()), 1))
+        # A test is at most as significant as any with a smaller p.
+        return np.maximum(np.minimum.accumulate(log10_q[::-1])[::-1], 0.0)
+
+    def threshold(self, log10_q: float) -> float:
+        """Largest -log10 p that is not above the -log10 q."""
+        below = int(np.searchsorted(self.table(), log10_q, side="right"))
+        return float(self.log10_p[below - 1]) if below else -1.0
+
+    def __call__(self, log10_p: np.ndarray) -> np.ndarray:
+        """-log10 q of p-values that were counted."""
+        return self.table()[np.searchsorted(self.log10_p, log10_p)]
 
 
 class Regions(NamedTuple):

@@ -18,14 +18,19 @@ from typing import NamedTuple
 __all__ = [
     "BROAD_BINS",
     "BROAD_FRAGMENTS",
+    "EXPECTED_READS",
     "LEAST_LOG10_P_BINS",
     "LEAST_LOG10_P_FRAGMENTS",
     "LEAST_LOG_ODDS_FRAGMENTS",
     "LEVEL_WINDOW",
+    "LIMIT",
     "NARROW_BINS",
     "NARROW_FRAGMENTS",
     "NARROW_FOLD_LIMITS",
+    "SHALLOW_CONTROL",
+    "WIDEST_WINDOW",
     "Mark",
+    "bins_of_window",
 ]
 
 
@@ -42,24 +47,44 @@ class Mark(NamedTuple):
         Widths, in base pairs, of the windows of the background without a control.
     control_windows
         The same with a control. Windows shorter than a fragment or two show what is local to it, such as a repeat.
+    own_window
+        Narrowest window in which the treatment itself has a say beside a control that is shallower: see
+        :meth:`diffbio_sc.numerics.genome.site_background.Background.with_uncertainty`. It is several times as wide as
+        a peak of the mark. Of narrow marks the widest one that keeps every null set at 2 peaks or fewer, of 2, 3 and
+        10 kb (``benchmarks/peaks.py nulls``).
     """
 
     fold: float
     penalty: float
     windows: tuple[int, ...]
     control_windows: tuple[int, ...]
+    own_window: int
 
 
-NARROW_BINS = Mark(5.0, 3.0, (10_000,), (250, 1000, 10_000))
+NARROW_BINS = Mark(5.0, 3.0, (10_000,), (250, 1000, 10_000), 2000)
 # The fold is where measuring the enrichment starts; windows of the mean length of fragments come in with a control.
-NARROW_FRAGMENTS = Mark(3.0, 2.5, (10_000,), (1000, 10_000))
+NARROW_FRAGMENTS = Mark(3.0, 2.5, (10_000,), (1000, 10_000), 2000)
 NARROW_FOLD_LIMITS = (2.0, 6.0)
+# Quantile of the standard normal law up to which the background of a shallow control goes: 2 in 100 places lie above.
+LIMIT = 2.0
 # Domains fill their own windows: without a control the background is the lower of two levels of the genome, that of
 # windows of LEVEL_WINDOW. Cost and windows: benchmarks/peaks.py labels and breadths.
-BROAD_BINS = Mark(5.0, 60.0, (), (10_000,))
-BROAD_FRAGMENTS = Mark(5.0, 60.0, (), (1000, 10_000))
+BROAD_BINS = Mark(5.0, 60.0, (), (10_000,), 10_000)
+BROAD_FRAGMENTS = Mark(5.0, 60.0, (), (1000, 10_000), 10_000)
 LEVEL_WINDOW = 2000
 # Peaks below these are left out whatever their false discovery rate (benchmarks/peaks.py ctcf and yeast).
 LEAST_LOG10_P_BINS = 3.0
 LEAST_LOG10_P_FRAGMENTS = 2.0
 LEAST_LOG_ODDS_FRAGMENTS = 5.5
+# A control less than this part as deep as the treatment is called shallow in a warning; so is one without reads on a
+# chromosome where so many were to be expected.
+SHALLOW_CONTROL = 0.05
+EXPECTED_READS = 5.0
+WIDEST_WINDOW = max(NARROW_BINS.windows)
+_FEWEST_BINS = 20  # that is how many WIDEST_WINDOW has with bins of 500 bp
+
+
+def bins_of_window(window: float, width: float) -> int:
+    """Bins of a window of the background; the widest has 20 at least, or a peak of a bin or two would fill it."""
+    least = _FEWEST_BINS if window >= WIDEST_WINDOW else 1
+    return max(round(window / width), least)

@@ -27,11 +27,21 @@ class Background(NamedTuple):
         Height that one cut site in the window stands for.
     floor
         Mean height over the genome.
+    own_scales
+        Height that one cut site of the treatment itself stands for in each window, 0 for windows in which the
+        treatment has no say; empty where a control is deep enough, or there is none.
+    excess
+        Share of the control's counting noise that a control as deep as the treatment would not have.
+    per_fragment
+        Cut sites of the control that one of its fragments has in a window.
     """
 
     windows: tuple[int, ...]
     scales: tuple[float, ...]
     floor: float
+    own_scales: tuple[float, ...] = ()
+    excess: float = 0.0
+    per_fragment: int = 2
 
     def scaled(self, factor: float) -> Background:
         """The background of a treatment whose heights are multiplied by ``factor``."""
@@ -67,6 +77,38 @@ class Background(NamedTuple):
         widths = (d, *(int(width) for width in windows))
         scales = (ratio, *(fragment_length / width * ratio for width in windows))
         return cls(widths, scales, treatment_length / genome_size)
+
+    def with_uncertainty(
+        self,
+        *,
+        treatment_length: float,
+        treatment_sites: int,
+        treatment_number: int,
+        control_number: int,
+        control_sites: int,
+        own_window: int,
+    ) -> Background:
+        """Take the counting noise of a control that is shallower than the treatment into the background.
+
+        What the control shows of a window is a count c. A control r times as deep as the treatment, r < 1, has noise in
+        excess of that of an equally deep one, whose largest of several windows needs no correction: variance
+        (1 - r) c. The background then lies between what the control shows and the upper limit of a score interval,
+
+            u = c + (1 - r) z^2 / 2 + z sqrt((1 - r) (c + (1 - r) z^2 / 4))
+
+        and the window of the treatment itself tells where: it is at least the background, as it holds the peaks too.
+        So the level is max(c, min(u, own window)), in units of the pile-up. Windows narrower than ``own_window`` would
+        be the peak itself: there the treatment has no say.
+        """
+        share = control_number / max(treatment_number, 1)
+        if share >= 1.0:
+            return self
+        own = [
+            treatment_length / (window * max(treatment_sites, 1)) if window >= own_window else 0.0
+            for window in self.windows
+        ]
+        per_fragment = max(round(control_sites / max(control_number, 1)), 1)
+        return self._replace(own_scales=tuple(own), excess=1.0 - share, per_fragment=per_fragment)
 
     @classmethod
     def without_control(

@@ -345,10 +345,7 @@ class SpatialScoreTest:
         constant = sum2 <= 1e-9 * weights.trace  # no variation left once depth and covariates are out
         sum2 = np.where(constant, 1.0, sum2)
         statistic = self.layout.quadratic(residuals).astype(np.float64) - sum2
-        # Given |U|, the variance of T is proportional to (sum U^2)^2 - sum U^4: relative to Gaussian residuals.
-        gaussian_share = 3.0 * (v**2).sum() / (v.sum() ** 2 + 2.0 * (v**2).sum())
-        share = np.minimum(sum4 / sum2**2, 0.9)
-        stretch = np.sqrt((1.0 - gaussian_share) / (1.0 - share))
+        stretch = kurtosis_stretch(sum4 / sum2**2, v)
         lower = (v**2).sum() / v.sum()
         third_moment = sum3 / sum2 * np.sqrt(weights.trace / sum2)  # of a residual of variance v, by v
         kurtosis = sum4 / sum2**2 * v.sum() ** 2 / (v**2).sum()
@@ -380,6 +377,23 @@ class SpatialScoreTest:
             log_p[index] = np.where(skewness[index] > _LARGEST_SKEWNESS, np.nan, np.minimum(tail, 0.0))
         log_p[:, constant] = np.nan
         return log_p, np.nan_to_num(skewness)
+
+
+def kurtosis_stretch(share: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """By what to stretch a statistic about its mean so that its spread is that of Gaussian residuals.
+
+    Given the absolute residuals U, the variance of T is proportional to (sum U^2)^2 - sum U^4.
+
+    Parameters
+    ----------
+    share
+        sum U^4 / (sum U^2)^2 of each gene.
+    variances
+        Variance of each residual under the null model.
+    """
+    squares = (variances**2).sum()
+    gaussian = 3.0 * squares / (variances.sum() ** 2 + 2.0 * squares)
+    return np.sqrt((1.0 - gaussian) / (1.0 - np.minimum(share, 0.9)))
 
 
 def _of_ratio(eigenvalues, multiplicity, ratio, trace):

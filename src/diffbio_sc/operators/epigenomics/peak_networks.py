@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,7 @@ from jaxtyping import Array, Float
 
 from diffbio_sc.numerics.genome.background import local_background
 from diffbio_sc.operators.contract import FittedStatistic
-
-if TYPE_CHECKING:
-    from diffbio_sc.operators.epigenomics.peak_caller import PeakCallerConfig
+from diffbio_sc.operators.epigenomics.peak_caller_config import PeakCallerConfig
 
 __all__ = ["CorrectionWeight", "Denoised", "PoissonDenoiser", "SignalCorrection", "elbo_loss", "poisson_deviance"]
 
