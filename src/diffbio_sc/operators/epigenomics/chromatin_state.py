@@ -169,6 +169,15 @@ class ChromatinStateAnnotator(Operator):
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Array]:
         """Return ``state_probabilities``, ``state_posteriors``, ``viterbi_path`` and ``log_likelihood``."""
+        graph, state = nnx.split(self)
+        names = [key for key in (*self.required_keys, *self.optional_keys) if data.get(key) is not None]
+        arrays = {key: data[key] if isinstance(data[key], jax.Array) else np.asarray(data[key]) for key in names}
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, arrays))):
+            return self._outputs(arrays)
+        self._arrays(arrays)  # refuses bad values, which compiled code cannot see
+        return _compiled(graph, state, arrays)
+
+    def _outputs(self, data: Mapping[str, Any]) -> dict[str, Array]:
         rows, starts, valid = self._rows(data)
         temperature = self.config.temperature
         initial, transition = self._log_chain()
@@ -473,6 +482,11 @@ class ChromatinStateAnnotator(Operator):
             return emission_likelihoods.poisson(marks, known, log_mean)
         log_dispersion = self.emission_log_dispersion[...].astype(marks.dtype)
         return emission_likelihoods.negative_binomial(marks, known, log_mean, log_dispersion)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled(graph, state, data) -> dict[str, Array]:
+    return nnx.merge(graph, state)._outputs(data)
 
 
 def _decode(initial, transition, rows, starts, valid, *, temperature) -> dict[str, Array]:
