@@ -16,7 +16,7 @@ from diffbio_sc.numerics.genome.background import local_background
 from diffbio_sc.operators.contract import FittedStatistic
 
 if TYPE_CHECKING:
-    from diffbio_sc.operators.epigenomics.peak_caller import PeakCallerConfig
+    from diffbio_sc.operators.epigenomics.peak_config import PeakCallerConfig
 
 __all__ = ["CorrectionWeight", "Denoised", "PoissonDenoiser", "SignalCorrection", "elbo_loss", "poisson_deviance"]
 
