@@ -240,7 +240,7 @@ def scale() -> None:
 
 def genome() -> None:
     """A whole genome at 10 kb with 50 million pixels."""
-    adata = synthetic(300_000, 66_000_000, chromosomes=23)
+    adata = synthetic(300_000, 84_000_000, chromosomes=23)
     seconds, _ = cost(lambda: dbio.tl.contacts(adata), 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{adata.n_obs} bins, {adata.obsp['contacts'].nnz} pixels: {seconds:.0f} s, peak {peak:.0f} MB")
