@@ -303,8 +303,9 @@ def planted_family(name: str, seed: int, bins: int = 60_000, states: int = 6, ma
     transition = 0.1 * rng.dirichlet(np.ones(states), states) + 0.9 * np.eye(states)
     lengths = [bins // 4] * 4
     path = np.concatenate([_walk(transition, length, rng) for length in lengths])
-    active = rng.random((states, marks)) < 0.4
-    active[0] = False
+    # Every state has another combination of marks, the first none: states that are alike cannot be told apart.
+    combination = np.append(0, 1 + rng.choice(2**marks - 1, states - 1, replace=False))
+    active = ((combination[:, None] >> np.arange(marks)) & 1).astype(bool)
     if name == "gaussian":
         mean = np.where(active, rng.uniform(4, 9, (states, marks)), 2.0)
         # Signal clipped below, as of -log10 p: where a mark is absent most bins hold exactly 2.

@@ -74,7 +74,7 @@ def deconvolution(
     KeyError
         If the result, a cell type or the coordinates are missing.
     ValueError
-        If ``kind`` is unknown, ``n_columns`` is no positive whole number, or coordinates are not finite.
+        If ``kind`` is unknown, ``n_columns`` is not a positive whole number, or coordinates are not finite.
 
     Examples
     --------

@@ -78,7 +78,7 @@ def spatial_genes(
 
     Returns
     -------
-    The axes, or a list of them for maps and patterns (for maps two a gene, expression first).
+    The axes, or a list of them for maps and patterns (for maps two for each gene, expression first).
 
     Raises
     ------
@@ -86,7 +86,7 @@ def spatial_genes(
         If the result, a gene, a layer or the coordinates are missing.
     ValueError
         If ``kind`` is unknown, a gene was not tested, no fraction of spatial variance was estimated (volcano), or
-        ``n_top`` or ``n_columns`` is no positive whole number.
+        ``n_top`` or ``n_columns`` is not a positive whole number.
 
     Notes
     -----

@@ -52,6 +52,14 @@ class EigenPairs(NamedTuple):
 @njit(cache=True, nogil=True)
 def _weighted_values(begin, end, indices, data, offset, decay, exposure, gamma, deviations, dispersion):
     """Values of the sparse part, min(O, limit) L^(gamma - 1), in the order of the rows."""
+    # A power of the product is the product of powers: none is taken for each pixel.
+    decay_power, exposure_power = np.zeros(len(decay)), np.zeros(len(exposure))
+    for d in range(len(decay)):
+        if decay[d] > 0:
+            decay_power[d] = decay[d] ** (gamma - 1.0)
+    for i in range(len(exposure)):
+        if exposure[i] > 0:
+            exposure_power[i] = exposure[i] ** (gamma - 1.0)
     total = 0
     for i in range(len(begin)):
         total += end[i] - begin[i]
@@ -68,7 +76,7 @@ def _weighted_values(begin, end, indices, data, offset, decay, exposure, gamma, 
             expected = decay[j - i] * exposure[i] * exposure[j]
             if expected > 0:
                 limit = expected + deviations * np.sqrt(expected + dispersion * expected * expected) + 1.0
-                values[at] = min(data[k], limit) * expected ** (gamma - 1.0)
+                values[at] = min(data[k], limit) * (decay_power[j - i] * exposure_power[i] * exposure_power[j])
                 columns[at] = j
                 at += 1
     starts[len(begin)] = at

@@ -10,7 +10,7 @@
 3. Statistic at lengthscale l: T = sum over i != j of K_ij U_i U_j. Without the diagonal it does not feel the kurtosis
    of counts. Its null law, given the sum of U^2, is that of a ratio of quadratic forms with the spectrum of
    S^(1/2) (K - I) S^(1/2), S = V - V X (X'VX)^-1 X'V: exact where matrices are small, by its cumulants on a grid.
-4. Counts are no Gaussians: the spread of U^2 among spots rescales T, and discreteness adds to its third and fourth
+4. Counts are not Gaussian: the spread of U^2 among spots rescales T, and discreteness adds to its third and fourth
    cumulants. Scales at which that is no small correction are left out, gene by gene.
 5. Scales and residuals are combined by the Cauchy combination, fine scales and those that can see something first.
 
@@ -38,9 +38,10 @@ from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress
 # Classes of c = alpha m that share weights, and those at which spectra are computed (interpolated between).
 _CLASSES = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 40.0])
 _SPECTRUM_CLASSES = np.array([0, 0.5, 3, 40.0])
+# What the constants below do to power and level, each halved and doubled: benchmarks/spatial_genes.py constants.
 _FEWEST_SPOTS = 3  # with reads: fewer are not tested
 _CLIP = 4.0  # residuals are cut at so many standard deviations and one read
-_ROOT_OFFSET = 0.4
+_ROOT_OFFSET = 0.4  # near the 3/8 that steadies the variance of Poisson roots (Anscombe 1948, Biometrika 35:246)
 _ROOT_FROM_MEAN = 1.0
 _LARGEST_SKEWNESS = 4.0
 _LARGEST_BALANCE = 16.0  # of variances of slides: those with hardly any reads are not blown up
@@ -155,7 +156,7 @@ class SpatialScoreTest:
         return gene_moments(sums, self.depth)
 
     def classes(self, moments: GeneMoments) -> Int[np.ndarray, " genes"]:
-        """Class of c of each gene, or -1 if it is not tested; dispersions are drawn to their median over genes."""
+        """Class of c of each gene, or -1 if it is not tested; dispersions are shrunk toward their median over genes."""
         mean, dispersion, spots = moments
         tested = spots >= _FEWEST_SPOTS
         if not tested.any():

@@ -1,6 +1,6 @@
 from .chromatin_state import ChromatinStateAnnotator, ChromatinStateConfig
 from .peak_caller import DifferentiablePeakCaller
-from .peak_caller_config import PeakCallerConfig
+from .peak_config import PeakCallerConfig
 
 __all__ = [
     "ChromatinStateAnnotator",

@@ -43,7 +43,7 @@ from diffbio_sc.numerics.genome.background import (
 )
 from diffbio_sc.numerics.genome.marks import BROAD_BINS, NARROW_BINS, bins_of_window
 from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
-from diffbio_sc.operators.epigenomics.peak_caller_config import PeakCallerConfig
+from diffbio_sc.operators.epigenomics.peak_config import PeakCallerConfig
 from diffbio_sc.operators.epigenomics.peak_labels import label_log_probability, longest_region
 from diffbio_sc.operators.epigenomics.peak_networks import (
     CorrectionWeight,

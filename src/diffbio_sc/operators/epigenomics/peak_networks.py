@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ from jaxtyping import Array, Float
 
 from diffbio_sc.numerics.genome.background import local_background
 from diffbio_sc.operators.contract import FittedStatistic
-from diffbio_sc.operators.epigenomics.peak_caller_config import PeakCallerConfig
+
+if TYPE_CHECKING:
+    from diffbio_sc.operators.epigenomics.peak_config import PeakCallerConfig
 
 __all__ = ["CorrectionWeight", "Denoised", "PoissonDenoiser", "SignalCorrection", "elbo_loss", "poisson_deviance"]
 

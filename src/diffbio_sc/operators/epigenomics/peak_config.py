@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from diffbio_sc.numerics.genome.marks import BROAD_BINS, LEVEL_WINDOW, NARROW_BINS
-from diffbio_sc.operators.config import OperatorConfig
+from diffbio_sc.operators.contract import OperatorConfig
+
+__all__ = ["PeakCallerConfig"]
 
 _MODES = ("auto", "narrow", "broad")
 
