@@ -354,8 +354,45 @@ def wide() -> None:
     _scale(50_000, 15_000, 50, "diffbio_sc")
 
 
+def constants() -> None:
+    """Change in mean error over the sets when a constant is halved or doubled; and in the worst set."""
+    import importlib
+
+    import jax
+
+    print(
+        "\n## constants: RMSE with a constant halved and doubled over RMSE as it stands, mean (largest) of the sets\n"
+    )
+    print("| constant | value | halved | doubled |\n|---|---|---|---|")
+    data = {case: load(case) for case in CASES}
+
+    def errors() -> np.ndarray:
+        jax.clear_caches()  # constants are compiled in
+        return np.array([score(quiet(ours, *pair), pair[0].obsm["truth"])["rmse"] for pair in data.values()])
+
+    base = errors()
+    for where, name in (
+        ("numerics.counts.refinement", "_CLIPPED_RESIDUAL"),
+        ("numerics.counts.refinement", "_RESIDUAL_NOISE"),
+        ("numerics.counts.refinement", "_UNEXPLAINED_ONLY"),
+        ("operators.multiomics.spatial_deconvolution", "_SPOT_VARIANCE"),
+        ("numerics.counts.presence", "PSEUDO_SPOTS"),
+        ("numerics.counts.signatures", "_PSEUDO_COUNTS"),
+        ("numerics.counts.signatures", "_HUBER_WIDTH"),
+    ):
+        module = importlib.import_module(f"diffbio_sc.{where}")
+        value = getattr(module, name)
+        cells = []
+        for factor in (0.5, 2.0):
+            setattr(module, name, min(value * factor, 1.0) if name == "_UNEXPLAINED_ONLY" else value * factor)
+            ratio = errors() / base
+            cells.append(f"{ratio.mean():.3f} ({ratio.max():.3f})")
+        setattr(module, name, value)
+        print(f"| {where}.{name} | {value:.4g} | " + " | ".join(cells) + " |", flush=True)
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    parts = {f.__name__: f for f in (truth, panels, exact, calibration, missing, scale, wide)}
+    parts = {f.__name__: f for f in (truth, panels, exact, calibration, missing, scale, wide, constants)}
     for part in sys.argv[1:] or parts:
         parts[part]()

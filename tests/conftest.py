@@ -10,9 +10,6 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
-# Before numpy is loaded: on small matrices, with tests side by side, threads of BLAS wait for each other. The start of
-# a small multi-omics VAE takes .13 s of CPU with one thread and 1.35 s with two on a busy machine.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _MOST_MAPS = 20_000
 
@@ -24,6 +21,18 @@ def data_folder() -> Path:
     if not path or not Path(path).is_dir():
         pytest.skip("needs real data: set DIFFBIO_SC_DATA to the folder that holds deconvolution/")
     return Path(path)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_of_blas():
+    """On small matrices, with tests side by side, threads of BLAS wait for each other.
+
+    The start of a small multi-omics VAE takes .13 s of CPU with one thread, and 1.35 s with two on a busy machine.
+    """
+    import scipy.linalg  # noqa: F401  # has a BLAS of its own, which must be there to be told
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1, user_api="blas")
 
 
 @pytest.fixture(autouse=True, scope="module")

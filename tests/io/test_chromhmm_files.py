@@ -278,6 +278,10 @@ def test_what_binary_files_cannot_hold(tmp_path):
         dbio.io.write_chromhmm_binary(bins([[1]]), tmp_path, cell_type="a/b")
     with pytest.raises(ValueError, match="several cell types.*cell_type_key"):
         dbio.io.write_chromhmm_binary(bins([[1], [1]], starts=[0, 0]), tmp_path)
+    twice = bins([[1, 0]])
+    twice.var_names = ["a", "a"]
+    with pytest.raises(ValueError, match="names of marks must be unique"):
+        dbio.io.write_chromhmm_binary(twice, tmp_path)
     with pytest.raises(KeyError, match="no 'x'"):
         dbio.io.write_chromhmm_binary(bins([[1]]), tmp_path, layer="x")
     with pytest.raises(KeyError, match="no column 'x'"):

@@ -49,6 +49,11 @@ def test_strata_have_closed_lower_ends():
     level, place = strata(np.array([0.0, 0.4, 0.95, 0.9999, 1.0]), np.array([0, 1, 2, 4, 40]))
     assert level.tolist() == [0, 1, 7, 12, 12]
     assert place.tolist() == [0, 1, 2, 3, 7]
+    borders = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999]
+    for index, border in enumerate(borders):
+        assert strata(np.array([border - 1e-6, border]), np.zeros(2, int))[0].tolist() == [index, index + 1]
+    for index, first in enumerate((1, 2, 3, 5, 9, 17, 33)):
+        assert strata(np.zeros(2), np.array([first - 1, first]))[1].tolist() == [index, index + 1]
 
 
 def test_counts_against_a_loop():

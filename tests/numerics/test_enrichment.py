@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import fisher_exact, kstest
+from scipy.stats import fisher_exact, gamma, kstest, norm
 
 from diffbio_sc.numerics.genome.enrichment import (
     ShiftMoments,
@@ -71,6 +71,18 @@ def test_pvalues_are_uniform_where_nothing_is_tied():
     assert kstest(by_shift, "uniform").pvalue > 0.01
     assert np.mean(np.array(by_shift) < 0.05) == pytest.approx(0.05, abs=0.03)
     assert np.mean(np.array(by_bin) < 0.05) > 0.3
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_skewed_tails_are_exact_for_a_gamma_distribution(sign):
+    # Pearson's type III is a shifted gamma distribution, turned round for negative skewness.
+    shape = 2.5
+    values = gamma(shape).ppf([0.001, 0.2, 0.7, 0.999])
+    moments = ShiftMoments(*(np.array(moment) for moment in (sign * shape, shape, sign * 2 * shape)))
+    expected = 2 * np.minimum(gamma(shape).sf(values), gamma(shape).cdf(values))
+    np.testing.assert_allclose(shift_pvalues(sign * values, moments), expected, rtol=1e-6)
+    even = ShiftMoments(*(np.array(moment) for moment in (3.0, 4.0, 0.0)))
+    np.testing.assert_allclose(shift_pvalues(np.array([3.0, 7.0]), even), [1.0, 2 * norm.sf(2)], rtol=1e-12)
 
 
 def test_bins_against_fisher():

@@ -258,3 +258,45 @@ def test_smoothing_bins_many_lengthscales():
     assert found.dtype == np.float32
     exact = np.stack([posterior_mean(v, rbf(x, scale), 1.0) for v, scale in zip(values.T, scales, strict=True)], 1)
     assert np.abs(found - exact).max() < 0.1
+
+
+def test_standard_error_at_zero_signal_is_the_curvature_of_the_expected_likelihood():
+    rng = np.random.default_rng(4)
+    coordinates = rng.uniform(0, 8, (90, 2))
+    fit = VarianceComponents(coordinates, [1.5], np.ones((90, 1))).fit(rng.normal(size=(90, 60)))
+    absent = fit.fsv == 0
+    assert absent.any()
+    centre = np.eye(90) - 1 / 90
+    spectrum = np.linalg.eigvalsh(centre @ rbf(coordinates, 1.5) @ centre)[1:]
+
+    def expected(ratio):  # restricted log-likelihood of white noise, every squared coefficient at its mean
+        return -89 / 2 * np.log((1 / (1 + ratio * spectrum)).sum()) - 0.5 * np.log1p(ratio * spectrum).sum()
+
+    step = 1e-3
+    curvature = (expected(step) - 2 * expected(0.0) + expected(-step)) / step**2
+    np.testing.assert_allclose(fit.fsv_se[absent], spectrum.sum() / 89 / np.sqrt(-curvature), rtol=1e-2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_differentiable_ratio_is_the_optimum(seed):
+    from scipy.optimize import minimize_scalar
+
+    from diffbio_sc.numerics.spatial import variance_jax
+
+    rng = np.random.default_rng(seed)
+    spectrum = rng.gamma(0.3, 3.0, 60)
+    ratio = np.exp(rng.uniform(-3, 3, 20))
+    squares = rng.chisquare(1, (60, 20)) * (1 + spectrum[:, None] * ratio)
+    squares *= 60 / squares.sum(0)
+    found, _ = variance_jax._largest_posterior(jnp.asarray(spectrum), jnp.asarray(squares), 60.0, 0.5)
+
+    def objective(theta, gene):
+        load = np.exp(theta) * spectrum
+        quadratic = (squares[:, gene] / (1 + load)).sum()
+        return 0.5 * (60 * np.log(quadratic) + np.log1p(load).sum()) + (theta - 0.5) ** 2 / 18
+
+    for gene in range(20):
+        grid = np.linspace(-9, 9, 400)
+        start = grid[np.argmin([objective(theta, gene) for theta in grid])]
+        best = minimize_scalar(objective, args=(gene,), bounds=(start - 0.1, start + 0.1), method="bounded")
+        assert float(found[gene]) == pytest.approx(best.x, abs=2e-3)

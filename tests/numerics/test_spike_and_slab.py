@@ -41,3 +41,17 @@ def test_presence_in_spots_of_known_cell_number():
     probability, typical = presence_from_cells(np.array([0.25, 0.75]), np.array([1, 3]), total=1.0)
     np.testing.assert_allclose(probability, [[0.25, 0.75], [1 - 0.75**3, 1 - 0.25**3]])
     np.testing.assert_allclose((probability * typical), [[0.25, 0.75]] * 2)
+
+
+def test_presence_and_weights_of_few_spots_are_shrunk_toward_the_average_of_all_types():
+    estimate = np.zeros((10, 3))
+    estimate[:, 0] = 0.6  # in every spot
+    estimate[:5, 2] = 0.4  # in half of them
+    prior = learn_presence(estimate, np.full((10, 3), 1e-3))
+    present = np.array([10, 0, 5])
+    common = (15 + 0.5) / 31
+    np.testing.assert_allclose(prior.probability, (present + 20 * common) / 30, atol=5e-3)
+    weight = (10 * 0.6 + 5 * 0.4) / 15
+    np.testing.assert_allclose(
+        prior.typical_weight, (np.array([6.0, 0.0, 2.0]) + 20 * weight) / (present + 20), atol=5e-3
+    )

@@ -71,6 +71,11 @@ CASES = {
         {"num_filters": 2, "kernel_sizes": [3], "vae_hidden_dim": 4, "vae_latent_dim": 2, "window_size": 20},
         lambda: {"signal": counts(2, 60, 1.0)}, {"steps": 2},
     ),
+    "chromatin_states": Case(
+        "epigenomics", "ChromatinStateAnnotator", "ChromatinStateConfig",
+        {"num_states": 3, "num_marks": 2},
+        lambda: {"histone_marks": (counts(40, 2, 0.5) > 0).astype(np.float32)}, {"max_steps": 2},
+    ),
 }  # fmt: skip
 
 

@@ -236,6 +236,17 @@ def test_fit_lowers_the_held_out_bound_and_is_reproducible(fitted, simulated):
         np.testing.assert_array_equal(np.asarray(first), np.asarray(second))
 
 
+def test_other_cells_of_the_bucket_compile_no_second_epoch(simulated, caplog):
+    """Another number of cells and another draw of those held out, where all sizes round to the same buckets."""
+    with jax.log_compiles():
+        for cells, seed in ((CELLS, 0), (CELLS, 1), (CELLS - 2, 0)):
+            caplog.clear()
+            make().fit_matrices([matrix[:cells] for matrix in simulated[0]], max_epochs=1, rng=seed)
+            compiled = [record.getMessage() for record in caplog.records]
+            found = any(text.startswith("Finished XLA compilation of jit(run_epoch)") for text in compiled)
+            assert seed == 0 == CELLS - cells or not found, (cells, seed)
+
+
 def test_loss_on_arrays_is_the_training_loss_without_penalty(fitted, simulated, data):
     vae, _ = fitted
     noise = np.random.default_rng(0).normal(size=(CELLS, 2)).astype(np.float32)

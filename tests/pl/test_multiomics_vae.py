@@ -126,6 +126,21 @@ def test_legend_has_the_types_that_there_are_in_their_colors(result):
     assert len(result.obs["many"].cat.categories) == 40
 
 
+@pytest.mark.parametrize(("types", "letters"), [(2, 8), (40, 30), (60, 60)])
+def test_a_legend_is_not_wider_than_its_map(result, types, letters):
+    names = [f"{'type ' * 20}"[: letters - 3] + f"{i:3d}" for i in range(types)]
+    result.obs["many"] = pd.Categorical([names[i % types] for i in range(60)], names)
+    result.obsm["X_umap"] = np.random.default_rng(1).normal(size=(60, 2))
+    axis = plot(result, kind="umap", color="many", show=False)
+    axis.figure.canvas.draw()
+    legend, own = axis.get_legend(), axis.get_window_extent()
+    assert len(legend.get_texts()) == types
+    box = legend.get_window_extent()
+    assert box.width <= 1.1 * own.width
+    assert box.height <= 1.1 * own.height
+    assert own.width > 2 * axis.figure.dpi
+
+
 def test_cells_without_the_modality_of_a_column_are_drawn_too(result):
     result.obsm["X_umap"] = np.random.default_rng(1).normal(size=(60, 2))
     axis = plot(result, kind="umap", color="stain", show=False)
@@ -135,7 +150,7 @@ def test_cells_without_the_modality_of_a_column_are_drawn_too(result):
 
 def test_weights_of_groups_are_means_that_sum_to_one_with_the_prior(result):
     axis = plot(result, kind="weights", color="type", show=False)
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["B", "T"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["B (20)", "T (40)"]
     widths = {bars.get_label(): [bar.get_width() for bar in bars] for bars in axis.containers}
     types = result.obs["type"].to_numpy()
     with_protein = np.arange(60) < 50
@@ -144,16 +159,24 @@ def test_weights_of_groups_are_means_that_sum_to_one_with_the_prior(result):
     np.testing.assert_allclose(widths["prot"], expected["prot"], rtol=1e-6)
     np.testing.assert_allclose(np.sum(list(widths.values()), axis=0), 1.0)
     assert list(widths) == ["rna", "prot", "prior"]
+    # One standard deviation of the summed shares, at the end of the second bar.
+    sums = result.obs["multiomics_vae_weight_rna"] + result.obs["multiomics_vae_weight_prot"].fillna(0.0)
+    segments = np.array(axis.collections[1].get_segments())[:, :, 0]
+    for (low, high), name in zip(segments, ("B", "T"), strict=True):
+        own = sums[types == name]
+        np.testing.assert_allclose([low, high], [own.mean() - own.std(), own.mean() + own.std()], rtol=1e-5)
 
 
 def test_weights_of_all_cells_leave_out_cells_without_the_modality(result):
     for absent in (np.nan, 0.0):
         result.obs["multiomics_vae_weight_prot"] = np.where(np.arange(60) < 50, np.arange(60) / 100 + 0.1, absent)
         axis = plot(result, kind="weights", show=False)
-        assert [label.get_text() for label in axis.get_xticklabels()] == ["rna", "prot"]
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["rna\n60 cells", "prot\n50 cells"]
         median = axis.get_lines()[1].get_ydata()[0]
         assert median == pytest.approx(np.median(np.arange(50) / 100 + 0.1))
-        extent = axis.collections[1].get_paths()[0].vertices[:, 1]
+        quartiles = axis.collections[3].get_segments()[0][:, 1]
+        np.testing.assert_allclose(quartiles, np.quantile(np.arange(50) / 100 + 0.1, [0.25, 0.75]))
+        extent = axis.collections[2].get_paths()[0].vertices[:, 1]
         assert extent.min() == pytest.approx(0.1)
         assert extent.max() == pytest.approx(0.59)
 

@@ -48,6 +48,11 @@ def points(collection):
     return np.asarray(collection.get_offsets())
 
 
+def places_of(axis):
+    """Centres of the squares of a map."""
+    return np.stack([path.vertices[:4].mean(0) for path in axis.collections[0].get_paths()])
+
+
 def drawn_values(axis):
     return np.asarray(axis.collections[0].get_array())
 
@@ -104,7 +109,7 @@ def test_maps_show_expression_and_its_smooth_beside_it(result):
         smooth = drawn_values(axes[position + 1])
         assert smooth.std() < expected.std()
     # The gradient runs along x.
-    place = points(axes[3].collections[0])[:, 0]
+    place = places_of(axes[3])[:, 0]
     assert np.corrcoef(place, drawn_values(axes[3]))[0, 1] > 0.93
     assert "gene0" not in result.obs
 
@@ -145,7 +150,7 @@ def test_slides_are_drawn_side_by_side(result):
     result.uns["spatial_genes"]["params"]["library_key"] = "slide"
     before = result.obsm["spatial"].copy()
     axes = plot(result, kind="maps", n_top=1, show=False)
-    drawn = points(axes[0].collections[0])
+    drawn = places_of(axes[0]).round(3)
     assert len(np.unique(drawn, axis=0)) == 108
     np.testing.assert_array_equal(result.obsm["spatial"], before)
 
@@ -157,15 +162,17 @@ def test_patterns_are_drawn_with_their_sizes(result):
     axes = plot(result, kind="patterns", show=False)
     assert [axis.get_title() for axis in axes] == ["pattern 0 (5 genes)", "pattern 1 (3 genes)"]
     np.testing.assert_array_equal(np.sort(drawn_values(axes[1])), np.sort(maps[:, 1]))
-    assert points(axes[0].collections[0])[:, 0].max() == 11  # the coordinates of the patterns' parameters
+    # Signed values: colours are symmetric about 0, the same for all patterns.
+    assert {tuple(axis.collections[0].get_clim()) for axis in axes} == {(-107.0, 107.0)}
+    assert axes[0].collections[0].get_cmap().name == "RdBu_r"
+    assert places_of(axes[0])[:, 0].max() == pytest.approx(11)  # the coordinates of the patterns' parameters
 
 
-def test_spots_in_maps_do_not_overlap(result):
-    axis = plot(result, kind="maps", n_top=1, show=False)[0]
-    axis.figure.canvas.draw()
-    width = np.sqrt(axis.collections[0].get_sizes()[0]) / 72 * axis.figure.dpi
-    (x0, _), (x1, _) = axis.transData.transform([(0, 0), (50, 0)])
-    assert 0.6 * (x1 - x0) < width <= 1.01 * (x1 - x0)
+def test_spots_in_maps_meet_and_do_not_overlap(result):
+    axes = plot(result, kind="maps", n_top=1, show=False)
+    corners = axes[0].collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose(np.ptp(corners, axis=0), 50)
+    assert axes[0].collections[0].get_clim() == axes[1].collections[0].get_clim()  # a gene and its smooth map
 
 
 def test_quantiles_and_band_of_uniform_values():

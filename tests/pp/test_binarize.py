@@ -46,6 +46,9 @@ def test_fold_and_count_raise_thresholds():
     assert presence_thresholds(np.array([2.0, 50.0]), fold=2.5).tolist() == [9, 125]
     assert presence_thresholds(np.array([2.0, 50.0]), least=30).tolist() == [30, threshold_by_loop(50.0, 1e-4)]
     assert presence_thresholds(np.array([1e-9])).tolist() == [1]
+    # A fold and a count must be met in full: 2.3 times 10.1 is 23.2, so 24 reads.
+    assert presence_thresholds(np.array([10.1]), tail=0.5, fold=2.3).tolist() == [24]
+    assert presence_thresholds(np.array([0.1]), least=6.5).tolist() == [7]
 
 
 def test_the_control_is_averaged_within_sequences():
@@ -220,6 +223,29 @@ def test_values_that_are_no_counts(bad, problem):
     values[5, 1] = bad
     with pytest.raises(ValueError, match=problem):
         dbio.pp.binarize(as_bins(values))
+
+
+@pytest.mark.parametrize("axis", ["obs", "var"])
+def test_marks_of_one_name_are_refused(axis):
+    adata = as_bins(counts_of(np.random.default_rng(9)), axis)
+    if axis == "obs":
+        adata.var_names = ["a", "b", "a"]
+    else:
+        adata.obs_names = ["a", "b", "a"]
+    with pytest.raises(ValueError, match=r"names of marks must be unique.*\['a'\]"):
+        dbio.pp.binarize(adata)
+
+
+def test_backed_and_chunked_counts(tmp_path):
+    da = pytest.importorskip("dask.array")
+    adata = as_bins(counts_of(np.random.default_rng(10)))
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    chunked = adata.copy()
+    chunked.X = da.from_array(adata.X, chunks=(64, 3))
+    for each in (adata, backed, chunked):
+        dbio.pp.binarize(each)
+        np.testing.assert_array_equal(np.asarray(each.layers["binary"]), adata.layers["binary"])
 
 
 def test_files_that_cannot_be_read_as_marks():

@@ -487,3 +487,12 @@ def test_mudata_is_told_to_pass_the_modality(tissue):
     mudata = pytest.importorskip("mudata")
     with pytest.raises(TypeError, match=r"mdata\['rna'\]"):
         spatial_patterns(mudata.MuData({"rna": tissue}))
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_evidence_pays_for_proportions_and_counts_orders(tissue, number):
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(60, 12))
+    fit = model.fit_mixture(data, np.linspace(4, 0.1, 12), number, rng)
+    orders = {2: np.log(2), 4: np.log(24)}[number]
+    assert fit.evidence == pytest.approx(fit.history[-1] - 0.5 * (number - 1) * np.log(60) + orders)

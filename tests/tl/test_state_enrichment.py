@@ -156,6 +156,12 @@ def test_single_bins_have_nothing_to_shift(annotated):
     assert dbio.get.state_enrichment(alone)["pvalue"].isna().all()
 
 
+def test_bins_of_several_widths_warn_about_distances(annotated):
+    annotated.obs.loc["b3", "end"] = 37
+    with pytest.warns(UserWarning, match="bins differ in width.*bins of 10 bases"):
+        dbio.tl.state_enrichment(annotated, anchors=REGIONS, flank=30)
+
+
 def bad(**changes):
     return REGIONS.assign(**changes)
 

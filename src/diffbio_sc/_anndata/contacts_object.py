@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from diffbio_sc.genome.contact_map import ContactMap
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -67,3 +69,14 @@ def contacts_object(
     result.obsp[key] = symmetric(upper) if storage == "symmetric" else upper
     result.uns[f"{key}_storage"] = {"storage": storage}
     return result
+
+
+def same_bins(left: ContactMap, right: ContactMap) -> bool:
+    """Whether two maps lie on the same bins."""
+    return (
+        left.n_bins == right.n_bins
+        and left.chrom_names == right.chrom_names
+        and bool((left.chrom == right.chrom).all())
+        and bool((left.start == right.start).all())
+        and bool((left.end == right.end).all())
+    )

@@ -122,7 +122,7 @@ class MarkRows:
             If a value is infinite.
         """
         bins, marks = self.shape
-        largest, missing = np.zeros(marks), np.zeros(marks, np.int64)
+        largest, missing = np.full(marks, -np.inf), np.zeros(marks, np.int64)
         smallest_each = np.full(marks, np.inf)
         binary, whole, example = True, True, None
         for mark, offset, column in self._pieces():
@@ -135,7 +135,7 @@ class MarkRows:
                 place = int(np.flatnonzero(np.isinf(column))[0]) + offset
                 raise ValueError(f"values must be finite, found {column[place - offset]} in bin {self.order[place]}.")
             highest, lowest = float(values.max()), float(values.min())
-            largest[mark] = max(largest[mark], highest) if missing[mark] < offset + len(column) else highest
+            largest[mark] = max(largest[mark], highest)
             smallest_each[mark] = min(smallest_each[mark], lowest)
             other = (values != 0) & (values != 1)
             if other.any():
@@ -149,7 +149,7 @@ class MarkRows:
             binary,
             whole,
             float(smallest_each[seen].min()) if seen.any() else 0.0,
-            largest,
+            np.where(seen, largest, 0.0),
             missing,
             seen & (smallest_each == largest),
             example,

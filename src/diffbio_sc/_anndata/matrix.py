@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class CountCheck(Step):
-    """Finds the first value of a block that is no count: (problem, row, column, value) or None."""
+    """Finds the first value of a block that is not a count: (problem, row, column, value) or None."""
 
     def __call__(self, start: int, block: Any) -> tuple[str, int, int, float] | None:
         """Look through one block."""
@@ -70,7 +70,7 @@ def survey_counts(
     name, layer_argument
         How messages call the object and the argument that names the layer.
     allow_fractional
-        Warn about values that are no whole numbers rather than refuse them.
+        Warn about values that are not whole numbers rather than refuse them.
     stacklevel
         Frame that a warning points to, as :func:`warnings.warn` counts.
 
@@ -83,7 +83,7 @@ def survey_counts(
     KeyError
         If the layer is missing.
     TypeError
-        If the object is no AnnData.
+        If the object is not an AnnData.
     ValueError
         If the matrix is empty or holds missing, infinite, negative or (unless allowed) non-integer values.
     """
@@ -102,7 +102,9 @@ def survey_counts(
     if np.dtype(matrix.dtype).kind not in "biuf":
         raise ValueError(f"{where} must hold raw counts, found values of dtype {matrix.dtype}.")
     counts = as_count_matrix(matrix)
-    with np.errstate(all="ignore"):  # a matrix that is no counts is refused below, whatever the steps made of it
+    with np.errstate(
+        all="ignore"
+    ):  # a matrix that does not hold counts is refused below, whatever the steps made of it
         found, *results = counts.reduce(CountCheck(), *steps)
     if found is not None:
         problem, row, column, value = found
@@ -120,7 +122,7 @@ def survey_counts(
 
 
 def require_anndata(adata: Any, name: str = "adata") -> None:
-    """Raise TypeError, saying what to pass instead, if ``adata`` is no AnnData."""
+    """Raise TypeError, saying what to pass instead, if ``adata`` is not an AnnData."""
     import os
 
     if hasattr(adata, "obs_names") and not hasattr(adata, "mod"):

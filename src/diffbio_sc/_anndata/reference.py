@@ -74,7 +74,7 @@ def read_reference(
     TypeError
         If the reference is neither an AnnData nor a data frame.
     ValueError
-        If values are no counts, there are fewer than two types, a type has no counts, or rows without
+        If values are not counts, there are fewer than two types, a type has no counts, or rows without
         ``cell_type_key`` seem to be cells.
     """
     if not isinstance(reference, pd.DataFrame):

@@ -1,4 +1,4 @@
-"""A region of the genome, as text or numbers, and the bins of a contact map in it."""
+"""A region of the genome, as text or numbers, and the bins and contacts of a map in it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffbio_sc._anndata.contacts import Contacts
+from diffbio_sc.engines.contacts_expected import expected_map
 
 _REGION = re.compile(r"^(?P<chrom>.+):(?P<start>[\d,_]+)-(?P<end>[\d,_]+)$")
 
@@ -50,3 +51,29 @@ def bins_of_region(region: Any, contacts: Contacts) -> slice:
     if high <= low:
         raise ValueError(f"the map has no bins in {chrom}:{first}-{last}.")
     return slice(low, high)
+
+
+def region_matrix(found: Contacts, bins: slice, values: str, weights: np.ndarray | None) -> np.ndarray:
+    """Symmetric matrix of a region of one chromosome."""
+    block: Any = found.map.counts[bins, bins].toarray()
+    matrix = block + np.triu(block, 1).T
+    if values == "counts":
+        return matrix
+    assert weights is not None
+    mine = weights[bins]
+    balanced = matrix * mine[:, None] * mine[None, :]
+    if values == "balanced":
+        return balanced
+    decay = _decay_of(found, bins, weights)
+    place = np.arange(len(mine))
+    expected = decay[np.abs(place[:, None] - place[None, :])]
+    expected = np.where(np.isfinite(balanced), expected, np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return expected if values == "expected" else balanced / expected
+
+
+def _decay_of(found: Contacts, bins: slice, weights: np.ndarray) -> np.ndarray:
+    name = found.map.chrom_names[found.map.chrom[bins.start]]
+    span = found.map.span(name)
+    (decay,) = expected_map(found.map.cis(name), weights[span])
+    return decay.value

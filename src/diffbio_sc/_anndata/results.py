@@ -33,7 +33,7 @@ def check_key(key: Any, argument: str = "key_added") -> str:
     Raises
     ------
     TypeError
-        If ``key`` is no text.
+        If ``key`` is not text.
     ValueError
         If it is empty, ``"."`` or ``".."``, or contains a slash, a backslash or a NUL character.
     """

@@ -100,7 +100,7 @@ def read_coordinates(adata: AnnData, key: str) -> np.ndarray:
 
 
 def _first_text(values: Any) -> str:
-    """First value that is no number, for a message."""
+    """First value that is not a number, for a message."""
     flat = np.asarray(values, dtype=object).ravel()
     bad = pd.isna(pd.to_numeric(pd.Series(flat, dtype=object), errors="coerce")).to_numpy()
     return f"{flat[int(np.flatnonzero(bad)[0])]!r}" if bad.any() else f"dtype {getattr(values, 'dtype', 'object')}"

@@ -79,7 +79,7 @@ class StateFit(NamedTuple):
     Attributes
     ----------
     model
-        Parameters, states in the order of :func:`order_states`.
+        Parameters, states in the order of :func:`order_states`, or of the model that training started from.
     log_likelihood
         Of all sequences.
     history
@@ -149,7 +149,7 @@ def fit_states(
     n_states: int,
     *,
     family: str = "bernoulli",
-    effort: Literal["fast", "default"] = "default",
+    effort: Literal["fast", "default"] | Effort = "default",
     max_steps: int = 400,
     tolerance: float = 1e-8,
     rng: np.random.Generator | int | None = 0,
@@ -166,7 +166,7 @@ def fit_states(
     family
         Family of emissions, one of :data:`diffbio_sc.numerics.chains.emissions.FAMILIES`.
     effort
-        How long to look for a good optimum, a key of :data:`EFFORTS`.
+        How long to look for a good optimum: a key of :data:`EFFORTS`, or numbers of one's own.
     max_steps
         Most EM steps of the last training.
     tolerance
@@ -174,16 +174,17 @@ def fit_states(
     rng
         Seed or generator of starts and moves.
     start
-        Train from this model alone: no starts, no moves.
+        Train from this model alone: no starts, no moves, and its states keep their order.
     """
     began = time.perf_counter()
     generator = np.random.default_rng(rng)
     spent, starts, moves = 0, {}, (0, 0)
+    given = start is not None
     positions = observations.n_positions
     if start is None:
         search = _part_to_search(observations, generator)
         sample = sample_bins(search)
-        chosen = EFFORTS[effort]
+        chosen = effort if isinstance(effort, Effort) else EFFORTS[effort]
         small = _START_TOLERANCE * search.n_positions
         candidates = []
         for name, model in _starts(sample, n_states, family, chosen, generator):
@@ -212,7 +213,7 @@ def fit_states(
         )
         spent, moves, start = spent + result.steps, (result.tried, result.kept), result.model
     final = fit(observations, start, max_steps=max_steps, tolerance=tolerance * positions)
-    model = order_states(final.parameters)
+    model = final.parameters if given else order_states(final.parameters)
     seconds = time.perf_counter() - began
     return StateFit(model, final.objective, final.history, final.converged, spent + final.steps, starts, moves, seconds)
 
@@ -291,14 +292,15 @@ def decode(observations: Observations, model: MarkovModel, *, top: int | None = 
                 best[where] = order
                 probability[where] = np.take_along_axis(found, order, 1)
 
-        found = forward_backward(model.initial, model.transition, source, size, visit)
+        block = observations.block_size(states)
+        found = forward_backward(model.initial, model.transition, source, size, visit, block=block)
         values[number] = found.log_likelihood
         if not np.isfinite(found.log_likelihood):
             raise ValueError(
                 f"the model cannot make sequence {number} ({size} bins): its probability is zero. A transition, start "
                 "or emission of exactly 0 forbids what the data show; give it a small probability instead."
             )
-        path[offset : offset + size] = viterbi(model.initial, model.transition, source, size)[0]
+        path[offset : offset + size] = viterbi(model.initial, model.transition, source, size, block=block)[0]
     return Decoded(state, path, posterior, best, probability, values)
 
 

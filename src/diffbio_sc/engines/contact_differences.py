@@ -16,6 +16,7 @@ from scipy import stats
 
 from diffbio_sc.genome.contact_map import ContactMap
 from diffbio_sc.numerics.counts.replicates import (
+    UNKNOWN_PRIOR_DF,
     Counts,
     GroupTest,
     LogRatios,
@@ -301,7 +302,11 @@ def _compare(name: str, collected: dict[str, Any], group: np.ndarray, settings: 
     inflation, null_share = _calibrate(reference, group, of_reference, variance)
     if name == "loops" and settings.dispersion is None:
         # Loops vary more between libraries than other squares do, with the share of noise in each.
-        inflation = max(inflation, excess_variance(observations, group, covariate, variance))
+        excess = excess_variance(observations, group, covariate, variance)
+        if excess > 1.0 and not variance.residual_df:
+            # Squares do not tell how much loops differ among themselves in it, and there are no replicates that do.
+            variance = variance._replace(prior_df=min(variance.prior_df, UNKNOWN_PRIOR_DF))
+        inflation = max(inflation, excess)
     test = compare_groups(observations, group, covariate, variance, inflation)
     qvalue = stats.false_discovery_control(test.pvalue) if len(test.pvalue) else test.pvalue
     return Comparison(place, counts, expected, tested, test, qvalue, variance, inflation, null_share)

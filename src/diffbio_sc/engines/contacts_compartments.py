@@ -10,10 +10,16 @@ from scipy.stats import rankdata
 
 from diffbio_sc.engines.contacts_expected import RegionDecay
 from diffbio_sc.genome.contact_map import ContactMap
-from diffbio_sc.numerics.genome.compartments import GAMMA, EigenPairs, cis_eigenvectors, trans_eigenvectors
+from diffbio_sc.numerics.genome.compartments import (
+    GAMMA,
+    EigenPairs,
+    cis_eigenvectors,
+    shrink,
+    trans_eigenvectors,
+)
 from diffbio_sc.numerics.genome.pixels import cis_rows, pixel_rows
 
-CONFIDENT = 2.0
+CONFIDENT = 3.0
 """Correlation with the track, in standard errors at the effective number of bins, from which a sign is trusted."""
 _FEWEST_OF_TRACK = 10
 
@@ -48,9 +54,20 @@ class Phasing:
 
 @dataclasses.dataclass(frozen=True)
 class MapCompartments:
-    """Compartments of all bins: vectors (bins, k), the chosen one first, positive for A; how each region was phased."""
+    """Compartments of all bins.
+
+    Attributes
+    ----------
+    vectors
+        Eigenvectors (bins, k), the chosen one first, positive for A.
+    shrunk
+        The chosen vector, each entry drawn to its neighbours as far as noise asks.
+    phasing
+        How each region was phased.
+    """
 
     vectors: np.ndarray
+    shrunk: np.ndarray
     phasing: list[Phasing]
 
 
@@ -69,7 +86,7 @@ def compartments_map(
 
     ``nearest`` is in bins, ``track`` has a value for each bin, NaN where it has none.
     """
-    vectors = np.full((contacts.n_bins, count), np.nan)
+    vectors, shrunk = np.full((contacts.n_bins, count), np.nan), np.full(contacts.n_bins, np.nan)
     phasing = []
     if contact == "trans":
         n = contacts.n_bins
@@ -89,7 +106,15 @@ def compartments_map(
         oriented, how = phase(name, pairs, None if track is None else track[first:last])
         vectors[first:last] = oriented.T
         phasing.append(how)
-    return MapCompartments(vectors, phasing)
+        # No chromosome tells about the next.
+        for start, stop in _runs(contacts.chrom[first:last]):
+            shrunk[first + start : first + stop] = shrink(oriented[0, start:stop], pairs.noise[how.chosen, start:stop])
+    return MapCompartments(vectors, shrunk, phasing)
+
+
+def _runs(codes: np.ndarray) -> list[tuple[int, int]]:
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(codes)) + 1, [len(codes)]])
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
 def phase(name: str, pairs: EigenPairs, track: np.ndarray | None) -> tuple[np.ndarray, Phasing]:

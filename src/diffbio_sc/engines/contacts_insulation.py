@@ -80,6 +80,8 @@ def insulation_map(
         span = slice(region.first, region.last)
         rows = cis_rows(contacts.counts, region.first, region.last, nearest)
         for k, window in enumerate(windows):
+            if window >= region.last - region.first:
+                continue
             if method == "cooltools":
                 scores[span, k], pixels = cooltools_insulation(rows, weights[span], window, nearest)
                 enough = pixels >= LEAST_VALID * pixels.max(initial=0)

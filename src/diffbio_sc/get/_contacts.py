@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.contacts import Contacts, read_contacts, read_weights
+from diffbio_sc._anndata.contacts import read_contacts, read_weights
 from diffbio_sc._anndata.contacts_object import bins_table
-from diffbio_sc._anndata.regions import bins_of_region
-from diffbio_sc.engines.contacts_expected import expected_map
+from diffbio_sc._anndata.regions import bins_of_region, region_matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,29 +76,3 @@ def contacts(
         pd.Categorical.from_codes(table.chrom[bins], list(table.chrom_names)), table.start[bins], table.end[bins]
     ).index
     return pd.DataFrame(matrix, index=names, columns=names)
-
-
-def region_matrix(found: Contacts, bins: slice, values: str, weights: np.ndarray | None) -> np.ndarray:
-    """Symmetric matrix of a region of one chromosome."""
-    block: Any = found.map.counts[bins, bins].toarray()
-    matrix = block + np.triu(block, 1).T
-    if values == "counts":
-        return matrix
-    assert weights is not None
-    mine = weights[bins]
-    balanced = matrix * mine[:, None] * mine[None, :]
-    if values == "balanced":
-        return balanced
-    decay = _decay_of(found, bins, weights)
-    place = np.arange(len(mine))
-    expected = decay[np.abs(place[:, None] - place[None, :])]
-    expected = np.where(np.isfinite(balanced), expected, np.nan)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return expected if values == "expected" else balanced / expected
-
-
-def _decay_of(found: Contacts, bins: slice, weights: np.ndarray) -> np.ndarray:
-    name = found.map.chrom_names[found.map.chrom[bins.start]]
-    span = found.map.span(name)
-    (decay,) = expected_map(found.map.cis(name), weights[span])
-    return decay.value

@@ -32,7 +32,7 @@ def spatial_genes(
 
     Returns
     -------
-    One row a gene: ``gene``, ``fsv``, ``fsv_se``, ``spatial_lengthscale``, ``spatial_pvalue``, ``spatial_padj``,
+    One row per gene: ``gene``, ``fsv``, ``fsv_se``, ``spatial_lengthscale``, ``spatial_pvalue``, ``spatial_padj``,
     ``spatial_score``, ``is_spatial``, and ``spatial_pattern`` once :func:`diffbio_sc.tl.spatial_patterns` has run.
     Sorted by p-value; p-values too small for a number by ``spatial_score``, -log10 p. Genes that were not tested come
     last. ``fsv``, ``fsv_se`` and ``spatial_lengthscale`` are missing if the test did not estimate them.
@@ -42,7 +42,7 @@ def spatial_genes(
     KeyError
         If there is no such result.
     ValueError
-        If ``n_top`` is no positive whole number.
+        If ``n_top`` is not a positive whole number.
 
     Examples
     --------

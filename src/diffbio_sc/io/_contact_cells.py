@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffbio_sc._anndata.contacts import read_contacts
+from diffbio_sc._anndata.contacts_object import same_bins
 from diffbio_sc.genome.contact_map import ContactMap
 from diffbio_sc.io._cooler_files import import_cooler, read_cooler
 
@@ -96,14 +97,3 @@ class ContactCells(Mapping[str, "AnnData"]):
                     f"not those of {first_name!r} ({first.n_bins} of {first.resolution} bp)."
                 )
             yield name, found
-
-
-def same_bins(left: ContactMap, right: ContactMap) -> bool:
-    """Whether two maps lie on the same bins."""
-    return (
-        left.n_bins == right.n_bins
-        and left.chrom_names == right.chrom_names
-        and bool((left.chrom == right.chrom).all())
-        and bool((left.start == right.start).all())
-        and bool((left.end == right.end).all())
-    )

@@ -69,10 +69,12 @@ def write_chromhmm_binary(
     (4, True)
     """
     from diffbio_sc._anndata.cell_types import read_cell_type_bins
+    from diffbio_sc._anndata.names import require_unique
 
     _, parts = read_cell_type_bins(adata, cell_type_key, axis=axis)
     tracks = parts[0].genome.signal(adata, layer)
     marks = [str(name) for name in parts[0].genome.track_names(adata)]
+    require_unique(marks, "names of marks", "ChromHMM knows marks by their names: rename them.")
     names = [part.name or cell_type for part in parts]
     for name in [*marks, *names, *parts[0].genome.chromosomes]:
         if set(name) & set("\t\r\n") or name == "":

@@ -66,7 +66,7 @@ def contact_decay(
     """
     import matplotlib.pyplot as plt
 
-    from diffbio_sc.get._expected import expected
+    from diffbio_sc.get import expected
 
     objects = adata if isinstance(adata, Mapping) else {"": adata}
     curves: dict[str, list[Any]] = {}

@@ -95,8 +95,7 @@ def contacts(
     from matplotlib.colors import LogNorm, TwoSlopeNorm
 
     from diffbio_sc._anndata.contacts import read_contacts, read_weights
-    from diffbio_sc._anndata.regions import bins_of_region
-    from diffbio_sc.get._contacts import region_matrix
+    from diffbio_sc._anndata.regions import bins_of_region, region_matrix
 
     if values not in ("balanced", "oe", "counts"):
         raise ValueError(f"values must be 'balanced', 'oe' or 'counts', found {values!r}.")

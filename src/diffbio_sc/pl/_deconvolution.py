@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._settings import settings
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc._anndata import read_labels
+from diffbio_sc.pl._figure import check_save, distinct_colors, show_or_save
 from diffbio_sc.pl._spatial_maps import draw_maps
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+
+_LEGEND_ROWS = 12
+_MANY_BARS = 2000
 
 
 def deconvolution(
@@ -25,6 +28,7 @@ def deconvolution(
     spatial_key: str = "spatial",
     n_columns: int = 4,
     size: float | None = None,
+    common_scale: bool = True,
     color_map: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -37,9 +41,10 @@ def deconvolution(
     adata
         Object that was deconvolved.
     kind
-        ``"maps"``: a map of each cell type's proportion, drawn by squidpy. ``"stacked"``: the composition of each spot
-        as a stacked bar, spots ordered by their largest type. ``"fit"``: goodness of fit of each spot against its
-        total abundance, and a histogram of the genes' platform effects.
+        ``"maps"``: a map of each cell type's proportion; the slides of the deconvolution's ``library_key`` lie side by
+        side. ``"stacked"``: the composition of each spot as a stacked bar, spots ordered by their largest type.
+        ``"fit"``: goodness of fit of each spot against its total abundance, and a histogram of the genes' platform
+        effects.
     cell_types
         Types to draw; default all, the most abundant first.
     key
@@ -49,7 +54,10 @@ def deconvolution(
     n_columns
         Maps in a row.
     size
-        Size of a spot in maps; default chosen from the distance between spots.
+        Width of a spot in maps, in units of the coordinates; default from the distance between spots.
+    common_scale
+        Whether all maps share one scale of colours, from 0 to the largest proportion drawn. Without it each map has a
+        colour bar of its own, which shows where rare types lie.
     color_map
         Colour map of maps; default ``settings.color_map``.
     ax
@@ -65,6 +73,8 @@ def deconvolution(
     ------
     KeyError
         If the result, a cell type or the coordinates are missing.
+    ValueError
+        If ``kind`` is unknown, ``n_columns`` is not a positive whole number, or coordinates are not finite.
 
     Examples
     --------
@@ -75,46 +85,77 @@ def deconvolution(
     """
     import matplotlib.pyplot as plt
 
+    if kind not in ("maps", "stacked", "fit"):
+        raise ValueError(f"kind must be 'maps', 'stacked' or 'fit', found {kind!r}.")
+    if isinstance(n_columns, bool) or not isinstance(n_columns, int | np.integer) or n_columns < 1:
+        raise ValueError(f"n_columns must be a whole number of at least 1, found {n_columns!r}.")
+    check_save(save)
     if key not in adata.obsm:
         raise KeyError(f"adata.obsm has no {key!r}: run diffbio_sc.tl.deconvolve; keys: {list(adata.obsm)}.")
     table = adata.obsm[key]
-    chosen = list(table.mean().sort_values(ascending=False).index) if cell_types is None else list(cell_types)
+    chosen = _by_abundance(table) if cell_types is None else _as_list(cell_types)
     missing = [name for name in chosen if name not in table.columns]
     if missing:
         raise KeyError(f"adata.obsm[{key!r}] has no cell types {missing}; types: {list(table.columns)}.")
     if kind == "maps":
+        slides, names = _slides(adata, key)
         axes = draw_maps(
-            adata, table[chosen], spatial_key=spatial_key, n_columns=n_columns, size=size, color_map=color_map, ax=ax
-        )
+            adata, table[chosen], label="proportion", spatial_key=spatial_key, slides=slides, slide_names=names,
+            n_columns=n_columns, size=size, color_map=color_map, scale="zero", together=0 if common_scale else 1, ax=ax,
+        )  # fmt: skip
         figure = axes[0].figure
     elif kind == "stacked":
         if ax is None:
-            _, ax = plt.subplots(figsize=(9, 3), layout="constrained")
+            columns = -(-len(chosen) // _LEGEND_ROWS)
+            _, ax = plt.subplots(figsize=(8 + 1.6 * columns, 3.2), layout="constrained")
         axes, figure = _stacked(table[chosen], ax), ax.figure
-    elif kind == "fit":
+    else:
         axes = _fit(adata, key)
         figure = axes[0].figure
-    else:
-        raise ValueError(f"kind must be 'maps', 'stacked' or 'fit', found {kind!r}.")
     show_or_save(figure, show, save)
     return axes
 
 
-def _stacked(table: pd.DataFrame, axis: Axes) -> Axes:
-    import matplotlib
+def _by_abundance(table: pd.DataFrame) -> list[str]:
+    return list(table.mean().sort_values(ascending=False).index)
 
+
+def _as_list(cell_types: Sequence[str]) -> list[str]:
+    return [cell_types] if isinstance(cell_types, str) else list(cell_types)
+
+
+def _slides(adata: AnnData, key: str) -> tuple[np.ndarray | None, list[str] | None]:
+    """Codes and names of the slides that were deconvolved."""
+    library_key = adata.uns.get(key, {}).get("params", {}).get("library_key")
+    if library_key is None or str(library_key) not in adata.obs:
+        return None, None
+    codes, names = read_labels(adata.obs, str(library_key), name="adata.obs")
+    return codes, names
+
+
+def _stacked(table: pd.DataFrame, axis: Axes) -> Axes:
     kept = table.dropna()
     values = kept.to_numpy()
-    largest = values.argmax(1)
-    values = values[np.lexsort((-values.max(1), largest))]
-    colors = matplotlib.colormaps[settings.palette](np.linspace(0, 1, max(values.shape[1], 2)))
-    bottom = np.zeros(len(values))
+    order = np.lexsort((-values.max(1), values.argmax(1)))
+    tops = np.cumsum(values[order], axis=1)
+    colors = distinct_colors(values.shape[1])
+    # Edges of the bars, each with the height of the bar to its right: one polygon for each type.
+    edges = np.arange(len(values) + 1) - 0.5
+    steps = np.concatenate([tops, tops[-1:]])
+    bottom = np.zeros(len(edges))
     for column, name in enumerate(table.columns):
-        axis.bar(np.arange(len(values)), values[:, column], bottom=bottom, width=1.0, color=colors[column], label=name)
-        bottom += values[:, column]
-    axis.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 1), xlabel="spots, by largest type", ylabel="proportion")
+        axis.fill_between(
+            edges, bottom, steps[:, column], step="post", color=colors[column], linewidth=0, label=name,
+            rasterized=len(values) > _MANY_BARS,
+        )  # fmt: skip
+        bottom = steps[:, column]
+    axis.set(xlim=(edges[0], edges[-1]), ylim=(0, 1), xlabel=f"{len(values)} spots, by largest type")
+    axis.set_ylabel("proportion")
     axis.set_xticks([])
-    axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
+    axis.legend(
+        loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small",
+        ncols=-(-values.shape[1] // _LEGEND_ROWS), handlelength=1.0, columnspacing=1.0,
+    )  # fmt: skip
     return axis
 
 
@@ -123,10 +164,11 @@ def _fit(adata: AnnData, key: str) -> list[Axes]:
 
     fit = adata.obs[f"{key}_fit"].to_numpy()
     effect = adata.var[f"{key}_log_platform_effect"].dropna().to_numpy()
+    found = np.isfinite(fit)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     abundance = adata.obsm[f"{key}_abundance"].sum(axis=1).to_numpy()
-    axes[0].scatter(np.maximum(abundance, 1e-3), fit, s=8, color="0.3", linewidth=0)
+    axes[0].scatter(np.maximum(abundance, 1e-3)[found], fit[found], s=8, color="0.3", linewidth=0)
     axes[0].set(xscale="log", xlabel="total abundance (cells)", ylabel="goodness of fit", title="spots")
     axes[1].hist(effect, bins=50, color="0.5")
-    axes[1].set(xlabel="log platform effect", ylabel="genes", title="genes")
+    axes[1].set(xlabel="log platform effect (natural log)", ylabel="genes", title="genes")
     return list(axes)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mudata import MuData
 
 _TRAINING, _VALIDATION, _PRIOR = "0.65", "#c23b22", "0.88"
+_SIDES = (3.2, 4.0, 5.0)  # inches that a map may take
+_LINE, _HANDLE, _LETTER = 0.16, 0.35, 0.065  # inches of a legend at its font size
 
 
 def multiomics_vae(
@@ -51,8 +53,8 @@ def multiomics_vae(
     kind
         ``"losses"``: the terms of the loss in each epoch, in training and on held-out cells; the dotted line is the
         epoch whose parameters were kept. ``"umap"``: neighbors and UMAP of the embedding, by scanpy. ``"weights"``: the
-        share of each modality in the embedding of the cells; as violins over the cells that have the modality, or, with
-        ``color``, as mean shares of each group, prior included.
+        share of each modality in the embedding of the cells: violins over the cells that have the modality, with median
+        and quartiles; or, with ``color``, mean shares of each group, prior included, with one standard deviation.
     terms
         Terms to draw: ``"loss"``, ``"kl"`` and names of modalities; default all.
     key
@@ -160,7 +162,7 @@ def _losses(
         axis.set(title=title, xlabel="epoch")
         axis.title.set_fontsize("medium")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("nats a cell")
+    axes[0].set_ylabel("nats per cell")
     axes[0].legend(frameon=False, fontsize="small", loc="upper right")
     return axes
 
@@ -183,13 +185,41 @@ def _shown(mdata: MuData | AnnData, colors: list[str]) -> AnnData:
     return shown
 
 
-def _legend_width(values: pd.Series) -> float:
-    """Inches that scanpy's legend or colour bar takes beside a map."""
+class _Legend(NamedTuple):
+    """Inches of a map with its legend: side of the map, width of the legend; columns, and letters of each name."""
+
+    side: float
+    width: float
+    columns: int = 1
+    letters: int = 0
+
+
+def _legend(values: pd.Series) -> _Legend:
+    """Room for a legend that is not wider than the map, which grows for it up to a limit; then names are cut."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-        return 0.8
-    names = values.dropna().astype(str).unique()
-    columns = 1 if len(names) <= 14 else 2 if len(names) <= 30 else 3
-    return columns * (0.5 + 0.085 * max(map(len, names), default=0))
+        return _Legend(_SIDES[0], 0.8)
+    names = [*values.dropna().astype(str).unique(), *(["NA"] if values.isna().any() else [])]
+    longest = max(map(len, names), default=0)
+    for side in _SIDES:
+        columns = -(-len(names) // int(side / _LINE)) or 1
+        width = columns * (_HANDLE + _LETTER * longest)
+        if width <= side:
+            return _Legend(side, width, columns, longest)
+    return _Legend(side, side, columns, max(int((side / columns - _HANDLE) / _LETTER), 6))
+
+
+def _draw_legend(axis: Axes, shown: AnnData, name: str, room: _Legend) -> None:
+    values = shown.obs[name]
+    entries = list(zip(values.cat.categories.astype(str), shown.uns[f"{name}_colors"], strict=False))
+    if values.isna().any():
+        entries.append(("NA", "lightgray"))
+    for label, color in entries:
+        short = label if len(label) <= room.letters else f"{label[: room.letters - 1]}…"
+        axis.scatter([], [], color=color, label=short, s=25)
+    axis.legend(
+        frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, ncols=room.columns,
+        handletextpad=0.2, columnspacing=0.8, labelspacing=0.3,
+    )  # fmt: skip
 
 
 def _column(mdata: MuData | AnnData, name: str) -> Any:
@@ -230,14 +260,18 @@ def _map(mdata: MuData | AnnData, key: str, basis: str | None, n_neighbors: int,
 def _maps(shown: AnnData, colors, weights, n_columns, size, color_map, ax) -> list[Axes]:
     import scanpy as sc
 
-    axes = _panels([3.2 + _legend_width(shown.obs[name]) for name in colors], n_columns, 3.4, ax)
+    rooms = [_legend(shown.obs[name]) for name in colors]
+    side = max(room.side for room in rooms)
+    axes = _panels([side + room.width for room in rooms], n_columns, side + 0.2, ax)
     size = min(120_000 / shown.n_obs, 60.0) if size is None else size  # scanpy's rule covers a map of few cells
-    for axis, name in zip(axes, colors, strict=True):
+    for axis, name, room in zip(axes, colors, rooms, strict=True):
         sc.pl.umap(
             shown, color=name, ax=axis, show=False, size=size, color_map=color_map or settings.color_map,
-            title=f"weight of {weights[name]}" if name in weights else name,
+            title=f"weight of {weights[name]}" if name in weights else name, legend_loc=None,
             vmin=0 if name in weights else None, vmax=1 if name in weights else None,
         )  # fmt: skip
+        if room.letters:
+            _draw_legend(axis, shown, name, room)
     return axes
 
 
@@ -258,18 +292,22 @@ def _weights(mdata, key: str, colors: list[str], ax: Axes | None) -> Axes:
             if len(values):
                 body = ax.violinplot([values], [place], widths=0.8, showextrema=False)["bodies"][0]
                 body.set(facecolor=palette[place], alpha=0.6)
+                ax.vlines(place, *np.quantile(values, (0.25, 0.75)), color="0.2", linewidth=3)
                 ax.plot([place], [np.median(values)], "o", color="white", markeredgecolor="0.2", markersize=5)
-        ax.set_xticks(range(len(names)), names)
-        ax.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1), ylabel="share in the embedding of a cell")
+        ax.set_xticks(range(len(names)), [f"{name}\n{int((table[name] > 0).sum()):,} cells" for name in names])
+        ax.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1), ylabel="share in each cell's embedding")
         return ax
     groups = pd.Series(_column(mdata, colors[0]), index=table.index)
     if pd.api.types.is_numeric_dtype(groups) and not pd.api.types.is_bool_dtype(groups):
         raise ValueError(
             f"{colors[0]!r} holds numbers, color= of kind 'weights' takes groups: make it categorical first."
         )
-    means = table.fillna(0.0).groupby(groups, observed=True).mean()
+    shares = table.fillna(0.0).groupby(groups, observed=True)
     # Largest share of the first modality on top.
-    means = means.sort_values(names[0])
+    means = shares.mean().sort_values(names[0])
+    number = shares.size().loc[means.index]
+    # How much the cells of a group differ, at the end of each modality's bar.
+    spread = table.fillna(0.0).cumsum(axis=1).groupby(groups, observed=True).std().loc[means.index].fillna(0.0)
     if ax is None:
         _, ax = plt.subplots(figsize=(6, 1.0 + 0.24 * len(means)), layout="constrained")
     left = np.zeros(len(means))
@@ -278,8 +316,14 @@ def _weights(mdata, key: str, colors: list[str], ax: Axes | None) -> Axes:
         if label != "prior" or widths.max() > 1e-6:
             ax.barh(np.arange(len(means)), widths, left=left, height=0.85, color=color, label=label)
             left = left + widths
-    ax.set_yticks(np.arange(len(means)), means.index.astype(str))
-    ax.set(xlim=(0, 1), ylim=(-0.6, len(means) - 0.4), xlabel="mean share in the embedding")
-    ax.set_ylabel(colors[0], labelpad=8)
+            if label != "prior":
+                half = spread[label].to_numpy()
+                ax.hlines(np.arange(len(means)), left - half, left + half, color="0.15", linewidth=1.2)
+    labels = [f"{name} ({count:,})" for name, count in zip(means.index.astype(str), number, strict=True)]
+    ax.set_yticks(np.arange(len(means)), labels)
+    ax.set(
+        xlim=(0, 1), ylim=(-0.6, len(means) - 0.4), xlabel="mean share in the embedding; lines: ± 1 standard deviation"
+    )
+    ax.set_ylabel(f"{colors[0]} (cells)", labelpad=8)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
     return ax

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, show_or_save
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -65,7 +65,7 @@ def spatial_genes(
     size
         Size of a spot in maps, in units of the coordinates; default from the distance between spots.
     color_map
-        Colour map of maps; default ``settings.color_map``.
+        Colour map of maps; default ``settings.color_map``, for patterns (which are signed) blue to red.
     covariates
         Covariates of the test, for ``"qq"``; default: what the test regressed out. A table that was given to the test
         must be given again.
@@ -78,7 +78,7 @@ def spatial_genes(
 
     Returns
     -------
-    The axes, or a list of them for maps and patterns (for maps two a gene, expression first).
+    The axes, or a list of them for maps and patterns (for maps two for each gene, expression first).
 
     Raises
     ------
@@ -86,7 +86,7 @@ def spatial_genes(
         If the result, a gene, a layer or the coordinates are missing.
     ValueError
         If ``kind`` is unknown, a gene was not tested, no fraction of spatial variance was estimated (volcano), or
-        ``n_top`` or ``n_columns`` is no positive whole number.
+        ``n_top`` or ``n_columns`` is not a positive whole number.
 
     Notes
     -----
@@ -111,6 +111,7 @@ def spatial_genes(
             raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}.")
     if ax is not None and kind in ("maps", "patterns"):
         raise ValueError(f"ax= is for kind 'volcano' and 'qq'; kind {kind!r} draws several axes.")
+    check_save(save)
     record = adata.uns.get(patterns_key if kind == "patterns" else key, {}).get("params", {})
     spatial_key = spatial_key or str(record.get("spatial_key", "spatial"))
     layer = layer or record.get("layer")
@@ -204,10 +205,13 @@ def _name_points(axis: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> 
         taken.append(box)
 
 
-def _slides(adata: AnnData, library_key: str | None) -> np.ndarray | None:
-    from diffbio_sc._anndata import read_slides
+def _slides(adata: AnnData, library_key: str | None) -> tuple[np.ndarray | None, list[str] | None]:
+    """Codes and names of the slides that were tested."""
+    from diffbio_sc._anndata import read_labels, read_slides
 
-    return None if library_key is None else read_slides(adata, str(library_key))
+    if library_key is None:
+        return None, None
+    return read_slides(adata, str(library_key)), read_labels(adata.obs, str(library_key), name="adata.obs")[1]
 
 
 def _patterns(adata, patterns_key, spatial_key, library_key, n_columns, size, color_map) -> list[Axes]:
@@ -218,13 +222,14 @@ def _patterns(adata, patterns_key, spatial_key, library_key, n_columns, size, co
             f"adata.obsm has no {patterns_key!r}: run diffbio_sc.tl.spatial_patterns first; keys: {list(adata.obsm)}."
         )
     table = adata.obsm[patterns_key]
+    slides, names = _slides(adata, library_key)
     sizes = adata.uns.get(patterns_key, {}).get("n_genes")
     titles = [f"pattern {name}" for name in table.columns]
     if sizes is not None:
         titles = [f"{title} ({size} genes)" for title, size in zip(titles, sizes, strict=True)]
     return draw_maps(
-        adata, table, spatial_key=spatial_key, slides=_slides(adata, library_key), titles=titles, n_columns=n_columns,
-        size=size, color_map=color_map, smallest=None,
+        adata, table, label="standard deviations", spatial_key=spatial_key, slides=slides, slide_names=names,
+        titles=titles, n_columns=n_columns, size=size, color_map=color_map, scale="signed", together=0,
     )  # fmt: skip
 
 
@@ -238,7 +243,7 @@ def _maps(adata, chosen: pd.DataFrame, params, spatial_key, layer, key, n_column
 
     names = list(chosen.index)
     columns = adata.var_names.get_indexer(names)
-    slides = _slides(adata, params.get("library_key"))
+    slides, slide_names = _slides(adata, params.get("library_key"))
     coordinates = read_coordinates(adata, spatial_key)
     fractional = bool(params.get("allow_fractional", False))
     counts, (totals,) = survey_counts(adata, RowSums(), layer=layer, allow_fractional=fractional)
@@ -259,8 +264,8 @@ def _maps(adata, chosen: pd.DataFrame, params, spatial_key, layer, key, n_column
     titles = [title for name in names for title in (name, f"{name}, smooth")]
     table = pd.DataFrame(values, index=adata.obs_names, columns=range(values.shape[1]))
     return draw_maps(
-        adata, table, spatial_key=spatial_key, slides=slides, titles=titles, n_columns=max(n_columns // 2 * 2, 2),
-        size=size, color_map=color_map, smallest=None,
+        adata, table, label="log1p of counts", spatial_key=spatial_key, slides=slides, slide_names=slide_names,
+        titles=titles, n_columns=max(n_columns // 2 * 2, 2), size=size, color_map=color_map, together=2,
     )  # fmt: skip
 
 
@@ -281,7 +286,7 @@ def _permuted_scores(adata, table: pd.DataFrame, params, spatial_key, layer, cov
 
     generator = as_generator(rng)
     coordinates = read_coordinates(adata, spatial_key)
-    slides = _slides(adata, params.get("library_key"))
+    slides, _ = _slides(adata, params.get("library_key"))
     nuisance = read_test_covariates(adata, params, covariates)
     complete = np.ones(adata.n_obs, bool) if nuisance is None else np.isfinite(nuisance).all(1)
     depth = None if params.get("total_counts_key") is None else _depth(adata, params, np.empty(0))

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffbio_sc._anndata.cell_types import read_cell_type_bins
 from diffbio_sc._anndata.matrix import read_counts
+from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import ChromSizes
@@ -147,6 +148,7 @@ def binarize(
     read_counts(data, layer=layer)
     side, parts = read_cell_type_bins(data, cell_type_key, axis=axis)
     names = [str(name) for name in parts[0].genome.track_names(data)]
+    require_unique(names, "names of marks", "Rename them, or sum the tracks of one mark.")
     controls = _track_controls(control, names)
     tracks = parts[0].genome.signal(data, layer)
     values = np.zeros((len(names), data.shape[0 if side == "obs" else 1]), np.uint8)

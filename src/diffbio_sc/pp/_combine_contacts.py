@@ -63,8 +63,9 @@ def combine_contacts(maps: Mapping[str, AnnData], *, key: str = "contacts", pool
     counts = {}
     for name, place in places.items():
         upper = found[name].map.counts.tocoo()
-        # Bins of every map are in genomic order, so that the upper triangle stays the upper one.
-        pair = (place[upper.row], place[upper.col])
+        one, two = place[upper.row], place[upper.col]
+        # Chromosomes may come in another order in this map: pairs between them then change sides.
+        pair = (np.minimum(one, two), np.maximum(one, two))
         counts[name] = sp.csr_array(sp.coo_array((upper.data, pair), shape=(size, size)))
     total = sp.csr_array(sum(counts.values()))
     result = contacts_object(frame, total, storage="symmetric")

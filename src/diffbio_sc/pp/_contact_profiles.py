@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_contacts
+from diffbio_sc._anndata.contacts_object import same_bins
 from diffbio_sc._anndata.results import make_record
-from diffbio_sc.io._contact_cells import ContactCells, same_bins
+from diffbio_sc.io import ContactCells
 from diffbio_sc.numerics.genome.contact_cells import cell_profile, distance_edges
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, stored_name
+from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, default_colors, stored_name
 from diffbio_sc._anndata.marks import MarkData, choose_emission, read_marks
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._logging import logger
@@ -299,11 +299,11 @@ def _named(chain: MarkovModel, data: MarkData, given: ChromatinStateModel | None
         found = found.rename(given.states, given.colors)
     if found.colors:
         return found
-    if found.emission_kind == "bernoulli":
-        return found.rename(found.states, name_states(found)[1])
-    from diffbio_sc._anndata.chromatin_states import default_colors
-
-    return found.rename(found.states, default_colors(found.n_states))
+    try:
+        colors = name_states(found)[1]
+    except ValueError:  # counts and signal, or none of the marks that kinds of states are known by
+        colors = default_colors(found.n_states)
+    return found.rename(found.states, colors)
 
 
 def _write(adata, data: MarkData, decoded, states: list[str], decode: str, key: str, record: Mapping[str, Any]) -> None:

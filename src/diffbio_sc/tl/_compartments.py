@@ -81,11 +81,13 @@ def compartments(
     None, or the copy, with these fields; bins along ``obs``:
 
     `.obs["compartment"]` : float64
-        Oriented eigenvector, positive in A; its root mean square over a region, weighted, is 1. NaN for bins left out.
+        From -1 (B) to 1 (A): tanh of the chosen eigenvector, in units of its root mean square, each entry drawn to its
+        neighbours as far as counting noise asks; on a deep map it stays as it is. NaN for bins left out.
     `.obs["compartment_label"]` : category
         ``"A"`` or ``"B"`` where a region's sign is confident, otherwise missing.
     `.obsm["X_compartment"]` : float64
-        All vectors (bins, n_vectors), the chosen one first.
+        The eigenvectors themselves (bins, n_vectors), the chosen one first; the root mean square of each over a region,
+        weighted, is 1.
     `.uns["compartments"]` : dict
         ``params``, ``version``, ``report``, ``phasing_track`` (its name) and ``regions``, a table: ``region``,
         ``eigenvalue_1`` ..., ``chosen`` (rank of the chosen vector), ``correlation`` (Spearman, with the track),
@@ -170,7 +172,7 @@ def compartments_fields(
     spans = [(0, contacts.map.n_bins)] if contact == "trans" else [(d.first, d.last) for d in balanced.decays]
     for (first, last), how in zip(spans, result.phasing, strict=True):
         confident[first:last] = how.confident
-    vector = result.vectors[:, 0]
+    vector = np.tanh(result.shrunk)
     code = np.where(np.isfinite(vector) & confident, (vector <= 0).astype(np.int8), np.int8(-1))
     columns = {
         f"{prefix}compartment": contacts.to_axis(vector),

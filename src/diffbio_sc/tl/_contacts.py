@@ -32,7 +32,7 @@ def contacts(
     ignore_diags: int = 2,
     breaks: Breaks = None,
     windows: Sequence[int] | None = None,
-    fdr: float = 0.1,
+    fdr: float = 0.05,
     max_distance: int = MAX_DISTANCE,
     copy: bool = False,
 ) -> AnnData | None:

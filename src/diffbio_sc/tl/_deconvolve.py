@@ -67,10 +67,12 @@ def deconvolve(
     Parameters
     ----------
     adata
-        Spots by genes, raw counts; numpy, CSR, CSC, backed or dask. Read in blocks of rows.
+        Spots by genes, raw counts; numpy, CSR, CSC, backed or dask, of any numeric type. Read three times in blocks of
+        spots (once more with ``smoothing``).
     reference
         Single cells by genes with raw counts, labelled in ``.obs[cell_type_key]``; or profiles, types by genes, as a
-        DataFrame or (``cell_type_key=None``) an AnnData. Profiles in counts a cell give fractions of cells.
+        DataFrame or (``cell_type_key=None``, at most 100 types) an AnnData. Profiles in counts per cell give fractions
+        of cells.
     cell_type_key
         Column of ``reference.obs`` with the cell types. Cells without a label are left out.
     batch_key
@@ -82,7 +84,7 @@ def deconvolve(
     n_top_genes
         About how many genes to choose. All usable genes (5 counts on both sides) are used if there are fewer.
     fraction_of
-        ``"cells"``: fractions of cells, weighing types by their mean counts a cell in the reference. ``"rna"``:
+        ``"cells"``: fractions of cells, weighing types by their mean counts per cell in the reference. ``"rna"``:
         fractions of RNA.
     platform_effect
         Whether to estimate a factor for each gene between the two platforms.
@@ -91,12 +93,13 @@ def deconvolve(
     library_key
         Column of ``adata.obs`` with the slide of each spot: each slide gets its own platform effect.
     smoothing
-        Strength of the pull to the mean of the six nearest spots of the same slide; 0 is off, 0.1 is moderate.
+        Strength of the pull toward the mean of the six nearest spots of the same slide; 0 is off, 0.1 is moderate.
     spatial_key
         Coordinates in ``adata.obsm``, for ``smoothing``.
     n_cells_key
         Column of ``adata.obs`` with the cells in each spot, from nuclei counts for example. Spots of few cells are then
-        expected to hold few types, and abundances are in cells.
+        expected to hold few types, and abundances are in cells. Spots where it is 0 or missing go by how often types
+        are present over all spots, with a warning.
     min_counts
         Spots with fewer counts get missing values.
     allow_fractional
@@ -104,9 +107,10 @@ def deconvolve(
     reconstruct
         Whether to write the expected counts as a layer.
     key_added
-        Prefix of the keys written.
+        Prefix of the keys written, without ``/``.
     rng
-        Seed or generator, of the sample of spots that signatures are refined on (slides of over 2000 spots).
+        Seed or numpy generator, for the sample of spots that signatures are refined on (slides of over 2000 spots);
+        None draws anew in every run.
     copy
         Return a copy instead of writing into ``adata``.
 
@@ -137,8 +141,14 @@ def deconvolve(
     KeyError
         If a key or layer is missing.
     ValueError
-        If values are no counts, names are duplicated, fewer than 10 genes are shared, there are fewer than two types,
-        or an argument is out of range. Nothing has been written then.
+        If values are not counts, names are duplicated, fewer than 10 genes are shared, there are fewer than two types,
+        cells come without ``cell_type_key``, or an argument is out of range. Nothing has been written then.
+
+    Warns
+    -----
+    UserWarning
+        If fewer than half of the gene names of the shorter side are shared, types have few cells, or spots have few
+        counts or no number of cells.
 
     Examples
     --------

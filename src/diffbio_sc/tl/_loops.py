@@ -24,7 +24,7 @@ _BACKGROUNDS = ("donut", "lower_left", "horizontal", "vertical")
 def loops(
     adata: AnnData,
     *,
-    fdr: float = 0.1,
+    fdr: float = 0.05,
     min_enrichment: float = ENRICHMENT,
     min_distance: int | None = None,
     max_distance: int = MAX_DISTANCE,

@@ -59,12 +59,14 @@ def spatial_genes(
     by score tests at lengthscales from the distance of neighbours to half the tissue, combined into one p-value
     :cite:p:`Sun2020,Kats2021`. The fraction of spatial variance and the lengthscale are those of a Gaussian process
     fitted to the gene by restricted maximum likelihood :cite:p:`Svensson2018`. The operator
-    :class:`~diffbio_sc.operators.multiomics.DifferentiableSpatialGeneDetector` is the differentiable twin.
+    :class:`~diffbio_sc.operators.multiomics.DifferentiableSpatialGeneDetector` is the differentiable twin; its page
+    says how closely both agree.
 
     Parameters
     ----------
     adata
-        Spots or cells by genes, raw counts; numpy, CSR, CSC, backed or dask. Genes are read in blocks.
+        Spots or cells by genes, raw counts; numpy, CSR, CSC, backed or dask, of any numeric type. Read twice
+        in blocks (three times with ``smooth``).
     spatial_key
         Coordinates in ``adata.obsm``, in 2 or 3 dimensions.
     layer
@@ -93,10 +95,11 @@ def spatial_genes(
     allow_fractional
         Accept fractional counts (volume-normalised, for example) with a warning.
     key_added
-        Key of the record in ``adata.uns``. Columns have the names below for the default key, and
+        Key of the record in ``adata.uns``, without ``/``. Columns have the names below for the default key, and
         ``f"{key_added}_"`` in front for others.
     rng
-        Seed or generator, of the sample of spots for the variance of large tissues.
+        Seed or numpy generator, for the sample of spots on which the variance of large tissues is estimated; None draws
+        anew in every run.
     copy
         Return a copy instead of writing into ``adata``.
 
@@ -128,7 +131,7 @@ def spatial_genes(
     KeyError
         If a key, layer or column is missing.
     ValueError
-        If values are no counts, coordinates are missing or all equal, there are fewer than 10 usable spots, names are
+        If values are not counts, coordinates are missing or all equal, there are fewer than 10 usable spots, names are
         duplicated, or an argument is out of range. Nothing has been written then.
 
     Examples

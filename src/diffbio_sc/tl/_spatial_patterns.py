@@ -76,9 +76,9 @@ def spatial_patterns(
         Patterns are fitted on this many of the significant genes, those with the smallest p-values; the others are then
         assigned to them.
     key_added
-        Name of the results; see below.
+        Name of the results, without ``/``; see below.
     rng
-        Seed or generator, of the starts of the fit.
+        Seed or numpy generator, for the starts of the fit; None draws anew in every run.
     copy
         Return a copy instead of writing into ``adata``.
 
@@ -102,7 +102,7 @@ def spatial_patterns(
     KeyError
         If the test has not been run, or a key or layer is missing.
     ValueError
-        If values are no counts, fewer than two genes are significant, there are more patterns than genes, or an
+        If values are not counts, fewer than two genes are significant, there are more patterns than genes, or an
         argument is out of range. Nothing has been written then.
 
     Notes

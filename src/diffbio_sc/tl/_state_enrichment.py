@@ -325,6 +325,12 @@ def _neighborhood(
     genome = part.genome
     table, order = genome.table, genome.order
     width = genome.width or int(np.median(table["end"] - table["start"]))
+    if genome.width is None:
+        warnings.warn(
+            f"bins differ in width; distances from anchors are counted in bins of {width} bases, the median.",
+            UserWarning,
+            stacklevel=4,
+        )
     reach = flank // width
     sequence = np.zeros(len(order), np.int64)
     sequence[genome.breaks] = 1

@@ -1,12 +1,13 @@
 """Adam on the vectors of a training run: rates by part, schedules, clipping and averaged weights.
 
 The arithmetic of Adam is optax's. Beside it stands here what ``optax.flatten`` and optax's own wrappers do not give,
-each for a reason that ``benchmarks/training.py adam`` measures:
+each for a reason that ``benchmarks/training.py adam`` measures (multi-omics VAE of 600 + 900 features, CPU seconds):
 
-- The *parameters*, not their gradients alone, stay one vector for each type of number from step to step.
-  ``optax.flatten`` flattens and cuts up again in every step, and the loop then carries every parameter apart.
-- Rates by part are data, one number for each part. ``optax.partition`` runs one optimiser for each part, and every
-  rate is a constant of the compiled code: other rates compile anew.
+- The *parameters*, not their gradients alone, stay one vector for each type of number from step to step:
+  ``optax.flatten`` cuts its vector up again in every step, and the loop carries every parameter apart. The first epoch
+  takes 5.6 s; 6.5 s with ``optax.flatten(optax.adam(rate))``, which has one rate for all, 8.6 s with ``optax.adam``.
+- Rates by part are data, one number for each part: a fit at other rates finds its code, .1 s, where every rate of an
+  optax optimiser is a constant of the code, which is compiled anew, 6.1 and 7.4 s.
 - A schedule is evaluated on the host for the steps of an epoch, so that any schedule meets the same compiled code.
 """
 

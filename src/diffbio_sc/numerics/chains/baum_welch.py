@@ -26,6 +26,7 @@ __all__ = ["MarkovModel", "Observations", "expect", "fit", "log_likelihoods", "m
 _FEWEST_REPEATS = 4
 _COMPRESSIBLE_PATTERNS = 4096
 _SMALLEST = 1e-12
+_BLOCK_BYTES = 2**24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,14 +141,10 @@ class Observations:
         ]
         return Observations(self.rows, lengths, index=self.index, compress=self.compressed is not None)
 
-    def blocks(self, size: int = 65_536):
-        """Yield (dense rows, weight of each row) over all positions, or over the distinct rows with their counts."""
-        if self.counts is not None:
-            yield self.distinct, self.counts
-            return
-        for start in range(0, self.n_positions, size):
-            rows = dense_rows(self.rows[start : start + size])
-            yield rows, np.ones(len(rows))
+    def block_size(self, states: int) -> int:
+        """Positions of which messages, and where rows do not repeat the rows too, take little memory."""
+        width = states if self.index is not None else max(states, self.n_marks)
+        return max(_BLOCK_BYTES // (8 * width), 256)
 
     def log_likelihood_source(self, emission: Emission, sequence: int) -> Callable[[int, int], np.ndarray]:
         """Return a function that gives the log-likelihoods of positions of one sequence."""
@@ -155,7 +152,17 @@ class Observations:
         if self.index is not None:
             index, table = self.index, emission.log_likelihood(self.distinct)
             return lambda start, stop: table[index[offset + start : offset + stop]]
-        return lambda start, stop: emission.log_likelihood(dense_rows(self.rows[offset + start : offset + stop]))
+        kept: dict[tuple[int, int], np.ndarray] = {}
+
+        def rows(start: int, stop: int) -> np.ndarray:
+            # Blocks are asked for forward and then backward: the last one need not be worked out twice.
+            if (start, stop) not in kept:
+                kept.clear()
+                block = dense_rows(self.rows[offset + start : offset + stop])
+                kept[start, stop] = emission.log_likelihood(block)
+            return kept[start, stop]
+
+        return rows
 
 
 def expect(
@@ -210,7 +217,8 @@ def _expect_streamed(observations, model, weights):
             emission_sums = part if emission_sums is None else emission_sums + part
 
         source = observations.log_likelihood_source(model.emission, number)
-        found = forward_backward(model.initial, model.transition, source, int(length), visit)
+        block = observations.block_size(states)
+        found = forward_backward(model.initial, model.transition, source, int(length), visit, block=block)
         total += weight * found.log_likelihood
         initial += weight * found.initial
         transitions += weight * found.transitions
@@ -232,7 +240,8 @@ def log_likelihoods(observations: Observations, model: MarkovModel) -> np.ndarra
     for number in np.flatnonzero(~np.isfinite(result)):
         source = observations.log_likelihood_source(model.emission, int(number))
         length = int(observations.lengths[number])
-        result[number] = log_likelihood(model.initial, model.transition, source, length)
+        block = observations.block_size(model.n_states)
+        result[number] = log_likelihood(model.initial, model.transition, source, length, block=block)
     return result
 
 

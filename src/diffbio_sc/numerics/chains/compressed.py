@@ -34,8 +34,8 @@ __all__ = ["CompressedChains", "Tokens", "compress"]
 _LANES = 8
 _TABLE_BYTES = 2**28
 _FAST: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
-# A message is scaled up only when its sum falls below this: that keeps the division off the chain of dependences.
-_SMALL = 1e-100
+# A message is scaled only when its sum leaves this range: that keeps the division off the chain of dependences.
+_SMALL, _LARGE = 1e-100, 1e100
 
 
 class Tokens(NamedTuple):
@@ -331,7 +331,7 @@ def _kernels(width: int) -> _Kernels:
             total = 0.0
             for j in range(width):
                 total += new[j]
-            if total < _SMALL:
+            if total < _SMALL or total > _LARGE:
                 if total <= 0.0:
                     return -np.inf
                 log_scale += np.log(total)
@@ -367,7 +367,7 @@ def _kernels(width: int) -> _Kernels:
             total = 0.0
             for i in range(width):
                 total += new[i]
-            factor = 1.0 / total if total < _SMALL else 1.0
+            factor = 1.0 / total if total < _SMALL or total > _LARGE else 1.0
             for i in range(width):
                 beta[i] = new[i] * factor
         likelihood = 0.0

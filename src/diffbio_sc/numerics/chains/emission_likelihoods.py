@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.scipy.special import gammaln, logsumexp
 from jaxtyping import Array, Bool, Float
 
+from diffbio_sc.numerics.counts import likelihoods as count_likelihoods
+
 __all__ = ["bernoulli", "gaussian", "multinomial", "negative_binomial", "poisson"]
 
 Values = Float[Array, "T M"]
@@ -19,6 +21,7 @@ Parameter = Float[Array, "K M"]
 Rows = Float[Array, "T K"]
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+_NOTHING = -1e4  # logarithm of a mean that is nothing
 
 
 def bernoulli(values: Values, known: Known, logits: Parameter) -> Rows:
@@ -35,16 +38,12 @@ def poisson(values: Values, known: Known, log_mean: Parameter) -> Rows:
 
 def negative_binomial(values: Values, known: Known, log_mean: Parameter, log_dispersion: Parameter) -> Rows:
     """Counts of variance mean + dispersion mean^2."""
-    values, seen = _seen(values, known)
+    values, _ = _seen(values, known)
 
     def of_state(state):
         log_m, log_a = state
-        size = jnp.exp(-log_a)
-        log_ratio = jax.nn.softplus(log_m + log_a)  # log(1 + a m)
-        # The rising factorial of the size: gammaln(x + r) - gammaln(r), which is 0 for a count of 0.
-        rising = gammaln(values + size) - gammaln(size)
-        terms = rising - gammaln(values + 1.0) + values * (log_m + log_a) - (values + size) * log_ratio
-        return (seen * terms).sum(-1)
+        # A count of 0 is certain where the mean is nothing: so a missing value adds nothing.
+        return count_likelihoods.negative_binomial(values, jnp.where(known, log_m, _NOTHING), -log_a)
 
     return jax.lax.map(of_state, (log_mean, log_dispersion)).T
 

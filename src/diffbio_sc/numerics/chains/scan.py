@@ -77,10 +77,11 @@ def forward_backward(
     first = np.zeros(states)
     for number in range(len(borders) - 1, -1, -1):
         start, stop = sweep.bounds(number)
-        scaled, _ = sweep.scaled(start, stop)
-        messages = sweep.messages[: stop - start + 1]
-        messages[0] = borders[number]
-        sweep.kernels.forward(scaled, sweep.start, sweep.padded, messages, start == 0)
+        messages, scaled = sweep.messages[: stop - start + 1], sweep.buffer[: stop - start]
+        if number < len(borders) - 1:  # of the last block the first pass has left both
+            scaled, _ = sweep.scaled(start, stop)
+            messages[0] = borders[number]
+            sweep.kernels.forward(scaled, sweep.start, sweep.padded, messages, start == 0)
         posterior = sweep.posterior[: stop - start]
         sweep.kernels.backward(scaled, sweep.turned, messages, beta, raw, posterior, start == 0)
         if start == 0:
@@ -157,12 +158,12 @@ class _Sweep:
 
     def scaled(self, start: int, stop: int) -> tuple[np.ndarray, float]:
         """Likelihoods of a block over the largest of each position, and the sum of the logarithms of those."""
-        rows = self.log_likelihoods(start, stop)
-        highest = rows.max(1)
-        highest = np.where(np.isfinite(highest), highest, 0.0)
+        rows = np.ascontiguousarray(self.log_likelihoods(start, stop), np.float64)
         scaled = self.buffer[: stop - start]
-        np.exp(rows - highest[:, None], out=scaled[:, : self.states])
-        return scaled, float(highest.sum())
+        total = _lower_to_zero(rows, scaled)
+        inside = scaled[:, : self.states]
+        np.exp(inside, out=inside)
+        return scaled, float(total)
 
     def forward(self) -> tuple[float, list[np.ndarray]]:
         """Log-likelihood, and the message before each block."""
@@ -251,6 +252,22 @@ def _kernels(width: int) -> _Kernels:
                 beta[i] = new[i] * factor
 
     return _Kernels(forward, backward)
+
+
+@numba.njit(cache=True, nogil=True)
+def _lower_to_zero(rows, lowered):
+    """Take the largest of each row off it, and return the sum of what was taken off."""
+    total = 0.0
+    for t in range(len(rows)):
+        highest = -np.inf
+        for j in range(rows.shape[1]):
+            highest = max(highest, rows[t, j])
+        if highest == -np.inf:  # nothing can make this position: its likelihoods are zero
+            highest = 0.0
+        total += highest
+        for j in range(rows.shape[1]):
+            lowered[t, j] = rows[t, j] - highest
+    return total
 
 
 @numba.njit(cache=True, nogil=True)

@@ -16,6 +16,8 @@ from jaxtyping import Array, Float
 from scipy.special import log_ndtr
 
 _LOG_SQRT_2PI = 0.5 * float(np.log(2 * np.pi))
+# Chosen by benchmarks/deconvolution.py constants: small beside the spots of a slide, large beside a handful of them.
+PSEUDO_SPOTS = 20.0
 _RANGE = 50.0  # log odds beyond this are 0 or 1 in float32
 
 
@@ -76,9 +78,10 @@ def learn_presence(
     *,
     cells: np.ndarray | None = None,
     iterations: int = 30,
-    pseudo_spots: float = 20.0,
 ) -> PresencePrior:
     """Learn the prior from all spots (rows) by expectation maximisation, in float64.
+
+    Each component is shrunk toward the average of all by so much as :data:`PSEUDO_SPOTS` spots would.
 
     Parameters
     ----------
@@ -89,8 +92,6 @@ def learn_presence(
         probability 1 - (1 - q)^n, and the prior differs from spot to spot.
     iterations
         Rounds of expectation maximisation.
-    pseudo_spots
-        Strength, in spots, with which each component is drawn to the average of all.
 
     Returns
     -------
@@ -110,10 +111,10 @@ def learn_presence(
         presence = 1 / (1 + np.exp(-np.clip(log_odds, -_RANGE, _RANGE)))
         weight = estimate * presence
         common = (presence.sum() + 0.5) / (presence.size + 1)
-        probability = (presence.sum(0) + pseudo_spots * common) / (spots + pseudo_spots)
+        probability = (presence.sum(0) + PSEUDO_SPOTS * common) / (spots + PSEUDO_SPOTS)
         probability = np.clip(probability, 1e-3, 1 - 1e-3)
         common_weight = max(weight.sum() / max(presence.sum(), 1e-12), 1e-12)
-        typical = (weight.sum(0) + pseudo_spots * common_weight) / (presence.sum(0) + pseudo_spots)
+        typical = (weight.sum(0) + PSEUDO_SPOTS * common_weight) / (presence.sum(0) + PSEUDO_SPOTS)
     return PresencePrior(probability, typical)
 
 

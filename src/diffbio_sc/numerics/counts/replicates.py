@@ -25,6 +25,8 @@ _PRIOR_DF = np.concatenate([np.geomspace(1.0, 200.0, 60), [np.inf]])
 _QUANTILE, _ALONE_QUANTILE = 0.9, 0.75
 LEAST_STRATUM = 50
 _LEAST_EXCESS = 30
+UNKNOWN_PRIOR_DF = 10.0
+"""Degrees of freedom of the prior where too few features tell: one worth ten replicates."""
 
 
 class Fit(NamedTuple):
@@ -260,7 +262,7 @@ def _size_trend(log_size: np.ndarray, scaled: np.ndarray) -> tuple[np.ndarray, n
 def _prior_df(relative: np.ndarray, df: int, quantile: float) -> float:
     """Degrees of freedom of the F distribution whose upper quantile lies as far above its median as that found."""
     if len(relative) < LEAST_STRATUM:
-        return 10.0  # too few to tell: a prior worth ten replicates
+        return UNKNOWN_PRIOR_DF
     found = np.quantile(relative, quantile) / max(np.median(relative), 1e-12)
     ratio = stats.f.ppf(quantile, df, _PRIOR_DF[:-1]) / stats.f.median(df, _PRIOR_DF[:-1])
     limit = stats.chi2.ppf(quantile, df) / stats.chi2.median(df)

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 
-_PSEUDO_COUNTS = 20.0  # counts a type is drawn to the pooled profile with
+# Both halved and doubled, set by set: benchmarks/deconvolution.py constants.
+_PSEUDO_COUNTS = 20.0  # counts with which a type is shrunk toward the pooled profile
 _HUBER_WIDTH = 0.5  # natural-log units
 
 
 def shrunken_profiles(sums: np.ndarray) -> np.ndarray:
-    """Profiles (rows sum to 1) from count sums, drawn to the pooled profile so that no entry is 0 by chance alone."""
+    """Profiles (rows sum to 1) from count sums, shrunk toward the pooled one so that no entry is 0 by chance alone."""
     pooled = sums.sum(0) / max(sums.sum(), 1.0)
     return (sums + _PSEUDO_COUNTS * pooled) / (sums.sum(1, keepdims=True) + _PSEUDO_COUNTS)
 
@@ -24,8 +25,8 @@ def remove_batch_effect(sums: np.ndarray, *, strength: float = 10.0, iterations:
     """Sums a type and gene with the batches' gene-specific factors divided out.
 
     Fits counts[b, k, g] ~ Poisson(total[b, k] * profile[k, g] * factor[b, g]) by alternating closed-form updates, the
-    factors drawn to 1 with ``strength`` counts. A type seen in one batch only keeps its own profile up to the factor
-    that the other types show, so that a batch is not mistaken for a type.
+    factors shrunk toward 1 with ``strength`` counts. A type seen in one batch only keeps its own profile up to the
+    factor that the other types show, so that a batch is not mistaken for a type.
 
     Parameters
     ----------

@@ -244,17 +244,19 @@ def matmul(entries: RowEntries, dense: Float[Array, "columns k"]) -> Float[Array
 
 
 def batch_capacity(row_lengths: np.ndarray, batch_size: int) -> int:
-    """Entries that a batch of ``batch_size`` different rows can have at most, rounded up to a bucket.
+    """Entries that a batch of ``batch_size`` rows can have at most, rounded up to a bucket.
+
+    The rows are different, or each comes as often as the others, or once more, in a batch larger than the data.
 
     This is the sum of the longest rows, often two to three times the entries of an average batch. Batches that follow
     :func:`stratified_order` need hardly more than the average: see :func:`stratified_capacity`.
     """
     lengths = np.asarray(row_lengths, np.int64)
-    number = min(batch_size, len(lengths))
-    longest = np.partition(lengths, len(lengths) - number)[len(lengths) - number :]
-    # A batch longer than the data repeats rows.
-    total = int(longest.sum()) + (batch_size - number) * int(lengths.max(initial=0))
-    return _checked_capacity(total)
+    # A batch longer than the data goes through all rows again. The bound is exact: a looser one, such as the longest
+    # row in place of each that comes again, hangs on single rows, and other held-out ones would compile code anew.
+    times, rest = divmod(batch_size, max(len(lengths), 1))
+    longest = np.partition(lengths, len(lengths) - rest)[len(lengths) - rest :] if rest else lengths[:0]
+    return _checked_capacity(times * int(lengths.sum()) + int(longest.sum()))
 
 
 def _checked_capacity(total: int) -> int:

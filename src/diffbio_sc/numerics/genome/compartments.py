@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.fft
 from numba import njit
+from scipy.linalg import solveh_banded
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from diffbio_sc.numerics.genome.pixels import PixelRows
@@ -26,6 +27,8 @@ from diffbio_sc.numerics.genome.pixels import PixelRows
 GAMMA = 0.5
 WINSOR_DEVIATIONS, WINSOR_DISPERSION = 2.0, 0.05
 FEWEST_BINS = 10
+FEWEST_TO_SHRINK = 40
+_LAGS = (1, 2, 3, 5, 8)
 
 
 class EigenPairs(NamedTuple):
@@ -37,15 +40,26 @@ class EigenPairs(NamedTuple):
         Eigenvalues, falling: shares of the weight that the vector explains, at most about 1.
     vectors
         (k, bins), NaN for bins left out; the root mean square of each, by weight, is 1.
+    noise
+        (k, bins): variance of each entry by counting noise, the other entries given.
     """
 
     values: np.ndarray
     vectors: np.ndarray
+    noise: np.ndarray
 
 
 @njit(cache=True, nogil=True)
 def _weighted_values(begin, end, indices, data, offset, decay, exposure, gamma, deviations, dispersion):
     """Values of the sparse part, min(O, limit) L^(gamma - 1), in the order of the rows."""
+    # A power of the product is the product of powers: none is taken for each pixel.
+    decay_power, exposure_power = np.zeros(len(decay)), np.zeros(len(exposure))
+    for d in range(len(decay)):
+        if decay[d] > 0:
+            decay_power[d] = decay[d] ** (gamma - 1.0)
+    for i in range(len(exposure)):
+        if exposure[i] > 0:
+            exposure_power[i] = exposure[i] ** (gamma - 1.0)
     total = 0
     for i in range(len(begin)):
         total += end[i] - begin[i]
@@ -62,7 +76,7 @@ def _weighted_values(begin, end, indices, data, offset, decay, exposure, gamma, 
             expected = decay[j - i] * exposure[i] * exposure[j]
             if expected > 0:
                 limit = expected + deviations * np.sqrt(expected + dispersion * expected * expected) + 1.0
-                values[at] = min(data[k], limit) * expected ** (gamma - 1.0)
+                values[at] = min(data[k], limit) * (decay_power[j - i] * exposure_power[i] * exposure_power[j])
                 columns[at] = j
                 at += 1
     starts[len(begin)] = at
@@ -129,6 +143,11 @@ def cis_eigenvectors(
         *rows[:5], far, exposure, gamma, WINSOR_DEVIATIONS, WINSOR_DISPERSION
     )  # fmt: skip
     toeplitz = Toeplitz(powers)
+    square_powers = Toeplitz(np.where(far > 0, np.where(far > 0, far, 1.0) ** (2.0 * gamma - 1.0), 0.0))
+    square_raised = np.where(used, np.where(used, exposure, 1.0) ** (2.0 * gamma - 1.0), 0.0)
+
+    def noise(vector: np.ndarray) -> np.ndarray:
+        return square_raised * square_powers(square_raised * vector**2)
 
     def expected(vector: np.ndarray) -> np.ndarray:
         return raised * toeplitz(raised * vector)
@@ -136,7 +155,7 @@ def cis_eigenvectors(
     def product(vector: np.ndarray) -> np.ndarray:
         return _sparse_product(starts, columns, values, vector) - expected(vector)
 
-    return _leading(product, expected(np.ones(size)), used, count)
+    return _leading(product, noise, expected(np.ones(size)), used, count)
 
 
 def trans_eigenvectors(
@@ -154,14 +173,22 @@ def trans_eigenvectors(
         *rows[:5], np.full(size, level), exposure, gamma, WINSOR_DEVIATIONS, WINSOR_DISPERSION
     )  # fmt: skip
 
+    def between(factor: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        own = factor * vector
+        return factor * (own.sum() - np.bincount(chrom, own, chrom.max() + 1)[chrom])
+
     def expected(vector: np.ndarray) -> np.ndarray:
-        own = raised * vector
-        return raised * (own.sum() - np.bincount(chrom, own, chrom.max() + 1)[chrom])
+        return between(raised, vector)
+
+    square_raised = np.where(used, np.where(used, exposure * np.sqrt(level), 1.0) ** (2.0 * gamma - 1.0), 0.0)
+
+    def noise(vector: np.ndarray) -> np.ndarray:
+        return between(square_raised, vector**2)
 
     def product(vector: np.ndarray) -> np.ndarray:
         return _sparse_product(starts, columns, values, vector) - expected(vector)
 
-    return _leading(product, expected(np.ones(size)), used, count)
+    return _leading(product, noise, expected(np.ones(size)), used, count)
 
 
 @njit(cache=True, nogil=True)
@@ -176,15 +203,19 @@ def _total_used(begin, end, indices, data, offset, used):
 
 
 def _leading(
-    product: Callable[[np.ndarray], np.ndarray], weight: np.ndarray, used: np.ndarray, count: int
+    product: Callable[[np.ndarray], np.ndarray],
+    noise_of: Callable[[np.ndarray], np.ndarray],
+    weight: np.ndarray,
+    used: np.ndarray,
+    count: int,
 ) -> EigenPairs:
     """Solve product(x) = value * weight * x for the largest values, by Lanczos iterations on the used bins."""
     size = len(weight)
-    values, vectors = np.full(count, np.nan), np.full((count, size), np.nan)
+    values, vectors, noise = np.full(count, np.nan), np.full((count, size), np.nan), np.full((count, size), np.nan)
     used = used & (weight > 1e-12 * weight.max(initial=0.0))
     index = np.flatnonzero(used)
     if len(index) < FEWEST_BINS:
-        return EigenPairs(values, vectors)
+        return EigenPairs(values, vectors, noise)
     scale = 1.0 / np.sqrt(weight[index])
 
     def scaled(vector: np.ndarray) -> np.ndarray:
@@ -196,7 +227,7 @@ def _leading(
     wanted = min(count, len(index) - 2)
     start = np.random.default_rng(0).standard_normal(len(index))
     try:
-        found, basis = eigsh(operator, k=wanted, which="LA", v0=start, tol=1e-6, ncv=min(len(index), 24))
+        found, basis = eigsh(operator, k=wanted, which="LA", v0=start, tol=1e-4, ncv=min(len(index), 20))
     except ArpackNoConvergence as error:
         found, basis = error.eigenvalues, error.eigenvectors
     order = np.argsort(-found)
@@ -204,4 +235,45 @@ def _leading(
     for k, column in enumerate(order):
         values[k] = found[column]
         vectors[k, index] = basis[:, column] * scale * norm
-    return EigenPairs(values, vectors)
+        if values[k] > 0:
+            # An entry is the sum of its row over value * weight: the row's counting noise over their square.
+            whole = np.nan_to_num(vectors[k])
+            noise[k, index] = noise_of(whole)[index] / (values[k] * weight[index]) ** 2
+    return EigenPairs(values, vectors, noise)
+
+
+def shrink(vector: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Posterior mean of a vector whose entries are noisy values of a process that remembers its neighbours.
+
+    The process is autoregressive of first order; its variance and memory follow from the covariances of the vector's
+    entries, of which noise has none at distances above 0. Where noise is small next to what neighbours do not tell,
+    entries stay as they are. NaN entries stay NaN.
+    """
+    used = np.isfinite(vector) & np.isfinite(noise)
+    if used.sum() < FEWEST_TO_SHRINK:
+        return vector
+    filled = np.where(used, vector, 0.0)
+    floor = 1e-9 * float(np.mean(filled[used] ** 2))
+    precision = np.where(used, 1.0 / np.maximum(np.where(used, noise, 1.0), floor), 0.0)
+    mean = float(filled[used].mean())
+    lags = np.array([lag for lag in _LAGS if lag < len(vector) // 4])
+    covariances = np.zeros(len(lags))
+    for k, lag in enumerate(lags):
+        both = used[lag:] & used[:-lag]
+        if both.any():
+            covariances[k] = ((filled[lag:] - mean) * (filled[:-lag] - mean))[both].mean()
+    positive = covariances > 0
+    if positive.sum() < 2:
+        return vector
+    # log covariance falls linearly with distance; larger covariances are known better.
+    slope, intercept = np.polyfit(lags[positive], np.log(covariances[positive]), 1, w=np.sqrt(covariances[positive]))
+    memory = float(np.exp(min(slope, -1e-4)))
+    variance = float(min(np.exp(intercept), np.mean((filled[used] - mean) ** 2)))
+    innovation = 1.0 / (variance * (1.0 - memory**2))
+    diagonal = np.full(len(vector), innovation * (1.0 + memory**2))
+    diagonal[[0, -1]] = innovation
+    band = np.zeros((2, len(vector)))
+    band[0, 1:] = -innovation * memory
+    band[1] = diagonal + precision
+    posterior = mean + solveh_banded(band, precision * (filled - mean))
+    return np.where(used, posterior, np.nan)

@@ -65,7 +65,7 @@ def window_sums(rows: PixelRows, decay: np.ndarray, weights: np.ndarray, window:
     exposure = np.where(used, 1.0 / np.where(used, weights, 1.0), 0.0)
     near = np.where(np.isfinite(decay), decay, 0.0)[: 2 * window]
     near[:nearest] = 0.0
-    return WindowSums(*_window_sums(*rows[:5], used, exposure, near, window))
+    return WindowSums(*_window_sums(*rows, used, exposure, near, window))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -88,7 +88,7 @@ def _add(diamond, sides, i, j, value, window, n):
 
 
 @njit(cache=True, nogil=True)
-def _window_sums(begin, end, indices, data, offset, used, exposure, decay, window):
+def _window_sums(begin, end, indices, data, offset, diagonal, used, exposure, decay, window):
     n = len(begin)
     diamond, sides = np.zeros(n + 2), np.zeros(n + 2)
     diamond_expected, sides_expected = np.zeros(n + 2), np.zeros(n + 2)
@@ -96,6 +96,7 @@ def _window_sums(begin, end, indices, data, offset, used, exposure, decay, windo
     for i in range(n):
         if not used[i]:
             continue
+        _add(diamond, sides, i, i, diagonal[i], window, n)
         for k in range(begin[i], end[i]):
             j = indices[k] - offset
             if j - i >= 2 * window:
@@ -137,21 +138,26 @@ def cooltools_insulation(
     both, at least ``nearest`` apart; NaN where it is empty.
     """
     used = np.isfinite(weights)
-    total, number = _diamond_means(*rows[:5], used, np.where(used, weights, 0.0), window, nearest)
+    total, number, filled = _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = total / number
+        # Running sums leave a rounding error where nothing is left.
+        mean = np.where(number > 0, np.where(filled > 0, total, 0.0) / number, np.nan)
         mean = mean / np.nanmedian(mean) if np.isfinite(mean).any() else mean
         score = np.log2(np.where(mean > 0, mean, np.nan))
     return score, number
 
 
 @njit(cache=True, nogil=True)
-def _diamond_means(begin, end, indices, data, offset, used, weights, window, nearest):
+def _diamond_means(begin, end, indices, data, offset, diagonal, used, weights, window, nearest):
     n = len(begin)
-    total, number = np.zeros(n + 1), np.zeros(n + 1, np.int64)
+    total, number, filled = np.zeros(n + 1), np.zeros(n + 1, np.int64), np.zeros(n + 1, np.int64)
     for i in range(n):
         if not used[i]:
             continue
+        total[i] += diagonal[i] * weights[i] ** 2
+        total[i + 1] -= diagonal[i] * weights[i] ** 2
+        filled[i] += diagonal[i] > 0
+        filled[i + 1] -= diagonal[i] > 0
         for k in range(begin[i], end[i]):
             j = indices[k] - offset
             if j - i > 2 * window - 2:
@@ -161,12 +167,14 @@ def _diamond_means(begin, end, indices, data, offset, used, weights, window, nea
                 value = data[k] * weights[i] * weights[j]
                 total[first] += value
                 total[last + 1] -= value
+                filled[first] += 1
+                filled[last + 1] -= 1
         for j in range(i + nearest, min(i + 2 * window - 1, n)):
             first, last = max(i, j - window + 1), min(j, i + window - 1)
             if used[j] and first <= last:
                 number[first] += 1
                 number[last + 1] -= 1
-    return np.cumsum(total)[:n], np.cumsum(number)[:n]
+    return np.cumsum(total)[:n], np.cumsum(number)[:n], np.cumsum(filled)[:n]
 
 
 def local_maxima(score: np.ndarray, distance: int) -> np.ndarray:

@@ -27,7 +27,8 @@ from numba import njit
 
 from diffbio_sc.numerics.genome.pixels import PixelRows
 
-SHRINKAGE = 16.0
+SHRINKAGE = 64.0
+"""Expected contacts at which a background counts half. ``benchmarks/contacts.py shapes`` shows the choice."""
 TILE = 256
 N_STRATA = 8
 """Strata of distance, equally wide in log distance."""
@@ -81,9 +82,9 @@ class LoopTile(NamedTuple):
 def default_shape(resolution: int) -> LoopShape:
     """Geometry for a resolution in base pairs: that of HiCCUPS, of the same size in base pairs."""
     if resolution >= 18_000:
-        return LoopShape(1, 3, 0.8)
+        return LoopShape(1, 3, 0.7)
     if resolution >= 8_000:
-        return LoopShape(2, 5, 0.9)
+        return LoopShape(2, 5, 0.8)
     return LoopShape(4, 7, 1.2)
 
 

@@ -19,9 +19,42 @@ def _count_triangles(indptr, indices, place):
     below = above = 0
     for i in range(len(indptr) - 1):
         for k in range(indptr[i], indptr[i + 1]):
-            below += place[indices[k]] < place[i]
-            above += place[indices[k]] > place[i]
+            j = indices[k]
+            below += place[j] < place[i]
+            above += place[j] > place[i]
     return below, above
+
+
+@njit(cache=True, nogil=True)
+def _diagonal_positions(indptr, indices):
+    """Where in rows of sorted columns the diagonal begins, or would."""
+    result = np.empty(len(indptr) - 1, np.int64)
+    for i in range(len(result)):
+        result[i] = indptr[i] + np.searchsorted(indices[indptr[i] : indptr[i + 1]], i)
+    return result
+
+
+@njit(cache=True, nogil=True)
+def _copy_rows(begin, end, indices, data, new_indptr, new_indices, new_data):
+    for i in range(len(begin)):
+        at = new_indptr[i]
+        for k in range(begin[i], end[i]):
+            new_indices[at] = indices[k]
+            new_data[at] = data[k]
+            at += 1
+
+
+@njit(cache=True, nogil=True)
+def _products(indptr, indices, data, probe):
+    """Products of a matrix and of its transpose with a vector."""
+    forward, backward = np.zeros(len(probe)), np.zeros(len(probe))
+    for i in range(len(indptr) - 1):
+        own, total = probe[i], 0.0
+        for k in range(indptr[i], indptr[i + 1]):
+            total += data[k] * probe[indices[k]]
+            backward[indices[k]] += data[k] * own
+        forward[i] = total
+    return forward, backward
 
 
 @njit(cache=True, nogil=True)
@@ -60,7 +93,12 @@ def storage_of(matrix: sp.csr_array, place: np.ndarray) -> Storage:
     ValueError
         If both do and they differ: the matrix is not symmetric.
     """
-    below, above = _count_triangles(matrix.indptr, matrix.indices, np.ascontiguousarray(place, np.int64))
+    if _is_identity(place) and matrix.has_sorted_indices:
+        at = _diagonal_positions(matrix.indptr, matrix.indices)
+        below = int((at - matrix.indptr[:-1]).sum())
+        above = matrix.nnz - below - np.count_nonzero(matrix.diagonal())
+    else:
+        below, above = _count_triangles(matrix.indptr, matrix.indices, np.ascontiguousarray(place, np.int64))
     if not below and not above:
         return "diagonal"
     if not below:
@@ -69,7 +107,7 @@ def storage_of(matrix: sp.csr_array, place: np.ndarray) -> Storage:
         return "lower"
     # Products with random whole numbers are exact in float64, and equal for A and its transpose by chance alone only.
     probe = np.random.default_rng(0).integers(1, 1 << 16, matrix.shape[0]).astype(np.float64)
-    forward, backward = matrix @ probe, matrix.T @ probe
+    forward, backward = _products(matrix.indptr, matrix.indices, matrix.data, probe)
     differs = ~np.isclose(forward, backward, rtol=1e-12, atol=0.0)
     if differs.any():
         raise ValueError(
@@ -83,6 +121,14 @@ def upper_triangle(matrix: sp.csr_array, storage: Storage, place: np.ndarray, n_
     """Upper triangle, diagonal included, with row and column ``i`` moved to ``place[i]`` of ``n_bins``."""
     if (storage == "upper" or storage == "diagonal") and n_bins == matrix.shape[0] and _is_identity(place):
         result = sp.csr_array(matrix)
+    elif storage == "symmetric" and n_bins == matrix.shape[0] and _is_identity(place) and matrix.has_sorted_indices:
+        begin, end = _diagonal_positions(matrix.indptr, matrix.indices), matrix.indptr[1:]
+        indptr = np.zeros(n_bins + 1, np.int64)
+        np.cumsum(end - begin, out=indptr[1:])
+        indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], matrix.dtype)
+        _copy_rows(begin, end, matrix.indices, matrix.data, indptr, indices, data)
+        result = sp.csr_array((data, indices, indptr), shape=(n_bins, n_bins))
+        result.has_sorted_indices = True
     else:
         # Of a symmetric matrix each pair occurs twice: the copy that already lies above the diagonal stays.
         keep_lower = storage != "symmetric"

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 
 LARGEST_DISPERSION = 50.0
+_COLUMNS_AT_ONCE = 2048  # of dense counts, which become float64
 
 
 class GeneSums(NamedTuple):
@@ -34,22 +35,27 @@ def sum_genes(counts: Any, depth: Float[np.ndarray, " spots"]) -> GeneSums:
 
     Sums of more spots are sums of these.
     """
-    ones = np.ones(len(depth))
     if sp.issparse(counts):
+        ones = np.ones(len(depth))
         counts = sp.csr_array(counts).astype(np.float64)
         squares, present = counts.copy(), counts.copy()
         squares.data, present.data = counts.data**2, (counts.data > 0).astype(np.float64)
         parts = [ones @ counts, ones @ squares, depth @ counts, np.full(counts.shape[1], depth.sum()), ones @ present]
-    else:
-        counts = np.asarray(counts, np.float64)
-        parts = [
-            counts.sum(0),
-            np.einsum("ng,ng->g", counts, counts),
-            depth @ counts,
-            np.full(counts.shape[1], depth.sum()),
-            (counts > 0).sum(0).astype(np.float64),
-        ]
-    return GeneSums(*parts)
+        return GeneSums(*parts)
+    starts = range(0, max(counts.shape[1], 1), _COLUMNS_AT_ONCE)
+    slices = [_sum_dense(counts[:, start : start + _COLUMNS_AT_ONCE], depth) for start in starts]
+    return GeneSums(*(np.concatenate(part) for part in zip(*slices, strict=True)))
+
+
+def _sum_dense(counts: np.ndarray, depth: np.ndarray) -> GeneSums:
+    counts = np.asarray(counts, np.float64)
+    return GeneSums(
+        counts.sum(0),
+        np.einsum("ng,ng->g", counts, counts),
+        depth @ counts,
+        np.full(counts.shape[1], depth.sum()),
+        (counts > 0).sum(0).astype(np.float64),
+    )
 
 
 def gene_moments(sums: GeneSums, depth: Float[np.ndarray, " spots"]) -> GeneMoments:

@@ -10,7 +10,7 @@
 3. Statistic at lengthscale l: T = sum over i != j of K_ij U_i U_j. Without the diagonal it does not feel the kurtosis
    of counts. Its null law, given the sum of U^2, is that of a ratio of quadratic forms with the spectrum of
    S^(1/2) (K - I) S^(1/2), S = V - V X (X'VX)^-1 X'V: exact where matrices are small, by its cumulants on a grid.
-4. Counts are no Gaussians: the spread of U^2 among spots rescales T, and discreteness adds to its third and fourth
+4. Counts are not Gaussian: the spread of U^2 among spots rescales T, and discreteness adds to its third and fourth
    cumulants. Scales at which that is no small correction are left out, gene by gene.
 5. Scales and residuals are combined by the Cauchy combination, fine scales and those that can see something first.
 
@@ -38,9 +38,10 @@ from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress
 # Classes of c = alpha m that share weights, and those at which spectra are computed (interpolated between).
 _CLASSES = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 40.0])
 _SPECTRUM_CLASSES = np.array([0, 0.5, 3, 40.0])
+# What the constants below do to power and level, each halved and doubled: benchmarks/spatial_genes.py constants.
 _FEWEST_SPOTS = 3  # with reads: fewer are not tested
 _CLIP = 4.0  # residuals are cut at so many standard deviations and one read
-_ROOT_OFFSET = 0.4
+_ROOT_OFFSET = 0.4  # near the 3/8 that steadies the variance of Poisson roots (Anscombe 1948, Biometrika 35:246)
 _ROOT_FROM_MEAN = 1.0
 _LARGEST_SKEWNESS = 4.0
 _LARGEST_BALANCE = 16.0  # of variances of slides: those with hardly any reads are not blown up
@@ -155,7 +156,7 @@ class SpatialScoreTest:
         return gene_moments(sums, self.depth)
 
     def classes(self, moments: GeneMoments) -> Int[np.ndarray, " genes"]:
-        """Class of c of each gene, or -1 if it is not tested; dispersions are drawn to their median over genes."""
+        """Class of c of each gene, or -1 if it is not tested; dispersions are shrunk toward their median over genes."""
         mean, dispersion, spots = moments
         tested = spots >= _FEWEST_SPOTS
         if not tested.any():
@@ -345,10 +346,7 @@ class SpatialScoreTest:
         constant = sum2 <= 1e-9 * weights.trace  # no variation left once depth and covariates are out
         sum2 = np.where(constant, 1.0, sum2)
         statistic = self.layout.quadratic(residuals).astype(np.float64) - sum2
-        # Given |U|, the variance of T is proportional to (sum U^2)^2 - sum U^4: relative to Gaussian residuals.
-        gaussian_share = 3.0 * (v**2).sum() / (v.sum() ** 2 + 2.0 * (v**2).sum())
-        share = np.minimum(sum4 / sum2**2, 0.9)
-        stretch = np.sqrt((1.0 - gaussian_share) / (1.0 - share))
+        stretch = kurtosis_stretch(sum4 / sum2**2, v)
         lower = (v**2).sum() / v.sum()
         third_moment = sum3 / sum2 * np.sqrt(weights.trace / sum2)  # of a residual of variance v, by v
         kurtosis = sum4 / sum2**2 * v.sum() ** 2 / (v**2).sum()
@@ -380,6 +378,23 @@ class SpatialScoreTest:
             log_p[index] = np.where(skewness[index] > _LARGEST_SKEWNESS, np.nan, np.minimum(tail, 0.0))
         log_p[:, constant] = np.nan
         return log_p, np.nan_to_num(skewness)
+
+
+def kurtosis_stretch(share: np.ndarray, variances: np.ndarray) -> np.ndarray:
+    """By what to stretch a statistic about its mean so that its spread is that of Gaussian residuals.
+
+    Given the absolute residuals U, the variance of T is proportional to (sum U^2)^2 - sum U^4.
+
+    Parameters
+    ----------
+    share
+        sum U^4 / (sum U^2)^2 of each gene.
+    variances
+        Variance of each residual under the null model.
+    """
+    squares = (variances**2).sum()
+    gaussian = 3.0 * squares / (variances.sum() ** 2 + 2.0 * squares)
+    return np.sqrt((1.0 - gaussian) / (1.0 - np.minimum(share, 0.9)))
 
 
 def _of_ratio(eigenvalues, multiplicity, ratio, trace):

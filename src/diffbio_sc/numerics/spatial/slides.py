@@ -17,5 +17,5 @@ def slide_codes(groups: np.ndarray | None, spots: int) -> np.ndarray:
         return np.zeros(spots, np.int64)
     codes = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
     if len(codes) != spots:
-        raise ValueError(f"groups must have {spots} entries, one a spot, found {len(codes)}.")
+        raise ValueError(f"groups must have {spots} entries, one for each spot, found {len(codes)}.")
     return codes

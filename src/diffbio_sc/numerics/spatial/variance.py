@@ -117,7 +117,7 @@ class VarianceComponents:
         if not len(lengthscales) or not np.all(lengthscales > 0):
             raise ValueError(f"lengthscales must be numbers above 0, at least one, found {lengthscales}.")
         if design.ndim != 2 or len(design) != spots:
-            raise ValueError(f"design must have shape ({spots}, p), one row a spot, found {design.shape}.")
+            raise ValueError(f"design must have shape ({spots}, p), one row for each spot, found {design.shape}.")
         left, singular, _ = np.linalg.svd(design, full_matrices=False)
         rank = int((singular > 1e-10 * max(singular[0], 1e-300)).sum()) if len(singular) else 0
         if spots - rank < 3:

@@ -22,7 +22,7 @@ _NEWTON_STEPS = 12
 
 
 class RatioFit(NamedTuple):
-    """Variance components of all genes; ``objective`` is the log posterior at the maximum, a degree of freedom."""
+    """Variance components of all genes; ``objective`` is the log posterior at the maximum, per degree of freedom."""
 
     fsv: Float[Array, " genes"]
     signal: Float[Array, " genes"]

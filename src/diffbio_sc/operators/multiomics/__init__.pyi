@@ -1,3 +1,4 @@
+from .hic_contacts import HiCContactAnalysis, HiCContactAnalysisConfig
 from .multiomics_vae import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig, product_of_experts
 from .spatial_deconvolution import SpatialDeconvolution, SpatialDeconvolutionConfig
 from .spatial_genes import DifferentiableSpatialGeneDetector, SpatialGeneDetectorConfig
@@ -5,6 +6,8 @@ from .spatial_genes import DifferentiableSpatialGeneDetector, SpatialGeneDetecto
 __all__ = [
     "DifferentiableMultiOmicsVAE",
     "DifferentiableSpatialGeneDetector",
+    "HiCContactAnalysis",
+    "HiCContactAnalysisConfig",
     "MultiOmicsVAEConfig",
     "SpatialDeconvolution",
     "SpatialDeconvolutionConfig",

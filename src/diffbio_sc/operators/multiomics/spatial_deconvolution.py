@@ -50,7 +50,8 @@ from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, 
 from diffbio_sc.operators.correction import NetworkMinusStart
 
 FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all of a large slide
-_SPOT_VARIANCE = 0.12**2  # of the log composition as re-estimated from spots: model error, not sampling
+# Of the log composition as re-estimated from spots: model error, not sampling (benchmarks/deconvolution.py constants).
+_SPOT_VARIANCE = 0.12**2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class SpatialDeconvolutionConfig(OperatorConfig):
     hidden_dim
         Width of the learnable correction of the log proportions; 0 leaves it out. It is exactly 0 until trained.
     temperature
-        1 gives the regression's proportions; towards 0 each spot gets its largest type alone, above 1 they even out.
+        1 gives the regression's proportions; toward 0 each spot gets its largest type alone, above 1 they even out.
     dispersion
         Initial overdispersion alpha of the counts.
     solver_steps
@@ -74,7 +75,7 @@ class SpatialDeconvolutionConfig(OperatorConfig):
     fit_rounds
         Rounds of ``fit``.
     prior_counts
-        Strength of the prior of theta: the counts with which each entry is drawn to 1.
+        Strength of the prior of theta: the counts with which each entry is shrunk toward 1.
     relative_prior
         Strength of the prior of theta that grows with the data, times types / genes: the fewer genes there are for
         each type, the less the spots can say about signatures.
@@ -182,7 +183,7 @@ class SpatialDeconvolution(Operator):
         return {name: value.reshape(*leading, -1) for name, value in result.items()}
 
     def loss(self, data: Mapping[str, Any]) -> Float[Array, ""]:
-        """Negative log-likelihood of the reconstruction, a spot and gene."""
+        """Negative log-likelihood of the reconstruction, per spot and gene."""
         counts, profiles = self._inputs(data)
         mean = self({"spatial_expression": counts, "reference_profiles": profiles})["reconstructed"]
         dispersion = jnp.exp(self.log_dispersion[...])
@@ -218,7 +219,7 @@ class SpatialDeconvolution(Operator):
 
         Returns
         -------
-        Report with the deviance a count of each round.
+        Report with the deviance per count after each round.
         """
         started = time.perf_counter()
         self.check_keys(data)
@@ -253,7 +254,7 @@ class SpatialDeconvolution(Operator):
 
     @one_thread_at_a_time
     def adapt_platform(self, counts: np.ndarray, profiles: np.ndarray) -> None:
-        """Re-estimate gamma alone on one slide, starting from and drawn to the present one."""
+        """Re-estimate gamma alone on one slide, starting from, and shrunk toward, the present one."""
         counts = np.asarray(counts, np.float32)
         base = np.asarray(self.signatures(jnp.asarray(profiles)))
         log_platform, _, _ = self._rounds(

@@ -60,7 +60,7 @@ def encode(operator: Networks, matrices: Sequence[Any], present: np.ndarray, bat
     batch
         Code of each cell's batch.
     """
-    method, encoders = operator.config.fusion, _fresh(posterior.stack_encoders(operator))
+    method, encoders = operator.config.fusion, posterior.stack_encoders(operator, library=np)
     parts = []
     for rows in _rows(len(present), _ENCODE_ROWS):
         cells = _cells(operator, [matrix[rows] for matrix in matrices], present[rows], batch[rows], _ENCODE_ROWS)

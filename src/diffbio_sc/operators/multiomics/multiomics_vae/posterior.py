@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +57,9 @@ class StackedEncoders(NamedTuple):
     by_depth: Array
 
 
-def stack_encoders(networks: Networks) -> StackedEncoders:
-    """Stack the encoders of an operator."""
-    arrays = jax.tree.map(lambda *parts: jnp.stack(parts), *(encoder.arrays() for encoder in networks.encoders))
+def stack_encoders(networks: Networks, *, library: Any = jnp) -> StackedEncoders:
+    """Stack the encoders of an operator, by ``library``: numpy outside of compiled code, where JAX compiles each."""
+    arrays = jax.tree.map(lambda *parts: library.stack(parts), *(encoder.arrays() for encoder in networks.encoders))
     by_depth = np.array([name in ACCESSIBILITY for name in networks.config.modality_likelihoods], np.float32)
     return StackedEncoders(arrays, jnp.asarray(by_depth))
 

@@ -23,17 +23,20 @@ from diffbio_sc.operators.multiomics.multiomics_vae.features import (
 )
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import ModalityDecoder, ModalityEncoder
 
-_SLOPE_PRIOR = 10.0  # reads that draw each slope of a decoder to 0
-_LINK_PRIOR = 100.0  # the same for the slopes from which an accessibility expert is made
-_BELIEVED = 0.5
+# `benchmarks/multiomics_vae.py constants` halves and doubles each of these, and shows what would be chosen without each
+# of the sets in turn.
+# Weights of priors, in reads: at a mean square of 1 along z, so many reads of a feature halve what is shrunk.
+_SLOPE_PRIOR = 10.0  # slopes of a decoder, toward 0
+_LINK_PRIOR = 100.0  # the slopes from which an accessibility expert is made: those of all peaks add up in it
+_RATE_PRIOR = 1e3  # rates of a batch, toward those of all
+_BELIEVED = 0.5  # share of the information of such slopes that is taken for signal, see _link
 _NEWTON = 0.5  # share of the Newton step taken: slopes of a rate overshoot those of its logarithm
-_LARGEST_SLOPE = 1.0
-_TYPICAL_SHARE = 0.7  # of the median noise, added to that of each gene or protein
-_RATE_PRIOR = 1e3  # reads by which the rates of a batch are shrunk toward those of all
-_LOWEST_RATE = 1e-9
+_LARGEST_SLOPE = 1.0  # a factor e per standard deviation of z; a step from slopes of 0 is no guide beyond
+_LOWEST_RATE = 1e-9  # below one read in all the reads of a large data set
 _BACKGROUND = 2.0  # log fold by which the antibody background starts below the mean
+_TYPICAL_SHARE = 0.7  # of the median noise, added to that of each gene or protein
+_STRETCH = 1 / 3  # power of the precision by which the axes of the embedding are stretched, see start
 _FEW_FEATURES = 4096  # up to which a dense product is quicker
-_STRETCH = 1 / 3  # power of the precision by which the axes of the embedding are stretched
 
 
 def start(

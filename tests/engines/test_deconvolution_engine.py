@@ -1,0 +1,139 @@
+"""Runs of the deconvolution over blocks: what is read, how often, and which spots inform each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from diffbio_sc.blocks.matrix import InMemory
+from diffbio_sc.engines import deconvolution as engine
+from diffbio_sc.numerics.counts import signatures
+from diffbio_sc.numerics.counts.spot_regression import SpotSolution
+
+
+def test_no_spot_is_its_own_neighbour():
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 10, (60, 2))
+    places[:9] = places[0]  # more spots in one place than neighbours are asked for
+    nearest = engine.nearest_others(places, 6)
+    assert not (nearest == np.arange(60)[:, None]).any()
+    distance = cdist(places, places)
+    np.fill_diagonal(distance, np.inf)
+    np.testing.assert_allclose(
+        np.sort(distance[np.arange(60)[:, None], nearest], 1), np.sort(distance, 1)[:, :6], atol=1e-12
+    )
+
+
+def test_neighbours_are_of_the_same_slide_and_filled():
+    places = np.array([[0.0, 0], [1, 0], [2, 0], [0, 0.1], [1, 0.1], [5, 5]])
+    slides = np.array([0, 0, 0, 1, 1, 2])
+    filled = np.array([True, True, False, True, True, True])
+    weights = np.arange(12.0).reshape(6, 2)
+    mean, precision = engine.neighbour_prior(weights, places, slides, filled, 0.5)
+    np.testing.assert_array_equal(mean, weights[[1, 0, 2, 4, 3, 5]])
+    spread = (weights - mean)[filled].var(0)
+    np.testing.assert_allclose(precision, 0.5 / spread)
+
+
+class _Counting(InMemory):
+    def __init__(self, matrix):
+        super().__init__(matrix)
+        self.reads = Counter()
+
+    def read(self, start, stop):
+        self.reads[start] += 1
+        return super().read(start, stop)
+
+
+def _spots(number=2500, genes=40, seed=0):
+    rng = np.random.default_rng(seed)
+    profiles = rng.gamma(0.3, 1.0, (3, genes)) + 0.01
+    share = rng.dirichlet(np.ones(3), number)
+    counts = rng.poisson(share @ (profiles / profiles.sum(1, keepdims=True)) * 300).astype(np.float32)
+    return counts, (profiles / profiles.sum(1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("n_slides", [1, 2])
+def test_two_passes_serve_sample_fit_and_regression(n_slides):
+    counts, profiles = _spots()
+    matrix = _Counting(counts)
+    slides = np.arange(2500) * n_slides // 2500
+    spots = engine.Spots(matrix, np.arange(40), slides)
+    sample = engine.survey_spots(spots, 10, np.random.default_rng(0))
+    fit = engine.fit_signatures(spots, sample, profiles)
+    engine.regress_spots(spots, sample, fit)
+    assert set(matrix.reads.values()) == {2}
+    assert matrix.plan().rows == 1250  # two even blocks share one compiled program
+
+
+def test_the_sample_is_filled_spots_of_each_slide_and_their_own_counts():
+    counts, _ = _spots(6000, 12)
+    counts[::2] = 0  # half of the spots are empty: the rows gathered do not suffice
+    spots = engine.Spots(InMemory(counts), np.array([1, 3, 5]), np.zeros(6000, int))
+    sample = engine.survey_spots(spots, 10, np.random.default_rng(0))
+    np.testing.assert_array_equal(sample.depth, counts[:, [1, 3, 5]].sum(1))
+    rows = np.sort(sample.order[0][:2500])
+    np.testing.assert_array_equal(sample.take(spots.counts, spots.columns, 2500), counts[np.ix_(rows, [1, 3, 5])])
+    assert sample.filled[rows].all()
+    again = engine.survey_spots(spots, 10, np.random.default_rng(0))
+    np.testing.assert_array_equal(again.order[0], sample.order[0])
+
+
+def test_spots_without_a_number_of_cells_go_by_all_spots():
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.full(3, 0.3), 50).astype(np.float32)
+    solution = SpotSolution(
+        weights, np.full((50, 3), 0.1, np.float32), np.ones((50, 3), np.float32), np.ones(50, np.float32)
+    )
+    depth = np.full(50, 200.0)
+    sample = engine.Sample(depth, depth > 0, [np.arange(50)], np.arange(50), None)
+    profiles = np.full((3, 10), 20.0)
+    cells = np.full(50, 1.0)
+    cells[:2] = [0, np.nan]
+    mixed = engine.posterior_composition(solution, profiles, sample, cells)
+    plain = engine.posterior_composition(solution, profiles, sample)
+    np.testing.assert_allclose(mixed.proportions[:2], plain.proportions[:2])
+    assert np.abs(mixed.proportions[2:] - plain.proportions[2:]).max() > 0.01
+    np.testing.assert_array_equal(mixed.abundance[0], 0)
+    assert np.isnan(mixed.abundance[1]).all()
+    np.testing.assert_allclose(mixed.abundance[2:].sum(1), 1, rtol=1e-5)
+
+
+def test_refinement_leaves_to_the_weights_what_other_signatures_explain():
+    """Deviations of signatures hold little that a mixture of signatures could explain, unlike plain maximisation."""
+    from flax import nnx
+
+    from diffbio_sc.operators.multiomics import SpatialDeconvolution, SpatialDeconvolutionConfig
+
+    rng = np.random.default_rng(3)
+    base = rng.gamma(0.5, 1.0, (4, 150)) + 0.02
+    base /= base.sum(1, keepdims=True)
+    tissue = base * rng.lognormal(0, 0.4, base.shape)
+    tissue[0] = 0.7 * tissue[0] + 0.3 * tissue[1]
+    tissue /= tissue.sum(1, keepdims=True)
+    counts = rng.poisson(rng.dirichlet(np.full(4, 0.5), 400) @ tissue * 2000).astype(np.float32)
+    operator = SpatialDeconvolution(
+        SpatialDeconvolutionConfig(n_cell_types=4, n_genes=150, hidden_dim=0), rngs=nnx.Rngs(0)
+    )
+    operator.fit_signatures(counts, base.astype(np.float32), platform_effect=False)
+    deviation = base * np.expm1(np.asarray(operator.log_deviation[...]))
+    mean = counts.mean(0)
+    weight = np.sqrt(1 / (mean * (1 + 0.05 * mean)))
+    basis = np.linalg.qr((base * weight).T)[0]
+    whitened = (deviation * weight).T
+    explained = np.square(basis.T @ whitened).sum() / np.square(whitened).sum()
+    print("explained", explained)
+    assert explained < 0.02
+
+
+def test_shared_signatures_are_chosen_by_the_usual_rule():
+    rng = np.random.default_rng(0)
+    sums = rng.poisson(20.0, (3, 30)).astype(float)
+    chosen, profiles = engine.choose_genes(
+        sums, np.full(30, 9.0), np.array([100.0, 200.0, 50.0]), exact=False, fraction_of="cells", n_top_genes=50
+    )
+    np.testing.assert_array_equal(chosen, np.arange(30))
+    np.testing.assert_allclose(profiles, signatures.shrunken_profiles(sums) * [[100], [200], [50]], rtol=1e-6)
