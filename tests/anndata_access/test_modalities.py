@@ -236,7 +236,7 @@ def test_likelihoods_are_said_aloud_and_overridden(capsys):
 def test_normalised_values_are_gaussian_with_a_warning():
     mdata = paired()
     mdata["rna"].X.data = np.log1p(mdata["rna"].X.data)
-    with pytest.warns(UserWarning, match=r"mdata\['rna'\].X holds no counts .* modelled as Gaussian"):
+    with pytest.warns(UserWarning, match=r"X holds normalised values, not counts.* modelled as Gaussian"):
         assert read_modalities(mdata).likelihoods[0] == "gaussian"
     mdata["rna"].X.data -= 1.0
     assert read_modalities(mdata, likelihoods={"rna": "gaussian"}).likelihoods[0] == "gaussian"

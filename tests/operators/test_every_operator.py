@@ -30,6 +30,12 @@ def grid(side):
     return np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2).astype(np.float32)
 
 
+def contact_map(bins):
+    distance = np.abs(np.subtract.outer(np.arange(bins), np.arange(bins)))
+    upper = np.triu(np.random.default_rng(0).poisson(100.0 / (1.0 + distance)))
+    return (upper + np.triu(upper, 1).T).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """An operator, a small configuration of it, inputs, and options of a short fit."""
@@ -75,6 +81,11 @@ CASES = {
         "epigenomics", "ChromatinStateAnnotator", "ChromatinStateConfig",
         {"num_states": 3, "num_marks": 2},
         lambda: {"histone_marks": (counts(40, 2, 0.5) > 0).astype(np.float32)}, {"max_steps": 2},
+    ),
+    "contacts": Case(
+        "multiomics", "HiCContactAnalysis", "HiCContactAnalysisConfig",
+        {"hidden_dim": 4, "n_layers": 1, "resolution": 25_000, "max_distance": 500_000},
+        lambda: {"contact_matrix": contact_map(48)}, {"steps": 2},
     ),
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ from diffbio_sc.operators.multiomics import (
 )
 from diffbio_sc.operators.multiomics.multiomics_vae import fitting, posterior
 from diffbio_sc.operators.multiomics.multiomics_vae.features import dense_features, read_features
+from diffbio_sc.operators.multiomics.multiomics_vae.start import start_decoder
 
 CELLS, GENES, PEAKS = 160, 40, 30
 LEAST_CORRELATION = 0.85  # of the linear solution with the factor that was simulated
@@ -203,6 +204,29 @@ def test_initial_decoder_beats_the_mean(started, simulated):
     share = matrices[1].sum(0) / matrices[1].sum()
     null = np.asarray(likelihoods.multinomial(jnp.asarray(matrices[1]), jnp.log(jnp.asarray(share))[None]))
     assert score["log_likelihood_1"].mean() > null.mean() + 1.0
+
+
+def test_slopes_start_at_half_a_newton_step_of_the_poisson_regression(simulated):
+    """Gradient and curvature by automatic differentiation in float64; a prior of 10 reads, slopes of at most 1."""
+    counts, latent = simulated[0][0].astype(float), simulated[1]
+    vae, size = make(), counts.sum(1)
+    batch = np.zeros(CELLS, int)
+    start_decoder(vae.decoders[0], "negative_binomial", vae.config, sp.csr_array(counts), latent, batch, np.log(size))
+    share = counts.sum(0) / size.sum()
+
+    def log_likelihood(slopes):
+        rates = size[:, None] * share * jnp.exp(latent @ slopes)
+        return (counts * jnp.log(rates) - rates).sum()
+
+    with jax.enable_x64(True):
+        zero = jnp.zeros((2, GENES), jnp.float64)
+        gradient = jax.grad(log_likelihood)(zero)
+        moved = [jnp.zeros_like(zero).at[k].set(1.0) for k in range(2)]
+        curvature = [-jax.jvp(jax.grad(log_likelihood), (zero,), (one,))[1][k] for k, one in enumerate(moved)]
+    step = np.clip(np.asarray(gradient) / (np.stack(curvature) + 10.0), -1.0, 1.0)
+    found = np.asarray(vae.decoders[0].slopes[...]).T
+    assert np.abs(found).max() > 0.2
+    np.testing.assert_allclose(found, 0.5 * step, rtol=1e-3, atol=1e-4)
 
 
 def test_features_of_dense_and_sparse_counts_agree(started, simulated):

@@ -196,6 +196,26 @@ def test_several_chromosomes_and_shuffled_bins():
     )
 
 
+def test_empty_and_tiny_chromosomes_are_passed_over():
+    """One chromosome without contacts in any map, one without in one map, one of a single bin."""
+    full = dbio.datasets.simulate_contacts({"chr1": 200, "chr2": 60, "chr3": 60}, n_replicates=2, n_conditions=2)
+    rows = full.obs[["chrom", "start", "end"]].astype({"chrom": str})
+    rows.loc["chrM:0-10000"] = ["chrM", 0, 10_000]
+    adata = ad.AnnData(sp.csr_array((321, 0), dtype=np.float32), obs=rows)
+    for key in [*GROUPS["a"], *GROUPS["b"]]:
+        counts = full.obsp[key].tocoo()
+        kept = (counts.row < 260) & ((counts.row < 200) | (key != "contacts_b_2"))
+        pair = (counts.row[kept], counts.col[kept])
+        adata.obsp[key] = sp.csr_array(sp.coo_array((counts.data[kept], pair), shape=(321, 321)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dbio.tl.differential_contacts(adata, groups=GROUPS, features=["boundaries", "interactions"])
+    table = adata.uns["differential_contacts"]["boundaries"]
+    assert table.loc[table["chrom"] == "chr1", "pval"].notna().mean() > 0.95
+    assert table.loc[table["chrom"].isin(["chr3", "chrM"]), "pval"].isna().all()
+    assert adata.obs["boundary_change"][-1:].isna().all()
+
+
 def test_bins_along_var():
     adata = dbio.datasets.simulate_contacts(150, n_replicates=2, n_conditions=2, contacts_per_bin=300)
     turned = adata.T.copy()

@@ -37,6 +37,8 @@ def read_bins(adata: Any, genome: GenomeAxis, *, fragment_length: float | None =
         If the caller was made for bins of another width, or most bins stand alone between gaps.
     """
     width = _width(genome)
+    if config is not None and abs(config.bin_width - width) > 0.5:
+        raise ValueError(f"operator was made for bins of {config.bin_width} bp, those of adata have {width:.0f} bp.")
     _check_gaps(genome)
     if width > _WIDE:
         warnings.warn(
@@ -49,10 +51,6 @@ def read_bins(adata: Any, genome: GenomeAxis, *, fragment_length: float | None =
     per_bin = 1.0
     length = float(fragment_length or _TYPICAL_LENGTH)
     if config is not None:
-        if abs(config.bin_width - width) > 0.5:
-            raise ValueError(
-                f"operator was made for bins of {config.bin_width} bp, those of adata have {width:.0f} bp."
-            )
         positions = float(config.positions_per_read)
     elif counted == "cut_sites":
         # A fragment of length L has both of its cut sites in one bin of width w with probability 1 - L / w.

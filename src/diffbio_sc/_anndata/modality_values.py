@@ -56,7 +56,7 @@ def read_values(part: AnnData, layer: str | None, where: str) -> sp.csr_array:
 
 
 def _count_problem(matrix: sp.csr_array) -> tuple[str, int, int, float] | None:
-    """First value that is no count, looked for in blocks of rows: what the search needs is as long as its input."""
+    """First value that is not a count, looked for in blocks of rows: what the search needs is as long as its input."""
     found = []
     for start in range(0, matrix.shape[0], BLOCK_ROWS):
         indptr = matrix.indptr[start : start + BLOCK_ROWS + 1]
@@ -109,7 +109,7 @@ def choose_or_check(
                 f"{model}"
             )
         warnings.warn(
-            f"{where} holds no counts but normalised values, found {_first(problem, part)}: modelled as Gaussian. "
+            f"{where} holds normalised values, not counts, found {_first(problem, part)}: modelled as Gaussian. "
             f"Counts tell more: pass layers={{{name!r}: ...}}; layers: {_layer_names(part)}. Say so with "
             f"likelihoods={{{name!r}: 'gaussian'}} if it is meant.",
             UserWarning,

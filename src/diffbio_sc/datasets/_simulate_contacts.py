@@ -66,7 +66,7 @@ def simulate_contacts(
     resolution
         Width of the bins in base pairs.
     contacts_per_bin
-        Mean number of contacts of each map, divided by the number of bins.
+        Mean number of contacts of a map, divided by the number of bins; replicates whose decay differs vary about it.
     n_replicates
         Replicates of each condition.
     n_conditions

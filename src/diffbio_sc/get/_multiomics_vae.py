@@ -36,16 +36,16 @@ def multiomics_vae(
 
     Returns
     -------
-    Of the history one row an epoch: ``epoch`` (from 1), ``loss``, ``validation_loss``, ``kl``, ``validation_kl``, then
-    ``nll_<modality>`` and ``validation_nll_<modality>``, the negative log-likelihood of each modality, and what else
-    training recorded. Columns that it did not record are left out; without training there are no rows.
+    The history has one row per epoch: ``epoch`` (from 1), ``loss``, ``validation_loss``, ``kl``, ``validation_kl``,
+    then ``nll_<modality>`` and ``validation_nll_<modality>``, the negative log-likelihood of each modality, and what
+    else training recorded. Columns that it did not record are left out; without training there are no rows.
 
-    Of the weights one row a cell, in the order of ``mdata.obs``, and one column a modality: 0 where the cell lacks it.
-    What the modalities leave to a sum of 1 is the share of the prior; it is large where a cell tells little.
+    The weights have one row per cell, in the order of ``mdata.obs``, and one column per modality: 0 where the cell
+    lacks it. What the modalities leave to a sum of 1 is the share of the prior; it is large where a cell tells little.
 
-    Of the loadings one row a feature: ``modality``, ``feature``, ``latent_0`` and so on, the slopes of the logarithm of
-    the expected count along each dimension at the mean of the cells' embeddings. Of Bernoulli modalities they are
-    slopes of the log-odds, of Gaussian ones of the value itself.
+    The loadings have one row per feature: ``modality``, ``feature``, ``latent_0`` and so on, the slopes of the
+    logarithm of the expected count along each dimension at the mean of the cells' embeddings. Those of Bernoulli
+    modalities are slopes of the log-odds, those of Gaussian ones slopes of the value itself.
 
     Raises
     ------

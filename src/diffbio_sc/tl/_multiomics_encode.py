@@ -36,12 +36,12 @@ def multiomics_encode(
     fitted
         What :func:`~diffbio_sc.tl.multiomics_vae` was run on, or an AnnData that holds its record alone, or the record.
     batch_key
-        Column with the batches, in the names of the model's; default the column that the model was fitted with.
+        Column with the batches, named as in the model; by default the column that the model was fitted with.
     unseen_batch
-        What of cells from a batch that the model does not know: ``"error"``, or ``"average"``, the mean result over the
-        batches that it knows.
+        What to do with cells from a batch that the model does not know: ``"error"`` refuses them, ``"average"`` gives
+        them the mean result over the batches that it knows.
     layers
-        Layer with the counts, by modality or one name for all; default those of the fit, ``{}`` is ``X``.
+        Layer with the counts, by modality or one name for all; by default the layers of the fit, ``{}`` takes ``X``.
     key
         Key of the record in ``fitted.uns``.
     key_added
@@ -61,7 +61,7 @@ def multiomics_encode(
         If there is no model, layer or column.
     ValueError
         If the cells do not fit the model: none of its modalities, fewer than half of the features of one, an unknown
-        batch, or values that are no counts. Nothing has been written then.
+        batch, or values that are not counts. Nothing has been written then.
 
     Examples
     --------

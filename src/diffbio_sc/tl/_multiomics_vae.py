@@ -37,7 +37,7 @@ def multiomics_vae(
     batch_key: str | None = None,
     layers: str | Mapping[str, str] | None = None,
     max_epochs: int | None = None,
-    rng: int | np.random.Generator = 0,
+    rng: int | np.random.Generator | None = 0,
     key_added: str = "X_multiomics_vae",
     copy: bool = False,
 ) -> MuData | AnnData | None:
@@ -62,22 +62,25 @@ def multiomics_vae(
         ``"bernoulli"`` (accessible or not), ``"protein_mixture"`` (background and foreground) and ``"gaussian"``
         (normalised values).
     n_latent
-        Latent dimensions; default 20 below 1,000 cells, else 30, but not more than half of the cells or the features.
+        Number of latent dimensions; default 20 below 1,000 cells, else 30, but at most half of the number of cells and
+        of features.
     fusion
-        ``"poe"`` (product of experts), ``"moe"`` (mixture of experts) or ``"mean"``.
+        How the modalities are combined: ``"poe"``, the product of experts; ``"moe"``, the mixture of the posteriors
+        from each modality alone; or ``"mean"``, the average of one draw from each of those.
     modality_weights
-        Weights of the modalities in the loss. ``"equal"``: the evidence lower bound itself. ``"learnable"``: by an
-        uncertainty of each :cite:p:`Kendall2018`. ``"gradnorm"``: so that they pull on the embedding alike
-        :cite:p:`Chen2018`.
+        How the modalities are weighted in the loss. ``"equal"``: the evidence lower bound itself. ``"learnable"``: by a
+        learned uncertainty of each :cite:p:`Kendall2018`. ``"gradnorm"``: so that all pull equally hard on the
+        embedding :cite:p:`Chen2018`.
     batch_key
         Column of ``mdata.obs`` with batches, whose effects are kept out of the embedding. If only the modalities have
         the column, those are taken together.
     layers
         Layer with the counts, by modality or one name for all; default ``X``.
     max_epochs
-        Epochs at most; default by the number of cells, with early stopping. 0 leaves the factor analysis as it is.
+        Largest number of epochs; by default set by the number of cells, with early stopping. 0 leaves the factor
+        analysis as it is.
     rng
-        Seed or generator. The same seed gives the same result bit for bit on the same machine.
+        Seed, generator, or None for fresh entropy. The same seed gives the same result bit for bit on the same machine.
     key_added
         Key of the embeddings. Without a leading ``X_`` it is the key of the record and the prefix of the columns.
     copy
@@ -110,8 +113,9 @@ def multiomics_vae(
     TypeError
         If the object is neither MuData nor AnnData.
     ValueError
-        If values are no counts (or not finite), a cell has no modality, names are duplicated, there are fewer than 10
-        cells or a modality has one feature, or an argument is out of range. Nothing has been written then.
+        If values are not counts (or not finite), a cell has no modality, no cell has two modalities, names are
+        duplicated, there are fewer than 10 cells or a modality has one feature, or an argument is out of range. Nothing
+        has been written then.
 
     Notes
     -----

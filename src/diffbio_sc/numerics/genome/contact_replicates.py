@@ -98,9 +98,11 @@ def _steps(longest: int) -> int:
 def _shares(
     row: np.ndarray, column: np.ndarray, counts: np.ndarray, size: int, steady: np.ndarray | None
 ) -> np.ndarray:
+    if not len(row):
+        return np.zeros_like(counts)
     pooled = counts.sum(1, dtype=np.float64)
     stratum = distance_bins(size)[column - row]
-    strata = int(stratum.max()) + 1 if len(stratum) else 1
+    strata = int(stratum.max()) + 1
 
     to_row = to_column = among = np.ones(1)
     if steady is not None:
@@ -125,7 +127,7 @@ def _shares(
         parts = np.stack(
             [share[number][stratum] * visibility[number][row] * visibility[number][column] for number in maps], 1
         )
-        parts *= (pooled / parts.sum(1))[:, None]
+        parts *= (pooled / np.maximum(parts.sum(1), 1e-300))[:, None]
         return parts
 
     for _ in range(_ROUNDS):
@@ -134,9 +136,8 @@ def _shares(
             visibility[number] *= _shrunken_ratio(found_marginals[number], marginals(predicted[:, number]))
         predicted = expected()
         for number in maps:
-            share[number] *= (found_distance[number] + depth[number]) / (
-                by_distance(predicted[:, number]) + depth[number]
-            )
+            held = by_distance(predicted[:, number]) + depth[number]
+            share[number] *= (found_distance[number] + depth[number]) / np.maximum(held, 1e-12)
     return expected().astype(np.float32)
 
 

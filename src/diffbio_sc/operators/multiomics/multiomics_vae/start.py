@@ -99,7 +99,7 @@ def start(
         )
         if names[m] in ACCESSIBILITY:
             _link(encoder, config, matrix[known], joint.latent[known], batch[known])
-        _start_decoder(
+        start_decoder(
             decoders[m], names[m], config, matrix[known], joint.latent[known], batch[known], log_size[known, m]
         )
     precision = 1.0 + sum(np.exp(np.asarray(encoder.log_precision[...], np.float64)) for encoder in encoders)
@@ -167,7 +167,7 @@ def _link(
     encoder.input_scale[...] = jnp.asarray(zero_padded(1.0 / np.maximum(spread, 1e-6), (inputs,)))
 
 
-def _start_decoder(
+def start_decoder(
     decoder: ModalityDecoder,
     name: str,
     config: MultiOmicsVAEConfig,
