@@ -91,7 +91,7 @@ def compartments(
     `.uns["compartments"]` : dict
         ``params``, ``version``, ``report``, ``phasing_track`` (its name) and ``regions``, a table: ``region``,
         ``eigenvalue_1`` ..., ``chosen`` (rank of the chosen vector), ``correlation`` (Spearman, with the track),
-        ``margin`` (of |correlation| x eigenvalue to the next vector) and ``sign_confident``.
+        ``margin`` (of the absolute correlation times the eigenvalue against the next vector) and ``sign_confident``.
 
     Raises
     ------
