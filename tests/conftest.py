@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,33 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
+# Programs that one process has compiled the others take over: tests run side by side, and compiling is what they cost.
+# The folder lives as long as the run; the process that made it takes it away.
+_OWN_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffbio_sc_tests_")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
 _MOST_MAPS = 20_000
+# Folders of long files: a worker that gets one of them last keeps all others waiting.
+_LONG = ("operators", "tl", "test_threads.py", "numerics")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first; within a file the order stays."""
+    root = Path(__file__).parent
+
+    def place(item):
+        first = Path(item.path).relative_to(root).parts[0]
+        return _LONG.index(first) if first in _LONG else len(_LONG)
+
+    items.sort(key=place)
+
+
+def pytest_sessionfinish(session):
+    """Take the cache away, in the process that made it."""
+    if _OWN_CACHE is not None:
+        shutil.rmtree(_OWN_CACHE, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
