@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -12,6 +13,8 @@ Item = TypeVar("Item")
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Iterate over ``items`` under a progress bar named ``description``."""
-    from tqdm.auto import tqdm
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # without ipywidgets the bar is drawn as text
+        from tqdm.auto import tqdm
 
     yield from tqdm(items, desc=description, total=total, delay=1.0, disable=not settings.progress_bar, leave=False)
