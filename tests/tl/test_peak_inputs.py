@@ -67,7 +67,7 @@ def test_impossible_sizes_of_the_genome_are_refused(rows):
         dbio.tl.call_peaks(as_intervals(rows), duplicates="all")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::UserWarning")
 def test_controls_that_tell_little_are_refused_or_warned_of(rows):
     control = simulate(3, peaks={})
     few = control.sample(2, random_state=0)
