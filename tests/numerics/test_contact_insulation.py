@@ -8,6 +8,7 @@ import scipy.signal
 import scipy.sparse as sp
 
 from diffbio_sc.numerics.genome.insulation import (
+    WindowSums,
     contrast,
     cooltools_insulation,
     li_threshold,
@@ -69,6 +70,14 @@ def test_contrast_is_high_at_a_planted_boundary_and_nan_at_edges():
     assert np.isnan(boundary[0])
     # log of the planted ratio, up to noise and the pairs that both have
     np.testing.assert_allclose(boundary[at], -np.log(0.4), atol=0.15)
+
+
+def test_contrast_adds_two_contacts_to_each_sum():
+    # Few contacts: what is added decides, and the page says that it is 2.
+    observed, expected = np.array([0.0, 6.0]), np.array([8.0, 8.0])
+    score, boundary = contrast(WindowSums(observed, observed[::-1], expected, expected))
+    np.testing.assert_allclose(score, np.log([2.0 / 10.0, 8.0 / 10.0]), rtol=1e-12)
+    np.testing.assert_allclose(boundary, np.log([8.0 / 2.0, 2.0 / 8.0]), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("window", "nearest"), [(3, 0), (5, 2), (9, 1)])

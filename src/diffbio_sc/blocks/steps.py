@@ -19,7 +19,7 @@ class Step:
 
     def __call__(self, start: int, block: Any) -> Any:
         """Return the part of the block whose first row is ``start``: a float32 or float64 array, dense or CSR."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is abstract: it has no __call__.")
 
     def combine(self, left: Any, right: Any) -> Any:
         """Combine the parts of earlier and of later blocks."""
