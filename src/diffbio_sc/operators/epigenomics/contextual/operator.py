@@ -113,7 +113,7 @@ class ContextualEpigenomicsOperator(Operator):
         guided = config.use_chromatin_guidance and config.guidance == "contact_head"
         self.deterministic = True
         self.strand_stream = rngs["dropout"].fork()
-        self.stem = SequenceStem(hidden, config.stem_width, config.token_width, hidden, rngs=rngs)
+        self.stem = SequenceStem(config.stem_filters, config.stem_width, config.token_width, hidden, rngs=rngs)
         # Predicted contacts need a block before them, and bias those behind.
         self.blocks_before_contacts = (config.num_layers + 1) // 2
         self.blocks = nnx.List(
