@@ -49,7 +49,9 @@ def test_expression_tells_the_gates(adata):
     truth, context = adata.uns["truth"], adata.obsm["tf_context"]
     values = context[list(truth["factors"])].to_numpy()
     assert values[truth["gates"]].min() > values[~truth["gates"]].max()
-    assert truth["gates"][:, 0].all() and not truth["gates"][:, 1:].all(0).any() and truth["gates"].any(0).all()
+    assert truth["gates"][:, 0].all()
+    assert not truth["gates"][:, 1:].all(0).any()
+    assert truth["gates"].any(0).all()
     assert len(np.unique(truth["gates"], axis=0)) == adata.n_obs
     assert context.shape == (6, 20)
 
@@ -57,9 +59,12 @@ def test_expression_tells_the_gates(adata):
 def test_windows_open_where_site_meets_promoter():
     adata = dbio.datasets.simulate_regulatory_regions(n_regions=200, width=256, token=32, rng=1)
     truth, track, contacts = adata.uns["truth"], adata.varm["track"], adata.varm["contacts"]
-    assert track.shape == (200, 6, 8) and contacts.shape == (200, 8, 8)
+    assert track.shape == (200, 6, 8)
+    assert contacts.shape == (200, 8, 8)
     np.testing.assert_array_equal(contacts, contacts.transpose(0, 2, 1))
-    assert contacts.min() >= 0 and contacts.max() <= 1 and (contacts[:, range(8), range(8)] == 1).all()
+    assert contacts.min() >= 0
+    assert contacts.max() <= 1
+    assert (contacts[:, range(8), range(8)] == 1).all()
     expected = np.zeros_like(track)
     for site in truth["sites"].itertuples():
         token = site.start // 32
@@ -74,7 +79,8 @@ def test_windows_open_where_site_meets_promoter():
 
 def test_seed_and_files(tmp_path):
     one, same, other = (dbio.datasets.simulate_regulatory_regions(n_regions=60, rng=seed) for seed in (1, 1, 2))
-    assert (one.var["sequence"] == same.var["sequence"]).all() and (one.X == same.X).all()
+    assert (one.var["sequence"] == same.var["sequence"]).all()
+    assert (one.X == same.X).all()
     assert (one.var["sequence"].to_numpy() != other.var["sequence"].to_numpy()).all()
     one.write_h5ad(tmp_path / "one.h5ad")
     read = anndata.read_h5ad(tmp_path / "one.h5ad")
@@ -99,4 +105,5 @@ def test_bad_numbers(options, message):
 
 def test_one_cell_type():
     adata = dbio.datasets.simulate_regulatory_regions(n_regions=50, n_cell_types=1)
-    assert adata.shape == (1, 50) and adata.uns["truth"]["gates"].all()
+    assert adata.shape == (1, 50)
+    assert adata.uns["truth"]["gates"].all()

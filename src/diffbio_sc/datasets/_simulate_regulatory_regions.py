@@ -174,7 +174,7 @@ def _shared(one: np.ndarray, other: np.ndarray) -> int:
 
 
 def _draw_gates(n_cell_types: int, n_factors: int, rng: np.random.Generator) -> np.ndarray:
-    """Which factor acts where: the first everywhere, each other in some but not all cell types, where they can no two alike."""
+    """Which factor acts where: the first everywhere, each other in some, no two cell types alike where possible."""
     if n_cell_types == 1:
         return np.ones((1, n_factors), bool)
     for _ in range(100):
