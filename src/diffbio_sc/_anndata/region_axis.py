@@ -76,8 +76,8 @@ def warn_of_repeats(genome: GenomeAxis, *, stacklevel: int = 3) -> None:
     if same.any():
         first = order[1:][same][0]
         warnings.warn(
-            f"{int(same.sum())} of {len(order)} regions occur more than once, first: {str(genome.names[first])!r}. Each "
-            "counts in training and scores; keep one of each unless that is meant.",
+            f"{int(same.sum())} of {len(order)} regions occur more than once, first: {str(genome.names[first])!r}. "
+            "Each counts in training and scores; keep one of each unless that is meant.",
             UserWarning,
             stacklevel=stacklevel,
         )

@@ -201,10 +201,12 @@ def _open(genome: Any) -> Any:
         ) from error
     try:
         return pyfaidx.Fasta(path, as_raw=True, sequence_always_upper=False)
+    except ImportError as error:  # its reader of compressed files is Biopython's
+        raise ImportError(f"{path!r} is compressed: decompress it, or pip install biopython. ({error})") from error
     except (pyfaidx.FastaIndexingError, pyfaidx.UnsupportedCompressionFormat, OSError) as error:
         raise ValueError(
-            f"{path!r} cannot be read as an indexed FASTA file: {error} A compressed file must be of bgzip, not gzip, and "
-            "its folder writable where it has no index (samtools faidx) yet."
+            f"{path!r} cannot be read as an indexed FASTA file: {error} A compressed file must be of bgzip, not gzip, "
+            "and its folder writable where it has no index (samtools faidx) yet."
         ) from error
 
 
@@ -216,8 +218,8 @@ class _Fetcher:
         self.pysam = hasattr(genome, "fetch") and hasattr(genome, "references")
         if not self.pysam and not (isinstance(genome, Mapping) or hasattr(genome, "keys")):
             raise TypeError(
-                "genome must be the path of a FASTA file, a dict from chromosome to sequence, a file of pyfaidx or pysam, "
-                f"or the name of a column with sequences, found {type(given).__name__}."
+                "genome must be the path of a FASTA file, a dict from chromosome to sequence, a file of pyfaidx or "
+                f"pysam, or the name of a column with sequences, found {type(given).__name__}."
             )
         self.names = list(map(str, genome.references if self.pysam else genome.keys()))
 

@@ -112,7 +112,7 @@ def simulate_regulatory_regions(
     if token is None:
         sites = _plant(tokens, motifs, generator)
         acting = np.ones(len(sites), bool)
-        extra = {}
+        extra: dict[str, np.ndarray] = {}
     else:
         sites, extra = _plant_windows(tokens, motifs, token, generator)
         acting = sites["in_contact"].to_numpy()
