@@ -32,9 +32,9 @@ def sequences(
         0-based and half-open.
     genome
         Path of a FASTA file (read by pyfaidx, extra ``sequence``; one of bgzip needs Biopython too), a dict from
-        chromosome to sequence, an open file of pyfaidx or pysam, or the name of a column of the regions' table that holds their
-        sequences. Default: the column ``"sequence"``. Lower case is read as upper case; codes of IUPAC for several
-        bases are unknown bases.
+        chromosome to sequence, an open file of pyfaidx or pysam, or the name of a column of the regions' table that
+        holds their sequences. Default: the column ``"sequence"``. Lower case is read as upper case; codes of IUPAC for
+        several bases are unknown bases.
     width
         Bases about the middle of each region. Needed where regions differ in width; default their own. What lies beyond
         the end of a chromosome, or of a text, is unknown: the window is not shifted.
