@@ -12,6 +12,7 @@ import pandas as pd
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.sequences import read_genome_sequences, read_tokens
+from diffbio_sc._anndata.tf_context import case_hint
 from diffbio_sc._checks import counted, name_heads
 
 if TYPE_CHECKING:
@@ -167,8 +168,6 @@ def align_factors(context: Context, factors: Sequence[str], fill: np.ndarray, *,
     ValueError
         If fewer than half of the factors are there; the message says if case alone is why.
     """
-    from diffbio_sc._anndata.tf_context import case_hint
-
     found, wanted = pd.Index(context.factors), pd.Index(list(factors))
     place = found.get_indexer(wanted)
     lacking = [str(name) for name in wanted[place < 0]]

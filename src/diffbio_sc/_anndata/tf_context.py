@@ -117,10 +117,11 @@ def align_cell_types(table: pd.DataFrame, wanted: pd.Index, *, owner: str) -> tu
     return aligned, list(names[~shared]), list(rows[~rows.isin(names)])
 
 
-def case_hint(wanted: pd.Index, found: pd.Index) -> str:
+def case_hint(wanted: Sequence[str] | pd.Index, found: Sequence[str] | pd.Index) -> str:
     """Say which names would match if case did not count, as between species; nothing if none would."""
     lower = {name.lower(): name for name in found}
-    pairs = [(name, lower[name.lower()]) for name in wanted if name not in found and name.lower() in lower]
+    have = set(found)
+    pairs = [(name, lower[name.lower()]) for name in wanted if name not in have and name.lower() in lower]
     if not pairs:
         return ""
     shown = ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:3])

@@ -175,7 +175,7 @@ def _warn(
 ) -> None:
     if not known.all():
         without = [str(name) for name in aligned.index[~known]]
-        hint = case_hint(pd.Index(missing, dtype=object), cell_types)
+        hint = case_hint(missing, cell_types)
         warnings.warn(
             f"{len(without)} of {len(known)} cell types have no expression: {name_heads(without)}. Their rows are "
             f"NaN.{hint}",
@@ -183,7 +183,7 @@ def _warn(
             stacklevel=3,
         )
     if lacking:
-        hint = case_hint(pd.Index(lacking, dtype=object), genes)
+        hint = case_hint(lacking, genes)
         warnings.warn(
             f"{len(lacking)} factors are not in expression and are left out: {name_heads(lacking)}.{hint}",
             UserWarning,
