@@ -21,8 +21,8 @@ __all__ = ["contributions", "gradients", "integrated_gradients", "mutagenesis", 
 _SUBSTITUTED = 8192  # sequences that are predicted together
 _DIFFERENTIATED = 32
 
-Predict = Callable[[Int[np.ndarray, "n length"]], Float[np.ndarray, "n cells"]]
-Logits = Callable[[Float[Array, "n length 4"]], Float[Array, "n cells"]]
+Predict = Callable[[Int[np.ndarray, "n length"], Int[np.ndarray, " n"]], Float[np.ndarray, "n cells"]]
+Logits = Callable[..., Float[Array, "n cells"]]
 
 
 def mutagenesis(predict: Predict, tokens: Int[np.ndarray, "n length"]) -> Float[np.ndarray, "n cells length 4"]:
@@ -31,12 +31,12 @@ def mutagenesis(predict: Predict, tokens: Int[np.ndarray, "n length"]) -> Float[
     Parameters
     ----------
     predict
-        Log-odds of tokens.
+        Log-odds of tokens, given which of the sequences each was made from.
     tokens
         Sequences.
     """
     number, length = tokens.shape
-    standing = predict(tokens)
+    standing = predict(tokens, np.arange(number))
     result = np.empty((number, length, 4, standing.shape[1]), np.float32)
     result[:] = standing[:, None, None]
     # Only letters that do not stand there; of an unknown base all four.
@@ -45,12 +45,14 @@ def mutagenesis(predict: Predict, tokens: Int[np.ndarray, "n length"]) -> Float[
         chosen = slice(first, first + _SUBSTITUTED)
         changed = tokens[row[chosen]]
         changed[np.arange(len(changed)), place[chosen]] = letter[chosen]
-        result[row[chosen], place[chosen], letter[chosen]] = predict(changed)
+        result[row[chosen], place[chosen], letter[chosen]] = predict(changed, row[chosen])
     return _centred(result.transpose(0, 3, 1, 2))
 
 
 @one_thread_at_a_time
-def gradients(logits: Logits, tokens: Int[np.ndarray, "n length"]) -> Float[np.ndarray, "n cells length 4"]:
+def gradients(
+    logits: Logits, tokens: Int[np.ndarray, "n length"], *extra: Float[np.ndarray, "n ..."]
+) -> Float[np.ndarray, "n cells length 4"]:
     """Gradient by each letter, less its mean over the four: to first order what its substitution changes.
 
     Parameters
@@ -59,8 +61,10 @@ def gradients(logits: Logits, tokens: Int[np.ndarray, "n length"]) -> Float[np.n
         Log-odds of relaxed sequences, in JAX.
     tokens
         Sequences.
+    extra
+        Further arguments of ``logits``, a row for each sequence.
     """
-    return _centred(_in_batches(_jacobian(logits), [one_hot(tokens)]))
+    return _centred(_in_batches(_jacobian(logits), [one_hot(tokens), *extra]))
 
 
 @one_thread_at_a_time
@@ -68,7 +72,7 @@ def integrated_gradients(
     logits: Logits,
     tokens: Int[np.ndarray, "n length"],
     references: Int[np.ndarray, "n references length"],
-    *,
+    *extra: Float[np.ndarray, "n ..."],
     steps: int = 20,
 ) -> Float[np.ndarray, "n cells length 4"]:
     """Gradients along straight lines from reference sequences, the mean over these.
@@ -82,6 +86,8 @@ def integrated_gradients(
         Log-odds of relaxed sequences, in JAX.
     tokens, references
         Sequences, and some to compare each of them with.
+    extra
+        Further arguments of ``logits``, a row for each sequence.
     steps
         Points of each line.
     """
@@ -92,17 +98,17 @@ def integrated_gradients(
     # Midpoints of equal parts of the line.
     points = jnp.asarray((np.arange(steps) + 0.5) / steps, jnp.float32)
 
-    def along(sequence, reference):
+    def along(sequence, reference, *further):
         def add(total, point):
-            return total + jacobian(reference + point * (sequence - reference)), None
+            return total + jacobian(reference + point * (sequence - reference), *further), None
 
-        zero = jnp.zeros_like(jax.eval_shape(jacobian, sequence), jnp.float32)
+        zero = jnp.zeros_like(jax.eval_shape(jacobian, sequence, *further), jnp.float32)
         mean = jax.lax.scan(add, zero, points)[0] / steps
         # A letter's contribution: it comes in, and the reference's letters go.
         return mean - (mean * reference[:, None]).sum(-1, keepdims=True)
 
     number = references.shape[1]
-    total = sum(_in_batches(along, [one_hot(tokens), one_hot(references[:, index])]) for index in range(number))
+    total = sum(_in_batches(along, [one_hot(tokens), one_hot(references[:, index]), *extra]) for index in range(number))
     return (total / number).astype(np.float32)
 
 
@@ -134,8 +140,8 @@ def _jacobian(logits: Logits) -> Callable[[Any], Any]:
     import jax
     import jax.numpy as jnp
 
-    def jacobian(sequences):
-        value, pull = jax.vjp(logits, sequences)
+    def jacobian(sequences, *further):
+        value, pull = jax.vjp(lambda relaxed: logits(relaxed, *further), sequences)
         ones = jnp.broadcast_to(jnp.eye(value.shape[1])[:, None], (value.shape[1], *value.shape))
         return jnp.moveaxis(jax.vmap(lambda one: pull(one)[0])(ones), 0, 1)
 

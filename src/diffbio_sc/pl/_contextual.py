@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-_MODEL, _FLOOR, _CHANCE = "#0072b2", "#d55e00", "0.55"
+_MODEL, _FLOOR, _CHANCE, _ALL = "#0072b2", "#d55e00", "0.55", "0.1"
 _BINS = 10
 _FEWEST = 20  # regions of a bin of the reliability curve
 _FEW = 8  # cell types that have a line of their own
@@ -164,7 +164,7 @@ def _reliability(adata: AnnData, split: str | None, options: dict[str, Any], ax:
     ax = new_axes(ax, 5.4, 4.2)
     ax.plot([0, 1], [0, 1], color=_CHANCE, lw=1, ls=":", label="predicted = observed")
     groups = [(str(cell), table[table["cell_type"] == cell]) for cell in cells] if 1 < len(cells) <= _FEW else []
-    colors = [*distinct_colors(len(groups)), _MODEL] if groups else [_MODEL]
+    colors = [*distinct_colors(len(groups)), _ALL] if groups else [_ALL]
     for color, (label, mine) in zip(colors, [*groups, ("all", table)], strict=True):
         order = np.argsort(mine["probability"].to_numpy(), kind="stable")
         parts = np.array_split(order, max(1, min(_BINS, len(order) // _FEWEST)))
