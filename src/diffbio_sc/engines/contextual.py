@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from diffbio_sc.genome.region_set import RegionSet
+
 __all__ = ["RegionModel", "RegionSet", "fit_regions"]
-
-
-class RegionSet(NamedTuple):
-    """Where the regions of a set lie: the input of the mode that also looks at a region's neighbours.
-
-    Attributes
-    ----------
-    chromosome
-        Code of each region's chromosome (n,).
-    position
-        Midpoint of each region in bp (n,).
-    group
-        Code of the kind of each region (n,), such as the factor whose peaks it comes from; None: one kind.
-    """
-
-    chromosome: Int[np.ndarray, " n"]
-    position: Int[np.ndarray, " n"]
-    group: Int[np.ndarray, " n"] | None = None
 
 
 def fit_regions(

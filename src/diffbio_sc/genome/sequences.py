@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from diffbio_sc._checks import counted
 
-__all__ = ["LETTERS", "N", "check_tokens", "decode", "encode", "one_hot", "reverse_complement"]
+__all__ = ["LETTERS", "N", "check_tokens", "decode", "encode", "one_hot", "one_strand", "reverse_complement"]
 
 #: Letter of each token.
 LETTERS = "ACGTN"
@@ -67,6 +67,18 @@ def decode(tokens: Int[np.ndarray, "sequences length"]) -> list[str]:
 def reverse_complement(tokens: Int[np.ndarray, "... length"]) -> Int[np.ndarray, "... length"]:
     """Return the other strand of tokens, read in its own direction."""
     return _COMPLEMENT[np.asarray(tokens)[..., ::-1]]
+
+
+def one_strand(tokens: Int[np.ndarray, "sequences length"]) -> Int[np.ndarray, "sequences length"]:
+    """Return of each sequence the strand that comes first in the alphabet.
+
+    What is computed from it is the same for both strands to the last digit.
+    """
+    other = reverse_complement(tokens)
+    differs = tokens != other
+    first = differs.argmax(1)[:, None]
+    smaller = np.take_along_axis(tokens, first, 1) <= np.take_along_axis(other, first, 1)
+    return np.where(smaller, tokens, other)
 
 
 def one_hot(tokens: Int[np.ndarray, "... length"]) -> Float[np.ndarray, "... length 4"]:
