@@ -5,6 +5,7 @@ from ._chromatin_states import chromatin_states
 from ._compartments import compartments
 from ._contacts import contacts
 from ._contextual import contextual
+from ._crested import crested
 from ._deconvolution import deconvolution
 from ._differential_contacts import differential_contacts
 from ._expected import expected
@@ -25,6 +26,7 @@ __all__ = [
     "compartments",
     "contacts",
     "contextual",
+    "crested",
     "deconvolution",
     "differential_contacts",
     "expected",

@@ -21,11 +21,10 @@ from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.region_axis import read_region_axis, warn_of_names, warn_of_repeats
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._checks import name_heads
+from diffbio_sc.genome.region_set import RegionSet
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-    from diffbio_sc.engines.contextual import RegionSet
 
 
 class ContextualInput(NamedTuple):
@@ -124,8 +123,6 @@ def read_neighbourhood(
     ValueError
         If a kind is missing, or one that the model does not know.
     """
-    from diffbio_sc.engines.contextual import RegionSet
-
     position = (regions.start + regions.end) // 2
     if neighbourhood is True:
         return RegionSet(regions.code.astype(np.int64), position, None), []

@@ -21,14 +21,23 @@ def fit_contextual(
     average: bool,
     max_epochs: int | None,
     rng: np.random.Generator,
+    random_context: bool = False,
 ) -> Fitted:
     """Train the model that the input calls for, and predict all regions in all cell types."""
     if data.track is None:
-        return _fit_regions(data, motifs=motifs, refine=refine, average=average, max_epochs=max_epochs, rng=rng)
-    return _fit_windows(data, max_epochs=max_epochs, rng=rng)
+        return _fit_regions(
+            data,
+            motifs=motifs,
+            refine=refine,
+            average=average,
+            max_epochs=max_epochs,
+            rng=rng,
+            random_context=random_context,
+        )
+    return _fit_windows(data, max_epochs=max_epochs, rng=rng, random_context=random_context)
 
 
-def _fit_regions(data: ContextualInput, *, motifs, refine, average, max_epochs, rng) -> Fitted:
+def _fit_regions(data: ContextualInput, *, motifs, refine, average, max_epochs, rng, random_context) -> Fitted:
     from diffbio_sc.engines.contextual import fit_regions
 
     used = np.flatnonzero(data.split >= 0)
@@ -41,9 +50,8 @@ def _fit_regions(data: ContextualInput, *, motifs, refine, average, max_epochs, 
         chromosome=data.regions.code[used].astype(np.int64),
         split=data.split[used],
         tf_context=None if context is None else context.values,
-        neighbourhood=None
-        if neighbours is None
-        else type(neighbours)(*(None if part is None else part[used] for part in neighbours)),
+        random_context=random_context,
+        neighbourhood=None if neighbours is None else neighbours.take(used),
         motifs=motifs,
         refine=refine,
         average=average,
@@ -73,5 +81,5 @@ def _describe(data: ContextualInput, model: Any, kind: str, context: Context | N
     return ContextualModel(model, kind, data.mode, cells, data.tokens.shape[1], context, groups)
 
 
-def _fit_windows(data: ContextualInput, *, max_epochs, rng) -> Fitted:
+def _fit_windows(data: ContextualInput, *, max_epochs, rng, random_context) -> Fitted:
     raise NotImplementedError
