@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,30 +45,44 @@ def by_distance(values: Float[Array, "*heads tokens"]) -> Float[Array, "*heads t
     return values[..., np.abs(np.subtract.outer(np.arange(tokens), np.arange(tokens)))]
 
 
-class ContactBias(nnx.Module):
-    """What contacts add to the logits of attention: nothing at the start.
+class ContactPaths(nnx.Module):
+    """How contacts enter a block: nothing at the start.
 
-    Each head takes ``gate * contact + function of distance``, so that it can look at contacts beyond what their
-    distance explains.
+    The logits of attention of each head gain ``gate * logit of contact + function of distance``: a head can look where
+    contacts are, beyond what their distance explains. Attention is relative, so that a token with many contacts looks
+    like one with few; what tokens in contact say is therefore also added up, weighted by contacts.
 
     Parameters
     ----------
-    heads
-        Number of heads.
+    features, heads
+        Width of tokens, and number of heads.
     longest
         Largest number of tokens.
+    rngs
+        Random streams.
     """
 
-    def __init__(self, heads: int, longest: int):
+    def __init__(self, features: int, heads: int, longest: int, *, rngs: nnx.Rngs):
         self.longest = longest
         self.gate = nnx.Param(jnp.zeros(heads))
         self.decay = nnx.Param(jnp.zeros((heads, _DISTANCE_KNOTS)))
+        self.added = nnx.Linear(features, features, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
-    def __call__(self, contacts: Float[Array, "batch tokens tokens"]) -> Float[Array, "batch heads tokens tokens"]:
-        """Return the bias for the logits of contacts."""
-        features = distance_features(contacts.shape[-1], self.longest)
-        decay = by_distance(self.decay[...] @ features.T)
-        return self.gate[...][:, None, None] * contacts[:, None] + decay
+    def bias(self, logits: Float[Array, "batch tokens tokens"]) -> Float[Array, "batch heads tokens tokens"]:
+        """Return what is added to the logits of attention."""
+        features = distance_features(logits.shape[-1], self.longest)
+        return self.gate[...][:, None, None] * logits[:, None] + by_distance(self.decay[...] @ features.T)
+
+    def message(
+        self,
+        logits: Float[Array, "batch tokens tokens"],
+        values: Float[Array, "batch tokens features"],
+        mask: Bool[Array, "batch tokens"],
+    ) -> Float[Array, "batch tokens features"]:
+        """Return the mean over tokens of what they say, weighted by contact."""
+        weights = jax.nn.sigmoid(logits) * mask[:, None, :]
+        number = jnp.maximum(mask.sum(1), 1)[:, None, None]
+        return self.added(weights @ values / number)
 
 
 class AttentionBlock(nnx.Module):
@@ -111,7 +124,7 @@ class AttentionBlock(nnx.Module):
         self.widen = nnx.Linear(features, intermediate, rngs=rngs)
         self.narrow = nnx.Linear(intermediate, features, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs)
-        self.contact_bias = ContactBias(heads, longest) if takes_contacts else None
+        self.contacts = ContactPaths(features, heads, longest, rngs=rngs) if takes_contacts else None
 
     def __call__(
         self,
@@ -123,11 +136,13 @@ class AttentionBlock(nnx.Module):
         batch, number, features = tokens.shape
         projected = self.query_key_value(self.before_attention(tokens))
         query, key, value = jnp.split(projected.reshape(batch, number, self.heads, -1), 3, axis=-1)
-        bias = None
-        if self.contact_bias is not None and contacts is not None:
-            bias = self.contact_bias(contacts)
+        bias = message = None
+        if self.contacts is not None and contacts is not None:
+            bias = self.contacts.bias(contacts)
+            message = self.contacts.message(contacts, value.reshape(batch, number, features), mask)
         found = attend(rotate(query), rotate(key), value, mask, bias, self.window)
-        tokens = tokens + self.dropout(self.attended(found.reshape(batch, number, features)))
+        found = self.attended(found.reshape(batch, number, features))
+        tokens = tokens + self.dropout(found if message is None else found + message)
         hidden = jax.nn.gelu(self.widen(self.before_forward(tokens)))
         return tokens + self.dropout(self.narrow(hidden))
 

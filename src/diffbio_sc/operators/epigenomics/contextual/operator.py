@@ -17,7 +17,6 @@ from diffbio_sc.operators.epigenomics.contextual.attention import AttentionBlock
 from diffbio_sc.operators.epigenomics.contextual.config import ContextualEpigenomicsConfig
 from diffbio_sc.operators.epigenomics.contextual.heads import ContactHead, ContextEncoder, Readout
 from diffbio_sc.operators.epigenomics.contextual.inputs import (
-    Form,
     Inputs,
     read_contacts,
     read_inputs,
