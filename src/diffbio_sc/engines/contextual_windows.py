@@ -214,6 +214,7 @@ def fit_windows(
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     average: float | None = 0.98,
+    filter_rate: float = 0.1,
     motifs: Sequence[Float[np.ndarray, "width 4"]] | None = None,
     rng: int = 0,
 ) -> WindowModel:
@@ -277,7 +278,8 @@ def fit_windows(
     held_out = _held_out(validation, len(tokens), rng)
     learned = np.setdiff1d(np.arange(len(tokens)), held_out)
     if motifs is None:
-        motifs = find_motifs(config, tokens[learned], data["targets"][learned], _rows(data, "chromatin_contacts", learned))
+        maps = _rows(data, "chromatin_contacts", learned)
+        motifs = find_motifs(config, tokens[learned], data["targets"][learned], maps)
     operator.stem.set_filters(motifs)
     steps = -(-len(learned) // batch_size) * max_epochs
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 10), steps)
@@ -287,7 +289,7 @@ def fit_windows(
         loss=_window_loss,
         weighted=True,
         sample_keys=[key for key in data if key != "tf_context"],
-        optimizer=Adam(schedule, clip=1.0, average=average),
+        optimizer=Adam(schedule, factors=(('stem/kernel', filter_rate),), clip=1.0, average=average),
         batch_size=batch_size,
         max_epochs=max_epochs,
         validation=held_out,

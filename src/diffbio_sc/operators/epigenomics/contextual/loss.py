@@ -34,9 +34,9 @@ def compute_contextual_epigenomics_loss(
 
     Returns
     -------
-    ``supervised``: mean cross-entropy per position in nats, of a yes-or-no label if ``config.num_outputs`` is 1, else of
-    classes; ``chromatin_guidance``: mean guidance term per pair of positions, 0 without guidance; ``total``: the first
-    plus ``config.chromatin_guidance_weight`` times the second.
+    ``supervised``: mean cross-entropy per position in nats, of a yes-or-no label if ``config.num_outputs`` is 1, of
+    classes otherwise; ``chromatin_guidance``: mean guidance term per pair of positions, 0 without guidance; ``total``:
+    the first plus ``config.chromatin_guidance_weight`` times the second.
 
     Raises
     ------

@@ -62,8 +62,8 @@ class ContextualEpigenomicsOperator(Operator):
         Random streams: ``params`` for initial parameters, ``dropout`` for what training leaves out.
     start
         Module that gives the logits to start from: called with sequences (batch, length, 4), it returns (batch, C) or
-        (batch, positions, C), C being the number of contexts (times ``num_outputs``). The network, which adds nothing at
-        first, learns what the start lacks. ``data["start_logits"]`` take its place where given.
+        (batch, positions, C), C being the number of contexts (times ``num_outputs``). The network, which adds nothing
+        at first, learns what the start lacks. ``data["start_logits"]`` take its place where given.
 
     Notes
     -----
@@ -133,13 +133,9 @@ class ContextualEpigenomicsOperator(Operator):
         self.norm = nnx.LayerNorm(hidden, rngs=rngs)
         self.contact_head = ContactHead(hidden, config.contact_dim, longest, rngs=rngs) if guided else None
         code = config.context_dim if config.use_tf_context else None
-        self.context = (
-            None if code is None else ContextEncoder(config.num_tf_features, code, dropout, rngs=rngs)
-        )
+        self.context = None if code is None else ContextEncoder(config.num_tf_features, code, dropout, rngs=rngs)
         self.readout = Readout(hidden, config.readout_dim, config.num_outputs, code, dropout, rngs=rngs)
         self.start = start
-        if start is not None:
-            self.mark_fitted()
 
     def initialize(self, data: Mapping[str, Any]) -> None:
         """Set the bias to the base rate of the targets, and standardise contexts, from labelled data.
@@ -227,7 +223,7 @@ class ContextualEpigenomicsOperator(Operator):
         History, whether the stopping rule was met, epochs and seconds.
         """
         self.check_keys(data)
-        if not bool(self.fitted[...]) or self.start is not None:
+        if not bool(self.fitted[...]):
             self.initialize(data)
         known = {key: data[key] for key in (*_DATA_KEYS, "sample_weight") if data.get(key) is not None}
         if not self.config.use_tf_context:
@@ -280,6 +276,11 @@ class ContextualEpigenomicsOperator(Operator):
     ) -> Float[Array, "batch contexts tokens outputs"]:
         """Logits of tokens in contexts, without those to start from."""
         return self.readout(tokens, None if self.context is None else self.context(context))
+
+    def _warn_if_unfitted(self) -> None:
+        # With a start the outputs mean something before any training.
+        if self.start is None:
+            super()._warn_if_unfitted()
 
     def _contexts(self, inputs: Inputs) -> int:
         return 1 if inputs.context is None else inputs.context.shape[1]

@@ -63,7 +63,7 @@ class SequenceStem(nnx.Module):
         """
         kernel = np.array(self.kernel[...])
         if len(motifs) > kernel.shape[2]:
-            raise ValueError(f"{len(motifs)} motifs are more than the {kernel.shape[2]} filters of config.stem_filters.")
+            raise ValueError(f"{len(motifs)} motifs are more than the {kernel.shape[2]} of config.stem_filters.")
         for number, motif in enumerate(motifs):
             weights = np.asarray(motif, np.float64)
             if weights.ndim != 2 or weights.shape[1] != 4 or not np.isfinite(weights).all():
@@ -102,9 +102,7 @@ class SequenceStem(nnx.Module):
         """Score of each filter at each base; -inf where masked."""
         return jnp.where(mask[..., None], _convolve(sequence, self.both_strands()), -jnp.inf)
 
-    def embed(
-        self, matches: Float[Array, "batch tokens both_strands"]
-    ) -> Float[Array, "batch tokens features"]:
+    def embed(self, matches: Float[Array, "batch tokens both_strands"]) -> Float[Array, "batch tokens features"]:
         """Embedding of best matches; 0 for tokens without base."""
         present = jnp.isfinite(matches)
         forward, backward = jnp.split(jnp.where(present, matches, 0.0), 2, axis=-1)
