@@ -48,7 +48,7 @@ def test_planted_motifs_are_found_in_their_groups():
 
 
 def test_log_odds_are_those_of_the_matches():
-    """Every place is free of errors: the weights are counts of one letter with a pseudocount, against the background."""
+    """Every place is free of errors: the weights are counts of one letter and a pseudocount, against the background."""
     motif = np.array([LETTERS.index(letter) for letter in MOTIFS[0]])
     draws = np.random.default_rng(3)
     tokens = draws.integers(0, 4, (80, 60)).astype(np.int8)
