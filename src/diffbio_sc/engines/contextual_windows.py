@@ -289,7 +289,7 @@ def fit_windows(
         loss=_window_loss,
         weighted=True,
         sample_keys=[key for key in data if key != "tf_context"],
-        optimizer=Adam(schedule, factors=(('stem/kernel', filter_rate),), clip=1.0, average=average),
+        optimizer=Adam(schedule, factors=(("stem/kernel", filter_rate),), clip=1.0, average=average),
         batch_size=batch_size,
         max_epochs=max_epochs,
         validation=held_out,

@@ -26,7 +26,7 @@ from diffbio_sc.operators.epigenomics.contextual.inputs import (
 from diffbio_sc.operators.epigenomics.contextual.loss import Sums, contact_loss, label_loss, similarity_loss
 from diffbio_sc.operators.epigenomics.contextual.stem import SequenceStem, reverse_complement
 
-__all__ = ["ContextualEpigenomicsOperator"]
+__all__ = ["ContextualEpigenomicsOperator", "compute_contextual_epigenomics_loss"]
 
 _CONTACT_FLOOR = 0.01
 """Measured contacts enter attention as log((c + floor) / (1 - c + floor)), so that 0 and 1 are finite."""
@@ -334,6 +334,35 @@ class ContextualEpigenomicsOperator(Operator):
             return similarity_loss(prediction.tokens, contacts, mask)
         assert prediction.contact_logits is not None
         return contact_loss(prediction.contact_logits, contacts, mask)
+
+
+def compute_contextual_epigenomics_loss(
+    operator: ContextualEpigenomicsOperator, data: Mapping[str, Any]
+) -> dict[str, Float[Array, ""]]:
+    """Loss of the operator on labelled sequences, by term.
+
+    Parameters
+    ----------
+    operator
+        Operator.
+    data
+        Its inputs and ``targets`` (batch, positions), or (batch, contexts, positions); with guidance also
+        ``chromatin_contacts``. ``sequence_mask`` and ``sample_weight`` (batch,) apply to all terms.
+
+    Returns
+    -------
+    ``supervised``: mean cross-entropy per position in nats, of a yes-or-no label if ``config.num_outputs`` is 1, of
+    classes otherwise; ``chromatin_guidance``: mean guidance term per pair of positions, 0 without guidance; ``total``:
+    the first plus ``config.chromatin_guidance_weight`` times the second.
+
+    Raises
+    ------
+    KeyError
+        If targets or, with guidance, contacts are missing.
+    ValueError
+        If shapes do not fit.
+    """
+    return operator.loss_terms(data)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
