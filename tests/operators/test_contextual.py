@@ -351,8 +351,9 @@ def test_contacts_all_absent_or_all_present_have_finite_terms():
         assert np.isfinite(slope).all()
 
 
-def test_M25_jit_vmap_and_gradients_in_every_input(variant):
-    _, operator, data = variant
+@pytest.mark.parametrize("name", ["tf_plus_chromatin", "tokens"])
+def test_M25_jit_vmap_and_gradients_in_the_sequence(name):
+    operator, data = trained(**VARIANTS[name]), variant_inputs(name)
     graph, state = nnx.split(operator)
     found = jax.jit(lambda state, data: nnx.merge(graph, state)(data))(state, data)
     np.testing.assert_allclose(found["logits"], operator(data)["logits"], atol=1e-6)
