@@ -207,7 +207,7 @@ def test_models_with_contacts_take_and_predict_them():
     )
     found = guided.predict_contacts(tokens[:3])
     np.testing.assert_allclose(found, found.transpose(0, 2, 1), atol=1e-5)
-    assert len(guided.report["history"]["validation_chromatin_guidance"]) == 3
+    assert len(guided.report["history"]["validation_chromatin_guidance"]) == 2
 
 
 @pytest.mark.parametrize(

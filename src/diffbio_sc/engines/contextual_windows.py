@@ -250,6 +250,8 @@ def fit_windows(
         Highest learning rate: it rises for a tenth of the run and then falls as a cosine.
     average
         Decay of the running average of the parameters, which is what predicts. None takes the parameters themselves.
+    filter_rate
+        What the learning rate is multiplied by for the filters, which begin as motifs.
     motifs
         Log-odds of motifs that the first filters start from. Default: those that are enriched at labels of training
         windows and, where contacts are used, at the ends of the strongest ones.
@@ -298,11 +300,11 @@ def fit_windows(
         rng=rng,
         description="contextual windows",
     )
-    curve = report.history["validation_loss"]
-    kept_start = bool(np.nanmin(curve[-report.steps :]) >= curve[0]) if len(curve) > report.steps else False
+    # Only the start has weights of 0.
+    kept_start = not np.asarray(operator.readout.weights[...]).any()
     summary = {
         **report.as_dict(),
-        "kept_start": kept_start,
+        "kept_start": bool(kept_start),
         "windows": len(learned),
         "validation_windows": len(held_out),
         "motifs": len(motifs),
