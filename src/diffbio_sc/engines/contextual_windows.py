@@ -209,11 +209,11 @@ def fit_windows(
     contacts: Float[np.ndarray, "windows positions positions"] | None = None,
     start_logits: Float[np.ndarray, "windows contexts positions"] | None = None,
     validation: float | Int[np.ndarray, " windows"] = 0.1,
-    max_epochs: int = 40,
+    max_epochs: int = 12,
     patience: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 16,
     learning_rate: float = 3e-3,
-    average: float | None = 0.98,
+    average: float | None = 0.99,
     filter_rate: float = 0.1,
     motifs: Sequence[Float[np.ndarray, "width 4"]] | None = None,
     rng: int = 0,
@@ -284,7 +284,8 @@ def fit_windows(
         motifs = find_motifs(config, tokens[learned], data["targets"][learned], maps)
     operator.stem.set_filters(motifs)
     steps = -(-len(learned) // batch_size) * max_epochs
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 10), steps)
+    rise = max(1, steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rise, max(steps, rise + 1))
     report = train(
         operator,
         data,
