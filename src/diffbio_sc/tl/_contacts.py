@@ -117,7 +117,7 @@ def contacts(
         balanced.decays,
         balanced.resolution,
         ignore_diags,
-        {**common, "method": "regression"},
+        {**common, "method": "regression", "monotone": False},
         time.perf_counter() - started,
     )
     parts = [
@@ -125,7 +125,7 @@ def contacts(
             balanced,
             track,
             track_name,
-            {**common, "contact": "cis", "n_vectors": 3, "min_distance": NEAREST, "gamma": GAMMA},
+            {**common, "contact": "cis", "n_vectors": 3, "min_distance": NEAREST, "gamma": GAMMA, "method": "weighted"},
             "",
             adata,
         ),

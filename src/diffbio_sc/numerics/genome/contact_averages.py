@@ -14,13 +14,27 @@ def quantile_classes(values: np.ndarray, number: int, tails: float) -> tuple[np.
     """Class of each value by quantiles, -1 for NaN and for the tails; and the inner edges.
 
     As of cooltools: the values between the quantiles ``tails`` and ``1 - tails`` are split into classes of like size.
+    Where so many values are equal that a class would be empty, equal values are dealt to the classes that they span, in
+    an order that does not follow the genome.
     """
     known = np.isfinite(values)
     edges = np.quantile(values[known], np.linspace(tails, 1.0 - tails, number + 1))
+    if (np.diff(edges) <= 0).any():
+        return _classes_by_rank(values, known, number, tails), edges
     code = np.searchsorted(edges, values, side="right") - 1
     # The largest value belongs to the last class when no tail is cut.
     code = np.where(values == edges[-1], number - 1, code)
     return np.where(known & (code >= 0) & (code < number), code, -1), edges
+
+
+def _classes_by_rank(values: np.ndarray, known: np.ndarray, number: int, tails: float) -> np.ndarray:
+    shuffled = np.random.default_rng(0).permutation(np.flatnonzero(known))
+    ranked = shuffled[np.argsort(values[shuffled], kind="stable")]
+    place = (np.arange(len(ranked)) + 0.5) / len(ranked)
+    code = np.floor((place - tails) / (1.0 - 2.0 * tails) * number).astype(np.int64)
+    result = np.full(len(values), -1, np.int64)
+    result[ranked] = np.where((code >= 0) & (code < number), code, -1)
+    return result
 
 
 def class_sums(
