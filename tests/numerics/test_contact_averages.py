@@ -123,3 +123,19 @@ def test_profile_of_an_empty_cell_is_missing():
     assert found.n_contacts == 0
     assert np.isnan(found.share).all()
     assert np.isnan([found.trans_share, found.near_share, found.strength]).all()
+
+
+def test_equal_values_fill_all_classes():
+    values = np.repeat([-1.0, 1.0], [30, 70])
+    values[5] = np.nan
+    code, _ = quantile_classes(values, 5, 0.0)
+    assert code[5] == -1
+    size = np.bincount(code[code >= 0], minlength=5)
+    assert size.min() >= 19
+    # Classes below the step hold low values alone, those above it high ones.
+    assert (values[code == 0] == -1).all()
+    assert all((values[code == high] == 1).all() for high in (2, 3, 4))
+    # Equal values are not dealt out along the genome.
+    assert np.abs(np.corrcoef(np.arange(30, 100), code[30:])[0, 1]) < 0.5
+    code, _ = quantile_classes(values, 5, 0.1)
+    assert (code == -1).sum() == 1 + 20

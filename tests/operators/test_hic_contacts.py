@@ -461,11 +461,6 @@ def test_pixel_list_gives_the_same_as_the_band(operator, matrix):
     band = operator({"contact_band": band_of_matrix(jnp.asarray(matrix, jnp.float32), min(depth, N))})
     for key in ("normalized_contacts", "compartments", "tad_boundaries", "loop_scores"):
         np.testing.assert_allclose(found[key], band[key], atol=1e-6)
-    gradient = jax.grad(lambda counts: operator({**data, "pixel_counts": counts})["tad_boundaries"].sum())(
-        jnp.asarray(data["pixel_counts"], jnp.float32)
-    )
-    assert np.isfinite(np.asarray(gradient)).all()
-    assert (gradient != 0).mean() > 0.2
     with pytest.raises(KeyError, match="bin_mask"):
         operator({key: data[key] for key in ("pixel_bins", "pixel_counts")})
     with pytest.raises(ValueError, match="between 0 and 118"):
@@ -480,3 +475,6 @@ def test_pixel_list_drops_what_lies_beyond_the_band_and_adds_equal_pixels():
     expected = np.zeros((3, 5))
     expected[1, 0], expected[0, 3] = 3.0, 5.0
     np.testing.assert_array_equal(found, expected)
+    weights = jnp.arange(15.0).reshape(3, 5)
+    gradient = jax.grad(lambda counts: (weights * band_of_pixel_list(bins, counts, 3, 5)).sum())(jnp.ones(4))
+    np.testing.assert_array_equal(gradient, [5.0, 5.0, 3.0, 0.0])
