@@ -69,10 +69,16 @@ def merge_loops(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> fine = dbio.datasets.simulate_contacts(300, resolution=10_000)
+    >>> coarse = dbio.datasets.simulate_contacts(150, resolution=20_000)
     >>> for each in (fine, coarse):
-    ...     dbio.tl.contacts(each)
+    ...     dbio.tl.balance(each)
+    ...     dbio.tl.loops(each)
     >>> dbio.tl.merge_loops(fine, [coarse])
-    >>> dbio.get.loops(fine, key="merged_loops")
+    >>> table = dbio.get.loops(fine, key="merged_loops")
+    >>> sorted(set(table["resolution"]))
+    [10000, 20000]
     """
     started = time.perf_counter()
     if not radius > 0:
