@@ -507,9 +507,8 @@ def training() -> None:
         after = score(operator, left), score(operator, not left)
         curve = report.history["loss"]
         width, shrinkage = (float(np.exp(value[...])) for value in (operator.log_filter_width, operator.log_shrinkage))
-        print(
-            f"  filter {width:.2f} bins, shrinkage {shrinkage:.0f}, backgrounds {operator.background_bias[...].round(2)}"
-        )
+        bias = np.round(operator.background_bias[...], 2)
+        print(f"  filter {width:.2f} bins, shrinkage {shrinkage:.0f}, backgrounds {bias}")
         print(
             f"trained on the {'left' if left else 'right'} half: loss {curve[0]:.3f} -> {curve.min():.3f}; AP there "
             f"{before[0]:.3f} -> {after[0]:.3f}, on the other half {before[1]:.3f} -> {after[1]:.3f} ({cpu():.0f} s)"

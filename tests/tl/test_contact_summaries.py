@@ -241,3 +241,26 @@ def test_merge_refuses(balanced):
     with pytest.raises(ValueError, match="radius"):
         dbio.tl.merge_loops(adata, [adata], radius=0)
     assert "merged_loops" not in adata.uns
+
+
+def test_trans_saddle_of_planted_compartments():
+    rng = np.random.default_rng(6)
+    side = np.where((np.arange(240) // 15) % 2 == 0, 1.0, -1.0)
+    chrom = np.repeat([0, 1, 2], 80)
+    mean = np.where(chrom[:, None] == chrom, 5.0, 3.0 * np.exp(0.5 * np.outer(side, side)))
+    upper = np.triu(rng.poisson(mean))
+    obs = pd.DataFrame({"chrom": np.array(["chr1", "chr2", "chr3"])[chrom], "start": np.tile(np.arange(80), 3) * 1000})
+    obs["end"] = obs["start"] + 1000
+    obs.index = obs.index.astype(str)
+    adata = ad.AnnData(obs=obs, obsp={"contacts": sp.csr_matrix(upper + np.triu(upper, 1).T)})
+    dbio.tl.balance(adata, contact="trans")
+    adata.obs["compartment"] = side + 0.01 * rng.normal(size=240)
+    dbio.tl.saddle(adata, contact="trans", n_classes=2, tails=0.0)
+    found = adata.uns["saddle"]["mean"]
+    assert found[0, 0] * found[1, 1] / found[0, 1] ** 2 == pytest.approx(np.exp(2.0), rel=0.05)
+    assert adata.uns["saddle"]["strength"][0] == pytest.approx(np.exp(1.0), rel=0.05)
+    assert adata.uns["saddle"]["params"]["contact"] == "trans"
+    with pytest.raises(ValueError, match="'cis' or 'trans'"):
+        dbio.tl.saddle(adata, contact="all")
+    with pytest.raises(ValueError, match="two chromosomes"):
+        dbio.tl.saddle(adata[:80].copy(), contact="trans", n_classes=2)

@@ -86,6 +86,50 @@ def class_sums(
     return _both(sums), _both(pairs)
 
 
+def trans_class_sums(
+    counts: sp.csr_array, chrom: np.ndarray, weights: np.ndarray, code: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of observed over expected contacts between chromosomes, and number of pairs of bins, for pairs of classes.
+
+    Expected is the mean of each pair of chromosomes over its pairs of bins with weights; pairs of chromosomes without
+    contacts have none and are left out.
+
+    Parameters
+    ----------
+    counts
+        Upper triangle of the whole map.
+    chrom
+        Code of each bin's chromosome, never falling.
+    weights
+        Balancing weights.
+    code, number
+        Class of each bin (-1: none), and how many there are.
+
+    Returns
+    -------
+    Two symmetric matrices (classes, classes); each pair of bins is in both triangles, once.
+    """
+    used = np.isfinite(weights)
+    code = np.where(used, code, -1)
+    size, chromosomes = len(code), int(chrom.max(initial=-1)) + 1
+    row = np.repeat(np.arange(size), np.diff(counts.indptr))
+    column = counts.indices
+    kept = (chrom[row] != chrom[column]) & used[row] & used[column]
+    row, column = row[kept], column[kept]
+    balanced = counts.data[kept] * weights[row] * weights[column]
+    block = chrom[row].astype(np.int64) * chromosomes + chrom[column]
+    total = np.bincount(block, balanced, chromosomes**2).reshape(chromosomes, chromosomes)
+    usable = np.bincount(chrom[used], minlength=chromosomes).astype(np.float64)
+    mean = total / np.maximum(np.outer(usable, usable), 1.0)
+    classed = (code[row] >= 0) & (code[column] >= 0)
+    place = code[row][classed] * number + code[column][classed]
+    sums = np.bincount(place, (balanced / mean.ravel()[block])[classed], number**2).reshape(number, number)
+    member = code >= 0
+    members = np.bincount(chrom[member] * number + code[member], minlength=chromosomes * number)
+    members = members.reshape(chromosomes, number).astype(np.float64)
+    return _both(sums), _both(members.T @ (total > 0) @ members)
+
+
 def _both(upper: np.ndarray) -> np.ndarray:
     return upper + upper.T
 
