@@ -67,6 +67,16 @@ def test_straight_lines_in_log_distance_cost_nothing():
     assert bent @ roughness(knots) @ bent > 0.1
 
 
+def test_roughness_is_the_sum_of_squared_second_differences_at_ten_knots_a_decade():
+    knots = 10.0 ** (np.arange(2, 14) / 10.0)
+    values = np.random.default_rng(1).normal(size=12)
+    np.testing.assert_allclose(values @ roughness(knots) @ values, (np.diff(values, 2) ** 2).sum(), rtol=1e-9)
+    # Half as dense: slopes are half as steep, and each stands for as much.
+    np.testing.assert_allclose(
+        values[:6] @ roughness(knots[::2]) @ values[:6], (np.diff(values[:6], 2) ** 2).sum() / 4, rtol=1e-9
+    )
+
+
 def sums_of(curve: np.ndarray, exposure: np.ndarray, rng) -> DistanceSums:
     counts = rng.poisson(curve * exposure).astype(float)
     return DistanceSums(exposure.copy(), counts, counts, exposure)
