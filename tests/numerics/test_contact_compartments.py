@@ -151,7 +151,7 @@ def test_shrinking_is_the_posterior_mean_of_the_dense_model():
     np.testing.assert_allclose(found, dense, atol=1e-8)
 
 
-@pytest.mark.parametrize(("nearest", "percentile"), [(0, 100.0), (2, 99.9), (40, 97.0)])
+@pytest.mark.parametrize(("nearest", "percentile"), [(0, 100.0), (2, 99.9), (2, 40.0), (40, 97.0)])
 def test_plain_vectors_are_those_of_cooltools(nearest, percentile):
     eigdecomp = pytest.importorskip("cooltools.api.eigdecomp")
     rng = np.random.default_rng(5)
