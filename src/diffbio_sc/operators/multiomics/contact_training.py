@@ -30,6 +30,14 @@ def cross_entropy(logits: Array, known: Array, counted: Bool[Array, "..."]) -> F
     return mean(-(known * jax.nn.log_sigmoid(logits) + (1.0 - known) * jax.nn.log_sigmoid(-logits)), counted)
 
 
+def deviance(counts: Float[Array, "depth n"], expected: Float[Array, "depth n"]) -> Float[Array, ""]:
+    """Poisson deviance of counts from their expectation, the mean over pairs of which something is expected."""
+    good = expected > 0
+    expected = jnp.where(good, expected, 1.0)
+    logs = jnp.where(counts > 0, counts * jnp.log(jnp.where(counts > 0, counts, 1.0) / expected), 0.0)
+    return mean(2.0 * (logs - counts + expected), good)
+
+
 def loop_cross_entropy(
     logits: Float[Array, "distance n"], known: Float[Array, "distance n"], counted: Bool[Array, "distance n"]
 ) -> Float[Array, ""]:

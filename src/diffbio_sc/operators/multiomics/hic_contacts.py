@@ -34,7 +34,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from diffbio_sc.numerics.genome.balancing_jax import balancing_weights
+from diffbio_sc.numerics.genome.balancing_jax import balancing_weights, usable_bins
 from diffbio_sc.numerics.genome.bands_jax import (
     ahead,
     band_of_matrix,
@@ -45,12 +45,18 @@ from diffbio_sc.numerics.genome.bands_jax import (
 )
 from diffbio_sc.numerics.genome.compartments_jax import compartment_vector
 from diffbio_sc.numerics.genome.decay_jax import log_decay, sums_by_distance
-from diffbio_sc.numerics.genome.insulation_jax import contrasts
+from diffbio_sc.numerics.genome.insulation_jax import contrasts, spread_of_windows
 from diffbio_sc.numerics.genome.loops import SHRINKAGE, default_shape
 from diffbio_sc.numerics.genome.loops_jax import LoopEvidence, dispersion_by_distance, loop_evidence, z_scores
 from diffbio_sc.operators.contract import FitReport, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.multiomics.contact_correction import KERNEL, Correction
-from diffbio_sc.operators.multiomics.contact_training import calibrated, cross_entropy, loop_cross_entropy, mean
+from diffbio_sc.operators.multiomics.contact_training import (
+    calibrated,
+    cross_entropy,
+    deviance,
+    loop_cross_entropy,
+    mean,
+)
 
 _FARTHEST, _UNBENT = 14.0, 10.0
 """Logits go no farther from 0, so that losses of one's own, as log(1 - p), stay finite in single precision; those of
@@ -298,7 +304,7 @@ class HiCContactAnalysis(Operator):
         vector = self.eigenvector(contacts, arrays.get("phasing_track"))
         windows = tuple(min(window, max(n // 3, 2)) for window in self.config.windows_in_bins)
         insulation, contrast, good = contrasts(contacts.band, contacts.expected, windows, self.config.ignore_diags)
-        spread = _spread(contrast, good)
+        spread = spread_of_windows(contrast, good)
         temperature = jnp.exp(self.log_loop_temperature[...])
         loop_logits = (z - self.loop_threshold[...]) / temperature
         shift = jnp.zeros((n, 2), contacts.band.dtype)
@@ -331,7 +337,7 @@ class HiCContactAnalysis(Operator):
         band = jnp.where(jnp.isfinite(band) & jnp.asarray(inside(depth, n)), band, 0.0)
         kept = np.arange(depth) >= self.config.ignore_diags
         band = jnp.where(kept[:, None], band, 0.0)
-        used = jax.lax.stop_gradient(_usable(band))
+        used = jax.lax.stop_gradient(usable_bins(band))
         if "bin_mask" in arrays:
             used = used & (arrays["bin_mask"] > 0)
         band = band * used * ahead(used.astype(band.dtype), depth)
@@ -457,7 +463,7 @@ class HiCContactAnalysis(Operator):
             soft = jnp.tanh(parts.compartment_logits / jnp.exp(self.log_compartment_temperature[...]))
             counted = jnp.isfinite(known) & used
             terms.append(mean((soft - jnp.where(counted, known, 0.0)) ** 2, counted))
-        return sum(terms[1:], terms[0]) if terms else _deviance(parts.contacts)
+        return sum(terms[1:], terms[0]) if terms else deviance(parts.contacts.band, parts.contacts.expected)
 
     def fit(  # type: ignore[override]
         self, data: Mapping[str, Any], *, steps: int = 200, learning_rate: float | None = None
@@ -619,31 +625,3 @@ def _targets(scored: Bool[Array, "distance n"], arrays: Mapping[str, Array]) -> 
     if "loop_mask" in arrays:
         scored = scored & (_as_band("loop_mask", arrays)[:rows] > 0)
     return _as_band("known_loops", arrays)[:rows], scored
-
-
-def _usable(band: Float[Array, "depth n"]) -> Bool[Array, " n"]:
-    """The filters of :func:`diffbio_sc.numerics.genome.balancing.usable_bins` at their defaults."""
-    n = band.shape[1]
-    ones = jnp.ones(n, band.dtype)
-    total = band_product(band, ones)
-    number = band_product((band > 0).astype(band.dtype), ones)
-    logs = jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)), jnp.nan)
-    middle = jnp.nanmedian(logs)
-    deviation = jnp.nanmedian(jnp.abs(logs - middle))
-    return (total > 0) & (number >= min(10, n // 10)) & (jnp.nan_to_num(logs, nan=-jnp.inf) >= middle - 5.0 * deviation)
-
-
-def _spread(contrast: Float[Array, "windows n"], good: Bool[Array, "windows n"]) -> Float[Array, " windows"]:
-    """Standard deviation of each window's contrasts."""
-    number = jnp.maximum(good.sum(1), 1)
-    mean = jnp.where(good, contrast, 0.0).sum(1) / number
-    variance = jnp.where(good, (contrast - mean[:, None]) ** 2, 0.0).sum(1) / number
-    return jnp.sqrt(jnp.where(variance > 1e-12, variance, 1.0))
-
-
-def _deviance(contacts: Contacts) -> Float[Array, ""]:
-    good = contacts.expected > 0
-    expected = jnp.where(good, contacts.expected, 1.0)
-    counts = contacts.band
-    logs = jnp.where(counts > 0, counts * jnp.log(jnp.where(counts > 0, counts, 1.0) / expected), 0.0)
-    return jnp.where(good, 2.0 * (logs - counts + expected), 0.0).sum() / jnp.maximum(good.sum(), 1)
