@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control, norm, spearmanr
 
+from diffbio_sc.engines.contacts_balance import balance_map
 from diffbio_sc.engines.contacts_compartments import phase
 from diffbio_sc.engines.contacts_expected import expected_map
 from diffbio_sc.engines.contacts_insulation import insulation_map
@@ -28,6 +29,20 @@ def contact_map(upper: np.ndarray, sizes: list[int]) -> ContactMap:
 
 def pairs_of(vectors: np.ndarray, values: list[float]) -> EigenPairs:
     return EigenPairs(np.array(values), vectors, np.zeros_like(vectors))
+
+
+def test_trans_weights_balance_what_lies_between_chromosomes():
+    rng = np.random.default_rng(6)
+    sizes = [60, 40, 20]
+    chrom = np.repeat([0, 1, 2], sizes)
+    bias = rng.lognormal(0.0, 0.2, 120)
+    upper = np.triu(rng.poisson(4.0 * np.outer(bias, bias)))
+    weights = balance_map(contact_map(upper, sizes), contact="trans").weights
+    between = np.where(chrom[:, None] != chrom, upper + np.triu(upper, 1).T, 0)
+    # As cooler: a bin's weight is smaller by the share of the genome on its own chromosome.
+    even = weights / (1.0 - np.repeat(sizes, sizes) / 120.0)
+    assert np.isfinite(even).all()
+    np.testing.assert_allclose(even * (between @ even), 1.0, atol=1e-5)
 
 
 def test_vector_with_most_correlation_times_eigenvalue_is_chosen_and_turned():
@@ -86,11 +101,11 @@ def test_a_region_of_less_than_twenty_contacts_a_knot_takes_the_common_shape(mor
 @pytest.mark.parametrize("planted", [False, True])
 def test_boundaries_are_maxima_beyond_threshold_minima_and_noise(planted):
     """All of it anew from dense sums: windows, contrast, standardised mean, maxima, threshold, counting errors."""
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(5)
     at = np.arange(N)
     distance = np.abs(np.subtract.outer(at, at))
     domain = (at // 20)[:, None] == (at // 20)[None]
-    mean = 30.0 / (1.0 + distance) * (np.where(domain, 1.5, 0.8) if planted else 1.0)
+    mean = 8.0 / (1.0 + distance) * (np.where(domain, 1.5, 0.8) if planted else 1.0)
     whole = contact_map(np.triu(rng.poisson(mean)), [N])
     weights = np.ones(N)
     decays = expected_map(whole, weights)
@@ -124,11 +139,11 @@ def test_boundaries_are_maxima_beyond_threshold_minima_and_noise(planted):
     threshold = max(li_threshold(score[peaks]), reach)
     assert found.threshold == pytest.approx(threshold)
     assert np.flatnonzero(found.boundary).tolist() == [i for i in peaks if score[i] > threshold and z[i] > 3.0]
-    assert len(np.flatnonzero(found.boundary)) == (7 if planted else 0)
+    assert len(np.flatnonzero(found.boundary)) == (5 if planted else 0)
     # With the threshold out of the way counting noise decides.
     free = insulation_map(whole, weights, decays, windows=[6, 12], threshold=-10.0)
     assert np.flatnonzero(free.boundary).tolist() == [i for i in peaks if z[i] > 3.0]
-    assert (z[peaks] < 3.0).any()
+    assert ((z[peaks] > 2.5) & (z[peaks] < 3.0)).any()
 
 
 def test_false_discovery_rates_are_those_of_benjamini_and_hochberg_within_strata():
