@@ -186,6 +186,15 @@ def test_m11_boundaries_are_the_engines_soft_calls(result, engine):
     np.testing.assert_allclose(result["tad_boundaries"], found.probability, atol=0.03)
 
 
+def test_m11_rivals_lie_within_five_bins(operator):
+    """With a low threshold the probability is that of beating all neighbours: two equal maxima share it or not."""
+    good = jnp.ones(40, bool)
+    for apart, wanted in ((5, 0.5), (6, 1.0)):
+        score = jnp.zeros(40).at[15].set(20.0).at[15 + apart].set(20.0)
+        logits = operator._boundary_logits(score, jnp.zeros(40), good)
+        np.testing.assert_allclose(jax.nn.sigmoid(logits)[15], wanted, atol=1e-4)
+
+
 def test_m11_gradient_form(matrix, engine):
     contact_map, weights, decays = engine
     operator = small(boundary_form="gradient", boundary_temperature=0.5)
