@@ -9,7 +9,7 @@ import numpy as np
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
 from diffbio_sc.engines.interval_sample import Sample, coarse_bins, prepare_sample
-from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, Breadth, choose_mark, measure_breadth
+from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, Breadth, choose_mark, measure_breadth, tell_unguarded
 from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.intervals import Intervals
@@ -73,6 +73,8 @@ def stream_peaks(
         sequences = coarse_bins(sample, BREADTH_WIDTH)
     if settings.mode == "auto":
         broad = choose_mark({treatment.name: measure_breadth(sequences, BREADTH_WIDTH)}) == "broad"
+    if settings.unguarded:
+        tell_unguarded("broad" if broad else "narrow", [treatment.name])
     if broad:
         table = _broad(sample, source, sequences, settings)
     else:

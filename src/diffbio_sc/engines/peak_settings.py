@@ -28,6 +28,8 @@ class PeakSettings:
     duplicates: int | Literal["auto"] | None = "auto"
     prefix: str = ""
     """What names of peaks begin with."""
+    unguarded: bool = False
+    """Whether there is neither a control nor a blacklist, and a call says so with its kind of mark."""
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
