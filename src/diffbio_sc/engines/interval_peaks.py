@@ -264,7 +264,9 @@ def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> Peak
         # The larger of the two is scaled down. MACS compares fragments of the treatment with cut sites of the control.
         scale = source.sites * sample.mean_length / sample.total_length
         background = background.scaled(scale)
-    shortest, gap = max(int(sample.mean_length), 1), int(sample.tag_length)
+    gap = int(sample.tag_length)
+    # MACS3's d is the mean of the fragments listed, its pile-up that of the fragments counted.
+    shortest = max(gap if sample.paired else int(sample.mean_length), 1)
     q_values = QValues()
 
     def scored(index: int) -> ScoredRuns:
