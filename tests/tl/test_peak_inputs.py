@@ -68,6 +68,10 @@ def test_impossible_sizes_of_the_genome_are_refused(rows):
         dbio.tl.call_peaks(as_intervals(rows), genome_size="hs")
     with pytest.raises(ValueError, match="duplicates must be a positive whole number of equal fragments"):
         dbio.tl.call_peaks(as_intervals(rows), duplicates="all")
+    for key in ("genome_size", "fragment_length", "duplicates", "bin_size", "qvalue"):
+        for value in (np.inf, np.nan, -1, "5", True):
+            with pytest.raises(ValueError, match=f"{key} must"):
+                dbio.tl.call_peaks(as_intervals(rows), **{key: value})
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
