@@ -172,10 +172,10 @@ def _check_control(counts: np.ndarray, control: np.ndarray, bins: Bins, group: s
             UserWarning,
             stacklevel=4,
         )
-    treated, known = (np.bincount(bins.code, part, len(bins.chromosomes)) for part in (counts, control))
+    treated, known = (np.bincount(bins.axis.code, part, len(bins.axis.chromosomes)) for part in (counts, control))
     without = np.flatnonzero((known == 0) & (treated * share >= EXPECTED_READS * bins.positions_per_read))
     if len(without):
-        names = [bins.chromosomes[index] for index in without[:5]]
+        names = [bins.axis.chromosomes[index] for index in without[:5]]
         warnings.warn(
             f"the control {name!r} has no counts on {len(without)} chromosomes of {group!r}, such as {names}: the "
             "background there is the mean of the genome.",
@@ -195,9 +195,9 @@ def _replicates_of(counts: _Counts, groups: Groups, index: int) -> Iterator[np.n
 
 def _bins_of(table: PeakTable, bins: Bins) -> np.ndarray:
     """Bins that peaks of a table overlap."""
-    position = {name: code for code, name in enumerate(bins.chromosomes)}
+    position = {name: code for code, name in enumerate(bins.axis.chromosomes)}
     codes = np.array([position[str(name)] for name in table["chrom"]], np.int64)
-    return Regions(codes, table["start"], table["end"]).overlaps(bins.code, bins.start, bins.end)
+    return Regions(codes, table["start"], table["end"]).overlaps(bins.axis.code, bins.axis.start, bins.axis.end)
 
 
 class _Pools:
