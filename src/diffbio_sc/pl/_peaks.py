@@ -77,8 +77,11 @@ def peaks(
 
     Examples
     --------
-    >>> dbio.tl.peaks(adata)
-    >>> dbio.pl.peaks(adata, "chr1:100000-120000")
+    >>> import diffbio_sc as dbio
+    >>> fragments, _, cell_types = dbio.datasets.simulate_fragments()
+    >>> bins = dbio.pp.coverage(fragments, bin_size=50, groupby=cell_types)
+    >>> dbio.tl.peaks(bins)
+    >>> axes = dbio.pl.peaks(bins, "chr1:100000-160000", show=False)
     """
     import matplotlib.pyplot as plt
     import scipy.sparse as sp

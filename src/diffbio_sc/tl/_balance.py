@@ -83,8 +83,11 @@ def balance(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
     >>> dbio.tl.balance(adata)
-    >>> adata.obs["contact_weight"].describe()
+    >>> adata.uns["balance"]["report"]["converged"]
+    True
     """
     ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     min_nnz = whole_number(min_nnz, "min_nnz", minimum=0)
