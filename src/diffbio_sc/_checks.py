@@ -65,9 +65,29 @@ def whole_numbers(values: Any, what: str, *, minimum: int | None = None, maximum
     return array.astype(np.int64)
 
 
+def as_numbers(values: Any, argument: str) -> np.ndarray:
+    """Return a table or array as float64, or raise TypeError that says what was found."""
+    try:
+        if values is not None:
+            return np.array(values, np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{argument} must be an array or a table of numbers, {found_object(values)}.")
+
+
 def is_path(value: Any) -> bool:
     """Whether an argument is a path."""
     return isinstance(value, str | os.PathLike)
+
+
+def found_object(value: Any) -> str:
+    """What was found in place of an object, for messages; a path comes with the way to read it."""
+    found = f"found {type(value).__name__}"
+    if not is_path(value):
+        return found
+    name = os.fspath(value)
+    reader = "mudata.read_h5mu" if name.endswith(".h5mu") else "anndata.read_h5ad"
+    return f"{found} {name!r}: read the file first, with {reader} for example"
 
 
 def require_columns(frame: Any, columns: Sequence[str], name: str) -> None:

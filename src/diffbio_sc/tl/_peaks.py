@@ -169,9 +169,11 @@ def _check_object(adata: Any, groupby: Any, copy: bool) -> None:
     if hasattr(adata, "mod"):
         raise TypeError("adata must be an AnnData, found a MuData; pass the modality: mdata['atac'].")
     if not hasattr(adata, "obs_names"):
+        from diffbio_sc._checks import found_object
+
         raise TypeError(
-            f"adata must be an AnnData of counts in bins, found {type(adata).__name__}; dbio.tl.call_peaks takes files "
-            "and fragments, dbio.pp.coverage counts them in bins."
+            f"adata must be an AnnData of counts in bins, {found_object(adata)}; dbio.tl.call_peaks takes files and "
+            "fragments, dbio.pp.coverage counts them in bins."
         )
     from diffbio_sc._anndata.fragments import holds_fragments
 
