@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+_READERS = {".h5ad": "anndata.read_h5ad", ".zarr": "anndata.read_zarr", ".h5mu": "mudata.read_h5mu"}
+
 
 def name_heads(names: Sequence[Any], number: int = 5) -> str:
     """First few of some names, for messages, with their number if there are more."""
@@ -86,8 +88,8 @@ def found_object(value: Any) -> str:
     if not is_path(value):
         return found
     name = os.fspath(value)
-    reader = "mudata.read_h5mu" if name.endswith(".h5mu") else "anndata.read_h5ad"
-    return f"{found} {name!r}: read the file first, with {reader} for example"
+    reader = _READERS.get(os.path.splitext(name.rstrip("/"))[1])
+    return f"{found} {name!r}: read the file first{'' if reader is None else f', with {reader}'}"
 
 
 def require_columns(frame: Any, columns: Sequence[str], name: str) -> None:

@@ -298,3 +298,9 @@ def test_smooth_unevenness_is_no_domain_where_broad_is_asked_for():
     uneven = dbio.io.Intervals.from_arrays(np.full(len(start), "chr1"), start, start + 200, sizes={"chr1": size})
     with pytest.warns(UserWarning, match="cannot tell which"):
         assert len(dbio.tl.call_peaks(uneven, mode="broad")) == 0
+
+
+def test_a_fragment_length_for_fragments_is_not_used_in_silence(rows):
+    with pytest.warns(UserWarning, match="fragment_length is not used: intervals holds fragments of known length"):
+        table = dbio.tl.call_peaks(as_intervals(rows), fragment_length=500)
+    pd.testing.assert_frame_equal(table, dbio.tl.call_peaks(as_intervals(rows)))

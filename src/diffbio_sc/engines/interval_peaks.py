@@ -59,10 +59,21 @@ def stream_peaks(
                 f"the control {control.name} holds no reads; leave control out to take the background from the "
                 f"treatment."
             )
-        match_chromosomes(treatment.chromosomes, control.chromosomes, left_name=treatment.name, right_name=control.name)
+        match_chromosomes(
+            treatment.chromosomes,
+            control.chromosomes,
+            left_name=treatment.name,
+            right_name=f"the control {control.name}",
+        )
     if not len(treatment):
         warnings.warn(f"{treatment.name} holds no reads: there are no peaks.", UserWarning, stacklevel=2)
         return PeakTable.empty()
+    if settings.fragment_length is not None and treatment.paired:
+        warnings.warn(
+            f"fragment_length is not used: {treatment.name} holds fragments of known length, not single reads.",
+            UserWarning,
+            stacklevel=2,
+        )
     sample = prepare_sample(treatment, settings, treatment.extent(), owned=owned)
     source = None if control is None else _prepare_control(control, sample, treatment.name, settings)
     if settings.mode == "macs":

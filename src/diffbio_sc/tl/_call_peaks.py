@@ -86,7 +86,8 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
         Regions where no peak may have its summit: intervals, a BED file or a table with ``chrom``, ``start`` and
         ``end``. Peaks that reach into one are cut off there.
     fragment_length
-        Length in base pairs that single reads are extended to; default from the distance between strands.
+        Length in base pairs that single reads are extended to; default from the distance between strands. Fragments
+        have their own length.
     genome_size
         Mappable size of the genome in base pairs; default the length of the chromosomes.
     bin_size
