@@ -73,6 +73,10 @@ def test_products_are_those_of_the_dense_table(tokens):
     kmers.gram(rows, shares, total)
     np.testing.assert_allclose(np.triu(total), np.triu(table.T @ (shares[:, None] * table)), atol=1e-5)
     assert not np.tril(total, -1).any()
+    chosen = np.array([30, 2, 7])
+    counts = kmers.chosen_counts(rows, chosen, np.uint8)
+    np.testing.assert_allclose(np.log1p(counts.astype(float)), table[:, chosen], rtol=1e-6)
+    assert counts.dtype == np.uint8
     blocks = [kmers.dense(block) for _, block in kmers.row_blocks(tokens, patterns, size=7)]
     np.testing.assert_array_equal(np.concatenate(blocks), kmers.dense(rows))
 

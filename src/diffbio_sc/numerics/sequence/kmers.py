@@ -20,6 +20,7 @@ __all__ = [
     "KmerRows",
     "Pattern",
     "canonical_columns",
+    "chosen_counts",
     "contiguous",
     "dense",
     "gram",
@@ -158,6 +159,17 @@ def dense(rows: KmerRows) -> Float[np.ndarray, "rows columns"]:
     return table
 
 
+def chosen_counts(
+    rows: KmerRows, chosen: Int[np.ndarray, " chosen"], kind: type[np.unsignedinteger]
+) -> Int[np.ndarray, "rows chosen"]:
+    """Return the counts in some of the columns as a table of whole numbers of a kind that holds them."""
+    place = np.full(rows.n_columns, -1, np.int32)
+    place[chosen] = np.arange(len(chosen))
+    table = np.zeros((len(rows.used), len(chosen)), kind)
+    _scatter_counts(rows.columns, np.rint(np.expm1(rows.values)).astype(kind), rows.used, place, table)
+    return table
+
+
 def gram(rows: KmerRows, weights: Float[np.ndarray, " rows"], total: Float[np.ndarray, "columns columns"]) -> None:
     """Add the upper triangle, with respect to column numbers, of X' diag(weights) X to ``total`` in place."""
     _gram(rows.columns, rows.values, rows.used, np.ascontiguousarray(weights, total.dtype), total)
@@ -233,6 +245,15 @@ def _scatter(columns, values, used, table):
     for row in range(len(used)):
         for entry in range(used[row]):
             table[row, columns[row, entry]] = values[row, entry]
+
+
+@njit(cache=True, nogil=True)
+def _scatter_counts(columns, counts, used, place, table):
+    for row in range(len(used)):
+        for entry in range(used[row]):
+            column = place[columns[row, entry]]
+            if column >= 0:
+                table[row, column] = counts[row, entry]
 
 
 @njit(cache=True, nogil=True)

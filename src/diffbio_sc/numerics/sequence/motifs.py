@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -80,12 +81,13 @@ def soft_best_scores(
     for motif in motifs:
         places = one_hot.shape[1] - len(motif) + 1
         windows = jnp.stack([one_hot[:, offset : offset + places] for offset in range(len(motif))], axis=2)
-        scores = windows.reshape(one_hot.shape[0], places, -1) @ jnp.asarray(_both_strands([motif]))
+        scores = windows.reshape(one_hot.shape[0], places, -1) @ _both_strands([motif], jnp)
         columns.append(scores.max((1, 2)))
     return jnp.stack(columns, axis=1) if columns else jnp.zeros((one_hot.shape[0], 0), one_hot.dtype)
 
 
-def _both_strands(motifs: Sequence[np.ndarray]) -> Float[np.ndarray, "bases strands_motifs"]:
-    forward = [np.asarray(motif, np.float32).ravel() for motif in motifs]
+def _both_strands(motifs: Sequence[Any], library: Any = np) -> Any:
+    """Columns (bases of all places, motifs): of the motifs, then of their reverse complements."""
+    forward = [library.asarray(motif, np.float32).ravel() for motif in motifs]
     # Reversing all entries turns A C G T into T G C A and the places around: the reverse complement.
-    return np.stack([*forward, *(column[::-1] for column in forward)], axis=1)
+    return library.stack([*forward, *(column[::-1] for column in forward)], axis=1)
