@@ -34,7 +34,7 @@ import numpy as np
 
 from diffbio_sc.engines.contextual import RegionModel, RegionSet, fit_regions
 from diffbio_sc.engines.contextual_model import combine
-from diffbio_sc.genome.sequences import encode, reverse_complement
+from diffbio_sc.genome.sequences import encode, one_strand, reverse_complement
 from diffbio_sc.numerics.ranking import auroc, ranking_measures
 
 COLUMNS = ("auroc", "auroc_var", "within", "diff_auprc")
@@ -132,7 +132,7 @@ def fitted(data: Data, name: str, keep: Path, **options: Any) -> dict[str, Any]:
 
 def floor_logits(model: RegionModel, data: Data, near: RegionSet | None) -> np.ndarray:
     """Logits of the 7-mer logistic regression that was fitted beside the model, with the same further columns."""
-    return model.floor.logits(data.tokens, model.columns.scaled(data.tokens, near))
+    return model.floor.logits(one_strand(data.tokens), model.columns.scaled(one_strand(data.tokens), near))
 
 
 def blocks(data: Data, draws: int) -> list[np.ndarray]:
@@ -272,7 +272,8 @@ def cost(data: Data, arguments: argparse.Namespace) -> None:
     began = time.process_time()
     logits = model.predict(data.tokens)
     predicted = time.process_time() - began
-    same = bool((model.predict(reverse_complement(data.tokens[:500])) == logits[:500]).all())
+    first = data.tokens[:500]
+    same = bool((model.predict(reverse_complement(first)) == model.predict(first)).all())
     epochs = sum(len(history["loss"]) for history in model.report["history"].values())
     print(
         json.dumps(

@@ -1,10 +1,11 @@
-"""Activity of regions in cell types from their sequence: a linear start in closed form, and what a network adds to it.
+"""Activity of regions in cell types from their sequence: a linear start in closed form, and what networks add to it.
 
 The start is a ridge regression of all cell types on canonical k-mers, in the basis of their components
-(:mod:`diffbio_sc.numerics.linear.ridge`). A network is trained on its out-of-fold logits, with a head that starts at
-zero, and stopped by chromosomes that were held out. Its probabilities are averaged with those of logistic regressions
-on longer and on spaced k-mers. Each step is kept only if the held-out chromosomes say that it helps: the model is never
-worse there than the linear one.
+(:mod:`diffbio_sc.numerics.linear.ridge`), and on the best scores of motifs: those that are given, and those that grow
+from the words of most weight (:mod:`diffbio_sc.numerics.sequence.motif_discovery`). Networks are trained on its
+out-of-fold logits, with a head that starts at zero, and stopped by chromosomes that were held out. Their probabilities
+are averaged with those of logistic regressions on longer and on spaced k-mers. Each step is kept only if the held-out
+chromosomes say that it helps: the model is never worse there than the linear one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from diffbio_sc.engines.contextual_cells import CellCopies, choose_copies, conte
 from diffbio_sc.engines.contextual_folds import (
     TEST,
     TRAIN,
+    UNLABELLED,
     VALIDATION,
     balanced_folds,
     choose_split,
@@ -44,10 +46,11 @@ from diffbio_sc.engines.contextual_model import (
 from diffbio_sc.genome import region_set, sequences
 from diffbio_sc.genome.region_set import RegionSet
 from diffbio_sc.numerics.linear.design import Design
-from diffbio_sc.numerics.linear.logistic import LogisticFit, choose_logistic, cross_entropy
+from diffbio_sc.numerics.linear.logistic import LogisticFit, choose_logistic, cross_entropy, fit_logistic
 from diffbio_sc.numerics.linear.ridge import RidgeFit, fit_ridge
 from diffbio_sc.numerics.ranking import ranking_measures
 from diffbio_sc.numerics.sequence import kmers
+from diffbio_sc.numerics.sequence.motif_discovery import distinct_words, grow_motifs
 from diffbio_sc.numerics.sequence.motifs import check_motifs
 from diffbio_sc.operators.epigenomics.region_network import RegionNetwork, training_loss, within_loss
 from diffbio_sc.training import Adam, train
@@ -61,8 +64,11 @@ _LONGEST_KMER = 6
 _FLOOR_PENALTY, _SPACED_PENALTY = 3e-3, 3e-2
 _FLOOR = (kmers.contiguous(7),)
 _GAPS = range(1, 7)
+# Motifs that are grown: from words of so many bases, so many beyond both ends, on a sample of regions.
+_WORD, _FLANK, _GROWN_ON = 6, 6, 8000
+_MOST_MOTIFS, _REGIONS_PER_MOTIF = 96, 100
 # The networks: columns that they see, and their training.
-_CHOSEN = 4096
+_CHOSEN = 2048
 _BATCH, _RATE, _AVERAGE = 256, 1e-3, 0.99
 _STEPS, _MOST_EPOCHS = 900, 20
 _SHORTEST = 12
@@ -136,7 +142,8 @@ def fit_regions(
         Where the regions lie. Given, the model also sees how far and how many the other regions of the set are and
         what is predicted for them; it then fits only sets of the same density. Default: the sequence alone.
     motifs
-        Log-odds matrices by name; the best score on both strands of each becomes a column of the linear start.
+        Log-odds matrices by name; the best score on both strands of each becomes a column of the linear start, beside
+        those of motifs that are grown from the training regions, one for each 100 of them and 96 at most.
     refine
         Whether to train networks on what the linear start leaves.
     average
@@ -171,6 +178,8 @@ def fit_regions(
     n_networks = whole_number(n_networks, "n_networks")
     problem, held_out = _checked(tokens, labels, chromosome, split, tf_context, neighbourhood, generator)
     matrices = check_motifs(motifs or {}, problem.tokens.shape[1])
+    matrices |= _grow_motifs(problem, generator)
+    clock.step("motifs")
     fold = balanced_folds(problem.piece[problem.rows(TRAIN)])
 
     columns, further = _fit_columns(problem, matrices)
@@ -180,7 +189,7 @@ def fit_regions(
     training, validation = problem.rows(TRAIN), problem.rows(VALIDATION)
     logger.info("linear start fitted to %s", counted(len(training), "region"))
 
-    floor = _fit_logistic(problem, further, _FLOOR, _FLOOR_PENALTY)
+    floor = _fit_logistic(problem, further[:, len(matrices) :], _FLOOR, _FLOOR_PENALTY)
     lowest = _part(floor, _FLOOR)
     logits["floor"] = lowest.logits(problem.tokens, further)
     clock.step("floor")
@@ -301,9 +310,10 @@ def _checked(
     regions = None if neighbourhood is None else region_set.check_region_set(neighbourhood, size)
     piece = pieces(codes, None if regions is None else regions.position)
     chosen, held_out = choose_split(given, piece, generator)
-    labelled = np.isfinite(labels).any(1)
+    # A region without any label teaches and judges nothing.
+    chosen = np.where(np.isfinite(labels).any(1), chosen, UNLABELLED)
     for part, name in ((TRAIN, "training"), (VALIDATION, "validation")):
-        if not (labelled & (chosen == part)).any():
+        if not (chosen == part).any():
             raise ValueError(f"no {name} region has a label.")
 
     main = np.ones(labels.shape[1], bool)
@@ -334,6 +344,25 @@ def _checked(
             stacklevel=3,
         )
     return _Problem(sequences.one_strand(tokens), labels, piece, chosen, main, context, regions), held_out
+
+
+def _grow_motifs(problem: _Problem, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Motifs of the training regions, grown from the words with most weight in a logistic regression."""
+    training = problem.rows(TRAIN)
+    number = min(_MOST_MOTIFS, len(training) // _REGIONS_PER_MOTIF)
+    if not number:
+        return {}
+    patterns = (kmers.contiguous(_WORD),)
+    design = Design(kmers.kmer_rows(problem.tokens[training], patterns), np.zeros((len(training), 0), np.float32))
+    fit = fit_logistic(design, problem.labels[training], _FLOOR_PENALTY)
+    weight = np.linalg.norm(fit.weights, axis=1) * _column_moments(problem, patterns)[1]
+    words = distinct_words(kmers.kmer_words(_WORD), weight, number)
+    sample = problem.tokens[generator.permutation(training)[:_GROWN_ON]]
+    flank = min(_FLANK, (problem.tokens.shape[1] - _WORD) // 2)
+    letters = ["".join("ACGT"[base] for base in word) for word in words]
+    return {
+        f"grown_{name}": motif for name, motif in zip(letters, grow_motifs(sample, words, flank=flank), strict=True)
+    }
 
 
 def _fit_columns(problem: _Problem, matrices: Mapping[str, np.ndarray]) -> tuple[Columns, np.ndarray]:

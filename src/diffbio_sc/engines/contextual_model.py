@@ -42,7 +42,7 @@ class LinearPart(NamedTuple):
     patterns
         Patterns of its k-mers.
     weights
-        Of k-mers, then of the further columns (columns, cells), float32.
+        Of k-mers, then of the last of the further columns, as many as there are weights (columns, cells), float32.
     intercept
         (cells,), float32.
     """
@@ -51,13 +51,20 @@ class LinearPart(NamedTuple):
     weights: Float[np.ndarray, "columns cells"]
     intercept: Float[np.ndarray, " cells"]
 
+    @property
+    def n_further(self) -> int:
+        """Number of further columns."""
+        return len(self.weights) - kmers.n_columns(self.patterns)
+
     def logits(
         self, tokens: Int[np.ndarray, "n length"], further: Float[np.ndarray, "n further"]
     ) -> Float[np.ndarray, "n cells"]:
         """Return logits, block by block."""
         result = np.empty((len(tokens), len(self.intercept)), np.float32)
         for block in _blocks(len(tokens)):
-            design = Design(kmers.kmer_rows(tokens[block], self.patterns), further[block])
+            design = Design(
+                kmers.kmer_rows(tokens[block], self.patterns), further[block, further.shape[1] - self.n_further :]
+            )
             result[block] = design.products(self.weights) + self.intercept
         return result
 
@@ -68,7 +75,7 @@ class Columns(NamedTuple):
     Attributes
     ----------
     motif_names, motifs
-        Motifs whose best scores are columns.
+        Motifs whose best scores are columns: those that were given, then those grown from the training regions.
     groups
         Number of kinds of regions whose distances and numbers are columns; 0 in the mode of the sequence alone.
     mean, spread
@@ -229,16 +236,17 @@ class RegionModel:
             raise ValueError(f"one_hot must have the shape (n, {self.length}, 4), found {one_hot.shape}.")
         n_motifs, n_sequence = len(self.columns.motifs), len(self.columns.mean)
         given = jnp.zeros((len(one_hot), 0)) if neighbourhood is None else jnp.asarray(neighbourhood)
-        own, neighbours = given[:, : n_sequence - n_motifs], given[:, n_sequence - n_motifs :]
+        around, neighbours = given[:, : n_sequence - n_motifs], given[:, n_sequence - n_motifs :]
         scores = motifs.soft_best_scores(one_hot, self.columns.motifs)
         scores = (scores - self.columns.mean[:n_motifs]) / self.columns.spread[:n_motifs]
-        further = jnp.concatenate([scores, own], axis=1)
+        further = jnp.concatenate([scores, around], axis=1)
         known: dict[tuple[kmers.Pattern, ...], Array] = {}
 
         def linear(part: LinearPart) -> Array:
             if part.patterns not in known:
                 known[part.patterns] = log_counts(one_hot, part.patterns)
-            return jnp.concatenate([known[part.patterns], further], axis=1) @ part.weights + part.intercept
+            own = further[:, further.shape[1] - part.n_further :]
+            return jnp.concatenate([known[part.patterns], own], axis=1) @ part.weights + part.intercept
 
         logits = [linear(self.start)]
         logits += [linear(part) for part in self.logistic]

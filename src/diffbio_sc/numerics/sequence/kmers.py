@@ -26,6 +26,7 @@ __all__ = [
     "gram",
     "kmer_names",
     "kmer_rows",
+    "kmer_words",
     "mirrored",
     "n_columns",
     "products",
@@ -101,15 +102,19 @@ def n_columns(patterns: Sequence[Pattern]) -> int:
 
 def kmer_names(pattern: Pattern) -> list[str]:
     """Return the letters of each column, the smaller of both strands; dots stand in gaps."""
-    columns, k = canonical_columns(len(pattern)), len(pattern)
-    codes = np.unique(columns, return_index=True)[1]
     names = []
-    for code in codes:
+    for word in kmer_words(len(pattern)):
         letters = ["."] * (pattern[-1] + 1)
-        for place, offset in enumerate(pattern):
-            letters[offset] = "ACGT"[code // 4 ** (k - 1 - place) % 4]
+        for base, offset in zip(word, pattern, strict=True):
+            letters[offset] = "ACGT"[base]
         names.append("".join(letters))
     return names
+
+
+def kmer_words(k: int) -> Int[np.ndarray, "columns k"]:
+    """Return the bases of each column's k-mer, of the strand with the smaller code."""
+    codes = np.unique(canonical_columns(k), return_index=True)[1]
+    return (codes[:, None] // 4 ** np.arange(k - 1, -1, -1) % 4).astype(np.int8)
 
 
 def kmer_rows(tokens: Int[np.ndarray, "rows length"], patterns: Sequence[Pattern]) -> KmerRows:
