@@ -319,17 +319,32 @@ def find_motifs(
     targets: Float[np.ndarray, "windows contexts positions"],
     contacts: Float[np.ndarray, "windows positions positions"] | None,
 ) -> list[Float[np.ndarray, "width 4"]]:
-    """Motifs for three quarters of the filters at most: what labels and the ends of strong contacts have in excess."""
+    """Motifs for three quarters of the filters at most.
+
+    What the ends of strong contacts have in excess comes first, then what labelled positions have, then what has a
+    label next to it: elements that act on others are not labelled themselves.
+    """
     from diffbio_sc.numerics.sequence.enriched import enriched_motifs
 
     most = 3 * config.stem_filters // 4
     options = {"position_width": config.token_width, "width": config.stem_width}
+    labels = np.asarray(targets).transpose(0, 2, 1) > 0
     found = []
     if contacts is not None:
-        found = enriched_motifs(tokens, strongest_contacts(contacts), most=most // 2, **options)
-    labels = np.asarray(targets).transpose(0, 2, 1) > 0
-    found += enriched_motifs(tokens, labels, most=most - len(found), **options)
+        found = enriched_motifs(tokens, strongest_contacts(contacts), most=most // 4, **options)
+    found += enriched_motifs(tokens, labels, most=most // 2, **options)
+    found += enriched_motifs(tokens, neighbours(labels.any(2)), most=most - len(found), **options)
     return [motif.log_odds for motif in found]
+
+
+def neighbours(
+    labels: Bool[np.ndarray, "windows positions"], reach: int = 2
+) -> Bool[np.ndarray, "windows positions 1"]:
+    """Mark positions without a label that have one at most ``reach`` positions away."""
+    positions = labels.shape[1]
+    padded = np.pad(labels, ((0, 0), (reach, reach)))
+    near = np.any([padded[:, shift : shift + positions] for shift in range(2 * reach + 1)], axis=0)
+    return (near & ~labels)[:, :, None]
 
 
 def _held_out(validation: Any, windows: int, rng: int) -> np.ndarray:
