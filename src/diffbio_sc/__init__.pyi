@@ -1,4 +1,4 @@
-from . import datasets, get, io, metrics, numerics, operators, pl, pp, tl, training
+from . import datasets, get, io, metrics, numerics, operators, pl, pp, sources, tl, training
 from ._settings import settings
 
 __version__: str
@@ -12,6 +12,7 @@ __all__ = [
     "operators",
     "pl",
     "pp",
+    "sources",
     "tl",
     "training",
     "settings",

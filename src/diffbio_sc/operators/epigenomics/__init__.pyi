@@ -1,10 +1,20 @@
 from .chromatin_state import ChromatinStateAnnotator, ChromatinStateConfig
+from .contextual import (
+    ContextualEpigenomicsConfig,
+    ContextualEpigenomicsOperator,
+    compute_contextual_epigenomics_loss,
+)
+from .contextual_contract import validate_contextual_epigenomics_dataset
 from .peak_caller import DifferentiablePeakCaller
 from .peak_config import PeakCallerConfig
 
 __all__ = [
     "ChromatinStateAnnotator",
     "ChromatinStateConfig",
+    "ContextualEpigenomicsConfig",
+    "ContextualEpigenomicsOperator",
     "DifferentiablePeakCaller",
     "PeakCallerConfig",
+    "compute_contextual_epigenomics_loss",
+    "validate_contextual_epigenomics_dataset",
 ]

@@ -1,0 +1,3 @@
+from ._synthetic_contextual import build_synthetic_contextual_epigenomics_dataset
+
+__all__ = ["build_synthetic_contextual_epigenomics_dataset"]
