@@ -1,4 +1,9 @@
-from .deconvolution_suite import deconvolution_suite, run_deconvolution_suite
+from .contextual_suite import (
+    check_contextual_epigenomics_suite_regressions,
+    run_contextual_epigenomics_suite,
+    save_contextual_epigenomics_suite_run,
+)
+from .deconvolution_suite import run_deconvolution_suite
 from .guard import GuardResult, compare
 from .records import Metric, MetricDef, Point, RecordError, Run
 from .store import Store, StoreError, read_run, to_calibrax
@@ -17,10 +22,12 @@ __all__ = [
     "Suite",
     "SuiteReport",
     "as_one_run",
+    "check_contextual_epigenomics_suite_regressions",
     "compare",
-    "deconvolution_suite",
     "read_run",
+    "run_contextual_epigenomics_suite",
     "run_deconvolution_suite",
     "run_suite",
+    "save_contextual_epigenomics_suite_run",
     "to_calibrax",
 ]

@@ -20,12 +20,13 @@ from diffbio_sc.benchmarks.suite import Suite, SuiteReport, as_one_run, run_suit
 
 #: Suites by name: module of this package and the attribute that is the suite or makes it.
 SUITES = {
-    "deconvolution": ("deconvolution_suite", "deconvolution_suite"),
+    "deconvolution": ("deconvolution_suite", "suite"),
     "spatial_genes": ("spatial_genes_suite", "SUITE"),
     "multiomics_vae": ("multiomics_vae_suite", "SUITE"),
     "peaks": ("peaks_suite", "SUITE"),
     "chromatin_states": ("chromatin_states_suite", "SUITE"),
     "contacts": ("contacts_suite", "SUITE"),
+    "contextual_epigenomics": ("contextual_suite", "suite"),
 }
 PASSED, WORSE, UNUSABLE = 0, 1, 2
 

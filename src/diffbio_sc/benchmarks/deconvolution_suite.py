@@ -50,7 +50,7 @@ _CELLS_PER_SPOT = 6
 _Z90 = 1.645
 
 
-def deconvolution_suite(
+def suite(
     adata: AnnData | None = None, *, label_key: str = "cell_type", spatial_key: str = "spatial", dataset: str = "cells"
 ) -> Suite:
     """Benchmark of deconvolution, in the form of all suites.
@@ -80,9 +80,9 @@ def deconvolution_suite(
 
 
 def run_deconvolution_suite(adata: AnnData | None = None, *, quick: bool = True, **options: Any) -> SuiteReport:
-    """Run :func:`deconvolution_suite`; ``seeds=`` and ``strict=`` as for ``run_suite``, the others as there."""
+    """Run :func:`suite`; ``seeds=`` and ``strict=`` as for ``run_suite``, the others as there."""
     shared = {name: options.pop(name) for name in ("seeds", "strict") if name in options}
-    return run_suite(deconvolution_suite(adata, **options), quick=quick, **shared)
+    return run_suite(suite(adata, **options), quick=quick, **shared)
 
 
 def describe(contract: Mapping[str, Any], quick: bool) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _cut_off(seed: int) -> dict[str, float]:
     high = values > np.quantile(values, 0.98)
     change = np.r_[True, (high[1:] != high[:-1]) | (var["chrom"].to_numpy()[1:] != var["chrom"].to_numpy()[:-1])]
     runs = np.cumsum(change)
-    rows = [np.flatnonzero((runs == run)) for run in np.unique(runs[high])]
+    rows = [np.flatnonzero(runs == run) for run in np.unique(runs[high])]
     table = pd.DataFrame(
         {
             "chrom": [var["chrom"].iloc[row[0]] for row in rows],

@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 DIRECTIONS = ("higher", "lower", "info")
@@ -194,7 +194,7 @@ class Run:
 
     points: tuple[Point, ...]
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
-    timestamp: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
+    timestamp: datetime = field(default_factory=lambda: datetime.now(UTC))
     commit: str | None = None
     branch: str | None = None
     environment: dict[str, Any] = field(default_factory=dict)
