@@ -189,7 +189,7 @@ def test_nan_is_stored_in_a_run_but_never_in_a_baseline(tmp_path):
     run = a_run(np.nan)
     store.save(run)
     assert np.isnan(store.load(run.id).points[0].metrics["f1"].value)
-    with pytest.raises(ValueError, match=r"cannot be a baseline: 1 of its metrics are not finite, first: \['suite/data/task/one: f1"):
+    with pytest.raises(ValueError, match=r"cannot be a baseline: 1 of .* first: \['suite/data/task/one: f1"):
         store.set_baseline(run.id)
     assert store.get_baseline() is None
 

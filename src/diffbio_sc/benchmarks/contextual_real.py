@@ -1,4 +1,4 @@
-"""Real regions of blood cells for the contextual suite: activity of sites in 14 cell types, test chromosomes held out."""
+"""Real regions of blood cells for the contextual suite: activity in 14 cell types, on held-out chromosomes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The contextual sequence model: what context and contacts add, beside a code without content and a linear model.
 
-Quick cases are synthetic: their gains are regression evidence, never biological evidence. Full cases add real regions of
-blood cells, the only ones that the promotion gate looks at.
+Quick cases are synthetic: their gains are regression evidence, never biological evidence. Full cases add real regions
+of blood cells, the only ones that the promotion gate looks at.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ METRICS = (
 )
 _AXES = ["dataset", "task", "contextual_variant"]
 _LENGTH, _FACTORS = 48, 4
-_TRAINING, _TEST = 384, 128
-_EPOCHS, _BATCH, _RATE = 40, 64, 5e-3
+_TRAINING, _TEST = 256, 128
+_EPOCHS, _BATCH, _RATE = 30, 32, 5e-3
 _GUIDANCE_WEIGHT = 0.5
-_REACH = 5  # bases to either side of a position that the linear model reads: all 6-mers that cover it
+_REACH = 4  # bases to either side of a position that the linear model reads: all 5-mers that cover it
 _PENALTIES = np.geomspace(1e-4, 1.0, 5)
 
 
@@ -311,7 +311,7 @@ def consistency(embeddings: Any, contacts: Any) -> float:
 
 
 def _linear(task: str, seed: int) -> dict[str, float]:
-    """Ridge on the canonical 6-mers that cover a position, penalties from folds."""
+    """Ridge on the canonical 5-mers that cover a position, penalties from folds."""
     from diffbio_sc.genome.sequences import N
     from diffbio_sc.numerics.linear.design import Design
     from diffbio_sc.numerics.linear.ridge import fit_ridge
@@ -323,7 +323,7 @@ def _linear(task: str, seed: int) -> dict[str, float]:
         tokens = np.where(part["sequence"].any(-1), part["sequence"].argmax(-1), N).astype(np.int8)
         padded = np.pad(tokens, ((0, 0), (_REACH, _REACH)), constant_values=N)
         windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * _REACH + 1, axis=1)
-        rows = kmers.kmer_rows(np.ascontiguousarray(windows.reshape(-1, 2 * _REACH + 1)), [kmers.contiguous(6)])
+        rows = kmers.kmer_rows(np.ascontiguousarray(windows.reshape(-1, 2 * _REACH + 1)), [kmers.contiguous(5)])
         designs.append(Design(rows, np.zeros((len(rows.used), 0), np.float32)))
     training, test = _data(task, seed)
     labels = (training["targets"].reshape(-1, 1) == np.arange(classes)).astype(float)

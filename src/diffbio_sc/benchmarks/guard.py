@@ -1,7 +1,7 @@
 r"""What got worse between two runs.
 
-The change of a metric is that of its median over seeds; where both runs tell the same seeds (``metadata["seeds"]``), the
-median of the paired changes. It counts as worse when it goes in the bad direction by more than
+The change of a metric is that of its median over seeds; where both runs tell the same seeds (``metadata["seeds"]``),
+the median of the paired changes. It counts as worse when it goes in the bad direction by more than
 
 .. math:: \max(0.05\,|m|,\; t_{n-1}\, s \sqrt{\pi / 2}\, \sqrt{1/n + 1/n'})
 
@@ -132,9 +132,10 @@ def compare(
 
     Returns
     -------
-    Result with a row for each metric. The verdict is ``"ok"``, ``"better"``, ``"new"``, ``"info"`` or
-    ``"control"`` (what the package is compared with must be there, whatever its value); or it fails the check: ``"worse"``, ``"not finite"``, ``"missing"`` (a metric, a point, or all points of a task or variant),
-    ``"undefined"`` (no direction is known) or ``"redefined"`` (the direction differs from the stored one).
+    Result with a row for each metric. The verdict is ``"ok"``, ``"better"``, ``"new"``, ``"info"`` or ``"control"``
+    (what the package is compared with must be there, whatever its value); or it fails the check: ``"worse"``,
+    ``"not finite"``, ``"missing"`` (a metric, or a point: a variant or all of a task), ``"undefined"`` (no direction is
+    known) or ``"redefined"`` (the direction differs from the stored one).
 
     Raises
     ------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def _cases(quick: bool) -> list[Case]:
 
 
 def _variants(dataset: str, data, seeds: tuple[int, ...], lacking: str | None = None) -> list[Case]:
-    shared = {"dataset": dataset, "seeds": seeds, "lacking": lacking}
+    shared: dict[str, Any] = {"dataset": dataset, "seeds": seeds, "lacking": lacking}
     return [
         Case(task="embedding", variant="diffbio_sc", run=partial(_embedding, data, None), **shared),
         Case(task="embedding", variant="linear_start", run=partial(_embedding, data, 0), **shared),

@@ -1,4 +1,4 @@
-"""Small data sets with planted truth, for the quick suites: spatial genes, cells of two modalities, fragments with peaks."""
+"""Small data sets with planted truth for the quick suites: spatial genes, cells of two modalities, fragments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark run is: points of metrics, and how each metric is to be read. JSON in the layout that Calibrax reads."""
+"""What a benchmark run is: points of metrics, and how to read each metric; as JSON, in the layout of Calibrax."""
 
 from __future__ import annotations
 

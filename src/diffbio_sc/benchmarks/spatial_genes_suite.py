@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,7 +54,7 @@ def _cases(quick: bool) -> list[Case]:
 
 
 def _variants(dataset: str, data, seeds: tuple[int, ...], lacking: str | None = None) -> list[Case]:
-    shared = {"dataset": dataset, "seeds": seeds, "lacking": lacking}
+    shared: dict[str, Any] = {"dataset": dataset, "seeds": seeds, "lacking": lacking}
     return [
         Case(task="patterns", variant="diffbio_sc", run=partial(_patterns, data), **shared),
         Case(task="patterns", variant="moran", run=partial(_moran, data), role="control", **shared),
