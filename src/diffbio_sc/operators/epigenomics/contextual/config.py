@@ -49,8 +49,7 @@ class ContextualEpigenomicsConfig(OperatorConfig):
     stem_width
         Width in bases of the filters that read the sequence, an odd number.
     attention_window
-        Largest number of tokens that all attend to each other. Longer sequences are cut into blocks of half as many
-        tokens, which attend to themselves and their two neighbours.
+        Tokens attend to each other if they are less than this many tokens apart.
     context_dim, readout_dim, contact_dim
         Widths of the code of a context, of the layer that it acts on, and of the vectors whose product predicts a
         contact.
@@ -86,8 +85,7 @@ class ContextualEpigenomicsConfig(OperatorConfig):
         """Raise ValueError, naming the field, if a value is not allowed."""
         self.require_integers("hidden_dim", "num_layers", "num_heads", "intermediate_dim", "max_length")
         self.require_integers("num_tf_features", "num_outputs", "token_width", "stem_width")
-        self.require_integers("attention_window", minimum=2)
-        self.require_integers("context_dim", "readout_dim", "contact_dim")
+        self.require_integers("attention_window", "context_dim", "readout_dim", "contact_dim")
         self.require_booleans("use_tf_context", "use_chromatin_guidance", "use_contact_input", "average_strands")
         self.require_positive("chromatin_guidance_weight", zero_allowed=True)
         self.require_fractions("dropout_rate", one_allowed=False)
@@ -99,4 +97,3 @@ class ContextualEpigenomicsConfig(OperatorConfig):
         )
         self.require("stem_width", self.stem_width % 2 == 1, "an odd number")
         self.require("token_width", self.token_width <= self.max_length, f"at most max_length, {self.max_length}")
-        self.require("attention_window", self.attention_window % 2 == 0, "an even number")
