@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from diffbio_sc.benchmarks.records import MetricDef
-from diffbio_sc.benchmarks.suite import Case, Suite
+from diffbio_sc.benchmarks.suite import Case, Role, Suite
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,12 +25,13 @@ METRICS = (
     ),
     MetricDef(name="emission_error", direction="lower", group="fit", description="Mean absolute error of emissions."),
 )
+Family = Literal["bernoulli", "negative_binomial", "gaussian"]
 _STATES = 6
 
 
 def _cases(quick: bool) -> list[Case]:
     n_bins = 10_000 if quick else 100_000
-    families = ("bernoulli",) if quick else ("bernoulli", "negative_binomial", "gaussian")
+    families: tuple[Family, ...] = ("bernoulli",) if quick else ("bernoulli", "negative_binomial", "gaussian")
     return [
         Case(
             dataset=f"simulated_{family}",
@@ -40,22 +42,18 @@ def _cases(quick: bool) -> list[Case]:
             seeds=tuple(range(8)) if quick else (0, 1, 2),
         )
         for family in families
-        for variant, run, role in (
-            ("diffbio_sc", _fitted, "subject"),
-            ("true_model", _true_model, "subject"),
-            ("clusters", _clusters, "control"),
-        )
+        for variant, run, role in _VARIANTS
     ]
 
 
 @lru_cache(maxsize=8)
-def _data(family: str, n_bins: int, seed: int) -> AnnData:
+def _data(family: Family, n_bins: int, seed: int) -> AnnData:
     from diffbio_sc import datasets
 
     return datasets.simulate_chromatin_states(n_bins=n_bins, n_states=_STATES, family=family, rng=seed)
 
 
-def _fitted(family: str, n_bins: int, seed: int) -> dict[str, float]:
+def _fitted(family: Family, n_bins: int, seed: int) -> dict[str, float]:
     from diffbio_sc import get, tl
 
     adata = _data(family, n_bins, seed).copy()
@@ -73,7 +71,7 @@ def _fitted(family: str, n_bins: int, seed: int) -> dict[str, float]:
     }
 
 
-def _true_model(family: str, n_bins: int, seed: int) -> dict[str, float]:
+def _true_model(family: Family, n_bins: int, seed: int) -> dict[str, float]:
     from diffbio_sc import get, tl
 
     adata = _data(family, n_bins, seed).copy()
@@ -81,7 +79,7 @@ def _true_model(family: str, n_bins: int, seed: int) -> dict[str, float]:
     return {"accuracy": float((adata.obs["truth"].astype(str) == adata.obs["chromatin_state"].astype(str)).mean())}
 
 
-def _clusters(family: str, n_bins: int, seed: int) -> dict[str, float]:
+def _clusters(family: Family, n_bins: int, seed: int) -> dict[str, float]:
     """K-means of the marks of each bin alone."""
     from sklearn.cluster import KMeans
 
@@ -106,4 +104,9 @@ def _accuracy(truth, states, order: np.ndarray) -> float:
     return float((order[truth.cat.codes.to_numpy()] == states.cat.codes.to_numpy()).mean())
 
 
+_VARIANTS: tuple[tuple[str, Callable[..., dict[str, float]], Role], ...] = (
+    ("diffbio_sc", _fitted, "subject"),
+    ("true_model", _true_model, "subject"),
+    ("clusters", _clusters, "control"),
+)
 SUITE = Suite(name="chromatin_states", metrics=METRICS, cases=_cases)

@@ -141,7 +141,7 @@ def _judge(run: Run, baseline: Run | None, names: list[str], options: argparse.N
 
 
 def _plain_table(run: Run) -> str:
-    rows = [("point", "metric", "median", "least", "most")]
+    rows: list[tuple[str, ...]] = [("point", "metric", "median", "least", "most")]
     for point in run.points:
         for name, metric in point.metrics.items():
             ends = (metric.lower, metric.upper)

@@ -386,14 +386,15 @@ def _by_dataset(report: SuiteReport) -> dict[str, Any]:
                 if rival in variants
             }
             names = {name for variant in variants.values() for name in variant["metrics"] if name != "seconds"}
-            entry["best_variant_by_metric"] = {
-                name: max(
-                    (variant for variant in variants if name in variants[variant]["metrics"]),
-                    key=lambda variant, name=name: variants[variant]["metrics"][name]["value"],
-                )
-                for name in sorted(names)
-            }
+            entry["best_variant_by_metric"] = {name: _best(variants, name) for name in sorted(names)}
     return found
+
+
+def _best(variants: Mapping[str, Any], metric: str) -> str:
+    values = {
+        name: variant["metrics"][metric]["value"] for name, variant in variants.items() if metric in variant["metrics"]
+    }
+    return max(values, key=lambda name: values[name])
 
 
 def _paired(report: SuiteReport, dataset: str, task: str, one: str, other: str, metric: str) -> dict[str, Any]:

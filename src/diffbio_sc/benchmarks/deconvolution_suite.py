@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from diffbio_sc.benchmarks.suite import Case, Suite, SuiteReport, data_folder, l
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
+
+    from diffbio_sc.sources import SeqFISHSource
 
 METRICS = (
     MetricDef(
@@ -29,127 +31,103 @@ METRICS = (
     ),
 )
 REAL = ("merfish_poa", "starmap_cortex", "pbmc_pseudospots", "cellmix_celseq2")
-MODALITY_CONTRACT = {
-    "modalities": ["rna", "spatial"],
-    "primary_modality": "rna",
-    "spatial_key": "spatial",
-    "label_key": "cell_type",
-    "count_key": "X",
-}
-ARTIFACT = {
-    "artifact_id": "diffbio_sc.spatial_deconvolution.proportions",
-    "artifact_type": "operator_output",
-    "modalities": ["rna", "spatial"],
-    "embedding_source": "in_process_operator",
-    "foundation_source_name": None,
-    "promotion_eligible": False,
-}
+ARTIFACT_ID = "diffbio.spatial_deconvolution.proportions"
 _AXES = ["dataset", "task", "variant"]
 _TASK = "cell_type_proportions"
-_CELLS_PER_SPOT = 6
 _Z90 = 1.645
 
 
-def suite(
-    adata: AnnData | None = None, *, label_key: str = "cell_type", spatial_key: str = "spatial", dataset: str = "cells"
-) -> Suite:
+def suite(source: SeqFISHSource | None = None, *, seeds: tuple[int, ...] = (0, 1, 2)) -> Suite:
     """Benchmark of deconvolution, in the form of all suites.
 
     Parameters
     ----------
-    adata
-        Cells with places, such as seqFISH: raw counts, types in ``.obs[label_key]``, places in
-        ``.obsm[spatial_key]``. Spots are then sums of neighbouring cells, from one half of the tissue in stripes; cells
-        of the other half are the reference. By default blood cells (quick), and real spots of known composition (full).
-    label_key, spatial_key
-        Where types and places are.
-    dataset
-        Name of these cells in the results.
+    source
+        Cells with places, of which each seed draws a reference, and spots of the others. By default blood cells mixed
+        into a tissue (quick), and real spots of known composition (full).
+    seeds
+        Seeds of the draws from ``source``.
     """
-    if adata is None:
-        return Suite(name="deconvolution", metrics=METRICS, cases=_cases, describe=partial(describe, MODALITY_CONTRACT))
-    _check(adata, label_key, spatial_key)
-    contract = {**MODALITY_CONTRACT, "spatial_key": spatial_key, "label_key": label_key}
-    load = lru_cache(maxsize=4)(partial(spots_of_cells, adata, label_key=label_key, spatial_key=spatial_key))
+    if source is None:
+        return Suite(name="deconvolution", metrics=METRICS, cases=_cases, describe=partial(_describe, None))
+    load = lru_cache(maxsize=4)(partial(_drawn, source))
     return Suite(
         name="deconvolution",
         metrics=METRICS,
-        cases=lambda quick: _methods(dataset, load, (0, 1, 2)),
-        describe=partial(describe, contract),
+        cases=lambda quick: _methods(source.provenance.dataset_name, load, seeds),
+        describe=partial(_describe, source),
     )
 
 
-def run_deconvolution_suite(adata: AnnData | None = None, *, quick: bool = True, **options: Any) -> SuiteReport:
-    """Run :func:`suite`; ``seeds=`` and ``strict=`` as for ``run_suite``, the others as there."""
-    shared = {name: options.pop(name) for name in ("seeds", "strict") if name in options}
-    return run_suite(suite(adata, **options), quick=quick, **shared)
+def run_deconvolution_suite(
+    source: SeqFISHSource | None = None,
+    *,
+    quick: bool = True,
+    seeds: tuple[int, ...] | None = None,
+    strict: bool = True,
+) -> SuiteReport:
+    """Run the benchmark of deconvolution.
+
+    Parameters
+    ----------
+    source
+        Source of cells with places, such as :class:`diffbio_sc.sources.SeqFISHSource`; default as in :func:`suite`.
+    quick
+        Whether to run the bundled cells, or real spots (``DIFFBIO_SC_DATA``); a source is run in either case.
+    seeds
+        Seeds in place of those of the cases.
+    strict
+        Whether an error of a case is raised, or kept in ``failures``.
+
+    Returns
+    -------
+    Report; its ``metadata`` holds ``modality_contract``, ``artifact_metadata`` and ``comparison``.
+    """
+    return run_suite(suite(source), quick=quick, seeds=seeds, strict=strict)
 
 
-def describe(contract: Mapping[str, Any], quick: bool) -> dict[str, Any]:
+def _describe(source: SeqFISHSource | None, quick: bool) -> dict[str, Any]:
     """What the benchmark says of its modalities, of its output, and of what it is compared with."""
+    from diffbio_sc.sources.provenance import Provenance, artifact_metadata
+
+    if source is not None:
+        contract, artifact = source.modality_contract, source.artifact_metadata(ARTIFACT_ID)
+    else:
+        modalities = ("rna", "spatial")
+        contract = {
+            "modalities": list(modalities),
+            "primary_modality": "rna",
+            "spatial_key": "spatial",
+            "label_key": "cell_type",
+            "count_key": "X",
+        }
+        made = Provenance(
+            dataset_name="pbmc_tissue" if quick else "spots_of_known_composition",
+            source_type="synthetic" if quick else "file",
+            modalities=modalities,
+        )
+        artifact = artifact_metadata(
+            ARTIFACT_ID, artifact_type="operator_output", modalities=modalities, provenance=made
+        )
     return {
         "modality_contract": dict(contract),
-        "artifact_metadata": dict(ARTIFACT),
+        "artifact_metadata": artifact,
         "comparison": {
             "axes": _AXES,
             "baselines": ["uniform", "nnls"],
             "peers": {"flashdeconv": lacking_package("flashdeconv") is None},
             "primary_metric": "rmse",
         },
-        "stable_scope": "operator output; imported foundation models are outside",
     }
 
 
-def spots_of_cells(
-    adata: AnnData, seed: int, *, label_key: str, spatial_key: str, cells_per_spot: int = _CELLS_PER_SPOT
-) -> tuple[AnnData, AnnData]:
-    """Spots that sum neighbouring cells of one half of a tissue, with their composition; the other half as reference.
-
-    Halves alternate in stripes along a random direction, so that both hold all regions.
-    """
-    import anndata
-    import pandas as pd
-    import scipy.sparse as sp
-    from scipy.spatial import cKDTree
-
-    rng = np.random.default_rng(seed)
-    places = np.asarray(adata.obsm[spatial_key], float)[:, :2]
-    labels = adata.obs[label_key].astype(str).to_numpy()
-    counts = sp.csr_matrix(adata.X)
-    angle = rng.uniform(0, np.pi)
-    along = places @ [np.cos(angle), np.sin(angle)]
-    rank = np.argsort(np.argsort(along)) * 20 // len(along)
-    first = rank % 2 == 0
-    inside = np.flatnonzero(first)
-    n_spots = max(len(inside) // cells_per_spot, 2)
-    centres = rng.choice(inside, n_spots, replace=False)
-    _, nearest = cKDTree(places[inside]).query(places[centres], k=min(cells_per_spot, len(inside)))
-    cells = inside[nearest]
-    mixing = sp.csr_matrix(
-        (np.ones(cells.size, np.float32), (np.repeat(np.arange(n_spots), cells.shape[1]), cells.ravel())),
-        shape=(n_spots, adata.n_obs),
-    )
-    kept, sizes = np.unique(labels[~first], return_counts=True)
-    types = [name for name, size in zip(kept, sizes, strict=True) if size >= 2]
-    used = ~first & np.isin(labels, types)
-    truth = np.array([[(labels[row] == name).mean() for name in types] for row in cells])
-    names = pd.Index([f"spot_{i}" for i in range(n_spots)])
-    good = truth.sum(1) > 0
-    spots = anndata.AnnData(sp.csr_matrix(mixing @ counts), obs=pd.DataFrame(index=names), var=adata.var[[]].copy())
-    spots.obsm["spatial"] = places[centres]
-    spots.obsm["truth"] = pd.DataFrame(truth / np.maximum(truth.sum(1, keepdims=True), 1e-12), names, columns=types)
-    reference = anndata.AnnData(
-        counts[used],
-        obs=pd.DataFrame({"cell_type": pd.Categorical(labels[used], categories=types)}, index=adata.obs_names[used]),
-        var=adata.var[[]].copy(),
-    )
-    return spots[good].copy(), reference
-
-
-def _check(adata: AnnData, label_key: str, spatial_key: str) -> None:
-    for key, where, name in ((label_key, adata.obs, "obs"), (spatial_key, adata.obsm, "obsm")):
-        if key not in where:
-            raise KeyError(f"adata.{name} has no {key!r}; keys: {list(where.keys())}.")
+def _drawn(source: SeqFISHSource, seed: int) -> tuple[AnnData, AnnData]:
+    """Spots and reference of a seed, with the keys of the other sets."""
+    drawn = type(source)(source.cells, dataclasses.replace(source.config, layer=None, rng=seed))
+    spots, reference = drawn.spots(), drawn.reference()
+    spots.obsm["spatial"] = spots.obsm[source.config.spatial_key]
+    reference.obs["cell_type"] = reference.obs[source.config.label_key]
+    return spots, reference
 
 
 def _cases(quick: bool) -> list[Case]:

@@ -269,9 +269,14 @@ class Operator(nnx.Module):
             config = cls.config_class.from_dict(header["config"])
         except ValueError as error:
             raise ValueError(f"{where}, written by diffbio_sc {header['version']}: {error}") from error
-        operator = cls(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
+        operator = cls.from_config(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
         nnx.update(operator, storage.restore(nnx.state(operator), arrays, where=where))
         return operator
+
+    @classmethod
+    def from_config(cls, config: OperatorConfig, *, rngs: nnx.Rngs) -> Self:
+        """Make an operator of its configuration alone, as ``load`` does before it reads the parameters."""
+        return cls(config, rngs=rngs)
 
     def identity(self) -> dict[str, Any]:
         """Return what a file needs to say about this operator: class name, package version and configuration."""

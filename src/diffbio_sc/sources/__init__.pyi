@@ -1,3 +1,13 @@
+from . import artifact_errors, provenance
 from ._synthetic_contextual import build_synthetic_contextual_epigenomics_dataset
+from .multiomics_embeddings import MultiOmicsEmbeddingSource
+from .seqfish import SeqFISHConfig, SeqFISHSource
 
-__all__ = ["build_synthetic_contextual_epigenomics_dataset"]
+__all__ = [
+    "artifact_errors",
+    "provenance",
+    "build_synthetic_contextual_epigenomics_dataset",
+    "MultiOmicsEmbeddingSource",
+    "SeqFISHConfig",
+    "SeqFISHSource",
+]

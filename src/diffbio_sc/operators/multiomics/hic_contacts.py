@@ -43,6 +43,7 @@ from diffbio_sc.numerics.genome.loops import SHRINKAGE, default_shape, strata
 from diffbio_sc.numerics.genome.loops_jax import LoopEvidence, loop_evidence, z_scores
 from diffbio_sc.operators.contract import FitReport, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.multiomics.contact_correction import KERNEL, Correction
+from diffbio_sc.training.losses import binary_cross_entropy, masked_mean, poisson_deviance
 
 _FARTHEST = 14.0
 """Logits go no farther from 0, so that losses of one's own, as log(1 - p), stay finite in single precision."""
@@ -433,15 +434,15 @@ class HiCContactAnalysis(Operator):
             counted = parts.scored
             if "loop_mask" in arrays:
                 counted = counted & (_as_band("loop_mask", arrays)[:rows] > 0)
-            terms.append(_cross_entropy(parts.loop_logits, _as_band("known_loops", arrays)[:rows], counted))
+            terms.append(binary_cross_entropy(parts.loop_logits, _as_band("known_loops", arrays)[:rows], counted))
         if "known_boundaries" in arrays:
             known = arrays["known_boundaries"]
-            terms.append(_cross_entropy(parts.boundary_logits, known, jnp.isfinite(known) & used))
+            terms.append(binary_cross_entropy(parts.boundary_logits, known, jnp.isfinite(known) & used))
         if "known_compartments" in arrays:
             known = arrays["known_compartments"]
             soft = jnp.tanh(parts.compartment_logits / jnp.exp(self.log_compartment_temperature[...]))
             counted = jnp.isfinite(known) & used
-            terms.append(_mean((soft - jnp.where(counted, known, 0.0)) ** 2, counted))
+            terms.append(masked_mean((soft - jnp.where(counted, known, 0.0)) ** 2, counted))
         return sum(terms[1:], terms[0]) if terms else _deviance(parts.contacts)
 
     def fit(  # type: ignore[override]
@@ -546,15 +547,6 @@ def _as_band(key: str, arrays: Mapping[str, Array]) -> Float[Array, "depth n"]:
     return band_of_matrix(values, values.shape[0]) if arrays["is_matrix"].shape[0] else values
 
 
-def _mean(values: Array, counted: Bool[Array, "..."]) -> Float[Array, ""]:
-    return jnp.where(counted, values, 0.0).sum() / jnp.maximum(counted.sum(), 1)
-
-
-def _cross_entropy(logits: Array, known: Array, counted: Bool[Array, "..."]) -> Float[Array, ""]:
-    known = jnp.where(counted, known, 0.0)
-    return _mean(-(known * jax.nn.log_sigmoid(logits) + (1.0 - known) * jax.nn.log_sigmoid(-logits)), counted)
-
-
 def _usable(band: Float[Array, "depth n"]) -> Bool[Array, " n"]:
     """The filters of :func:`diffbio_sc.numerics.genome.balancing.usable_bins` at their defaults."""
     n = band.shape[1]
@@ -618,6 +610,4 @@ def _dispersion(evidence: LoopEvidence, smallest: int, largest: int) -> Float[Ar
 def _deviance(contacts: Contacts) -> Float[Array, ""]:
     good = contacts.expected > 0
     expected = jnp.where(good, contacts.expected, 1.0)
-    counts = contacts.band
-    logs = jnp.where(counts > 0, counts * jnp.log(jnp.where(counts > 0, counts, 1.0) / expected), 0.0)
-    return jnp.where(good, 2.0 * (logs - counts + expected), 0.0).sum() / jnp.maximum(good.sum(), 1)
+    return masked_mean(poisson_deviance(contacts.band, expected, smallest=1e-30), good)
