@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from diffbio_sc.benchmarks.records import MetricDef
-from diffbio_sc.benchmarks.suite import Case, Role, Suite
+from diffbio_sc.benchmarks.suite import ACCURACY, Case, Role, Suite
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 METRICS = (
-    MetricDef(name="accuracy", group="accuracy", priority="primary", description="Share of bins in their true state."),
+    ACCURACY,
     MetricDef(
         name="likelihood_gap",
         unit="nat",

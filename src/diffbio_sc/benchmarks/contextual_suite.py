@@ -16,7 +16,7 @@ from diffbio_sc.benchmarks.contextual_real import BLOOD, blood_cases
 from diffbio_sc.benchmarks.guard import THRESHOLD, GuardResult, compare
 from diffbio_sc.benchmarks.records import MetricDef, Run
 from diffbio_sc.benchmarks.store import open_store
-from diffbio_sc.benchmarks.suite import Case, Suite, SuiteReport, as_one_run, run_suite
+from diffbio_sc.benchmarks.suite import ACCURACY, AVERAGE_PRECISION, F1, Case, Suite, SuiteReport, as_one_run, run_suite
 
 NAME = "contextual_epigenomics"
 SYNTHETIC = "synthetic_contextual_epigenomics"
@@ -28,14 +28,9 @@ CONTROLS = ("random_context", "linear")
 VARIANTS = (*ABLATIONS, *CONTROLS)
 PRIMARY = {"contextual_peak_calling": "average_precision", "chromatin_state_prediction": "macro_f1"}
 METRICS = (
-    MetricDef(
-        name="average_precision",
-        group="ranking",
-        priority="primary",
-        description="Average precision of the ranking.",
-    ),
-    MetricDef(name="f1", group="labels", description="F1 of positions above a probability of one half."),
-    MetricDef(name="accuracy", group="labels", description="Share of positions in their true class."),
+    AVERAGE_PRECISION,
+    F1,
+    ACCURACY,
     MetricDef(name="macro_f1", group="labels", priority="primary", description="Mean over classes of the F1."),
     MetricDef(
         name="chromatin_consistency",
@@ -93,10 +88,14 @@ def run_contextual_epigenomics_suite(
     ``differences`` (paired with ``sequence_only`` and ``random_context``: median, least and largest over seeds, and
     whether all agree) and ``best_variant_by_metric``.
     """
-    report = run_suite(suite(seeds=tuple(seeds)), quick=quick, strict=strict)
+    return full_report(run_suite(suite(seeds=tuple(seeds)), quick=quick, strict=strict))
+
+
+def full_report(report: SuiteReport) -> dict[str, Any]:
+    """Return what :func:`run_contextual_epigenomics_suite` returns, of what the suite measured."""
     return {
         "suite": report.name,
-        "quick": quick,
+        "quick": report.quick,
         **report.metadata,
         "contextual_evidence_scope": {**report.metadata["contextual_evidence_scope"], **promotion_gate(report)},
         "datasets": _by_dataset(report),

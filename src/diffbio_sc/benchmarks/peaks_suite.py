@@ -9,14 +9,14 @@ import numpy as np
 
 from diffbio_sc.benchmarks import planted
 from diffbio_sc.benchmarks.records import MetricDef
-from diffbio_sc.benchmarks.suite import Case, Suite, data_folder, lacking_data
+from diffbio_sc.benchmarks.suite import F1, Case, Suite, data_folder, lacking_data
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
 METRICS = (
-    MetricDef(name="f1", group="peaks", priority="primary", description="F1 of peaks, one to one by overlap."),
+    F1,
     MetricDef(name="precision", group="peaks", description="Share of the peaks called that are true."),
     MetricDef(name="recall", group="peaks", description="Share of the true peaks that are called."),
     MetricDef(
@@ -33,7 +33,6 @@ METRICS = (
 )
 LABELLED = ("H3K36me3_TDH_other_chunk1", "H3K4me3_chr11")
 _BIN = 50
-_TASKS = ("fragments", "bins", "no_peaks")
 
 
 def _cases(quick: bool) -> list[Case]:

@@ -9,15 +9,13 @@ import numpy as np
 
 from diffbio_sc.benchmarks import planted
 from diffbio_sc.benchmarks.records import MetricDef
-from diffbio_sc.benchmarks.suite import Case, Suite, data_folder, lacking_data
+from diffbio_sc.benchmarks.suite import AVERAGE_PRECISION, Case, Suite, data_folder, lacking_data
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 METRICS = (
-    MetricDef(
-        name="average_precision", group="ranking", priority="primary", description="Average precision of the ranking."
-    ),
+    AVERAGE_PRECISION,
     MetricDef(name="power", group="test", description="Share of spatial genes found at a false discovery rate of 5 %."),
     MetricDef(
         name="false_discoveries",

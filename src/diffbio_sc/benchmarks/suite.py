@@ -25,6 +25,13 @@ SECONDS = MetricDef(
     description="CPU seconds of one seed, compilation included.",
 )
 
+# What several systems measure.
+F1 = MetricDef(name="f1", group="labels", priority="primary", description="F1 of what is found against the truth.")
+ACCURACY = MetricDef(name="accuracy", group="labels", priority="primary", description="Share in the true class.")
+AVERAGE_PRECISION = MetricDef(
+    name="average_precision", group="ranking", priority="primary", description="Average precision of the ranking."
+)
+
 Role = Literal["subject", "control", "peer"]
 
 
