@@ -1,4 +1,5 @@
 from . import benchmarks, datasets, get, io, metrics, numerics, operators, pl, pp, sources, tl, training
+from ._citation import citation
 from ._settings import settings
 
 __version__: str
@@ -17,5 +18,6 @@ __all__ = [
     "tl",
     "training",
     "settings",
+    "citation",
     "__version__",
 ]
