@@ -114,9 +114,9 @@ def test_quick_suites_of_the_baseline_are_all_and_beat_their_controls():
     values = {point.name: {name: metric.value for name, metric in point.metrics.items()} for point in run.points}
     spots = "deconvolution/pbmc_tissue/cell_type_proportions/"
     assert values[spots + "diffbio_sc"]["rmse"] < values[spots + "nnls"]["rmse"] < values[spots + "uniform"]["rmse"]
-    genes = "spatial_genes/planted/patterns/"
+    genes = "spatial_genes/simulated/patterns/"
     assert values[genes + "diffbio_sc"]["average_precision"] > values[genes + "moran"]["average_precision"]
-    assert values["peaks/planted/bins/diffbio_sc"]["f1"] > values["peaks/planted/bins/cut_off"]["f1"]
+    assert values["peaks/simulated/bins/diffbio_sc"]["f1"] > values["peaks/simulated/bins/cut_off"]["f1"]
     states = "chromatin_states/simulated_bernoulli/states/"
     assert values[states + "true_model"]["accuracy"] - values[states + "diffbio_sc"]["accuracy"] < 0.01
     assert values[states + "diffbio_sc"]["accuracy"] > values[states + "clusters"]["accuracy"] + 0.1
@@ -132,28 +132,16 @@ def test_other_seeds_of_a_suite_pass_against_the_baseline():
     assert {row.verdict for row in result.rows} <= {"ok", "better", "info", "control"}
 
 
-def test_planted_truth_is_there():
-    adata = planted.spatial_genes(3)
-    depth = np.asarray(adata.X).sum(1)
-    hot = adata.var["pattern"] == "gradient"
-    place = adata.obsm["spatial"]
-    share = np.asarray(adata.X) / depth[:, None]
-    linear = [np.linalg.lstsq(np.c_[np.ones(len(place)), place], share[:, g], rcond=None)[0] for g in range(200)]
-    fit = np.c_[np.ones(len(place)), place] @ np.array(linear).T
-    explained = fit.var(0) / share.var(0)
-    assert explained[hot].mean() > 5 * explained[~adata.var["truth"]].mean()
-
-    fragments, peaks = planted.fragments_with_peaks(0)
-    centre = {chrom: (fragments[chrom].start + fragments[chrom].end) // 2 for chrom in planted.GENOME}
-    inside = sum(
-        int(((centre[row.chrom] >= row.start) & (centre[row.chrom] < row.end)).sum()) for row in peaks.itertuples()
-    )
-    background = sum(map(len, centre.values())) * 300 * len(peaks) / sum(planted.GENOME.values())
-    assert inside > 5 * background
-
+def test_kin_are_told_apart_by_one_modality_more_than_by_the_other():
     mdata = planted.two_modalities(0)
-    assert list(mdata.mod) == ["rna", "atac"]
-    assert set(np.unique(mdata["atac"].X)) == {0.0, 1.0}
+    labels = mdata.obs["cell_type"].astype(str).to_numpy()
+    distance = {}
+    for name, modality in mdata.mod.items():
+        means = np.array([modality.X[labels == f"type{k}"].mean(0) for k in range(6)])
+        spread = np.array([modality.X[labels == f"type{k}"].var(0) for k in range(6)]).mean(0) + 1e-3
+        distance[name] = [((means[2 * k] - means[2 * k + 1]) ** 2 / spread).sum() for k in range(3)]
+    assert distance["rna"][0] > 1.5 * distance["rna"][1]
+    assert distance["atac"][1] > 1.5 * distance["atac"][0]
 
 
 def test_peaks_are_matched_one_to_one():

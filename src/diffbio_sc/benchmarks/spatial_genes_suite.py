@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffbio_sc.benchmarks import planted
 from diffbio_sc.benchmarks.records import MetricDef
 from diffbio_sc.benchmarks.suite import AVERAGE_PRECISION, Case, Suite, data_folder, lacking_data
+from diffbio_sc.numerics.spatial.profiles import PATTERNS, spatial_profile
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,12 +43,19 @@ _LEVEL = 0.05
 
 def _cases(quick: bool) -> list[Case]:
     if quick:
-        return _variants("planted", lambda seed: planted.spatial_genes(seed), (0, 1, 2, 3))
+        return _variants("simulated", _simulated, (0, 1, 2, 3))
     cases = []
     for name, (file, share) in REAL.items():
         lacking = lacking_data("spatial_genes", f"{file}.h5ad")
         cases += _variants(name, partial(_planted_in_real, file, share), (0, 1, 2), lacking)
     return cases
+
+
+@lru_cache(maxsize=4)
+def _simulated(seed: int) -> AnnData:
+    from diffbio_sc import datasets
+
+    return datasets.simulate_spatial_genes(n_spots=300, n_genes=200, rng=seed)
 
 
 def _variants(dataset: str, data, seeds: tuple[int, ...], lacking: str | None = None) -> list[Case]:
@@ -127,8 +134,8 @@ def _planted_in_real(file: str, share: float, seed: int) -> AnnData:
     truth = np.arange(len(chosen)) % 5 == 0
     rates = []
     for index, gene in enumerate(np.flatnonzero(truth)):
-        kind = planted.PATTERNS[index % len(planted.PATTERNS)]
-        keep = (1 + (_FOLD - 1) * planted.spatial_profile(places, kind, rng)) / _FOLD
+        kind = PATTERNS[index % len(PATTERNS)]
+        keep = (1 + (_FOLD - 1) * spatial_profile(places, kind, rng)) / _FOLD
         rates.append(keep.mean())
         dense[:, gene] = rng.binomial(dense[:, gene], keep)
     for gene in np.flatnonzero(~truth):
