@@ -16,6 +16,7 @@ from diffbio_sc._files import replacing
 
 if TYPE_CHECKING:
     from diffbio_sc.engines.contextual import RegionModel
+    from diffbio_sc.engines.contextual_windows import WindowModel
 
 DEFAULT_KEY = "contextual"
 KINDS = ("regions", "windows")
@@ -179,12 +180,12 @@ def _rebuild(stored: Mapping[str, Any], where: str) -> ContextualModel:
     )
 
 
-def _model_class(kind: str) -> type[RegionModel]:
+def _model_class(kind: str) -> type[RegionModel] | type[WindowModel]:
     if kind == "regions":
         from diffbio_sc.engines.contextual import RegionModel
 
         return RegionModel
-    from diffbio_sc.engines.contextual_windows import WindowModel  # type: ignore[import-not-found]
+    from diffbio_sc.engines.contextual_windows import WindowModel
 
     return WindowModel
 

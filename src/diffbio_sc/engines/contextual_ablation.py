@@ -111,5 +111,5 @@ def compare_variants(
     mean = np.where(counted.any(axis=4), mean, np.nan)
     seeds = rng.integers(0, n_seeds, (n_draws, n_seeds))
     resampled = mean[:, :, :, 1:]  # variants, seeds, metrics, draws
-    draws = np.stack([resampled[:, seeds[draw], :, draw].mean(axis=1) for draw in range(n_draws)], axis=1)
+    draws = np.stack([resampled[..., draw][:, seeds[draw]].mean(axis=1) for draw in range(n_draws)], axis=1)
     return Comparison(mean[:, :, :, 0], draws)

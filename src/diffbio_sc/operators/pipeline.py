@@ -130,7 +130,7 @@ class Pipeline(Operator):
         self.steps = nnx.Dict(dict(steps))
 
     @classmethod
-    def from_config(cls, config: OperatorConfig, *, rngs: nnx.Rngs) -> Pipeline:
+    def from_config(cls, config: OperatorConfig, *, rngs: nnx.Rngs, **parts: Any) -> Pipeline:
         """Make a pipeline with new parameters of the operators that a configuration names."""
         assert isinstance(config, PipelineConfig)
         steps = {}

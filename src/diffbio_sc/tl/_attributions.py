@@ -15,7 +15,8 @@ from diffbio_sc._anndata.results import check_key, make_record, write_results
 from diffbio_sc._checks import name_heads, whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._random import as_generator
-from diffbio_sc.tl._attributions_run import Question, ask_of_bases, ask_of_factors, context_of, maps_of
+from diffbio_sc.tl._attributions_run import Question, ask_of_bases, ask_of_factors, context_of
+from diffbio_sc.tl._contextual_input import read_input_maps
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -145,7 +146,8 @@ def attributions(
         )
     asked = names if method == "tf" else new
     context = context_of(adata, axis_of_regions, fitted, asked, tf_context) if asked else None
-    question = Question(fitted, names, context, maps_of(adata, axis_of_regions, fitted, contacts, chosen))
+    maps = read_input_maps(adata, axis_of_regions, fitted, contacts)
+    question = Question(fitted, names, context, None if maps is None else maps[chosen])
     found: dict[str, Any]
     if method == "tf":
         assert context is not None

@@ -10,8 +10,7 @@ from diffbio_sc._anndata.contextual_data import Context, align_factors, read_con
 from diffbio_sc._anndata.contextual_model import ContextualModel
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._checks import name_heads
-from diffbio_sc.tl._contextual_input import read_maps
-from diffbio_sc.tl._contextual_predict import region_of_tokens
+from diffbio_sc.tl._contextual_run import region_of_tokens
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,21 +73,6 @@ def context_of(
         lacking = [name for name, known in zip(names, chosen.known, strict=True) if not known]
         raise ValueError(f"cell types {name_heads(lacking)} have no expression: leave them out, cell_types=...")
     return align_factors(chosen, fitted.context.factors, mean_of(fitted), stacklevel=4)
-
-
-def maps_of(
-    adata: AnnData, regions: GenomeAxis, fitted: ContextualModel, key: str | None, chosen: np.ndarray
-) -> np.ndarray | None:
-    """Contact maps of chosen regions, of a model that takes them; they are held fixed."""
-    takes = fitted.kind == "windows" and fitted.model.operator.config.use_contact_input
-    if not takes:
-        if key is not None:
-            raise ValueError("the model takes no contacts as an input: leave them out.")
-        return None
-    if key is None:
-        raise ValueError("the model takes contacts as an input: pass contacts=..., the key of a map of each region.")
-    n_tokens = fitted.width // fitted.model.operator.config.token_width
-    return read_maps(adata, regions, key, (len(regions.code), n_tokens))[chosen]
 
 
 def mean_of(fitted: ContextualModel) -> np.ndarray:
@@ -154,11 +138,18 @@ def _logits(question: Question) -> Any:
     import jax.numpy as jnp
 
     model, columns = question.fitted.model, question.columns
+    if question.fitted.kind == "regions":
+        return lambda one_hot: model.one_hot_logits(one_hot)[:, columns]
 
     def logits(one_hot, *maps):
-        found = model.one_hot_logits(one_hot, *maps)[:, columns]
-        if found.ndim == 2:
-            return found
+        data = {"sequence": one_hot}
+        if model.operator.config.use_tf_context:
+            data["tf_context"] = jnp.asarray(model.contexts[columns])[None]
+        if maps:
+            data["chromatin_contacts"] = maps[0]
+        found = model.operator(data)["logits"]
+        if found.ndim == 2:  # without contexts there is one prediction for all cell types
+            found = jnp.repeat(found[:, None], len(columns), axis=1)
         inactive = -jnp.logaddexp(0.0, found).sum(axis=2)
         return jnp.log(-jnp.expm1(jnp.minimum(inactive, -1e-7))) - inactive
 

@@ -27,6 +27,7 @@ def contextual(
     tf_context: str | None = "tf_context",
     track: str | None = None,
     contacts: str | None = None,
+    contacts_as: Literal["guidance", "input"] = "guidance",
     mode: Literal["auto", "sequence_only", "tf_context", "tf_plus_chromatin"] = "auto",
     neighbourhood: bool | str = False,
     motifs: Mapping[str, np.ndarray] | None = None,
@@ -69,6 +70,9 @@ def contextual(
     contacts
         Key of a contact map of each region (regions, tokens, tokens) in ``.varm``, values between 0 and 1. Needs
         ``track``. Half a map and NaN (no contact known) are accepted.
+    contacts_as
+        ``"guidance"``: contacts are a second thing to learn in training, and predictions need none. ``"input"``: they
+        say which tokens attend to each other, and predictions need them too.
     mode
         Inputs that the model uses. ``"auto"`` takes the richest that are there, and says which.
     neighbourhood
@@ -142,7 +146,9 @@ def contextual(
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "motifs", "copy")}
     check_key(key_added)
-    _check_arguments(adata, fasta, sequences, neighbourhood, max_epochs, refine, average, copy, track, motifs)
+    _check_arguments(adata, sequences, neighbourhood, max_epochs, refine, average, copy, track, motifs)
+    if contacts_as not in ("guidance", "input"):
+        raise ValueError(f"contacts_as must be 'guidance' or 'input', found {contacts_as!r}.")
     generator = as_generator(rng)
     data = read_contextual_input(
         adata,
@@ -159,7 +165,15 @@ def contextual(
     )
     if mode == "auto":
         logger.info(f"Mode {data.mode!r}: the richest that the inputs allow.")
-    fitted = fit_contextual(data, motifs=motifs, refine=refine, average=average, max_epochs=max_epochs, rng=generator)
+    fitted = fit_contextual(
+        data,
+        motifs=motifs,
+        refine=refine,
+        average=average,
+        max_epochs=max_epochs,
+        contacts_as=contacts_as,
+        rng=generator,
+    )
     params["fasta"] = None if fasta is None else (fasta if isinstance(fasta, str) else type(fasta).__name__)
     params |= {"mode": data.mode, "axis": data.regions.axis, "split": data.split_source, "copy": None}
     params["motifs"] = None if motifs is None else list(motifs)
@@ -178,7 +192,7 @@ def contextual(
     return adata if copy else None
 
 
-def _check_arguments(adata, fasta, sequences, neighbourhood, max_epochs, refine, average, copy, track, motifs) -> None:
+def _check_arguments(adata, sequences, neighbourhood, max_epochs, refine, average, copy, track, motifs) -> None:
     check_key(sequences, "sequences")
     if not isinstance(neighbourhood, bool | str):
         raise TypeError(f"neighbourhood must be True, False or a column, found {neighbourhood!r}.")

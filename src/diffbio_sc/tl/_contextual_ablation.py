@@ -29,6 +29,7 @@ def contextual_ablation(
     tf_context: str = "tf_context",
     track: str | None = None,
     contacts: str | None = None,
+    contacts_as: Literal["guidance", "input"] = "guidance",
     neighbourhood: bool | str = False,
     motifs: Mapping[str, np.ndarray] | None = None,
     split: str | Mapping[str, Any] | None = None,
@@ -54,7 +55,7 @@ def contextual_ablation(
 
     Parameters
     ----------
-    adata, fasta, sequences, tf_context, track, contacts, neighbourhood, motifs
+    adata, fasta, sequences, tf_context, track, contacts, contacts_as, neighbourhood, motifs
         As in :func:`diffbio_sc.tl.contextual`.
     split, layer, axis, refine, average, max_epochs
         As there.
@@ -130,7 +131,13 @@ def contextual_ablation(
         )
     variants = ["sequence_only", "random_context", "tf_context"] + (["tf_plus_chromatin"] if contacts else [])
     seeds = generator.integers(0, 2**31 - 1, n_seeds)
-    options: dict[str, Any] = {"motifs": motifs, "refine": refine, "average": average, "max_epochs": max_epochs}
+    options: dict[str, Any] = {
+        "motifs": motifs,
+        "refine": refine,
+        "average": average,
+        "max_epochs": max_epochs,
+        "contacts_as": contacts_as,
+    }
     logits = np.empty((len(variants), n_seeds, len(held_out), len(data.cell_types)), np.float32)
     runs = [(place, seed) for place in range(len(variants)) for seed in range(n_seeds)]
     for place, seed in progress(runs, "Variants", total=len(runs)):

@@ -16,6 +16,7 @@ from diffbio_sc._anndata.contextual_data import (
     settle_mode,
     warn_of_labels,
 )
+from diffbio_sc._anndata.contextual_model import ContextualModel
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.region_axis import read_region_axis, warn_of_names, warn_of_repeats
@@ -183,8 +184,13 @@ def _read_track(adata: AnnData, regions: GenomeAxis, key: str, n_cell_types: int
             f"{where} must hold 0, 1 or NaN (not known), found {values[tuple(place)]:.6g} at region "
             f"{str(regions.names[place[0]])!r}, cell type {place[1]}, token {place[2]} ({int(bad.sum())} such values)."
         )
-    if np.isnan(values).all():
-        raise ValueError(f"{where} has no known label: all values are NaN.")
+    unknown = np.isnan(values)
+    partly = unknown.any(axis=(0, 2)) & ~unknown.all(axis=(0, 2))
+    if unknown.all() or partly.any():
+        raise ValueError(
+            f"{where} must be known, found NaN in {int(unknown.sum())} of {values.size} values: leave those "
+            "regions or cell types out. A cell type that is NaN throughout is predicted from its expression."
+        )
     return values
 
 
@@ -192,6 +198,24 @@ def _read_window_maps(adata: AnnData, regions: GenomeAxis, key: str, track: np.n
     if track is None:
         raise ValueError("contacts are between the tokens of a window: pass track=... too, the labels of these tokens.")
     return read_maps(adata, regions, key, (len(track), track.shape[2]))
+
+
+def read_input_maps(adata: AnnData, regions: GenomeAxis, fitted: ContextualModel, key: str | None) -> np.ndarray | None:
+    """Contact maps of all regions, of a model that takes them as an input; None of others.
+
+    Raises
+    ------
+    ValueError
+        If the model takes none and a key is given, or the other way round.
+    """
+    if fitted.kind == "regions" or not fitted.model.operator.config.use_contact_input:
+        if key is not None:
+            raise ValueError("the model takes no contacts as an input: leave contacts out.")
+        return None
+    if key is None:
+        raise ValueError("the model takes contacts as an input: pass contacts=..., the key of a map of each region.")
+    n_tokens = fitted.width // fitted.model.operator.config.token_width
+    return read_maps(adata, regions, key, (len(regions.code), n_tokens))
 
 
 def read_maps(adata: AnnData, regions: GenomeAxis, key: str, size: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,8 @@ from diffbio_sc._anndata.results import check_key, make_record
 from diffbio_sc._anndata.tf_context import case_hint
 from diffbio_sc._checks import is_path, name_heads
 from diffbio_sc._logging import logger
-from diffbio_sc.tl._contextual_input import read_maps, read_neighbourhood
+from diffbio_sc.tl._contextual_input import read_input_maps, read_neighbourhood
+from diffbio_sc.tl._contextual_run import region_of_tokens
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -125,7 +126,7 @@ def contextual_predict(
     new = [name for name in cell_types if name not in fitted.cell_types]
     context = _new_context(adata, regions, fitted, new, cell_types, tf_context)
     warn_of_names(regions)
-    options = _options(adata, regions, fitted, contacts, neighbourhood, tokens)
+    options = _options(adata, regions, fitted, contacts, neighbourhood)
     logits, track = predict_regions(fitted, tokens, cell_types, context, options)
     nearest = _nearest(fitted, new, context)
     record = make_record(
@@ -193,17 +194,14 @@ def _new_context(
     return align_factors(chosen, fitted.context.factors, mean, stacklevel=4)
 
 
-def _options(adata, regions: GenomeAxis, fitted: ContextualModel, contacts, neighbourhood, tokens) -> dict[str, Any]:
+def _options(adata, regions: GenomeAxis, fitted: ContextualModel, contacts, neighbourhood) -> dict[str, Any]:
     """What else the model takes: neighbours or contact maps."""
     if fitted.kind == "windows":
         if neighbourhood:
             raise ValueError("the model is one of windows and takes no neighbourhood: leave it out.")
-        if contacts is None:
-            return {}
-        n_tokens = fitted.width // fitted.model.operator.config.token_width
-        return {"contacts": read_maps(adata, regions, contacts, (len(tokens), n_tokens))}
-    if contacts is not None:
-        raise ValueError("the model is one of whole regions and takes no contacts: leave them out.")
+        maps = read_input_maps(adata, regions, fitted, contacts)
+        return {} if maps is None else {"contacts": maps}
+    read_input_maps(adata, regions, fitted, contacts)
     if fitted.groups is None:
         if neighbourhood:
             raise ValueError(
@@ -237,15 +235,6 @@ def predict_regions(
     for places, values in parts:
         result[:, places] = values
     return (result, None) if fitted.kind == "regions" else (region_of_tokens(result), result)
-
-
-def region_of_tokens(track: np.ndarray) -> np.ndarray:
-    """Log-odds that a region is active, of those of its tokens: that not all of them are inactive.
-
-    With independent tokens the odds are 1 / prod(1 - p) - 1, whose logarithm is taken without forming the product.
-    """
-    inactive = -np.logaddexp(0, track.astype(np.float64)).sum(axis=2)  # log probability that no token is active
-    return (np.log(-np.expm1(np.minimum(inactive, -1e-300))) - inactive).astype(np.float32)
 
 
 def _nearest(fitted: ContextualModel, new: list[str], context: Context | None) -> dict[str, tuple[str, float]]:
