@@ -165,12 +165,12 @@ class MarkBinarizer(Operator):
     def _counts(self, data) -> tuple[Array, Array]:
         counts = as_float_array(data, "mark_counts", (2, 3))
         check_axis_size("mark_counts", counts, -1, self.config.num_marks, "config.num_marks")
-        known = ~jnp.isnan(counts)
         if not isinstance(counts, jax.core.Tracer):
-            values = np.asarray(counts)[np.asarray(known)]
-            if not (np.isfinite(values) & (values >= 0)).all():
-                bad = values[~(np.isfinite(values) & (values >= 0))][0]
-                raise ValueError(f"data['mark_counts'] must be counts, finite and not negative, found {bad:g}.")
+            values = np.asarray(counts)
+            bad = values[np.isinf(values) | (values < 0)]
+            if bad.size:
+                raise ValueError(f"data['mark_counts'] must be counts, finite and not negative, found {bad[0]:g}.")
+        known = ~jnp.isnan(counts)
         return jnp.where(known, counts, 0.0), known
 
     def _mean(self, counts, known) -> Float[Array, "... 1 marks"]:
