@@ -17,7 +17,6 @@ from pathlib import Path
 
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 import scipy.stats
@@ -35,7 +34,9 @@ def folder() -> Path:
 
 
 def row(*cells) -> None:
-    print("| " + " | ".join(f"{cell:.5f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |", flush=True)
+    print(
+        "| " + " | ".join(f"{cell:.5f}" if isinstance(cell, float) else str(cell) for cell in cells) + " |", flush=True
+    )
 
 
 def heading(*cells) -> None:
@@ -61,7 +62,9 @@ def summary(name: str, in_turn: list[float], control: list[float], joint: list[f
 def state_pipeline(states: int, marks: int, seed: int) -> Pipeline:
     return Pipeline(
         {
-            "presence": epigenomics.MarkBinarizer(epigenomics.MarkBinarizerConfig(num_marks=marks), rngs=nnx.Rngs(seed)),
+            "presence": epigenomics.MarkBinarizer(
+                epigenomics.MarkBinarizerConfig(num_marks=marks), rngs=nnx.Rngs(seed)
+            ),
             "states": epigenomics.ChromatinStateAnnotator(
                 epigenomics.ChromatinStateConfig(num_states=states, num_marks=marks), rngs=nnx.Rngs(seed)
             ),
@@ -83,9 +86,7 @@ def count_likelihood(pipeline: Pipeline, counts: np.ndarray) -> float:
         laws.append(scipy.stats.nbinom.logpmf(counts, 1 / dispersion, 1 / (1 + dispersion * mean)))
     probability = np.asarray(states.emission_matrix, np.float64)
     with np.errstate(divide="ignore"):
-        table = np.logaddexp(
-            np.log1p(-probability) + laws[0][:, None], np.log(probability) + laws[1][:, None]
-        ).sum(2)
+        table = np.logaddexp(np.log1p(-probability) + laws[0][:, None], np.log(probability) + laws[1][:, None]).sum(2)
     transition = np.asarray(states.transition_matrix, np.float64)
     now, total = np.asarray(states.initial_distribution, np.float64), 0.0
     for bin_, logs in enumerate(table):
@@ -214,7 +215,88 @@ def loops() -> None:
     summary("loops", *found)
 
 
-COMMANDS = (states, states_real, loops)
+# Coverage smoothing -> peaks -> an expert's labels ------------------------------------------------------------------
+
+
+def labelled_reads(name: str) -> dict[str, np.ndarray]:
+    """Reads in bins of 25 bp, rebuilt from coverage (see peaks.py), and the regions that an expert labelled."""
+    import pandas as pd
+    from peaks import midpoints
+
+    from diffbio_sc.operators.epigenomics.peak_labels import REGION_KINDS
+
+    with np.load(folder() / "peaks" / f"{name}.npz") as stored:
+        samples, low = [str(sample) for sample in stored["samples"]], int(stored["region"][0])
+    reads = midpoints(name).astype(np.float32)
+    table = pd.read_csv(folder() / "peaks" / f"{name}.labels.tsv", sep="\t", dtype={"sample": str})
+    most = int(table["sample"].value_counts().max())
+    regions = np.zeros((3, len(samples), most), np.int32)
+    regions[0] = -1
+    for index, sample in enumerate(samples):
+        for place, label in enumerate(table[table["sample"] == sample].itertuples()):
+            ends = (label.start - low) // 25, min(-(-(label.end - low) // 25), reads.shape[1])
+            regions[:, index, place] = REGION_KINDS.index(label.annotation), *ends
+    return {"coverage": reads, "region_kind": regions[0], "region_start": regions[1], "region_end": regions[2]}
+
+
+def label_loss(longest: int):
+    def loss(pipeline, batch, key):
+        smoothed = pipeline.steps["smooth"](batch)["smoothed_coverage"]
+        return pipeline.steps["peaks"].loss({**batch, "signal": smoothed}, longest_region=longest)
+
+    return loss
+
+
+def held_out_labels(pipeline: Pipeline, data: dict[str, np.ndarray], longest: int) -> float:
+    """Minus the log-probability of a label, without the prior of the parameters that training adds."""
+    peaks = pipeline.steps["peaks"]
+    number = (data["region_kind"] >= 0).sum()
+    return float(label_loss(longest)(pipeline, data, None)) - float(peaks._prior()) / number
+
+
+def labels() -> None:
+    """Half of the samples of each set to train on, drawn for each seed, the other half held out."""
+    for name, mode in (("H3K4me3_chr11", "narrow"), ("H3K36me3_TDH_other_chunk1", "broad")):
+        data = labelled_reads(name)
+        longest = int((data["region_end"] - data["region_start"]).max())
+        loss = label_loss(longest)
+        print(f"\n## labels, {name}: minus log-probability of an expert's label on held-out samples, nats\n")
+        heading("seed", "start", "in turn", "in turn, longer", "joint", "width in turn, bp", "width joint, bp", "CPU s")
+        found: tuple[list, list, list] = ([], [], [])
+        for seed in SEEDS:
+            started = time.process_time()
+            order = np.random.default_rng(seed).permutation(len(data["coverage"]))
+            half = len(order) // 2
+            given, held_out = (
+                {key: values[part] for key, values in data.items()} for part in (order[:half], order[half:])
+            )
+            in_turn = Pipeline(
+                {
+                    "smooth": epigenomics.CoverageSmoother(epigenomics.CoverageSmootherConfig(), rngs=nnx.Rngs(0)),
+                    "peaks": epigenomics.DifferentiablePeakCaller(
+                        epigenomics.PeakCallerConfig(num_filters=0, mode=mode), rngs=nnx.Rngs(0)
+                    ),
+                },
+                inputs={"peaks": {"signal": "smoothed_coverage"}},
+            )
+            start = held_out_labels(in_turn, held_out, longest)
+
+            def descend(pipeline, epochs, wrt=nnx.Param, given=given, loss=loss):
+                train(pipeline, given, loss=loss, wrt=wrt, batch_size=None, max_epochs=epochs, learning_rate=0.03)
+
+            in_turn.steps["smooth"].fit(given, steps=100)
+            descend(in_turn, 60, named(["peaks"]))
+            longer, joint = nnx.clone(in_turn), nnx.clone(in_turn)
+            descend(longer, 60, named(["peaks"]))
+            descend(joint, 60)
+            for place, one in enumerate((in_turn, longer, joint)):
+                found[place].append(held_out_labels(one, held_out, longest))
+            widths = (f"{one.steps['smooth'].width:.0f}" for one in (in_turn, joint))
+            row(seed, start, *(losses[-1] for losses in found), *widths, f"{time.process_time() - started:.0f}")
+        summary(f"labels, {name}", *found)
+
+
+COMMANDS = (states, states_real, loops, labels)
 
 if __name__ == "__main__":
     known = {command.__name__: command for command in COMMANDS}

@@ -1,4 +1,4 @@
-"""Smoothed coverage: the Gaussian of scipy, ends that are not lowered, and a width learned from the reads themselves."""
+"""Smoothed coverage: the Gaussian of scipy, ends that are not lowered, a width learned from the reads themselves."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 from ._chromatin_state_model import chromatin_state_model
 from ._chromatin_states import chromatin_states
+from ._combine_features import combine_features
 from ._compartments import compartments
 from ._contacts import contacts
 from ._deconvolution import deconvolution
@@ -30,4 +31,5 @@ __all__ = [
     "state_enrichment",
     "state_reproducibility",
     "tads",
+    "combine_features",
 ]

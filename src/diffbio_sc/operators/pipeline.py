@@ -2,8 +2,8 @@
 
 Steps run in order on one dict of arrays. Each adds its outputs, and a later step reads them under the names that
 ``inputs`` gives: ``inputs={"peaks": {"signal": "smoothed_signal"}}`` lets the step ``peaks`` take the output
-``smoothed_signal`` of an earlier step for its input ``signal``. The loss is a weighted sum of losses of steps and of means
-of outputs, so that a gradient step on it reaches every parameter upstream.
+``smoothed_signal`` of an earlier step for its input ``signal``. The loss is a weighted sum of losses of steps and of
+means of outputs, so that a gradient step on it reaches every parameter upstream.
 
 ``fit`` lowers that loss for all parameters at once; ``fit_in_turn`` gives each step to its own ``fit``, one after the
 other, which is what a chain of tools does, and a good start for the former.
@@ -168,7 +168,9 @@ class Pipeline(Operator):
                 self._add(found, name, step(arrays))
         missing = [one for one in wanted if one not in names and one not in found]
         if missing:
-            raise KeyError(f"losses names {missing}, neither steps {names} nor outputs; found the keys {sorted(found)}.")
+            raise KeyError(
+                f"losses names {missing}, neither steps {names} nor outputs; found the keys {sorted(found)}."
+            )
         return {one: terms[one] if one in terms else jnp.mean(found[one]) for one in wanted}
 
     def fit(self, data: Mapping[str, Any], *arguments: Any, **options: Any) -> FitReport:
@@ -285,5 +287,7 @@ def _operator_class(name: str) -> type[Operator]:
             known[kind.__name__] = kind
             seen.append(kind)
     if name not in known:
-        raise ValueError(f"there is no operator {name!r}: import the module that defines it before the pipeline is read.")
+        raise ValueError(
+            f"there is no operator {name!r}: import the module that defines it before the pipeline is read."
+        )
     return known[name]

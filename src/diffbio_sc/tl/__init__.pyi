@@ -1,6 +1,7 @@
 from ._balance import balance
 from ._call_peaks import call_peaks
 from ._chromatin_states import chromatin_states
+from ._combine_features import combine_features
 from ._compartments import compartments
 from ._contacts import contacts
 from ._coverage_stats import coverage_stats
@@ -52,4 +53,5 @@ __all__ = [
     "state_enrichment",
     "state_reproducibility",
     "train_peaks",
+    "combine_features",
 ]
