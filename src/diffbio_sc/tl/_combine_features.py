@@ -117,9 +117,10 @@ def combine_features(
     values = (values - features["mean"].to_numpy()) / features["scale"].to_numpy()
     columns = storable_names([f"{one.block}:{one.feature}" for one in features.itertuples()])
     features.index = pd.Index(columns)
-    if any(missing.values()):
+    lacking = {name: number for name, number in missing.items() if number}
+    if lacking:
         warnings.warn(
-            f"some of {len(names)} rows have missing values, which stay NaN: { ({k: n for k, n in missing.items() if n}) }.",
+            f"some of {len(names)} rows have missing values, which stay NaN: {lacking}.",
             UserWarning,
             stacklevel=2,
         )
