@@ -185,7 +185,7 @@ def named(names):
 def loops() -> None:
     """Four maps to train on, two to stop by, three held out; all maps anew for each seed."""
     print("\n## loops: cross-entropy of loop pixels on held-out maps, nats for each pair\n")
-    heading("seed", "start", "in turn", "in turn, longer", "joint", "CPU s")
+    heading("seed", "start", "in turn", "in turn, longer", "joint, decay held", "joint", "CPU s")
     found: tuple[list, list, list] = ([], [], [])
     for seed in SEEDS:
         started = time.process_time()
@@ -206,12 +206,14 @@ def loops() -> None:
         start = judge(in_turn)
         descend(in_turn, reconstruction, DECAY, 10, 0.03)
         descend(in_turn, loop_loss, HEAD, 40, 0.1)
-        longer, joint = nnx.clone(in_turn), nnx.clone(in_turn)
+        longer, held, joint = (nnx.clone(in_turn) for _ in range(3))
         descend(longer, loop_loss, HEAD, 40, 0.03)
+        descend(held, loop_loss, (*BACKGROUND, *HEAD), 40, 0.03)
         descend(joint, loop_and_reconstruction, (*DECAY, *BACKGROUND, *HEAD), 40, 0.03)
         for place, one in enumerate((in_turn, longer, joint)):
             found[place].append(judge(one))
-        row(seed, start, *(losses[-1] for losses in found), f"{time.process_time() - started:.0f}")
+        shown = found[0][-1], found[1][-1], judge(held), found[2][-1]
+        row(seed, start, *shown, f"{time.process_time() - started:.0f}")
     summary("loops", *found)
 
 

@@ -130,13 +130,25 @@ class Pipeline(Operator):
         self.steps = nnx.Dict(dict(steps))
 
     @classmethod
-    def from_config(cls, config: OperatorConfig, *, rngs: nnx.Rngs) -> Pipeline:
-        """Make a pipeline with new parameters of the operators that a configuration names."""
+    def from_config(cls, config: OperatorConfig, *, rngs: nnx.Rngs, **parts: Any) -> Pipeline:
+        """Make a pipeline with new parameters of the operators that a configuration names.
+
+        Parameters
+        ----------
+        config
+            Configuration.
+        rngs
+            Random streams of the steps.
+        parts
+            For a step that is built with further modules, a dict of these, by the name of the step.
+        """
         assert isinstance(config, PipelineConfig)
         steps = {}
         for name, kind, fields in config.steps:
             operator = _operator_class(kind)
-            steps[name] = operator.from_config(operator.config_class.from_dict(json.loads(fields)), rngs=rngs)
+            steps[name] = operator.from_config(
+                operator.config_class.from_dict(json.loads(fields)), rngs=rngs, **parts.get(name, {})
+            )
         links: dict[str, dict[str, dict[str, str]]] = {"inputs": {}, "outputs": {}}
         for argument, found in links.items():
             for step, key, other in getattr(config, argument):

@@ -46,8 +46,10 @@ class ContextualEpigenomicsConfig(OperatorConfig):
         squared difference of (1 + cosine) / 2 of two tokens' embeddings and their contact.
     token_width
         Bases that are pooled into one token; per-position outputs are per token.
+    stem_filters
+        Number of filters that read the sequence, each on both strands.
     stem_width
-        Width in bases of the filters that read the sequence, an odd number.
+        Their width in bases, an odd number.
     attention_window
         Tokens attend to each other if they are less than this many tokens apart.
     context_dim, readout_dim, contact_dim
@@ -73,6 +75,7 @@ class ContextualEpigenomicsConfig(OperatorConfig):
     use_contact_input: bool = False
     guidance: str = "contact_head"
     token_width: int = 1
+    stem_filters: int = 64
     stem_width: int = 15
     attention_window: int = 512
     context_dim: int = 32
@@ -84,7 +87,7 @@ class ContextualEpigenomicsConfig(OperatorConfig):
     def validate(self) -> None:
         """Raise ValueError, naming the field, if a value is not allowed."""
         self.require_integers("hidden_dim", "num_layers", "num_heads", "intermediate_dim", "max_length")
-        self.require_integers("num_tf_features", "num_outputs", "token_width", "stem_width")
+        self.require_integers("num_tf_features", "num_outputs", "token_width", "stem_filters", "stem_width")
         self.require_integers("attention_window", "context_dim", "readout_dim", "contact_dim")
         self.require_booleans("use_tf_context", "use_chromatin_guidance", "use_contact_input", "average_strands")
         self.require_positive("chromatin_guidance_weight", zero_allowed=True)
