@@ -278,7 +278,7 @@ class Operator(nnx.Module):
 
     @classmethod
     def from_config(cls, config: OperatorConfig, *, rngs: nnx.Rngs, **parts: Any) -> Self:
-        """Make an operator of its configuration and the ``parts`` it has beside, as ``load`` does before it reads."""
+        """Make an operator of its configuration (and parts), as ``load`` does before it reads the parameters."""
         return cls(config, rngs=rngs, **parts)
 
     def identity(self) -> dict[str, Any]:

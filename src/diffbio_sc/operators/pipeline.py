@@ -2,8 +2,8 @@
 
 Steps run in order on one dict of arrays. Each adds its outputs, and a later step reads them under the names that
 ``inputs`` gives: ``inputs={"peaks": {"signal": "smoothed_signal"}}`` lets the step ``peaks`` take the output
-``smoothed_signal`` of an earlier step for its input ``signal``. The loss is a weighted sum of losses of steps and of means
-of outputs, so that a gradient step on it reaches every parameter upstream.
+``smoothed_signal`` of an earlier step for its input ``signal``. The loss is a weighted sum of losses of steps and of
+means of outputs, so that a gradient step on it reaches every parameter upstream.
 
 ``fit`` lowers that loss for all parameters at once; ``fit_in_turn`` gives each step to its own ``fit``, one after the
 other, which is what a chain of tools does, and a good start for the former.
@@ -131,12 +131,24 @@ class Pipeline(Operator):
 
     @classmethod
     def from_config(cls, config: OperatorConfig, *, rngs: nnx.Rngs, **parts: Any) -> Pipeline:
-        """Make a pipeline with new parameters of the operators that a configuration names."""
+        """Make a pipeline with new parameters of the operators that a configuration names.
+
+        Parameters
+        ----------
+        config
+            Configuration.
+        rngs
+            Random streams of the steps.
+        parts
+            For a step that is built with further modules, a dict of these, by the name of the step.
+        """
         assert isinstance(config, PipelineConfig)
         steps = {}
         for name, kind, fields in config.steps:
             operator = _operator_class(kind)
-            steps[name] = operator.from_config(operator.config_class.from_dict(json.loads(fields)), rngs=rngs)
+            steps[name] = operator.from_config(
+                operator.config_class.from_dict(json.loads(fields)), rngs=rngs, **parts.get(name, {})
+            )
         links: dict[str, dict[str, dict[str, str]]] = {"inputs": {}, "outputs": {}}
         for argument, found in links.items():
             for step, key, other in getattr(config, argument):
@@ -168,7 +180,9 @@ class Pipeline(Operator):
                 self._add(found, name, step(arrays))
         missing = [one for one in wanted if one not in names and one not in found]
         if missing:
-            raise KeyError(f"losses names {missing}, neither steps {names} nor outputs; found the keys {sorted(found)}.")
+            raise KeyError(
+                f"losses names {missing}, neither steps {names} nor outputs; found the keys {sorted(found)}."
+            )
         return {one: terms[one] if one in terms else jnp.mean(found[one]) for one in wanted}
 
     def fit(self, data: Mapping[str, Any], *arguments: Any, **options: Any) -> FitReport:
@@ -285,5 +299,7 @@ def _operator_class(name: str) -> type[Operator]:
             known[kind.__name__] = kind
             seen.append(kind)
     if name not in known:
-        raise ValueError(f"there is no operator {name!r}: import the module that defines it before the pipeline is read.")
+        raise ValueError(
+            f"there is no operator {name!r}: import the module that defines it before the pipeline is read."
+        )
     return known[name]

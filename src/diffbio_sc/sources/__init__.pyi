@@ -8,6 +8,7 @@ __all__ = [
     "ContextualEpigenomicsSource",
     "artifact_errors",
     "provenance",
+    "ContextualEpigenomicsSource",
     "build_synthetic_contextual_epigenomics_dataset",
     "MultiOmicsEmbeddingSource",
     "SeqFISHConfig",

@@ -1,7 +1,7 @@
 r"""Presence of marks from counts, softly: the threshold of ChromHMM, and a likelihood of the counts to learn it from.
 
-A mark is present in a bin whose count meets the threshold tau of a Poisson tail about the mean of the sequence (Ernst and
-Kellis 2012, Nature Methods 9:215). The soft call is
+A mark is present in a bin whose count meets the threshold tau of a Poisson tail about the mean of the sequence (Ernst
+and Kellis 2012, Nature Methods 9:215). The soft call is
 
     q = sigmoid(a (log(1 + count) - log(1 + (tau - 1/2) t)))
 
@@ -12,10 +12,10 @@ where it is present, m the mean of the sequence. For any law P of presence, as o
 
     log P(counts) >= E_q log P(presence) + sum over bins and marks of E_q log P(count | presence) + entropy of q
 
-The last two terms are ``presence_bound``, the first is what :class:`ChromatinStateAnnotator` puts a number on when it is
-given q as expected presence. Minus their sum is a loss of the counts themselves: it cannot be lowered by calling
-everything absent, and stands for one and the same data whatever the threshold. Alone, the binarizer takes presence to be
-independent in bins, with the mean of q as its probability.
+The last two terms are ``presence_bound``, the first is what :class:`ChromatinStateAnnotator` puts a number on when it
+is given q as expected presence. Minus their sum is a loss of the counts themselves: it cannot be lowered by calling
+everything absent, and stands for one and the same data whatever the threshold. Alone, the binarizer takes presence to
+be independent in bins, with the mean of q as its probability.
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ class MarkBinarizer(Operator):
         number = jnp.maximum(known.any(-1).sum(), 1)
         return -(self._bound(counts, known, logits).sum() - (spread * known.sum(bins)).sum()) / number
 
-    def fit(self, data: Mapping[str, Any], *, steps: int = 300, learning_rate: float = 0.03, **options: Any) -> FitReport:  # type: ignore[override]
+    def fit(
+        self, data: Mapping[str, Any], *, steps: int = 300, learning_rate: float = 0.03, **options: Any
+    ) -> FitReport:  # type: ignore[override]
         """Lower ``loss`` by gradient descent on all bins at once.
 
         Parameters
@@ -165,12 +167,12 @@ class MarkBinarizer(Operator):
     def _counts(self, data) -> tuple[Array, Array]:
         counts = as_float_array(data, "mark_counts", (2, 3))
         check_axis_size("mark_counts", counts, -1, self.config.num_marks, "config.num_marks")
-        known = ~jnp.isnan(counts)
         if not isinstance(counts, jax.core.Tracer):
-            values = np.asarray(counts)[np.asarray(known)]
-            if not (np.isfinite(values) & (values >= 0)).all():
-                bad = values[~(np.isfinite(values) & (values >= 0))][0]
-                raise ValueError(f"data['mark_counts'] must be counts, finite and not negative, found {bad:g}.")
+            values = np.asarray(counts)
+            bad = values[np.isinf(values) | (values < 0)]
+            if bad.size:
+                raise ValueError(f"data['mark_counts'] must be counts, finite and not negative, found {bad[0]:g}.")
+        known = ~jnp.isnan(counts)
         return jnp.where(known, counts, 0.0), known
 
     def _mean(self, counts, known) -> Float[Array, "... 1 marks"]:

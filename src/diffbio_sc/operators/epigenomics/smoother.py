@@ -108,7 +108,9 @@ class CoverageSmoother(Operator):
         mean = 0.99 * self._smooth(first) + floor
         return poisson_deviance(counts - first, mean).mean()
 
-    def fit(self, data: Mapping[str, Any], *, steps: int = 200, learning_rate: float = 0.05, **options: Any) -> FitReport:  # type: ignore[override]
+    def fit(
+        self, data: Mapping[str, Any], *, steps: int = 200, learning_rate: float = 0.05, **options: Any
+    ) -> FitReport:  # type: ignore[override]
         """Lower ``loss`` by gradient descent, with the reads thinned anew in each step.
 
         Parameters
