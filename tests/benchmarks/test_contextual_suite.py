@@ -57,8 +57,9 @@ def small():
         patch.setattr(suite, "VARIANTS", suite.ABLATIONS)
         patch.setattr(suite, "_TRAINING", 192)
         patch.setattr(suite, "_TEST", 64)
-        yield run_contextual_epigenomics_suite(quick=True, seeds=(7,))
+        report = run_contextual_epigenomics_suite(quick=True, seeds=(7,))
     suite._data.cache_clear()
+    return report
 
 
 def test_e9_context_lifts_the_task_and_contacts_the_structure(small):
@@ -118,12 +119,12 @@ def test_e9_random_context_tells_cell_types_apart_and_nothing_else():
     assert one["targets"] is training["targets"]
 
 
-def test_e10_contract_of_both_tasks(small):
-    described = suite.describe(True)["contextual_contract"]
-    assert small["contextual_contract"]["required_keys"] == [
-        "sequence", "tf_context", "chromatin_contacts", "targets",
-    ]  # fmt: skip
-    assert set(described["target_semantics_by_task"]) == set(described["num_output_classes_by_task"])
+def test_e10_contract_of_the_tasks_that_ran(small):
+    assert small["contextual_contract"] == {
+        "required_keys": ["sequence", "tf_context", "chromatin_contacts", "targets"],
+        "target_semantics_by_task": {PEAKS: "binary_peak_mask"},
+        "num_output_classes_by_task": {PEAKS: 1},
+    }
 
 
 def test_e10_contract_is_stored_and_kept_by_the_data(stored):
