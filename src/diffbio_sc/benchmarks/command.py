@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -41,7 +40,6 @@ def find_suite(name: str) -> Suite:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 nothing got worse, 1 something did, 2 it could not be told."""
     options = _parser().parse_args(arguments)
-    os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
     names = list(dict.fromkeys(options.suite or SUITES))
     try:
         store = Store(options.store)

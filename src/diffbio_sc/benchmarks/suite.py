@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffbio_sc._logging import logger
+from diffbio_sc._settings import settings
 from diffbio_sc.benchmarks.records import Metric, MetricDef, Point, Run
 
 SECONDS = MetricDef(
@@ -186,7 +187,7 @@ def run_suite(
 
 def _measure(case: Case, seed: int) -> dict[str, float]:
     started = time.process_time()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), settings.override(verbosity=0, progress_bar=False):
         warnings.simplefilter("ignore")  # the figures say what there is to say
         measured = case.run(seed)
     return {**{name: float(value) for name, value in measured.items()}, SECONDS.name: time.process_time() - started}
