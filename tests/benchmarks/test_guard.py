@@ -121,7 +121,7 @@ def test_other_seeds_within_noise_pass_and_a_real_drop_fails():
         base = a_run(a_point(f1=list(rng.normal(0.8, 0.04, 8))), seeds=base_seeds)
         alarms += not compare(a_run(a_point(f1=list(rng.normal(0.8, 0.04, 8))), seeds=new_seeds), base).passed
         caught += not compare(a_run(a_point(f1=list(rng.normal(0.6, 0.04, 8))), seeds=new_seeds), base).passed
-    assert alarms <= 4
+    assert alarms <= 8
     assert caught >= 360
 
 
@@ -130,7 +130,7 @@ def test_allowed_change_is_the_formula_of_the_module():
 
     stored, new = [0.5, 0.6, 0.7, 0.6], [0.55, 0.6]
     row = compare(a_run(a_point(f1=new)), a_run(a_point(f1=stored))).rows[0]
-    expected = t.ppf(0.999, 3) * np.sqrt(np.pi / 2) * np.std(stored, ddof=1) * np.sqrt(1 / 4 + 1 / 2)
+    expected = t.ppf(0.995, 3) * np.sqrt(np.pi / 2) * np.std(stored, ddof=1) * np.sqrt(1 / 4 + 1 / 2)
     assert expected > 0.3
     assert row.tolerance == pytest.approx(0.3)  # half of the score is the limit
     row = compare(a_run(a_point(rmse=new)), a_run(a_point(rmse=stored))).rows[0]

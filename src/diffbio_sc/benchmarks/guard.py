@@ -6,8 +6,8 @@ the median of the paired changes. It counts as worse when it goes in the bad dir
 .. math:: \max(0.05\,|m|,\; t_{n-1}\, s \sqrt{\pi / 2}\, \sqrt{1/n + 1/n'})
 
 with :math:`m` and :math:`s` median and standard deviation of the :math:`n` stored seeds, :math:`n'` the new ones, and
-:math:`t` the 0.999 quantile of Student's distribution: medians of seeds drawn from what is stored differ by more once
-in about a thousand. Where seeds are paired, the spread of the paired changes, if smaller, takes the place of
+:math:`t` the 0.995 quantile of Student's distribution: medians of seeds drawn from what is stored differ by more once
+in about two hundred times. Where seeds are paired, the spread of the paired changes, if smaller, takes the place of
 :math:`s`, over :math:`\sqrt{n}`. A score of which more than half is lost is worse whatever its spread; at a stored
 median of 0 an absolute tolerance stands in for the relative one.
 """
@@ -25,7 +25,7 @@ from diffbio_sc.benchmarks.records import Metric, MetricDef, Point, Run, as_run
 
 THRESHOLD = 0.05
 ABSOLUTE = 0.01
-_LEVEL = 0.999
+_LEVEL = 0.995
 _LARGEST_LOSS = 0.5
 FAILING = ("worse", "not finite", "missing", "undefined", "redefined")
 
