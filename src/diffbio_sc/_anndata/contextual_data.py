@@ -89,13 +89,13 @@ def read_binary_labels(adata: AnnData, regions: GenomeAxis, layer: str | None) -
 
 
 def warn_of_labels(labels: np.ndarray, cell_types: Sequence[str], *, stacklevel: int = 3) -> None:
-    """Warn of cell types whose regions are all closed or all open: they cannot be scored."""
+    """Warn of cell types whose training regions are all closed or all open."""
     lowest, highest = _extremes(labels)
     alike = [name for name, low, high in zip(cell_types, lowest, highest, strict=True) if low == high]
     if alike:
         warnings.warn(
-            f"{counted(len(alike), 'cell type')} have one label in all regions: {name_heads(alike)}. There is nothing "
-            "to learn of them, and their AUROC is NaN.",
+            f"{counted(len(alike), 'cell type')} have one label in all training regions: {name_heads(alike)}. "
+            "They are predicted as constant.",
             UserWarning,
             stacklevel=stacklevel,
         )

@@ -18,6 +18,7 @@ _MODEL, _FLOOR, _CHANCE, _ALL = "#0072b2", "#d55e00", "0.55", "0.1"
 _BINS = 10
 _FEWEST = 20  # regions of a bin of the reliability curve
 _FEW = 8  # cell types that have a line of their own
+_CURVES = {"loss": "training regions", "validation_loss": "validation regions"}
 _METRICS = {
     "auroc": "AUROC",
     "auprc": "AUPRC (average precision)",
@@ -192,17 +193,18 @@ def _reliability(adata: AnnData, split: str | None, options: dict[str, Any], ax:
 def _history(adata: AnnData, key: str, ax: Axes | None) -> Axes:
     record = adata.uns.get(key)
     report = record.get("report", {}) if hasattr(record, "get") else {}
-    curves = {
+    history = {
         str(name): np.asarray(curve, float)
         for name, curve in report.get("history", {}).items()
         if np.ndim(curve) == 1 and np.size(curve)
     }
+    curves = {label: history[name] for name, label in _CURVES.items() if name in history}
     if not curves:
         raise KeyError(f"adata.uns[{key!r}] has no history: no network was trained (refine=True trains one).")
     ax = new_axes(ax, 5.2, 3.4)
-    for color, (name, curve) in zip(distinct_colors(len(curves)), curves.items(), strict=True):
-        ax.plot(np.arange(1, len(curve) + 1), curve, "o-", ms=3, color=color, label=name.replace("_", " "))
-    ax.set(xlabel="epoch", ylabel="value", title="Training of the network")
+    for color, (name, curve) in zip((_MODEL, _FLOOR), curves.items(), strict=False):
+        ax.plot(np.arange(1, len(curve) + 1), curve, "o-", ms=3, color=color, label=name)
+    ax.set(xlabel="epoch", ylabel="loss (nats)", title="Training of the network")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize="small")

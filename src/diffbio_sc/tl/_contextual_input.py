@@ -103,9 +103,8 @@ def read_contextual_input(
     codes, source = read_split(adata, regions, split, stacklevel=4)
     warn_of_names(regions, stacklevel=4)
     warn_of_repeats(regions, stacklevel=4)
-    warn_of_labels(
-        labels[:, labelled], [name for name, has in zip(cell_types, labelled, strict=True) if has], stacklevel=4
-    )
+    named = [name for name, has in zip(cell_types, labelled, strict=True) if has]
+    warn_of_labels(labels[codes == 0][:, labelled], named, stacklevel=4)
     neighbours, groups = (None, None) if neighbourhood is False else read_neighbourhood(adata, regions, neighbourhood)
     return ContextualInput(
         regions, cell_types, tokens, labels, labelled, codes, source, context, mode, tracks, maps, neighbours, groups
