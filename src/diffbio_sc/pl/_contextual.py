@@ -132,13 +132,8 @@ def _accuracy(adata: AnnData, metric: str, split: str | None, options: dict[str,
     ax.set(xlabel=_METRICS[metric], title=f"Accuracy, split {name!r}")
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.08)
-    ax.legend(
-        frameon=False,
-        fontsize="small",
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.12 - 1.2 / (4 + len(cells))),
-        ncols=3,
-    )
+    below = -0.55 / (0.26 * len(cells) + 0.3)  # under the label of the axis, whatever the height
+    ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, below), ncols=3)
     return ax
 
 
