@@ -97,48 +97,6 @@ def test_public_names_are_documented(module):
                 assert parameter in document, f"{name} does not document {parameter}"
 
 
-def test_examples_of_docstrings_run():
-    import doctest
-
-    failed, tried = 0, 0
-    for name in (
-        "tl._deconvolve",
-        "tl._spatial_genes",
-        "tl._spatial_patterns",
-        "pl._spatial_genes",
-        "get._spatial_genes",
-        "get._deconvolution",
-        "metrics._composition",
-        "datasets._pbmc_tissue",
-        "datasets._simulate_chromatin_states",
-        "io._read_chromhmm_binary",
-        "io._read_chromhmm_model",
-        "io._read_segments",
-        "io._write_chromhmm_binary",
-        "pp._binarize",
-        "tl._match_states",
-        "tl._state_enrichment",
-        "tl._state_reproducibility",
-        "get._chromatin_state_model",
-        "get._chromatin_states",
-        "pl._chromatin_states",
-        "pl._deconvolution",
-        "operators.multiomics.spatial_deconvolution",
-        "io._read_fragments",
-        "io._read_regions",
-        "pp._coverage",
-        "pp._parse_regions",
-        "pp._pseudobulk",
-        "genome.chrom_sizes",
-        "genome.overlap",
-        "_settings",
-    ):
-        result = doctest.testmod(importlib.import_module(f"diffbio_sc.{name}"))
-        failed, tried = failed + result.failed, tried + result.attempted
-    assert tried >= 15
-    assert failed == 0
-
-
 def _imports(path):
     """Modules of this package that a file imports, with the names taken from each."""
     import ast

@@ -70,6 +70,13 @@ class Intervals:
     See Also
     --------
     diffbio_sc.io.read_fragments, diffbio_sc.io.read_bed, diffbio_sc.io.read_bedpe, diffbio_sc.io.read_bam
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> fragments = dbio.io.Intervals.from_arrays(["chr1", "chr2"], [100, 250], [300, 400])
+    >>> len(fragments), fragments["chr2"].end.tolist()
+    (2, [400])
     """
 
     def __init__(

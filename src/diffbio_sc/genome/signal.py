@@ -43,6 +43,14 @@ class Signal:
     ValueError
         If runs of a chromosome differ in length, are not sorted, overlap, reach beyond its size, or do not have
         ``0 <= start < end < 2**31``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import diffbio_sc as dbio
+    >>> signal = dbio.io.Signal({"chr1": (np.array([0, 100]), np.array([100, 200]), np.array([2.5, 4.0]))})
+    >>> signal["chr1"].value.tolist()
+    [2.5, 4.0]
     """
 
     def __init__(

@@ -45,8 +45,12 @@ def compartments(
 
     Examples
     --------
-    >>> dbio.tl.compartments(adata, phasing_track="gc")
-    >>> dbio.get.compartments(adata, domains=True)
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
+    >>> dbio.tl.contacts(adata, phasing_track="gc")
+    >>> domains = dbio.get.compartments(adata, domains=True)
+    >>> bool((domains["end"] > domains["start"]).all())
+    True
     """
     read_record(adata, key, "regions", "dbio.tl.compartments")
     prefix = prefix_of(key, "compartments")

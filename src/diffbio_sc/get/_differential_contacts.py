@@ -49,8 +49,13 @@ def differential_contacts(
 
     Examples
     --------
-    >>> dbio.tl.differential_contacts(adata, groups=groups)
-    >>> dbio.get.differential_contacts(adata, "boundaries", max_qvalue=0.05, summits=True)
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(400, n_replicates=2, n_conditions=2)
+    >>> groups = {"a": ["contacts_a_1", "contacts_a_2"], "b": ["contacts_b_1", "contacts_b_2"]}
+    >>> dbio.tl.differential_contacts(
+    ...     adata, groups=groups, features=["loops", "boundaries"], loops=adata.uns["truth"]["loops"]
+    ... )
+    >>> table = dbio.get.differential_contacts(adata, "boundaries", max_qvalue=0.05, summits=True)
     """
     record = read_record(adata, key, "params", "dbio.tl.differential_contacts")
     kinds = [name for name in ("loops", "boundaries", "compartments", "interactions", "decay") if name in record]

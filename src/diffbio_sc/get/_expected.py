@@ -41,8 +41,11 @@ def expected(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
+    >>> dbio.tl.balance(adata)
     >>> dbio.tl.expected(adata)
-    >>> dbio.get.expected(adata, per_decade=8)
+    >>> table = dbio.get.expected(adata, per_decade=8)
     """
     table = read_record(adata, key, "table", "dbio.tl.expected")["table"]
     if region is not None:

@@ -44,8 +44,13 @@ def insulation(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
+    >>> dbio.tl.balance(adata)
     >>> dbio.tl.insulation(adata)
-    >>> dbio.get.insulation(adata, boundaries=True)
+    >>> table = dbio.get.insulation(adata, boundaries=True)
+    >>> bool(len(table) == adata.obs["is_boundary"].sum())
+    True
     """
     read_record(adata, key, "tads", "dbio.tl.insulation")
     prefix = prefix_of(key, "insulation")

@@ -45,8 +45,11 @@ def loops(
 
     Examples
     --------
-    >>> dbio.tl.loops(adata)
-    >>> dbio.get.loops(adata, max_qvalue=0.01)
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
+    >>> dbio.tl.contacts(adata, phasing_track="gc")
+    >>> bool((dbio.get.loops(adata, max_qvalue=0.01)["qval"] <= 0.01).all())
+    True
     """
     table = read_record(adata, key, "table", "dbio.tl.loops")["table"].copy()
     table.insert(6, "distance", table["start2"] - table["start1"])

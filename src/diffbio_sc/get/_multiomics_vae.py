@@ -56,8 +56,12 @@ def multiomics_vae(
 
     Examples
     --------
-    >>> dbio.tl.multiomics_vae(mdata)
-    >>> dbio.get.multiomics_vae(mdata, "weights").groupby(mdata.obs["cell_type"]).mean()
+    >>> import diffbio_sc as dbio
+    >>> mdata = dbio.datasets.simulate_multiomics()
+    >>> dbio.tl.multiomics_vae(mdata, max_epochs=5)
+    >>> len(dbio.get.multiomics_vae(mdata, "history"))
+    5
+    >>> by_type = dbio.get.multiomics_vae(mdata, "weights").groupby(mdata.obs["cell_type"], observed=True).mean()
     """
     read = {"history": _history, "weights": _weights, "loadings": _loadings}
     if what not in read:

@@ -43,8 +43,12 @@ def peaks(
 
     Examples
     --------
-    >>> dbio.tl.peaks(adata, groupby="cell_type")
-    >>> dbio.get.peaks(adata, groups="B cell")
+    >>> import diffbio_sc as dbio
+    >>> fragments, _, cell_types = dbio.datasets.simulate_fragments()
+    >>> bins = dbio.pp.coverage(fragments, bin_size=50, groupby=cell_types)
+    >>> dbio.tl.peaks(bins)
+    >>> set(dbio.get.peaks(bins, groups="B cell")["group"])
+    {'B cell'}
     """
     tables = read_peak_tables(adata, key)
     if groups is not None:

@@ -34,8 +34,12 @@ def state_enrichment(
 
     Examples
     --------
-    >>> dbio.tl.state_enrichment(adata, "CpGIsland.hg19.bed.gz")
-    >>> dbio.get.state_enrichment(adata).query("padj < 0.01")
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_chromatin_states()
+    >>> genes = adata.obs[adata.obs["truth"] == "Transcribed"][["chrom", "start", "end"]]
+    >>> dbio.tl.state_enrichment(adata, {"genes": genes}, column="truth")
+    >>> dbio.get.state_enrichment(adata).query("padj < 0.01 and fold > 1")["state"].tolist()
+    ['Transcribed']
     """
     kinds = ("overlap", "neighborhood")
     if kind is not None and kind not in kinds:

@@ -39,8 +39,11 @@ def state_reproducibility(
 
     Examples
     --------
-    >>> dbio.tl.state_reproducibility(adata, other)
-    >>> dbio.get.state_reproducibility(adata).sort_values("found")
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_chromatin_states(n_replicates=2)
+    >>> adata.obs["chromatin_state"] = adata.obs["truth"]
+    >>> dbio.tl.state_reproducibility(adata, replicate_key="replicate")
+    >>> table = dbio.get.state_reproducibility(adata)
     """
     kinds = ("states", "reliability", "overlap", "summary")
     if kind not in kinds:

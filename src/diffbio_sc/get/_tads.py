@@ -34,8 +34,12 @@ def tads(adata: AnnData, *, key: str = "insulation", chrom: str | None = None) -
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
+    >>> dbio.tl.balance(adata)
     >>> dbio.tl.insulation(adata)
-    >>> dbio.get.tads(adata)["length"].median()
+    >>> bool(dbio.get.tads(adata)["length"].median() > 100_000)
+    True
     """
     table = read_record(adata, key, "tads", "dbio.tl.insulation")["tads"].copy()
     table.insert(3, "length", table["end"] - table["start"])

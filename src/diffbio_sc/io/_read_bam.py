@@ -68,6 +68,13 @@ def read_bam(
     ValueError
         If the file is not a BAM file or is damaged, if it has none of ``barcodes``, or if its pairs are not marked as
         proper or have no length (TLEN of 0).
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> fragments = dbio.io.read_bam("reads.bam")
+    >>> len(fragments)
+    50
     """
     if barcodes is not None and barcode_tag is None:
         raise ValueError("barcodes needs barcode_tag, the tag that holds them, such as 'CB'.")

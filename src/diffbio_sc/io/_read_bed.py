@@ -18,7 +18,7 @@ def read_bed(
     chrom_sizes: ChromSizes | None = None,
     paired: bool = False,
 ) -> Intervals:
-    """Read intervals of a BED file: single reads with strand, or regions such as a blacklist.
+    r"""Read intervals of a BED file: single reads with strand, or regions such as a blacklist.
 
     Parameters
     ----------
@@ -42,6 +42,14 @@ def read_bed(
         If there is no such file.
     ValueError
         If a line cannot be read, or the file shares no chromosome with ``chrom_sizes``.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> from pathlib import Path
+    >>> _ = Path("reads.bed").write_text("chr1\t100\t150\tread\t0\t-\n")
+    >>> dbio.io.read_bed("reads.bed")["chr1"].start.tolist()
+    [100]
     """
 
     def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:

@@ -11,7 +11,7 @@ from diffbio_sc.io._line_reader import Layout, LineReader, layout_columns
 
 
 def read_bedgraph(path: PathLike, *, chrom_sizes: ChromSizes | None = None) -> Signal:
-    """Read values along chromosomes: chromosome, start, end, value.
+    r"""Read values along chromosomes: chromosome, start, end, value.
 
     Parameters
     ----------
@@ -31,6 +31,14 @@ def read_bedgraph(path: PathLike, *, chrom_sizes: ChromSizes | None = None) -> S
         If there is no such file.
     ValueError
         If a line cannot be read, or runs overlap.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> from pathlib import Path
+    >>> _ = Path("signal.bedgraph").write_text("chr1\t0\t100\t2.5\nchr1\t100\t200\t4\n")
+    >>> dbio.io.read_bedgraph("signal.bedgraph")["chr1"].value.tolist()
+    [2.5, 4.0]
     """
 
     def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:

@@ -17,7 +17,7 @@ def read_bedpe(
     *,
     chrom_sizes: ChromSizes | None = None,
 ) -> Intervals:
-    """Read the fragments of read pairs from a BEDPE file, as MACS or bedtools writes it.
+    r"""Read the fragments of read pairs from a BEDPE file, as MACS or bedtools writes it.
 
     Parameters
     ----------
@@ -39,6 +39,15 @@ def read_bedpe(
         If there is no such file.
     ValueError
         If a line cannot be read, or the file shares no chromosome with ``chrom_sizes``.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> from pathlib import Path
+    >>> _ = Path("pairs.bedpe").write_text("chr1\t100\t150\tchr1\t250\t300\n")
+    >>> pairs = dbio.io.read_bedpe("pairs.bedpe")["chr1"]
+    >>> pairs.start.tolist(), pairs.end.tolist()
+    ([100], [300])
     """
 
     def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:

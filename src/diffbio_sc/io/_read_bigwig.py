@@ -18,7 +18,7 @@ _WINDOW = 10_000_000
 
 
 def read_bigwig(path: PathLike, *, chromosomes: Sequence[str] | None = None) -> Signal:
-    """Read a bigWig file.
+    r"""Read a bigWig file.
 
     Parameters
     ----------
@@ -39,6 +39,15 @@ def read_bigwig(path: PathLike, *, chromosomes: Sequence[str] | None = None) -> 
         If pyBigWig is not installed (``pip install 'diffbio-sc[genome]'``).
     ValueError
         If the file is not a bigWig file or has none of ``chromosomes``.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> from pathlib import Path
+    >>> _ = Path("signal.bedgraph").write_text("chr1\t0\t100\t2.5\n")
+    >>> dbio.io.write_bigwig(dbio.io.read_bedgraph("signal.bedgraph"), "signal.bw")
+    >>> dbio.io.read_bigwig("signal.bw")["chr1"].value.tolist()
+    [2.5]
     """
     where = existing_file(path)
     try:

@@ -62,8 +62,11 @@ def read_cool(
 
     Examples
     --------
-    >>> adata = dbio.io.read_cool("gm12878.mcool", resolution=10_000, chroms=["chr21"])
-    >>> dbio.tl.contacts(adata, phasing_track="gene_density")
+    >>> import diffbio_sc as dbio
+    >>> dbio.io.write_cool(dbio.datasets.simulate_contacts(300), "map.cool")
+    >>> adata = dbio.io.read_cool("map.cool", chroms=["chr1"])
+    >>> adata.obsp["contacts"].shape
+    (300, 300)
     """
     cooler = import_cooler()
     return read_cooler(cooler.Cooler(cooler_uri(cooler, path, resolution, cell)), str(path), chroms, trans, storage)

@@ -59,7 +59,10 @@ def read_hic(
 
     Examples
     --------
-    >>> adata = dbio.io.read_hic("inter_30.hic", resolution=10_000, chroms="chr21", weights="KR")
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.io.read_hic("inter_30.hic", resolution=10_000, chroms=["chr1"])
+    >>> adata.obsp["contacts"].shape
+    (100, 100)
     """
     try:
         import hictkpy

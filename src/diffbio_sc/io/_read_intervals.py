@@ -62,6 +62,14 @@ def read_intervals(path: PathLike, **options: Any) -> Intervals:
         If ``path`` is not a path.
     ValueError
         If the name tells no format, or one of another kind; call the reader itself then.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> _ = dbio.datasets.simulate_fragments("fragments.tsv.gz")
+    >>> fragments = dbio.io.read_intervals("fragments.tsv.gz")
+    >>> len(fragments.barcodes)
+    120
     """
     if not is_path(path):
         raise TypeError(f"expected the path of a file, found an object of type {type(path).__name__}.")

@@ -39,6 +39,15 @@ def read_narrowpeak(path: PathLike) -> pd.DataFrame:
         If there is no such file.
     ValueError
         If a line does not have the ten columns, or has text where a number is expected.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> fragments, _, _ = dbio.datasets.simulate_fragments()
+    >>> table = dbio.tl.call_peaks(fragments)
+    >>> dbio.io.write_narrowpeak(table, "peaks.narrowPeak")
+    >>> len(dbio.io.read_narrowpeak("peaks.narrowPeak")) == len(table)
+    True
     """
     import pandas as pd
 

@@ -30,8 +30,11 @@ def read_scool(path: str | os.PathLike[str]) -> ContactCells:
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
     >>> cells = dbio.io.read_scool("cells.scool")
-    >>> maps = dbio.pp.pseudobulk(cells, groupby=cell_types)
+    >>> maps = dbio.pp.pseudobulk(cells, groupby={"cell_0": "early", "cell_1": "early", "cell_2": "late"})
+    >>> sorted(maps)
+    ['early', 'late']
     """
     cooler = import_cooler()
     file = os.fspath(path)

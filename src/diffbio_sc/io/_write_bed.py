@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_bed(regions: pd.DataFrame | Intervals, path: PathLike) -> None:
-    """Write regions or reads as a BED file, without a header line.
+    r"""Write regions or reads as a BED file, without a header line.
 
     Parameters
     ----------
@@ -38,6 +38,15 @@ def write_bed(regions: pd.DataFrame | Intervals, path: PathLike) -> None:
     ValueError
         If a region does not have a chromosome and whole numbers ``0 <= start < end < 2**31``, or a text holds a tab or
         a line end. A failed writer leaves no file behind, and an old one as it was.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import diffbio_sc as dbio
+    >>> table = pd.DataFrame({"chrom": ["chr1"], "start": [100], "end": [200], "name": ["a"]})
+    >>> dbio.io.write_bed(table, "regions.bed")
+    >>> open("regions.bed").read()
+    'chr1\t100\t200\ta\n'
     """
     if isinstance(regions, Intervals):
         frame = regions.to_frame()

@@ -67,6 +67,14 @@ def write_bigwig(
         If ``source`` is something else.
     ValueError
         If values reach beyond the chromosome sizes. A failed writer leaves no file behind, and an old one as it was.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> fragments, _, _ = dbio.datasets.simulate_fragments()
+    >>> dbio.io.write_bigwig(fragments, "pileup.bw")
+    >>> sorted(dbio.io.read_bigwig("pileup.bw").chromosomes)
+    ['chr1', 'chr2']
     """
     library = pybigwig()
     if isinstance(source, Signal | Intervals):

@@ -35,8 +35,10 @@ def write_chromhmm_model(model: ChromatinStateModel, path: PathLike) -> None:
 
     Examples
     --------
-    >>> dbio.tl.chromatin_states(adata)
-    >>> dbio.io.write_chromhmm_model(dbio.get.chromatin_state_model(adata), "model_15.txt")
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_chromatin_states(n_bins=2000)
+    >>> dbio.tl.chromatin_states(adata, n_states=4, effort="fast")
+    >>> dbio.io.write_chromhmm_model(dbio.get.chromatin_state_model(adata), "model_4.txt")
     """
     from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 

@@ -57,8 +57,12 @@ def write_cool(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
     >>> dbio.tl.balance(adata)
     >>> dbio.io.write_cool(adata, "balanced.cool")
+    >>> bool((dbio.io.read_cool("balanced.cool").obsp["contacts"] != adata.obsp["contacts"]).nnz)
+    False
     """
     cooler = import_cooler()
     contacts = read_contacts(adata, key, axis=axis, allow_fractional=True)

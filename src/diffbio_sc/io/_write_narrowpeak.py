@@ -42,6 +42,12 @@ def write_narrowpeak(peaks: pd.DataFrame, path: PathLike) -> None:
     ValueError
         If a peak does not have a chromosome and whole numbers ``0 <= start < end < 2**31``, or a summit lies outside
         its peak. A failed writer leaves no file behind, and an old one as it was.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> fragments, _, _ = dbio.datasets.simulate_fragments()
+    >>> dbio.io.write_narrowpeak(dbio.tl.call_peaks(fragments), "peaks.narrowPeak")
     """
     import pandas as pd
 

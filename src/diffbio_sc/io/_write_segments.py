@@ -58,7 +58,9 @@ def write_segments(
 
     Examples
     --------
-    >>> dbio.tl.chromatin_states(adata)
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_chromatin_states(n_bins=2000)
+    >>> dbio.tl.chromatin_states(adata, n_states=4, effort="fast")
     >>> dbio.io.write_segments(dbio.get.chromatin_states(adata), "states_dense.bed", dense=True)
     """
     missing = [key for key in ("chrom", "start", "end", "state") if key not in segments]

@@ -96,8 +96,9 @@ def integration(
     Examples
     --------
     >>> import diffbio_sc as dbio
-    >>> dbio.tl.multiomics_vae(mdata)  # doctest: +SKIP
-    >>> dbio.metrics.integration(mdata, use_rep="X_multiomics_vae", label_key="cell_type")  # doctest: +SKIP
+    >>> mdata = dbio.datasets.simulate_multiomics()
+    >>> dbio.tl.multiomics_vae(mdata, max_epochs=0)
+    >>> scores = dbio.metrics.integration(mdata, use_rep="X_multiomics_vae", label_key="cell_type")
     """
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     name = _kind(data)

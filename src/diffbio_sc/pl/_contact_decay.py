@@ -61,8 +61,11 @@ def contact_decay(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
+    >>> dbio.tl.balance(adata)
     >>> dbio.tl.expected(adata)
-    >>> dbio.pl.contact_decay(adata)
+    >>> axes = dbio.pl.contact_decay(adata, show=False)
     """
     import matplotlib.pyplot as plt
 

@@ -88,8 +88,10 @@ def contacts(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
     >>> dbio.tl.contacts(adata, phasing_track="gc")
-    >>> dbio.pl.contacts(adata, "chr1:5,000,000-10,000,000")
+    >>> axes = dbio.pl.contacts(adata, "chr1:500,000-2,500,000", show=False)
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm, TwoSlopeNorm

@@ -79,8 +79,13 @@ def differential_contacts(
 
     Examples
     --------
-    >>> dbio.tl.differential_contacts(adata, groups=groups)
-    >>> dbio.pl.differential_contacts(adata, "chr1:5,000,000-10,000,000")
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(400, n_replicates=2, n_conditions=2)
+    >>> groups = {"a": ["contacts_a_1", "contacts_a_2"], "b": ["contacts_b_1", "contacts_b_2"]}
+    >>> dbio.tl.differential_contacts(
+    ...     adata, groups=groups, features=["loops", "boundaries"], loops=adata.uns["truth"]["loops"]
+    ... )
+    >>> axes = dbio.pl.differential_contacts(adata, "chr1:500,000-2,500,000", show=False)
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import TwoSlopeNorm

@@ -91,8 +91,10 @@ def multiomics_vae(
 
     Examples
     --------
-    >>> dbio.tl.multiomics_vae(mdata)
-    >>> dbio.pl.multiomics_vae(mdata, kind="umap", color="cell_type")
+    >>> import diffbio_sc as dbio
+    >>> mdata = dbio.datasets.simulate_multiomics()
+    >>> dbio.tl.multiomics_vae(mdata, max_epochs=5)
+    >>> axes = dbio.pl.multiomics_vae(mdata, kind="umap", color="cell_type", show=False)
     """
     if kind not in ("losses", "umap", "weights"):
         raise ValueError(f"kind must be 'losses', 'umap' or 'weights', found {kind!r}.")

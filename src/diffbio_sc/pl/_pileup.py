@@ -53,8 +53,11 @@ def pileup(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
+    >>> dbio.tl.contacts(adata, phasing_track="gc")
     >>> dbio.tl.pileup(adata, "loops")
-    >>> dbio.pl.pileup(adata)
+    >>> axes = dbio.pl.pileup(adata, show=False)
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import TwoSlopeNorm

@@ -53,8 +53,11 @@ def saddle(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
+    >>> dbio.tl.contacts(adata, phasing_track="gc")
     >>> dbio.tl.saddle(adata)
-    >>> dbio.pl.saddle(adata)
+    >>> axes = dbio.pl.saddle(adata, show=False)
     """
     import matplotlib.pyplot as plt
     from matplotlib.colors import TwoSlopeNorm

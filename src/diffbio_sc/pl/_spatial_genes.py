@@ -169,7 +169,7 @@ def _volcano(table: pd.DataFrame, named: list[str], axis: Axes) -> Axes:
         )  # fmt: skip
     axis.set(xlabel="fraction of spatial variance", ylabel="$-\\log_{10}$ p", xlim=(-0.02, 1.02))
     axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]), top=axis.get_ylim()[1] * 1.12)
-    axis.legend(frameon=False, fontsize="small", loc="upper left")
+    axis.legend(frameon=False, fontsize="small", loc="lower right")
     _name_points(axis, table.loc[named, "fsv"].to_numpy(), table.loc[named, "spatial_score"].to_numpy(), named)
     return axis
 

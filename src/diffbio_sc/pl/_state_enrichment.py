@@ -59,10 +59,11 @@ def state_enrichment(
 
     Examples
     --------
-    >>> dbio.tl.state_enrichment(
-    ...     adata, {"CpG islands": "CpGIsland.hg19.bed.gz"}, anchors={"TSS": "RefSeqTSS.hg19.txt.gz"}
-    ... )
-    >>> dbio.pl.state_enrichment(adata, "neighborhood")
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_chromatin_states()
+    >>> genes = adata.obs[adata.obs["truth"] == "Transcribed"][["chrom", "start", "end"]]
+    >>> dbio.tl.state_enrichment(adata, {"genes": genes}, anchors={"starts": genes}, column="truth")
+    >>> axes = dbio.pl.state_enrichment(adata, "neighborhood", show=False)
     """
     table = enrichment_table(adata, key=key, kind=kind)
     overlap = "annotation" in table

@@ -59,8 +59,11 @@ def state_reproducibility(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_chromatin_states(n_bins=2000, n_replicates=2)
+    >>> dbio.tl.chromatin_states(adata, n_states=4, effort="fast", cell_type_key="sample")
     >>> dbio.tl.state_reproducibility(adata, replicate_key="replicate")
-    >>> dbio.pl.state_reproducibility(adata, "reliability")
+    >>> axes = dbio.pl.state_reproducibility(adata, "reliability", show=False)
     """
     kinds = ("states", "reliability", "overlap")
     if kind not in kinds:

@@ -82,8 +82,11 @@ def balance(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
     >>> dbio.tl.balance(adata)
-    >>> adata.obs["contact_weight"].describe()
+    >>> adata.uns["balance"]["report"]["converged"]
+    True
     """
     _check_arguments(contact, ignore_diags, min_nnz, min_count, mad_max, tolerance)
     contacts = read_contacts(adata, key, axis=axis)

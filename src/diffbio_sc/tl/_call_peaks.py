@@ -123,8 +123,12 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
 
     Examples
     --------
-    >>> table = dbio.tl.call_peaks("chip.bedpe.gz", control="input.bedpe.gz")
-    >>> by_type = dbio.tl.call_peaks("fragments.tsv.gz", groupby=adata.obs["cell_type"])
+    >>> import diffbio_sc as dbio
+    >>> fragments, _, cell_types = dbio.datasets.simulate_fragments("fragments.tsv.gz")
+    >>> table = dbio.tl.call_peaks("fragments.tsv.gz")
+    >>> by_type = dbio.tl.call_peaks("fragments.tsv.gz", groupby=cell_types)
+    >>> list(by_type)
+    ['B cell', 'T cell']
     """
     from diffbio_sc.engines.peak_settings import PeakSettings
 

@@ -107,8 +107,12 @@ def compartments(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
     >>> dbio.tl.balance(adata)
     >>> dbio.tl.compartments(adata, phasing_track="gc")
+    >>> adata.obs["compartment_label"].cat.categories.tolist()
+    ['A', 'B']
     """
     if contact not in ("cis", "trans"):
         raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")

@@ -84,8 +84,11 @@ def contacts(
 
     Examples
     --------
-    >>> adata = dbio.io.read_cool("map.cool")
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
     >>> dbio.tl.contacts(adata, phasing_track="gc")
+    >>> len(adata.uns["loops"]["table"]) > 0, bool(adata.obs["is_boundary"].any())
+    (True, True)
     """
     started = time.perf_counter()
     whole_number("ignore_diags", ignore_diags, 0)

@@ -76,9 +76,13 @@ def expected(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
     >>> dbio.tl.balance(adata)
     >>> dbio.tl.expected(adata)
-    >>> adata.uns["expected"]["table"].query("region == 'chr1'")[["dist_bp", "smoothed"]]
+    >>> table = adata.uns["expected"]["table"].query("region == 'chr1'").set_index("dist_bp")
+    >>> bool(table.loc[100_000, "smoothed"] > table.loc[1_000_000, "smoothed"])
+    True
     """
     started = time.perf_counter()
     if method not in ("regression", "cooltools"):

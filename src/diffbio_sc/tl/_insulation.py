@@ -104,9 +104,12 @@ def insulation(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
     >>> dbio.tl.balance(adata)
     >>> dbio.tl.insulation(adata, windows=[100_000, 200_000])
-    >>> adata.uns["insulation"]["tads"]
+    >>> adata.obsm["insulation"].columns.tolist()
+    ['100000', '200000']
     """
     if method not in ("contrast", "cooltools"):
         raise ValueError(f"method must be 'contrast' or 'cooltools', found {method!r}.")

@@ -108,9 +108,12 @@ def loops(
 
     Examples
     --------
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
     >>> dbio.tl.balance(adata)
     >>> dbio.tl.loops(adata)
-    >>> adata.uns["loops"]["table"].head()
+    >>> bool((adata.uns["loops"]["table"]["qval"] <= 0.05).all())
+    True
     """
     _check_arguments(fdr, min_enrichment, min_valid)
     balanced = read_balanced(

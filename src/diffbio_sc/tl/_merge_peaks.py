@@ -64,8 +64,12 @@ def merge_peaks(
 
     Examples
     --------
-    >>> tables = dbio.tl.peaks("fragments.tsv.gz", groupby=adata.obs["cell_type"])
+    >>> import diffbio_sc as dbio
+    >>> fragments, _, cell_types = dbio.datasets.simulate_fragments()
+    >>> tables = dbio.tl.call_peaks(fragments, groupby=cell_types)
     >>> merged = dbio.tl.merge_peaks(tables)
+    >>> set(merged["end"] - merged["start"])
+    {501}
     """
     from diffbio_sc._anndata import check_key, write_results
     from diffbio_sc._anndata.peak_tables import read_peak_tables

@@ -65,8 +65,13 @@ def multiomics_encode(
 
     Examples
     --------
-    >>> dbio.tl.multiomics_vae(reference)
+    >>> import diffbio_sc as dbio
+    >>> mdata = dbio.datasets.simulate_multiomics()
+    >>> reference, query = mdata[:300].copy(), mdata[300:].copy()
+    >>> dbio.tl.multiomics_vae(reference, max_epochs=0)
     >>> dbio.tl.multiomics_encode(query, reference)
+    >>> query.obsm["X_multiomics_vae"].shape[0]
+    100
     """
     from diffbio_sc.engines import multiomics_cells
 

@@ -66,8 +66,11 @@ def multiomics_impute(
 
     Examples
     --------
-    >>> dbio.tl.multiomics_vae(mdata)
-    >>> protein = dbio.tl.multiomics_impute(mdata, modality="protein")
+    >>> import diffbio_sc as dbio
+    >>> mdata = dbio.datasets.simulate_multiomics()
+    >>> dbio.tl.multiomics_vae(mdata, max_epochs=0)
+    >>> dbio.tl.multiomics_impute(mdata, modality="atac").shape
+    (400, 500)
     """
     from diffbio_sc.engines import multiomics_cells
 

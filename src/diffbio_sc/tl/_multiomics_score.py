@@ -44,8 +44,11 @@ def multiomics_score(
 
     Examples
     --------
-    >>> dbio.tl.multiomics_vae(mdata)
-    >>> dbio.tl.multiomics_score(mdata)["log_likelihood_rna"].nsmallest(10)
+    >>> import diffbio_sc as dbio
+    >>> mdata = dbio.datasets.simulate_multiomics()
+    >>> dbio.tl.multiomics_vae(mdata, max_epochs=0)
+    >>> len(dbio.tl.multiomics_score(mdata)["log_likelihood_rna"].nsmallest(10))
+    10
     """
     from diffbio_sc.engines import multiomics_cells
 

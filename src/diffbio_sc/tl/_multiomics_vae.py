@@ -124,8 +124,11 @@ def multiomics_vae(
 
     Examples
     --------
-    >>> dbio.tl.multiomics_vae(mdata, batch_key="donor")
-    >>> sc.pp.neighbors(mdata, use_rep="X_multiomics_vae")
+    >>> import scanpy as sc
+    >>> import diffbio_sc as dbio
+    >>> mdata = dbio.datasets.simulate_multiomics()
+    >>> dbio.tl.multiomics_vae(mdata, max_epochs=5)
+    >>> sc.pp.neighbors(mdata["rna"], use_rep="X_multiomics_vae")
     """
     require_object(mdata)
     check_embedding_key(mdata, key_added)

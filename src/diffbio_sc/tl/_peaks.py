@@ -117,8 +117,12 @@ def peaks(
 
     Examples
     --------
-    >>> dbio.tl.peaks(tiles, groupby="cell_type")
-    >>> dbio.get.peaks(tiles)
+    >>> import diffbio_sc as dbio
+    >>> fragments, _, cell_types = dbio.datasets.simulate_fragments()
+    >>> bins = dbio.pp.coverage(fragments, bin_size=50, groupby=cell_types)
+    >>> dbio.tl.peaks(bins)
+    >>> dbio.get.peaks(bins)["group"].unique().tolist()
+    ['B cell', 'T cell']
     """
     from diffbio_sc._anndata import check_key, make_record
     from diffbio_sc._anndata.bins import read_bins

@@ -76,9 +76,13 @@ def pileup(
 
     Examples
     --------
-    >>> dbio.tl.contacts(adata)
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_contacts(300)
+    >>> dbio.tl.contacts(adata, phasing_track="gc")
     >>> dbio.tl.pileup(adata, "loops")
     >>> dbio.tl.pileup(adata, "is_boundary", flank=300_000, key_added="boundary_pileup")
+    >>> adata.uns["boundary_pileup"]["mean"].shape
+    (61, 61)
     """
     started = time.perf_counter()
     balanced = read_balanced(

@@ -30,6 +30,12 @@ class Checkpoint:
         Number of epochs between writes.
     resume
         Whether to go on from the file if it exists. The end is bit-identical to that of an uninterrupted run.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> dbio.training.Checkpoint("run.npz", every=5)
+    Checkpoint(path='run.npz', every=5, resume=True)
     """
 
     path: str | os.PathLike[str]

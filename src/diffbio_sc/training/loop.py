@@ -150,6 +150,27 @@ def train(
     batch larger than the data and each remainder of validation samples.
 
     With several visible devices each batch is divided among them; the result is the same up to rounding.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> import diffbio_sc as dbio
+    >>> from diffbio_sc.operators import Operator, OperatorConfig
+    >>> class Line(Operator):
+    ...     required_keys = ("x", "y")
+    ...
+    ...     def __init__(self, config, *, rngs):
+    ...         super().__init__(config, rngs=rngs)
+    ...         self.slope = nnx.Param(jnp.zeros(()))
+    ...
+    ...     def loss(self, data):
+    ...         return jnp.mean((self.slope * data["x"] - data["y"]) ** 2)
+    >>> x = jnp.linspace(-1, 1, 64)
+    >>> line = Line(OperatorConfig(), rngs=nnx.Rngs(0))
+    >>> report = dbio.training.train(line, {"x": x, "y": 3 * x}, learning_rate=0.1, batch_size=16, max_epochs=50)
+    >>> round(float(line.slope[...]), 1)
+    3.0
     """
     started = time.perf_counter()
     max_epochs = whole_number(max_epochs, "max_epochs")

@@ -70,6 +70,13 @@ class Adam:
         Decay of an exponential moving average of the weights, for example 0.999. Validation then looks at the average,
         and the operator is given it at the end. In the first steps the decay is lower, (1 + step) / (10 + step), so
         that the average forgets the start. Default: no average.
+
+    Examples
+    --------
+    >>> import diffbio_sc as dbio
+    >>> optimizer = dbio.training.Adam(1e-3, factors=(("encoders", 0.1),), clip=1.0, average=0.999)
+    >>> optimizer.clip
+    1.0
     """
 
     learning_rate: float | Callable[[Any], Any] = 1e-3

@@ -1,0 +1,91 @@
+"""Every public name has an example in its docstring, and every example runs as printed."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import diffbio_sc as dbio
+
+# Names that hold arrays or constants and are made by other functions.
+PLAIN = {"io.IntervalArrays", "io.SignalArrays"}
+
+
+def modules_with_examples():
+    names = []
+    for module in pkgutil.walk_packages(dbio.__path__, "diffbio_sc."):
+        if module.name.endswith("__main__"):
+            continue
+        if ">>>" in Path(importlib.util.find_spec(module.name).origin).read_text():
+            names.append(module.name)
+    return names
+
+
+@pytest.mark.parametrize("package", ["tl", "pp", "pl", "get", "io", "datasets", "metrics", "training"])
+def test_every_public_name_has_an_example(package):
+    module = getattr(dbio, package)
+    without = [
+        name
+        for name in module.__all__
+        if f"{package}.{name}" not in PLAIN and ">>>" not in (inspect.getdoc(getattr(module, name)) or "")
+    ]
+    assert without == []
+
+
+def write_bam():
+    pysam = pytest.importorskip("pysam")
+    header = {"SQ": [{"SN": "chr1", "LN": 10_000}]}
+    with pysam.AlignmentFile("reads.bam", "wb", header=header) as file:
+        for index in range(50):
+            read = pysam.AlignedSegment(file.header)
+            read.query_name, read.query_sequence = f"read{index}", "A" * 50
+            read.reference_id, read.reference_start, read.cigar = 0, 100 * index, [(0, 50)]
+            file.write(read)
+
+
+def write_scool():
+    cooler = pytest.importorskip("cooler")
+    maps = {f"cell_{k}": dbio.datasets.simulate_contacts(50, contacts_per_bin=5, rng=k) for k in range(3)}
+    bins = maps["cell_0"].obs[["chrom", "start", "end"]].astype({"chrom": str}).reset_index(drop=True)
+    cooler.create_scool("cells.scool", bins, {name: pixels_of(each) for name, each in maps.items()}, ordered=True)
+
+
+def write_hic():
+    hictkpy = pytest.importorskip("hictkpy")
+    pixels = pixels_of(dbio.datasets.simulate_contacts(100, contacts_per_bin=50))
+    writer = hictkpy.hic.FileWriter("inter_30.hic", {"chr1": 1_000_000}, 10_000)
+    writer.add_pixels(pixels)
+    writer.finalize()
+
+
+def pixels_of(adata):
+    upper = sp.triu(adata.obsp["contacts"]).tocoo()
+    table = pd.DataFrame({"bin1_id": upper.row, "bin2_id": upper.col, "count": upper.data})
+    return table.sort_values(["bin1_id", "bin2_id"], ignore_index=True)
+
+
+# Files that an example reads and the package does not write.
+FILES = {"io._read_bam": write_bam, "io._read_scool": write_scool, "io._read_hic": write_hic}
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_examples_run_as_printed(name, tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    monkeypatch.chdir(tmp_path)  # examples write files
+    FILES.get(name.removeprefix("diffbio_sc."), lambda: None)()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    plt.close("all")
+    assert result.attempted > 0
+    assert result.failed == 0
