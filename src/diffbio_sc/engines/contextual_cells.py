@@ -1,4 +1,4 @@
-"""Cell types that a model of regions has not seen: a weighted copy of those that it has, by their transcription factors.
+"""Cell types that a model of regions has not seen: weighted copies of those that it has, by expression.
 
 The copy is that of the nearest cell type, or an average that falls off with the distance in expression. How fast is
 chosen by taking each seen cell type in turn for one that was not.

@@ -7,9 +7,10 @@ from jaxtyping import Int
 
 from diffbio_sc._checks import counted
 
-__all__ = ["TEST", "TRAIN", "VALIDATION", "balanced_folds", "choose_split", "pieces"]
+__all__ = ["TEST", "TRAIN", "UNLABELLED", "VALIDATION", "balanced_folds", "choose_split", "pieces"]
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+UNLABELLED = 3
 N_FOLDS = 5
 # Of a single chromosome, so many blocks are taken for chromosomes.
 _BLOCKS = 20
