@@ -36,6 +36,15 @@ def contact_map(bins):
     return (upper + np.triu(upper, 1).T).astype(np.float32)
 
 
+def labelled_sequences():
+    bases = np.random.default_rng(0).integers(0, 4, (5, 12))
+    return {
+        "sequence": np.eye(4, dtype=np.float32)[bases],
+        "tf_context": counts(5, 2),
+        "targets": (bases == 0).astype(np.float32),
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """An operator, a small configuration of it, inputs, and options of a short fit."""
@@ -86,6 +95,14 @@ CASES = {
         "multiomics", "HiCContactAnalysis", "HiCContactAnalysisConfig",
         {"hidden_dim": 4, "n_layers": 1, "resolution": 25_000, "max_distance": 500_000},
         lambda: {"contact_matrix": contact_map(48)}, {"steps": 2},
+    ),
+    "contextual": Case(
+        "epigenomics", "ContextualEpigenomicsOperator", "ContextualEpigenomicsConfig",
+        {
+            "hidden_dim": 8, "num_heads": 2, "num_layers": 1, "intermediate_dim": 8, "num_tf_features": 2,
+            "stem_filters": 4, "stem_width": 3, "max_length": 12,
+        },
+        labelled_sequences, {"max_epochs": 1},
     ),
 }  # fmt: skip
 

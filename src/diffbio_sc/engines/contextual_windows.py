@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from diffbio_sc._checks import whole_number
 from diffbio_sc._compiled import one_thread_at_a_time
+from diffbio_sc.genome.sequences import check_tokens
 
 if TYPE_CHECKING:
     from diffbio_sc.operators.epigenomics import ContextualEpigenomicsConfig, ContextualEpigenomicsOperator
@@ -213,6 +214,8 @@ def fit_windows(
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     average: float | None = 0.98,
+    filter_rate: float = 0.1,
+    motifs: Sequence[Float[np.ndarray, "width 4"]] | None = None,
     rng: int = 0,
 ) -> WindowModel:
     """Train the contextual sequence model on windows with labels along each window.
@@ -247,6 +250,9 @@ def fit_windows(
         Highest learning rate: it rises for a tenth of the run and then falls as a cosine.
     average
         Decay of the running average of the parameters, which is what predicts. None takes the parameters themselves.
+    motifs
+        Log-odds of motifs that the first filters start from. Default: those that are enriched at labels of training
+        windows and, where contacts are used, at the ends of the strongest ones.
     rng
         Seed of initial parameters and order.
 
@@ -269,8 +275,13 @@ def fit_windows(
         config = dataclasses.replace(config, num_tf_features=contexts.shape[1])
     operator = ContextualEpigenomicsOperator(config, rngs=nnx.Rngs(rng))
     _set_base_rate(operator, data)
-    held_out = validation if np.ndim(validation) == 0 else len(np.asarray(validation)) / len(tokens)
-    steps = max(1, round(len(tokens) * (1 - float(held_out)) / batch_size)) * max_epochs
+    held_out = _held_out(validation, len(tokens), rng)
+    learned = np.setdiff1d(np.arange(len(tokens)), held_out)
+    if motifs is None:
+        maps = _rows(data, "chromatin_contacts", learned)
+        motifs = find_motifs(config, tokens[learned], data["targets"][learned], maps)
+    operator.stem.set_filters(motifs)
+    steps = -(-len(learned) // batch_size) * max_epochs
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 10), steps)
     report = train(
         operator,
@@ -278,10 +289,10 @@ def fit_windows(
         loss=_window_loss,
         weighted=True,
         sample_keys=[key for key in data if key != "tf_context"],
-        optimizer=Adam(schedule, clip=1.0, average=average),
+        optimizer=Adam(schedule, factors=(("stem/kernel", filter_rate),), clip=1.0, average=average),
         batch_size=batch_size,
         max_epochs=max_epochs,
-        validation=validation,
+        validation=held_out,
         patience=patience,
         keep_start=True,
         rng=rng,
@@ -289,22 +300,47 @@ def fit_windows(
     )
     curve = report.history["validation_loss"]
     kept_start = bool(np.nanmin(curve[-report.steps :]) >= curve[0]) if len(curve) > report.steps else False
-    summary = {**report.as_dict(), "kept_start": kept_start, "windows": len(tokens)}
+    summary = {
+        **report.as_dict(),
+        "kept_start": kept_start,
+        "windows": len(learned),
+        "validation_windows": len(held_out),
+        "motifs": len(motifs),
+    }
     return WindowModel(operator, context_map, contexts, targets.shape[1], summary)
 
 
-def check_tokens(tokens: Any) -> Int[np.ndarray, "windows length"]:
-    """Return bases as int8, or raise ValueError if they are no whole numbers from 0 to 4 with two axes."""
-    array = np.asarray(tokens)
-    if array.ndim != 2 or array.dtype.kind not in "iu" or 0 in array.shape:
-        raise ValueError(
-            f"tokens must be whole numbers with the axes windows and bases, found {array.dtype} of shape {array.shape}."
-        )
-    if array.min() < 0 or array.max() > 4:
-        raise ValueError(
-            f"tokens must be 0 to 3 for A C G T and 4 for others, found {array.min()} to {array.max()}."
-        )
-    return array.astype(np.int8)
+def find_motifs(
+    config: ContextualEpigenomicsConfig,
+    tokens: Int[np.ndarray, "windows length"],
+    targets: Float[np.ndarray, "windows contexts positions"],
+    contacts: Float[np.ndarray, "windows positions positions"] | None,
+) -> list[Float[np.ndarray, "width 4"]]:
+    """Motifs for three quarters of the filters at most: what labels and the ends of strong contacts have in excess."""
+    from diffbio_sc.numerics.sequence.enriched import enriched_motifs
+
+    most = 3 * config.stem_filters // 4
+    options = {"position_width": config.token_width, "width": config.stem_width}
+    found = []
+    if contacts is not None:
+        found = enriched_motifs(tokens, strongest_contacts(contacts), most=most // 2, **options)
+    labels = np.asarray(targets).transpose(0, 2, 1) > 0
+    found += enriched_motifs(tokens, labels, most=most - len(found), **options)
+    return [motif.log_odds for motif in found]
+
+
+def _held_out(validation: Any, windows: int, rng: int) -> np.ndarray:
+    """Rows of the windows to hold out."""
+    if np.ndim(validation) > 0:
+        return np.asarray(validation)
+    if not 0 < validation < 1:
+        raise ValueError(f"validation must be a share between 0 and 1, or rows, found {validation!r}.")
+    number = max(1, round(validation * windows))
+    return np.sort(np.random.default_rng(rng).permutation(windows)[:number])
+
+
+def _rows(data: Mapping[str, np.ndarray], key: str, rows: np.ndarray) -> np.ndarray | None:
+    return data[key][rows] if key in data else None
 
 
 def as_operator_input(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -377,3 +413,17 @@ def _pair_scores(found: Mapping[str, Array]) -> Float[np.ndarray, "windows posit
     embeddings = np.asarray(found["token_embeddings"])
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
     return unit @ unit.swapaxes(-1, -2)
+
+
+def strongest_contacts(
+    contacts: Float[np.ndarray, "windows positions positions"], share: float = 0.05
+) -> Bool[np.ndarray, "windows positions 1"]:
+    """Mark positions with the strongest contacts beyond what their distance explains."""
+    values = np.asarray(contacts, np.float32)
+    positions = values.shape[1]
+    apart = np.abs(np.subtract.outer(np.arange(positions), np.arange(positions)))
+    decay = np.array([values[:, apart == distance].mean() for distance in range(positions)])
+    # Neighbours touch whatever they are.
+    far = apart > max(1, positions // 8)
+    strongest = np.where(far, values - decay[apart], -np.inf).max(2)
+    return (strongest > np.quantile(strongest, 1.0 - share))[:, :, None]

@@ -23,8 +23,10 @@ them), ``operator`` (the operator itself).
 """
 
 from diffbio_sc.operators.epigenomics.contextual.config import ContextualEpigenomicsConfig
-from diffbio_sc.operators.epigenomics.contextual.loss import compute_contextual_epigenomics_loss
-from diffbio_sc.operators.epigenomics.contextual.operator import ContextualEpigenomicsOperator
+from diffbio_sc.operators.epigenomics.contextual.operator import (
+    ContextualEpigenomicsOperator,
+    compute_contextual_epigenomics_loss,
+)
 
 __all__ = [
     "ContextualEpigenomicsConfig",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,30 +45,38 @@ def by_distance(values: Float[Array, "*heads tokens"]) -> Float[Array, "*heads t
     return values[..., np.abs(np.subtract.outer(np.arange(tokens), np.arange(tokens)))]
 
 
-class ContactBias(nnx.Module):
-    """What contacts add to the logits of attention: nothing at the start.
+class ContactPaths(nnx.Module):
+    """How contacts enter a block: nothing at the start.
 
-    Each head takes ``gate * contact + function of distance``, so that it can look at contacts beyond what their
-    distance explains.
+    The logits of attention of each head gain ``gate * logit of contact``. Attention is relative, so that a token with
+    many contacts looks like one with few; what tokens in contact say is therefore also added up, weighted by contacts.
 
     Parameters
     ----------
-    heads
-        Number of heads.
-    longest
-        Largest number of tokens.
+    features, heads
+        Width of tokens, and number of heads.
+    rngs
+        Random streams.
     """
 
-    def __init__(self, heads: int, longest: int):
-        self.longest = longest
+    def __init__(self, features: int, heads: int, *, rngs: nnx.Rngs):
         self.gate = nnx.Param(jnp.zeros(heads))
-        self.decay = nnx.Param(jnp.zeros((heads, _DISTANCE_KNOTS)))
+        self.added = nnx.Linear(features, features, use_bias=False, kernel_init=nnx.initializers.zeros, rngs=rngs)
 
-    def __call__(self, contacts: Float[Array, "batch tokens tokens"]) -> Float[Array, "batch heads tokens tokens"]:
-        """Return the bias for the logits of contacts."""
-        features = distance_features(contacts.shape[-1], self.longest)
-        decay = by_distance(self.decay[...] @ features.T)
-        return self.gate[...][:, None, None] * contacts[:, None] + decay
+    def bias(self, logits: Float[Array, "batch tokens tokens"]) -> Float[Array, "batch heads tokens tokens"]:
+        """Return what is added to the logits of attention."""
+        return self.gate[...][:, None, None] * logits[:, None]
+
+    def message(
+        self,
+        logits: Float[Array, "batch tokens tokens"],
+        values: Float[Array, "batch tokens features"],
+        mask: Bool[Array, "batch tokens"],
+    ) -> Float[Array, "batch tokens features"]:
+        """Return the mean over tokens of what they say, weighted by contact."""
+        weights = jax.nn.sigmoid(logits) * mask[:, None, :]
+        number = jnp.maximum(mask.sum(1), 1)[:, None, None]
+        return self.added(weights @ values / number)
 
 
 class AttentionBlock(nnx.Module):
@@ -103,7 +110,9 @@ class AttentionBlock(nnx.Module):
         takes_contacts: bool,
         rngs: nnx.Rngs,
     ):
-        self.heads, self.window = heads, window
+        self.heads, self.window, self.longest = heads, window, min(longest, window)
+        # Of distance behind and ahead: a head can look to one side. 0 at the start.
+        self.offset_bias = nnx.Param(jnp.zeros((heads, 2, _DISTANCE_KNOTS)))
         self.before_attention = nnx.LayerNorm(features, rngs=rngs)
         self.query_key_value = nnx.Linear(features, 3 * features, use_bias=False, rngs=rngs)
         self.attended = nnx.Linear(features, features, rngs=rngs)
@@ -111,7 +120,7 @@ class AttentionBlock(nnx.Module):
         self.widen = nnx.Linear(features, intermediate, rngs=rngs)
         self.narrow = nnx.Linear(intermediate, features, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, deterministic=True, rngs=rngs)
-        self.contact_bias = ContactBias(heads, longest) if takes_contacts else None
+        self.contacts = ContactPaths(features, heads, rngs=rngs) if takes_contacts else None
 
     def __call__(
         self,
@@ -123,13 +132,21 @@ class AttentionBlock(nnx.Module):
         batch, number, features = tokens.shape
         projected = self.query_key_value(self.before_attention(tokens))
         query, key, value = jnp.split(projected.reshape(batch, number, self.heads, -1), 3, axis=-1)
-        bias = None
-        if self.contact_bias is not None and contacts is not None:
-            bias = self.contact_bias(contacts)
-        found = attend(rotate(query), rotate(key), value, mask, bias, self.window)
-        tokens = tokens + self.dropout(self.attended(found.reshape(batch, number, features)))
+        bias = message = None
+        if self.contacts is not None and contacts is not None:
+            bias = self.contacts.bias(contacts)
+            message = self.contacts.message(contacts, value.reshape(batch, number, features), mask)
+        found = attend(rotate(query), rotate(key), value, mask, bias, self.window, self._by_offset(number))
+        found = self.attended(found.reshape(batch, number, features))
+        tokens = tokens + self.dropout(found if message is None else found + message)
         hidden = jax.nn.gelu(self.widen(self.before_forward(tokens)))
         return tokens + self.dropout(self.narrow(hidden))
+
+    def _by_offset(self, tokens: int) -> Float[Array, "heads offsets"]:
+        """Bias by offset of the key from the query, from the farthest behind to the farthest ahead."""
+        reach = min(tokens, self.window)
+        behind, ahead = jnp.moveaxis(self.offset_bias[...] @ distance_features(reach, self.longest).T, 1, 0)
+        return jnp.concatenate([behind[:, :0:-1], ahead], -1)
 
 
 def attend(
@@ -139,28 +156,48 @@ def attend(
     mask: Bool[Array, "batch tokens"],
     bias: Float[Array, "batch heads tokens tokens"] | None,
     window: int,
+    by_offset: Float[Array, "heads offsets"],
 ) -> Float[Array, "batch tokens heads width"]:
     """Attention to tokens that are not masked and less than ``window`` tokens apart.
 
     Above three windows of tokens, pairs that are too far apart are not computed: time and memory then grow with
     ``tokens * window``.
+
+    Parameters
+    ----------
+    query, key, value
+        Tokens of each head.
+    mask
+        Which tokens exist.
+    bias
+        What is added to the logits of pairs, or None.
+    window
+        Tokens that are farther apart do not attend to each other.
+    by_offset
+        What is added by offset of the key from the query, which is 0 in the middle.
     """
     tokens = query.shape[1]
     if tokens > 3 * window:
-        return _attend_in_blocks(query, key, value, mask, bias, window)
-    seen = mask[:, None, None, :]
-    if tokens > window:
-        at = np.arange(tokens)
-        seen = seen & jnp.asarray(np.abs(at[:, None] - at) < window)
-    return _attend(query, key, value, bias, seen)
+        return _attend_in_blocks(query, key, value, mask, bias, window, by_offset)
+    offset = np.arange(tokens) - np.arange(tokens)[:, None]
+    return _attend(query, key, value, _offset_bias(by_offset, offset, bias), _near(offset, window, mask[:, None, None]))
 
 
 def _attend(query, key, value, bias, seen):
-    added = jnp.where(seen, 0.0 if bias is None else bias, _NEVER)
-    return nnx.dot_product_attention(query, key, value, bias=added)
+    return nnx.dot_product_attention(query, key, value, bias=jnp.where(seen, bias, _NEVER))
 
 
-def _attend_in_blocks(query, key, value, mask, bias, window):
+def _offset_bias(by_offset, offset, bias):
+    middle = by_offset.shape[1] // 2
+    added = by_offset[:, np.clip(offset + middle, 0, 2 * middle)]
+    return added if bias is None else bias + added
+
+
+def _near(offset, window, seen):
+    return seen & jnp.asarray(np.abs(offset) < window)
+
+
+def _attend_in_blocks(query, key, value, mask, bias, window, by_offset):
     """Blocks of ``window`` tokens, each with the keys of itself and its two neighbours."""
     batch, tokens, heads, width = query.shape
     blocks = -(-tokens // window)
@@ -171,20 +208,15 @@ def _attend_in_blocks(query, key, value, mask, bias, window):
         pads[axis] = (before, behind + after)
         return jnp.pad(values, pads)
 
-    starts = np.arange(blocks) * window
-    reach = starts[:, None] + np.arange(3 * window)  # of keys, which begin one window before the first token
+    reach = np.arange(blocks)[:, None] * window + np.arange(3 * window)  # keys begin one window before the first token
     queries = padded(query, 1, 0, 0).reshape(batch, blocks, window, heads, width)
     keys, values = padded(key, 1)[:, reach], padded(value, 1)[:, reach]
-    apart = np.arange(window)[:, None] + window - np.arange(3 * window)
-    near = np.abs(apart) < window
-    seen = padded(mask, 1)[:, reach][:, :, None, None, :] & jnp.asarray(near)
+    offset = np.arange(3 * window) - window - np.arange(window)[:, None]
     block_bias = None
     if bias is not None:
-        wide = padded(padded(bias, 3), 2, 0, 0)
-        rows = wide.reshape(batch, heads, blocks, window, -1)
+        rows = padded(padded(bias, 3), 2, 0, 0).reshape(*bias.shape[:2], blocks, window, -1)
         block_bias = jnp.take_along_axis(rows, jnp.asarray(reach)[None, None, :, None, :], axis=-1)
         block_bias = block_bias.transpose(0, 2, 1, 3, 4)
-    found = _attend(queries, keys, values, block_bias, seen)
+    seen = _near(offset, window, padded(mask, 1)[:, reach][:, :, None, None, :])
+    found = _attend(queries, keys, values, _offset_bias(by_offset, offset, block_bias), seen)
     return found.reshape(batch, blocks * window, heads, width)[:, :tokens]
-
-

@@ -79,7 +79,9 @@ class Readout(nnx.Module):
         narrow = self.dropout(self.narrow(tokens))[:, None]
         if self.modulate is None:
             return jax.nn.gelu(narrow) @ self.weights[...] + self.bias[...]
-        assert codes is not None and self.context_weights is not None and self.context_bias is not None
+        assert codes is not None
+        assert self.context_weights is not None
+        assert self.context_bias is not None
         gain, shift = jnp.split(self.modulate(codes)[:, :, None], 2, axis=-1)
         weights = self.weights[...] + jnp.einsum("bce,ewk->bcwk", codes, self.context_weights[...])
         bias = self.bias[...] + codes @ self.context_bias[...]

@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-if TYPE_CHECKING:
-    from diffbio_sc.operators.epigenomics.contextual.operator import ContextualEpigenomicsOperator
-
-__all__ = ["compute_contextual_epigenomics_loss"]
-
 #: Shares of contacts beyond which classes are not balanced any further: a map without contacts has weights still.
 _LEAST_SHARE = 0.01
-
-
-def compute_contextual_epigenomics_loss(
-    operator: ContextualEpigenomicsOperator, data: Mapping[str, Any]
-) -> dict[str, Float[Array, ""]]:
-    """Loss of the operator on labelled sequences, by term.
-
-    Parameters
-    ----------
-    operator
-        Operator.
-    data
-        Its inputs and ``targets`` (batch, positions), or (batch, contexts, positions); with guidance also
-        ``chromatin_contacts``. ``sequence_mask`` and ``sample_weight`` (batch,) apply to all terms.
-
-    Returns
-    -------
-    ``supervised``: mean cross-entropy per position in nats, of a yes-or-no label if ``config.num_outputs`` is 1, else of
-    classes; ``chromatin_guidance``: mean guidance term per pair of positions, 0 without guidance; ``total``: the first
-    plus ``config.chromatin_guidance_weight`` times the second.
-
-    Raises
-    ------
-    KeyError
-        If targets or, with guidance, contacts are missing.
-    ValueError
-        If shapes do not fit.
-    """
-    return operator.loss_terms(data)
 
 
 class Sums(NamedTuple):

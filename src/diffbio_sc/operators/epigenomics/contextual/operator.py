@@ -17,7 +17,6 @@ from diffbio_sc.operators.epigenomics.contextual.attention import AttentionBlock
 from diffbio_sc.operators.epigenomics.contextual.config import ContextualEpigenomicsConfig
 from diffbio_sc.operators.epigenomics.contextual.heads import ContactHead, ContextEncoder, Readout
 from diffbio_sc.operators.epigenomics.contextual.inputs import (
-    Form,
     Inputs,
     read_contacts,
     read_inputs,
@@ -27,7 +26,7 @@ from diffbio_sc.operators.epigenomics.contextual.inputs import (
 from diffbio_sc.operators.epigenomics.contextual.loss import Sums, contact_loss, label_loss, similarity_loss
 from diffbio_sc.operators.epigenomics.contextual.stem import SequenceStem, reverse_complement
 
-__all__ = ["ContextualEpigenomicsOperator"]
+__all__ = ["ContextualEpigenomicsOperator", "compute_contextual_epigenomics_loss"]
 
 _CONTACT_FLOOR = 0.01
 """Measured contacts enter attention as log((c + floor) / (1 - c + floor)), so that 0 and 1 are finite."""
@@ -63,8 +62,8 @@ class ContextualEpigenomicsOperator(Operator):
         Random streams: ``params`` for initial parameters, ``dropout`` for what training leaves out.
     start
         Module that gives the logits to start from: called with sequences (batch, length, 4), it returns (batch, C) or
-        (batch, positions, C), C being the number of contexts (times ``num_outputs``). The network, which adds nothing at
-        first, learns what the start lacks. ``data["start_logits"]`` take its place where given.
+        (batch, positions, C), C being the number of contexts (times ``num_outputs``). The network, which adds nothing
+        at first, learns what the start lacks. ``data["start_logits"]`` take its place where given.
 
     Notes
     -----
@@ -134,13 +133,9 @@ class ContextualEpigenomicsOperator(Operator):
         self.norm = nnx.LayerNorm(hidden, rngs=rngs)
         self.contact_head = ContactHead(hidden, config.contact_dim, longest, rngs=rngs) if guided else None
         code = config.context_dim if config.use_tf_context else None
-        self.context = (
-            None if code is None else ContextEncoder(config.num_tf_features, code, dropout, rngs=rngs)
-        )
+        self.context = None if code is None else ContextEncoder(config.num_tf_features, code, dropout, rngs=rngs)
         self.readout = Readout(hidden, config.readout_dim, config.num_outputs, code, dropout, rngs=rngs)
         self.start = start
-        if start is not None:
-            self.mark_fitted()
 
     def initialize(self, data: Mapping[str, Any]) -> None:
         """Set the bias to the base rate of the targets, and standardise contexts, from labelled data.
@@ -228,7 +223,7 @@ class ContextualEpigenomicsOperator(Operator):
         History, whether the stopping rule was met, epochs and seconds.
         """
         self.check_keys(data)
-        if not bool(self.fitted[...]) or self.start is not None:
+        if not bool(self.fitted[...]):
             self.initialize(data)
         known = {key: data[key] for key in (*_DATA_KEYS, "sample_weight") if data.get(key) is not None}
         if not self.config.use_tf_context:
@@ -282,6 +277,11 @@ class ContextualEpigenomicsOperator(Operator):
         """Logits of tokens in contexts, without those to start from."""
         return self.readout(tokens, None if self.context is None else self.context(context))
 
+    def _warn_if_unfitted(self) -> None:
+        # With a start the outputs mean something before any training.
+        if self.start is None:
+            super()._warn_if_unfitted()
+
     def _contexts(self, inputs: Inputs) -> int:
         return 1 if inputs.context is None else inputs.context.shape[1]
 
@@ -334,6 +334,35 @@ class ContextualEpigenomicsOperator(Operator):
             return similarity_loss(prediction.tokens, contacts, mask)
         assert prediction.contact_logits is not None
         return contact_loss(prediction.contact_logits, contacts, mask)
+
+
+def compute_contextual_epigenomics_loss(
+    operator: ContextualEpigenomicsOperator, data: Mapping[str, Any]
+) -> dict[str, Float[Array, ""]]:
+    """Loss of the operator on labelled sequences, by term.
+
+    Parameters
+    ----------
+    operator
+        Operator.
+    data
+        Its inputs and ``targets`` (batch, positions), or (batch, contexts, positions); with guidance also
+        ``chromatin_contacts``. ``sequence_mask`` and ``sample_weight`` (batch,) apply to all terms.
+
+    Returns
+    -------
+    ``supervised``: mean cross-entropy per position in nats, of a yes-or-no label if ``config.num_outputs`` is 1, of
+    classes otherwise; ``chromatin_guidance``: mean guidance term per pair of positions, 0 without guidance; ``total``:
+    the first plus ``config.chromatin_guidance_weight`` times the second.
+
+    Raises
+    ------
+    KeyError
+        If targets or, with guidance, contacts are missing.
+    ValueError
+        If shapes do not fit.
+    """
+    return operator.loss_terms(data)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -51,6 +52,30 @@ class SequenceStem(nnx.Module):
         self.threshold = nnx.Param(jnp.full(filters, math.sqrt(2.0 * math.log(2.0 * token_width))))
         self.project = nnx.Linear(2 * filters, features, rngs=rngs)
 
+    def set_filters(self, motifs: Sequence[Float[np.ndarray, "motif_width 4"]]) -> None:
+        """Let the first filters be weight matrices of motifs, centred and scaled to variance 1 on random bases.
+
+        Parameters
+        ----------
+        motifs
+            Log-odds of letters A, C, G, T, as many motifs at most as there are filters. What is wider than a filter is
+            cut to its middle.
+        """
+        kernel = np.array(self.kernel[...])
+        if len(motifs) > kernel.shape[2]:
+            raise ValueError(f"{len(motifs)} motifs are more than the {kernel.shape[2]} of config.stem_filters.")
+        for number, motif in enumerate(motifs):
+            weights = np.asarray(motif, np.float64)
+            if weights.ndim != 2 or weights.shape[1] != 4 or not np.isfinite(weights).all():
+                raise ValueError(f"motif {number} must hold finite weights (width, 4), found shape {weights.shape}.")
+            cut = max(0, len(weights) - len(kernel)) // 2
+            weights = weights[cut : cut + len(kernel)]
+            weights = weights - weights.mean(1, keepdims=True)
+            first = (len(kernel) - len(weights)) // 2
+            kernel[:, :, number] = 0.0
+            kernel[first : first + len(weights), :, number] = weights / max(math.sqrt((weights**2).sum() / 4.0), 1e-6)
+        self.kernel[...] = jnp.asarray(kernel)
+
     def __call__(
         self, sequence: Float[Array, "batch length 4"], mask: Bool[Array, "batch length"]
     ) -> Float[Array, "batch tokens features"]:
@@ -64,13 +89,20 @@ class SequenceStem(nnx.Module):
 
         Bases that are masked must be 0.
         """
-        kernel = self.kernel[...]
-        both = jnp.concatenate([kernel, kernel[::-1, ::-1]], -1)
-        return best_matches(sequence, both, mask, self.token_width)
+        return best_matches(sequence, self.both_strands(), mask, self.token_width)
 
-    def embed(
-        self, matches: Float[Array, "batch tokens both_strands"]
-    ) -> Float[Array, "batch tokens features"]:
+    def both_strands(self) -> Float[Array, "width 4 both_strands"]:
+        """Filters, first as they are, then as they look on the other strand."""
+        kernel = self.kernel[...]
+        return jnp.concatenate([kernel, kernel[::-1, ::-1]], -1)
+
+    def base_scores(
+        self, sequence: Float[Array, "batch length 4"], mask: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch length both_strands"]:
+        """Score of each filter at each base; -inf where masked."""
+        return jnp.where(mask[..., None], _convolve(sequence, self.both_strands()), -jnp.inf)
+
+    def embed(self, matches: Float[Array, "batch tokens both_strands"]) -> Float[Array, "batch tokens features"]:
         """Embedding of best matches; 0 for tokens without base."""
         present = jnp.isfinite(matches)
         forward, backward = jnp.split(jnp.where(present, matches, 0.0), 2, axis=-1)
