@@ -49,8 +49,8 @@ def attributions(
 
     Scores are changes of the log-odds that a region is active; of windows, of the logarithm of the odds summed over
     their tokens. Those of bases are hypothetical contributions: of each letter at each position, whether it stands
-    there or not. Of the letters that do stand there they are the contributions that :func:`diffbio_sc.pl.logo` draws; TF-MoDISco takes both
-    (:func:`diffbio_sc.get.attribution_arrays`).
+    there or not. Of the letters that do stand there they are the contributions that :func:`diffbio_sc.pl.logo` draws;
+    TF-MoDISco takes both (:func:`diffbio_sc.get.attribution_arrays`).
 
     Parameters
     ----------
