@@ -9,6 +9,7 @@ from scipy import stats
 from diffbio_sc.engines.bin_peaks import Bins, call_track
 from diffbio_sc.engines.interval_peaks import stream_peaks
 from diffbio_sc.engines.peak_settings import PeakSettings
+from diffbio_sc.genome.axis import order_bins
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.numerics.chains.two_state_host import chain_margins
 from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
@@ -22,8 +23,8 @@ def track(seed=0, places=((1000, 1030), (2500, 2506), (4000, 4100))):
     for first, last in places:
         mean[first:last] *= 7
     start = WIDTH * np.arange(LENGTH)
-    bins = Bins(["chr1"], np.zeros(LENGTH, int), start, start + WIDTH, [np.arange(LENGTH)], float(WIDTH), 2.0)
-    return rng.poisson(mean).astype(np.float32), bins
+    axis = order_bins(np.zeros(LENGTH, int), start, start + WIDTH, ["chr1"], names=start.astype(str), name="bins")
+    return rng.poisson(mean).astype(np.float32), Bins(axis, float(WIDTH), 2.0)
 
 
 def operator(mode, **changes):

@@ -191,3 +191,14 @@ def test_breadth_is_a_ratio_of_covariances():
     for track in (np.ones(3000), np.zeros(3000), counts[:100]):
         assert background_host.breadth([track], 25) == 0.0
         assert float(background.breadth(jnp.float32(track), 25)) == 0.0
+
+
+def test_two_levels_that_lie_close_are_one_uneven_background():
+    """Rates of 2 and 4 a window are both background, of 2 and 8 the lower one is; in both engines."""
+    rng = np.random.default_rng(4)
+    for fold, expected in ((2.0, 4.0), (4.0, 2.0)):
+        rate = np.where(np.arange(4000) // 500 % 2 == 1, fold, 1.0) * 2.0
+        counts = rng.poisson(10 * rate).astype(float)
+        host = background_host.robust_level([counts], 1)
+        assert host == pytest.approx(10 * expected, rel=0.02)
+        assert float(background.robust_level(jnp.float32(counts), 1)) == pytest.approx(host, rel=1e-3)
