@@ -194,7 +194,7 @@ def test_one_chromosome_is_divided_into_blocks():
     fitted = quick(tokens, labels, np.zeros(SIZE, int))
     assert fitted.report["n_validation"] >= 0.08 * fitted.report["n_train"]
     assert fitted.report["n_train"] + fitted.report["n_validation"] == SIZE
-    assert len(fitted.report["held_out"])
+    assert fitted.report["validation_chromosomes"].tolist() == [0]
 
 
 def test_a_few_hundred_regions_are_enough():
@@ -214,20 +214,28 @@ def test_pieces_folds_and_splits_keep_chromosomes_whole():
     assert np.bincount(fold).max() == 50
     for code in range(6):
         assert len(np.unique(fold[piece == code])) == 1
-    split, held_out = choose_split(None, piece, np.random.default_rng(0))
-    assert set(np.unique(piece[split == 1])) == set(held_out)
+    generator = np.random.default_rng(0)
+    split = choose_split(None, chromosome, None, generator)
+    held_out = np.unique(chromosome[split == 1])
+    assert set(chromosome[split == 0]).isdisjoint(held_out)
     assert 0.08 * 180 <= (split == 1).sum() < 90
     given = np.where(chromosome == 3, 2, 0)
-    split, held_out = choose_split(given, piece, np.random.default_rng(0))
+    split = choose_split(given, chromosome, None, generator)
     assert (split[given == 2] == 2).all()
-    assert len(held_out)
-    assert choose_split(np.where(chromosome == 3, 1, 0), piece, np.random.default_rng(0))[1] == []
+    assert (split == 1).sum() >= 0.08 * 130
+    given = np.where(chromosome == 3, 1, 0)
+    np.testing.assert_array_equal(choose_split(given, chromosome, None, generator), given)
     position = np.random.default_rng(1).permutation(100)
     block = pieces(np.zeros(100, int), position)
     assert (np.diff(block[np.argsort(position)]) >= 0).all()
     assert np.bincount(block).tolist() == [5] * 20
-    with pytest.raises(ValueError, match="lie in one piece"):
-        choose_split(np.array([0, 0, 2]), np.array([0, 0, 1]), np.random.default_rng(0))
+    # All training on one chromosome of many: its blocks are held out.
+    given = np.where(chromosome == 3, 0, 2)
+    split = choose_split(given, chromosome, None, generator)
+    assert 4 <= (split == 1).sum() < 25
+    assert len(np.unique(balanced_folds(pieces(chromosome[split == 0], None)))) == 5
+    with pytest.raises(ValueError, match="1 training region: none can be held out"):
+        choose_split(np.array([0, 2, 2]), np.array([0, 0, 1]), None, generator)
 
 
 @pytest.mark.parametrize(
@@ -305,8 +313,14 @@ def test_the_softness_is_that_of_the_best_copies():
 def test_codes_of_contexts_and_of_chance():
     context = np.concatenate([np.random.default_rng(12).normal(size=(5, 9)), np.full((2, 9), np.nan)])
     codes = context_codes(context)
-    np.testing.assert_allclose(codes[:5, :4].T @ codes[:5, :4], 5 / 4 * np.eye(4), atol=1e-5)
-    np.testing.assert_array_equal(codes[5:], np.eye(2, 6, 4))
+    # Nothing is lost: what all cell types share, too, can be added.
+    np.testing.assert_allclose(codes @ codes.T, np.eye(7), atol=1e-5)
+    np.testing.assert_allclose(codes[:5, 0], 1 / np.sqrt(5), rtol=1e-6)
+    np.testing.assert_array_equal(codes[5:], np.eye(2, 7, 5))
+    centred = context[:5] - context[:5].mean(0)
+    left = np.linalg.svd(centred / context[:5].std(0), full_matrices=False)[0][:, 0]
+    assert abs(left @ codes[:5, 1]) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(context_codes(np.ones((1, 3))), [[1]])
     chance = random_codes(6, np.random.default_rng(0))
     np.testing.assert_allclose(chance @ chance.T, np.eye(6), atol=1e-6)
 

@@ -79,7 +79,7 @@ class _Problem(NamedTuple):
 
     tokens: Int[np.ndarray, "n length"]
     labels: Float[np.ndarray, "n cells"]
-    piece: Int[np.ndarray, " n"]
+    chromosome: Int[np.ndarray, " n"]
     split: Int[np.ndarray, " n"]
     main: Bool[np.ndarray, " cells"]
     context: Float[np.ndarray, "cells factors"] | None
@@ -176,14 +176,13 @@ def fit_regions(
     if max_epochs is not None:
         max_epochs = whole_number(max_epochs, "max_epochs")
     n_networks = whole_number(n_networks, "n_networks")
-    problem, held_out = _checked(tokens, labels, chromosome, split, tf_context, neighbourhood, generator)
+    problem = _checked(tokens, labels, chromosome, split, tf_context, neighbourhood, generator)
     matrices = check_motifs(motifs or {}, problem.tokens.shape[1])
     matrices |= _grow_motifs(problem, generator)
     clock.step("motifs")
-    fold = balanced_folds(problem.piece[problem.rows(TRAIN)])
 
     columns, further = _fit_columns(problem, matrices)
-    start, ridge, out_of_fold = _fit_start(problem, further, fold)
+    start, ridge, out_of_fold = _fit_start(problem, further)
     logits = {"start": start.logits(problem.tokens, further)}
     clock.step("start")
     training, validation = problem.rows(TRAIN), problem.rows(VALIDATION)
@@ -253,7 +252,7 @@ def fit_regions(
         "n_train": len(training),
         "n_validation": len(validation),
         "n_test": len(problem.rows(TEST)),
-        "held_out": np.array(held_out, np.int64),
+        "validation_chromosomes": np.unique(problem.chromosome[validation]),
         "penalties": {
             "ridge": ridge.penalties,
             "floor": floor.penalty,
@@ -281,8 +280,8 @@ def _checked(
     tf_context: Any,
     neighbourhood: RegionSet | None,
     generator: np.random.Generator,
-) -> tuple[_Problem, list[int]]:
-    """Check all input; also return the pieces held out for validation."""
+) -> _Problem:
+    """Check all input."""
     tokens = sequences.check_tokens(tokens)
     size, length = tokens.shape
     if length < _SHORTEST:
@@ -308,8 +307,7 @@ def _checked(
         if not (given == TRAIN).any():
             raise ValueError("split has no training region (0).")
     regions = None if neighbourhood is None else region_set.check_region_set(neighbourhood, size)
-    piece = pieces(codes, None if regions is None else regions.position)
-    chosen, held_out = choose_split(given, piece, generator)
+    chosen = choose_split(given, codes, None if regions is None else regions.position, generator)
     # A region without any label teaches and judges nothing.
     chosen = np.where(np.isfinite(labels).any(1), chosen, UNLABELLED)
     for part, name in ((TRAIN, "training"), (VALIDATION, "validation")):
@@ -343,7 +341,7 @@ def _checked(
             UserWarning,
             stacklevel=3,
         )
-    return _Problem(sequences.one_strand(tokens), labels, piece, chosen, main, context, regions), held_out
+    return _Problem(sequences.one_strand(tokens), labels, codes, chosen, main, context, regions)
 
 
 def _grow_motifs(problem: _Problem, generator: np.random.Generator) -> dict[str, np.ndarray]:
@@ -402,9 +400,7 @@ def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(0).astype(np.float32), np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
 
 
-def _fit_start(
-    problem: _Problem, further: np.ndarray, fold: np.ndarray
-) -> tuple[LinearPart, RidgeFit, Float[np.ndarray, "rows cells"]]:
+def _fit_start(problem: _Problem, further: np.ndarray) -> tuple[LinearPart, RidgeFit, Float[np.ndarray, "rows cells"]]:
     """Ridge on the training regions as logits, and its out-of-fold logits."""
     training = problem.rows(TRAIN)
     labels = problem.labels[training].astype(np.float64)
@@ -412,6 +408,8 @@ def _fit_start(
     k = next((k for k in range(_LONGEST_KMER, 3, -1) if kmers.n_columns((kmers.contiguous(k),)) <= len(training)), 3)
     patterns = (kmers.contiguous(k),)
     design = Design(kmers.kmer_rows(problem.tokens[training], patterns), further[training])
+    position = None if problem.regions is None else problem.regions.position[training]
+    fold = balanced_folds(pieces(problem.chromosome[training], position))
     ridge = fit_ridge(design, labels, fold, _PENALTIES)
     slope, intercept = calibrate(ridge.out_of_fold, labels)
     weights = (ridge.weights * slope).astype(np.float32)
