@@ -442,7 +442,7 @@ def test_motifs_join_the_linear_model(data, trained):
     )
     assert with_motifs > without  # the planted motifs say what words of five or six bases can only guess
     stored = adata.uns["contextual"]["model"]["arrays"]["motif_names"]
-    assert list(stored) == list(adata.uns["truth"]["factors"])
+    assert list(stored[:8]) == list(adata.uns["truth"]["factors"])
     assert list(adata.uns["contextual"]["params"]["motifs"]) == list(adata.uns["truth"]["factors"])
 
 
