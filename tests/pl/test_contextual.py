@@ -107,6 +107,11 @@ def test_history(adata):
     axes = dbio.pl.contextual(adata, "history", show=False)
     assert [list(line.get_ydata()) for line in axes.get_lines()] == [[0.7, 0.6, 0.55], [0.69, 0.62, 0.63]]
     other = adata.copy()
+    once = adata.uns["contextual"]["report"]["history"]
+    other.uns["contextual"]["report"]["history"] = {"0": once, "1": {name: 2 * curve for name, curve in once.items()}}
+    axes = dbio.pl.contextual(other, "history", show=False)
+    assert [line.get_ydata()[0] for line in axes.get_lines()] == [0.7, 1.4, 0.69, 1.38]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["training regions", "validation regions"]
     other.uns["contextual"]["report"]["history"] = {}
     with pytest.raises(KeyError, match="no network was trained"):
         dbio.pl.contextual(other, "history")

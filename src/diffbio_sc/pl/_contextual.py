@@ -18,7 +18,7 @@ _MODEL, _FLOOR, _CHANCE, _ALL = "#0072b2", "#d55e00", "0.55", "0.1"
 _BINS = 10
 _FEWEST = 20  # regions of a bin of the reliability curve
 _FEW = 8  # cell types that have a line of their own
-_CURVES = {"loss": "training regions", "validation_loss": "validation regions"}
+_CURVES = {"loss": ("training regions", _MODEL), "validation_loss": ("validation regions", _FLOOR)}
 _METRICS = {
     "auroc": "AUROC",
     "auprc": "AUPRC (average precision)",
@@ -49,7 +49,7 @@ def contextual(
         ``"accuracy"``: a metric of each cell type on held-out chromosomes, with what chance gives and, where the
         training measured it, the floor: a linear model of words, which a network must beat to be of use.
         ``"reliability"``: share of active regions against their predicted probability, in ten bins of equal numbers,
-        with two standard errors. ``"history"``: losses of the network by epoch.
+        with two standard errors. ``"history"``: losses of each network by epoch.
     metric
         Of the accuracy.
     split
@@ -188,18 +188,28 @@ def _reliability(adata: AnnData, split: str | None, options: dict[str, Any], ax:
 def _history(adata: AnnData, key: str, ax: Axes | None) -> Axes:
     record = adata.uns.get(key)
     report = record.get("report", {}) if hasattr(record, "get") else {}
-    history = {
-        str(name): np.asarray(curve, float)
-        for name, curve in report.get("history", {}).items()
-        if np.ndim(curve) == 1 and np.size(curve)
-    }
-    curves = {label: history[name] for name, label in _CURVES.items() if name in history}
+    history = report.get("history", {})
+    # One network, or several by their number.
+    runs = [run for run in history.values() if hasattr(run, "keys")] or [history]
+    curves = [
+        (label, color, np.asarray(run[name], float))
+        for name, (label, color) in _CURVES.items()
+        for run in runs
+        if name in run and np.size(run[name])
+    ]
     if not curves:
-        raise KeyError(f"adata.uns[{key!r}] has no history: no network was trained (refine=True trains one).")
+        raise KeyError(f"adata.uns[{key!r}] has no history: no network was trained (refine=True trains some).")
     ax = new_axes(ax, 5.2, 3.4)
-    for color, (name, curve) in zip((_MODEL, _FLOOR), curves.items(), strict=False):
-        ax.plot(np.arange(1, len(curve) + 1), curve, "o-", ms=3, color=color, label=name)
-    ax.set(xlabel="epoch", ylabel="loss (nats)", title="Training of the network")
+    told: set[str] = set()
+    for label, color, curve in curves:
+        name = "_" if label in told else label  # once in the legend
+        told.add(label)
+        ax.plot(np.arange(1, len(curve) + 1), curve, "o-", ms=3, lw=1, color=color, label=name)
+    ax.set(
+        xlabel="epoch",
+        ylabel="loss (nats)",
+        title="Training of the networks" if len(runs) > 1 else "Training of the network",
+    )
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize="small")
