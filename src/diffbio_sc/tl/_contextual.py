@@ -45,9 +45,9 @@ def contextual(
 
     The model starts from a ridge regression on counts of short words and on motifs, solved in closed form with
     penalties from folds of chromosomes. Networks are trained on what that leaves, their output at zero, and are kept
-    only where held-out chromosomes gain; so the result is no worse there than the linear model. Expression of transcription factors makes
-    predictions for cell types without chromatin data possible. With ``track`` regions are windows with labels along
-    them, and the attention model
+    only where held-out chromosomes gain; so the result is no worse there than the linear model. Expression of
+    transcription factors makes predictions for cell types without chromatin data possible. With ``track`` regions are
+    windows with labels along them, and the attention model
     (:class:`~diffbio_sc.operators.epigenomics.ContextualEpigenomicsOperator`) is trained, which contacts can guide.
 
     Parameters
