@@ -23,7 +23,7 @@ def adata():
         "params": {"mode": "tf_context"},
         "contract": {"cell_types": list(adata.obs_names)},
         "report": {
-            "metrics": {"floor": {"validation": {"auroc": 0.7}, "test": {"auroc": 0.71, "auprc": 0.6}}},
+            "metrics": {"floor": {"validation": {"auroc": 0.7}, "test": {"auroc": 0.71, "auroc_var": 0.6}}},
             "history": {"loss": np.array([0.7, 0.6, 0.55]), "validation_loss": np.array([0.69, 0.62, 0.63])},
         },
     }
@@ -73,6 +73,9 @@ def test_accuracy_with_chance_and_floor(tmp_path, adata):
     assert set(lines["chance"].get_xdata()) == {0.5}
     assert lines["floor, mean of cell types"].get_xdata()[0] == 0.71
     assert "'test'" in axes.get_title()
+    axes = dbio.pl.contextual(adata, metric="auroc_variable", show=False)
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert lines["floor, mean of cell types"].get_xdata()[0] == 0.6
     axes = dbio.pl.contextual(adata, metric="auprc", split="val", save=tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
     lines = {line.get_label(): line for line in axes.get_lines()}

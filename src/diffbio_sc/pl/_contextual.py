@@ -19,6 +19,7 @@ _BINS = 10
 _FEWEST = 20  # regions of a bin of the reliability curve
 _FEW = 8  # cell types that have a line of their own
 _CURVES = {"loss": ("training regions", _MODEL), "validation_loss": ("validation regions", _FLOOR)}
+_REPORTED = {"auroc": "auroc", "auprc": "auprc", "auroc_variable": "auroc_var"}  # names of the training's report
 _METRICS = {
     "auroc": "AUROC",
     "auprc": "AUPRC (average precision)",
@@ -119,10 +120,8 @@ def _accuracy(adata: AnnData, metric: str, split: str | None, options: dict[str,
     chance = table["active"].to_numpy() if metric == "auprc" else np.full(len(cells), 0.5)
     ax.hlines(rows, chance, values, color="0.8", lw=1.5, zorder=1)
     ax.plot(chance, rows, "|", color=_CHANCE, ms=8, mew=1.5, label="chance", zorder=2)
-    floor = _floor_of(adata, options["key"], name, metric, cells)
-    if floor is not None and np.ndim(floor):
-        ax.plot(floor, rows, "D", color=_FLOOR, ms=5, mfc="none", label="floor: linear model of words", zorder=3)
-    elif floor is not None:
+    floor = _floor_of(adata, options["key"], name, metric)
+    if floor is not None:
         ax.axvline(floor, color=_FLOOR, lw=1.2, ls="--", label="floor, mean of cell types", zorder=1)
     ax.plot(values, rows, "o", color=_MODEL, ms=6, label="model", zorder=4)
     for row in np.flatnonzero(np.isnan(values)):
@@ -137,17 +136,15 @@ def _accuracy(adata: AnnData, metric: str, split: str | None, options: dict[str,
     return ax
 
 
-def _floor_of(adata: AnnData, key: str, split: str, metric: str, cells: list[str]) -> Any:
-    """The floor's metric: of each cell type if the report has it, else the mean, else None."""
-    record = adata.uns.get(key)
-    report = record.get("report", {}) if hasattr(record, "get") else {}
-    by_cell = report.get("floor_by_cell_type", {}).get(split, {}).get(metric)
-    if by_cell is not None:
-        names = [str(name) for name in record["contract"]["cell_types"]]
-        found = dict(zip(names, np.asarray(by_cell, float), strict=True))
-        return np.array([found.get(cell, np.nan) for cell in cells])
-    mean = report.get("metrics", {}).get("floor", {}).get(split, {}).get(metric)
-    return None if mean is None or not np.isfinite(float(mean)) else float(mean)
+def _floor_of(adata: AnnData, key: str, split: str, metric: str) -> float | None:
+    """The floor's metric, the mean over cell types, where the training measured it."""
+    try:
+        table = contextual_table(adata, kind="metrics", key=key)
+    except KeyError:
+        return None
+    chosen = (table["part"] == "floor") & (table["split"] == split) & (table["metric"] == _REPORTED[metric])
+    values = table.loc[chosen, "value"].dropna()
+    return float(values.iloc[0]) if len(values) else None
 
 
 def _reliability(adata: AnnData, split: str | None, options: dict[str, Any], ax: Axes | None) -> Axes:
