@@ -238,6 +238,7 @@ def test_bad_tracks_and_maps(windows):
 
     track, maps = windows.varm["track"].astype(np.float32), windows.varm["contacts"]
     refused("must have shape .regions, 3 cell types, tokens", track=track[:, :2])
+    refused("has 1 tokens; a window needs at least two", track=track[:, :, :1])
     refused("5 tokens, which do not divide the 128 bases", track=np.zeros((200, 3, 5)))
     refused("found 2 at region .*cell type 0, token 0", track=track * 0 + 2)
     partly = track.copy()

@@ -170,7 +170,9 @@ def _read_track(adata: AnnData, regions: GenomeAxis, key: str, n_cell_types: int
         raise ValueError(
             f"{where} must have shape (regions, {n_cell_types} cell types, tokens), found {tuple(values.shape)}."
         )
-    if values.shape[2] < 2 or width % values.shape[2]:
+    if values.shape[2] < 2:
+        raise ValueError(f"{where} has {values.shape[2]} tokens; a window needs at least two, else leave track out.")
+    if width % values.shape[2]:
         raise ValueError(
             f"{where} has {values.shape[2]} tokens, which do not divide the {width} bases of a region: take a width "
             "that is a multiple of the tokens."
