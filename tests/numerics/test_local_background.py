@@ -202,3 +202,15 @@ def test_two_levels_that_lie_close_are_one_uneven_background():
         host = background_host.robust_level([counts], 1)
         assert host == pytest.approx(10 * expected, rel=0.02)
         assert float(background.robust_level(jnp.float32(counts), 1)) == pytest.approx(host, rel=1e-3)
+
+
+@pytest.mark.parametrize(("low", "left_out"), [(6.0, True), (3.0, False)])
+def test_empty_windows_are_gaps_where_a_typical_one_holds_more_than_ten(low, left_out):
+    """Half of the windows four times as rich as the others, after as many without a count: a mean of 15 or of 7.5."""
+    rng = np.random.default_rng(6)
+    counts = rng.poisson(np.repeat([low, 4 * low], 2000)).astype(float)
+    level = background_host.robust_level([np.concatenate([np.zeros(4000), counts])], 1)
+    if left_out:
+        assert level == pytest.approx(background_host.robust_level([counts], 1), rel=0.01)
+    else:
+        assert level < 0.6 * low
