@@ -91,7 +91,8 @@ def test_a_model_is_its_arrays(model, tmp_path):
 def test_logits_in_jax_are_those_of_the_engine(model):
     tokens, _, _ = planted(seed=4, size=20)
     tokens[1, :6] = 4
-    np.testing.assert_allclose(model.one_hot_logits(jnp.asarray(one_hot(tokens))), model.predict(tokens), atol=2e-5)
+    found = jax.jit(model.one_hot_logits)(jnp.asarray(one_hot(tokens)))
+    np.testing.assert_allclose(found, model.predict(tokens), atol=2e-5)
     np.testing.assert_allclose(model.predict(tokens, cells=[2, 0]), model.predict(tokens)[:, [2, 0]])
 
 
@@ -100,10 +101,12 @@ def test_gradients_reach_relaxed_sequences(model):
     rng = np.random.default_rng(0)
     sequence = jnp.asarray(0.8 * one_hot(tokens) + 0.2 * rng.dirichlet(np.ones(4), (2, LENGTH)), jnp.float32)
 
-    def total(values):
-        return model.one_hot_logits(values).sum()
+    total_and_slope = jax.jit(jax.value_and_grad(lambda values: model.one_hot_logits(values).sum()))
 
-    slope = jax.grad(total)(sequence)
+    def total(values):
+        return total_and_slope(values)[0]
+
+    slope = total_and_slope(sequence)[1]
     assert np.isfinite(slope).all()
     for seed in range(2):
         direction = jnp.asarray(np.random.default_rng(seed).normal(size=sequence.shape), jnp.float32)
@@ -386,7 +389,9 @@ def test_a_neighbourhood_is_a_mode_of_its_own():
     assert measured[1] > measured[0] + 0.05
     given = fitted.neighbourhood_columns(tokens, regions)
     np.testing.assert_allclose(
-        fitted.one_hot_logits(jnp.asarray(one_hot(tokens[:20])), neighbourhood=given[:20]), logits[:20], atol=5e-5
+        jax.jit(fitted.one_hot_logits)(jnp.asarray(one_hot(tokens[:20])), neighbourhood=given[:20]),
+        logits[:20],
+        atol=5e-5,
     )
     with pytest.raises(ValueError, match="give where the regions lie"):
         fitted.predict(tokens)
@@ -407,7 +412,7 @@ def test_motifs_become_columns():
     areas = [np.mean([auroc(truth[:, c], m.predict(fresh)[:, c]) for c in range(4)]) for m in (without, fitted)]
     assert areas[1] > areas[0] + 0.01
     np.testing.assert_allclose(
-        fitted.one_hot_logits(jnp.asarray(one_hot(tokens[:20]))), fitted.predict(tokens[:20]), atol=2e-5
+        jax.jit(fitted.one_hot_logits)(jnp.asarray(one_hot(tokens[:20]))), fitted.predict(tokens[:20]), atol=2e-5
     )
     copy = RegionModel.from_arrays(fitted.arrays())
     np.testing.assert_array_equal(copy.predict(tokens), fitted.predict(tokens))
