@@ -546,7 +546,8 @@ class Start(nnx.Module):
     """Share of each letter, times weights: the same for both strands if those of A and T, of C and G agree."""
 
     def __init__(self, columns, per_base=False):
-        weights = draw(2, columns, seed=8)
+        # Of eighths, so that sums are exact in any order.
+        weights = np.round(8 * draw(2, columns, seed=8)) / 8
         self.weights, self.per_base = nnx.Param(jnp.asarray(weights[[0, 1, 1, 0]])), per_base
 
     def __call__(self, sequence):
