@@ -29,6 +29,10 @@ def write_contextual_model(
     key
         Key of the model, of an AnnData.
 
+    Returns
+    -------
+    None. Writes the file.
+
     Raises
     ------
     FileNotFoundError
