@@ -89,7 +89,7 @@ def deconvolve(
     platform_effect
         Whether to estimate a factor for each gene between the two platforms.
     refine
-        Whether to refine the signatures on the spots.
+        Whether to refine the signatures on the spots, if refined ones predict spots better that they were not refined on.
     library_key
         Column of ``adata.obs`` with the slide of each spot: each slide gets its own platform effect.
     smoothing
@@ -134,7 +134,7 @@ def deconvolve(
         Expected counts, if ``reconstruct``; missing for genes not used.
     `.uns["deconvolution"]` : dict
         ``params``, ``version``, ``report`` (history, converged, steps, seconds), ``cell_types`` (original names),
-        ``genes`` used, ``presence_probability`` of each type, ``dispersion``.
+        ``genes`` used, ``presence_probability`` of each type, ``dispersion``, ``refined`` (whether signatures were refined).
 
     Raises
     ------
@@ -191,9 +191,16 @@ def deconvolve(
     spots = engine.Spots(counts, columns, slides, cells, coordinates)
     sample = engine.survey_spots(spots, min_counts, generator)
     _check_depth(sample.depth, sample.filled, min_counts, len(columns))
-    fit = engine.fit_signatures(spots, sample, profiles, platform_effect=platform_effect, refine=refine)
+    fit = engine.fit_signatures(
+        spots,
+        sample,
+        profiles,
+        dispersion_index=table.dispersion_index[in_reference][chosen],
+        platform_effect=platform_effect,
+        refine=refine,
+    )
     regressed = engine.regress_spots(spots, sample, fit, smoothing)
-    found = engine.posterior_composition(regressed.solution, profiles, sample, cells)
+    found = engine.posterior_composition(regressed.solution, profiles, sample, cells, kept=fit.kept)
 
     if copy:
         adata = adata.copy()
@@ -212,6 +219,7 @@ def deconvolve(
         genes=np.array(adata.var_names[columns], dtype=str),
         presence_probability=found.presence_probability,
         dispersion=fit.dispersion,
+        refined=fit.refined,
     )
     write_results(
         adata,
