@@ -1,6 +1,7 @@
 """Accuracy, speed, calibration and memory of ``dbio.tl.deconvolve``.
 
 python benchmarks/deconvolution.py [truth] [panels] [exact] [calibration] [missing] [scale] [wide]
+    [constants] [left_out]
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ import scipy.sparse as sp
 
 import diffbio_sc as dbio
 
-CASES = ("merfish_poa", "starmap_cortex", "pbmc_pseudospots", "cellmix_celseq2")
+CASES = (
+    "merfish_poa",
+    "starmap_cortex",
+    "pbmc_pseudospots",
+    "cellmix_celseq2",
+    "osmfish_ssctx",
+    "starmap_mpfc",
+)
 
 
 def load(case: str):
@@ -130,18 +138,29 @@ def rctd(spots, reference) -> pd.DataFrame:
     return pd.DataFrame(table, index=spots.obs_names, columns=names)
 
 
+def tacco(spots, reference) -> pd.DataFrame:
+    import tacco as package
+
+    spots, reference = spots.copy(), reference.copy()
+    for adata in (spots, reference):
+        adata.X = sp.csr_matrix(adata.X).astype(np.float32)
+    reference.obs["cell_type"] = pd.Categorical(reference.obs["cell_type"].astype(str))
+    return package.tl.annotate(spots, reference, annotation_key="cell_type", verbose=0).reindex(spots.obs_names)
+
+
 METHODS = {
     "diffbio_sc": ours,
     "diffbio_sc, refine=False": plain,
     "NNLS": nnls,
     "flashdeconv": flashdeconv,
     "RCTD": rctd,
+    "TACCO": tacco,
 }
 
 
 def available(name: str) -> str | None:
     """Why a method cannot run here, or None."""
-    module = {"flashdeconv": "flashdeconv", "RCTD": "rctd"}.get(name)
+    module = {"flashdeconv": "flashdeconv", "RCTD": "rctd", "TACCO": "tacco"}.get(name)
     if module and importlib.util.find_spec(module) is None:
         return "not installed"
     if name == "RCTD" and "RCTD_Q_MATRICES" not in os.environ:
@@ -379,6 +398,7 @@ def constants() -> None:
         ("numerics.counts.presence", "PSEUDO_SPOTS"),
         ("numerics.counts.signatures", "_PSEUDO_COUNTS"),
         ("numerics.counts.signatures", "_HUBER_WIDTH"),
+        ("numerics.counts.cell_variation", "_PSEUDO_COUNTS"),
     ):
         module = importlib.import_module(f"diffbio_sc.{where}")
         value = getattr(module, name)
@@ -391,8 +411,55 @@ def constants() -> None:
         print(f"| {where}.{name} | {value:.4g} | " + " | ".join(cells) + " |", flush=True)
 
 
+CANDIDATES = (
+    ("operators.multiomics.spatial_deconvolution", "_KEPT_POWER", (0.5, 1.0, 4.0)),
+    ("operators.multiomics.spatial_deconvolution", "_STANDARD_ERRORS", (0.0, 2.0)),
+    ("numerics.counts.cell_variation", "SHAPE_POWER", (0.0, 1.0)),
+    ("numerics.counts.refinement", "_UNEXPLAINED_ONLY", (0.3, 0.7)),
+)
+
+
+def left_out() -> None:
+    """Each set under the constants that the other sets would choose: the defaults, or one of them changed."""
+    import importlib
+
+    import jax
+
+    data = {case: load(case) for case in CASES}
+    measures = ("rmse", "jsd", "aupr")
+
+    def scores() -> np.ndarray:
+        jax.clear_caches()  # constants are compiled in
+        found = (score(quiet(ours, *pair), pair[0].obsm["truth"]) for pair in data.values())
+        return np.array([[s[name] for name in measures] for s in found])
+
+    table = {"as they stand": scores()}
+    for where, name, values in CANDIDATES:
+        module = importlib.import_module(f"diffbio_sc.{where}")
+        default = getattr(module, name)
+        for value in values:
+            setattr(module, name, value)
+            table[f"{name} = {value:g} (not {default:g})"] = scores()
+        setattr(module, name, default)
+    names, results = list(table), np.stack(list(table.values()))
+    loss = np.log(results[..., :2] / results[0, :, :2]).mean(-1)  # of RMSE and JSD, relative to the defaults
+
+    print("\n## left_out: constants chosen on all sets but one (mean log RMSE and JSD), judged on that one\n")
+    print("| set | chosen by the others | RMSE | JSD | AUPR | RMSE, refine=False |\n|---|---|---|---|---|---|")
+    for index, (case, pair) in enumerate(data.items()):
+        others = np.delete(loss, index, axis=1).mean(1)
+        best = int(np.argmin(others))
+        rmse, jsd, aupr = results[best, index]
+        without = score(quiet(plain, *pair), pair[0].obsm["truth"])["rmse"]
+        print(f"| {case} | {names[best]} | {rmse:.4f} | {jsd:.4f} | {aupr:.3f} | {without:.4f} |", flush=True)
+    print("\nRMSE of each set under each candidate:\n")
+    print("| constants | " + " | ".join(data) + " |\n|---" + "|---" * len(data) + "|")
+    for name, rows in table.items():
+        print(f"| {name} | " + " | ".join(f"{r:.4f} / {j:.4f}" for r, j, _ in rows) + " |")
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    parts = {f.__name__: f for f in (truth, panels, exact, calibration, missing, scale, wide, constants)}
+    parts = {f.__name__: f for f in (truth, panels, exact, calibration, missing, scale, wide, constants, left_out)}
     for part in sys.argv[1:] or parts:
         parts[part]()

@@ -130,7 +130,9 @@ def _read_profiles(reference: Any, layer: str | None) -> Reference:
     totals = values.sum(1)
     # A profile says nothing about its own accuracy: count it as well known, a million counts.
     sums = values / np.maximum(totals, 1e-300)[:, None] * 1e6
-    return Reference([str(name) for name in types], pd.Index(genes), table, sums, totals, np.full(len(genes), 2.0), exact=True)
+    return Reference(
+        [str(name) for name in types], pd.Index(genes), table, sums, totals, np.full(len(genes), 2.0), exact=True
+    )
 
 
 def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) -> Reference:

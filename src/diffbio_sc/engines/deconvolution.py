@@ -229,9 +229,7 @@ def fit_signatures(
     def solver() -> SlideSolver:
         known = operator.solver(profiles, rows)
         extended = np.concatenate([operator.platform_signatures(profiles), unknown[None]]).astype(np.float32)
-        return SlideSolver(
-            known, SpotSolver(extended, known.dispersion, _UNKNOWN_STEPS, rows=rows, excess=known.excess)
-        )
+        return SlideSolver(known, SpotSolver(extended, known.dispersion, _UNKNOWN_STEPS, rows=rows))
 
     common = operator.log_platform[...]
     if slides == 1 or not platform_effect:

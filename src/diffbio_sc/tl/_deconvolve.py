@@ -89,7 +89,7 @@ def deconvolve(
     platform_effect
         Whether to estimate a factor for each gene between the two platforms.
     refine
-        Whether to refine the signatures on the spots, if refined ones predict spots better that they were not refined on.
+        Whether to refine the signatures on the spots, if refined ones predict further spots better.
     library_key
         Column of ``adata.obs`` with the slide of each spot: each slide gets its own platform effect.
     smoothing

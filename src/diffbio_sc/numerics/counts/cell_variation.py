@@ -15,6 +15,8 @@ from scipy.optimize import minimize_scalar
 _PSEUDO_COUNTS = 10.0  # counts with which a gene's index is shrunk toward that of all genes
 _MOST_SPOTS = 500  # the one number fitted to them is known to a per cent from fewer
 _SMALLEST_MEAN = 1e-2
+# Halfway, on the log scale, between genes that all vary alike and genes that vary in spots as in reference cells.
+SHAPE_POWER = 0.5
 
 
 def dispersion_index(sums: np.ndarray, squares: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -42,15 +44,12 @@ def dispersion_index(sums: np.ndarray, squares: np.ndarray, cells: np.ndarray) -
 def excess_shape(index: np.ndarray) -> np.ndarray:
     """Relative excess variance of genes in spots, from their index of dispersion in reference cells.
 
-    The root of what exceeds 1: halfway, on the log scale, between no difference between genes and all of it. The
-    likelihood of the spots is highest near it (``benchmarks/deconvolution.py left_out``).
+    Genes differ less in spots of another platform than in the reference (``benchmarks/deconvolution.py left_out``).
     """
-    return np.sqrt(np.maximum(index - 1.0, 1e-3))
+    return np.maximum(index - 1.0, 1e-3) ** SHAPE_POWER
 
 
-def fit_excess(
-    counts: np.ndarray, mean: np.ndarray, shape: np.ndarray, dispersion: float, parameters: float
-) -> float:
+def fit_excess(counts: np.ndarray, mean: np.ndarray, shape: np.ndarray, dispersion: float, parameters: float) -> float:
     """Factor c for which variance = mean * (1 + c * shape + dispersion * mean) is likeliest for the residuals.
 
     The Gaussian pseudo-likelihood is used, its log determinant reduced by the share of ``parameters`` fitted to each

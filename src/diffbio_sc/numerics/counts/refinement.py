@@ -36,7 +36,19 @@ class _Refinement(NamedTuple):
 
 @partial(jax.jit, static_argnums=(12,))
 def refinement_rounds(
-    counts, base, anchor, used, dispersion, excess, spread, openness, prior_counts, rate, refine, platform_effect, rounds
+    counts,
+    base,
+    anchor,
+    used,
+    dispersion,
+    excess,
+    spread,
+    openness,
+    prior_counts,
+    rate,
+    refine,
+    platform_effect,
+    rounds,
 ):
     """Alternate spots, platform factor and deviations until the deviance settles; unused rounds of it are NaN."""
     depth = counts.sum(-1)

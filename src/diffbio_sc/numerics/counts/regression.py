@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from diffbio_sc.numerics.counts.negative_binomial import SMALLEST_MEAN
 from diffbio_sc.numerics.counts.nonnegative_quadratic import nonnegative_quadratic
 
-# Full steps of Fisher scoring end in an alternation between two answers where the variance depends strongly on the mean.
-# Of all fixed steps two thirds contract fastest when the full step turns an error around or removes it.
+# Full steps of Fisher scoring end in an alternation between two answers where variance depends strongly on the mean. 
+# fixed steps two thirds contract fastest when a full step turns an error around or removes it.
 DAMPED_STEP = 2.0 / 3.0
 # Below this mean a single unexpected count would get a weight of more than a thousand.
 _SMALLEST_WEIGHTED_MEAN = 1e-3
@@ -48,8 +48,8 @@ def variance_ratio(
 ) -> Float[Array, "spots genes"]:
     """Variance of the counts over their mean, 1 + excess + dispersion * mean.
 
-    ``excess`` comes from cells of one type that differ: a spot holds few of them, and the sum of n cells has n times the
-    variance of one, as it has n times the mean. ``dispersion`` is for errors that grow with the mean.
+    ``excess`` comes from cells of one type that differ: a spot holds few of them, and the sum of n cells has n times
+    the variance of one, as it has n times the mean. ``dispersion`` is for errors that grow with the mean.
     """
     return 1.0 + excess + dispersion * mean
 

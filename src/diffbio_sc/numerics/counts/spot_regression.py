@@ -106,7 +106,9 @@ def diagnose(weights, counts, depth, mu, dispersion, excess, used, information=N
     mean = regression.expected_counts(weights, depth, mu)
     if information is None:
         products = regression.pair_products(mu)
-        information = regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0, excess=excess)[1]
+        information = regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0, excess=excess)[
+            1
+        ]
     # Types held at 0 fit nothing: they take no degree of freedom.
     freedom = jnp.maximum(used.sum() - active.sum(-1), 1.0)
     variance = jnp.maximum(mean, 1e-2) * regression.variance_ratio(mean, dispersion, excess)

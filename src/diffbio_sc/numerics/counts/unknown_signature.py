@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from diffbio_sc.numerics.counts import regression
 
 
-@partial(jax.jit, static_argnums=(6,))
-def unknown_rounds(counts, weights, mu, dispersion, excess, used, rounds):
+@partial(jax.jit, static_argnums=(5,))
+def unknown_rounds(counts, weights, mu, dispersion, used, rounds):
     """Signature of sum 1 that, added to ``mu``, explains most of the residuals of ``weights``."""
     depth = counts.sum(-1)
     filled = (depth > 0).astype(counts.dtype)
     mean = regression.expected_counts(weights, depth, mu)
-    residual = (counts - mean) / jnp.sqrt(jnp.maximum(mean, 1e-2) * regression.variance_ratio(mean, dispersion, excess))
+    residual = (counts - mean) / jnp.sqrt(jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean))
     residual = jnp.clip(residual, -5.0, 10.0) * used * filled[:, None]
     # Power iteration on genes: the leading right singular vector, without the full decomposition.
     start = residual.T @ jnp.abs(residual).sum(1)
@@ -30,7 +30,7 @@ def unknown_rounds(counts, weights, mu, dispersion, excess, used, rounds):
     centred = (scores - scores.sum() / filled.sum()) * filled
     loading = jnp.maximum(loading * jnp.sign((centred**3).sum()), 0.0)
     average = mean.sum(0) / filled.sum()
-    signature = loading * jnp.sqrt(average * regression.variance_ratio(average, dispersion, excess))
+    signature = loading * jnp.sqrt(average * (1.0 + dispersion * average))
     signature = (signature + 1e-3 * loading.max() * average / average.sum()) * used
     signature = signature / signature.sum()
     weights = jnp.concatenate([0.95 * weights, jnp.full((len(depth), 1), 0.05, weights.dtype)], axis=1)
@@ -39,9 +39,9 @@ def unknown_rounds(counts, weights, mu, dispersion, excess, used, rounds):
         weights, signature = carry
         both = jnp.concatenate([mu, signature[None]])
         products = regression.pair_products(both)
-        weights = regression.fisher_step(weights, counts, depth, both, dispersion, products, excess=excess).weights
+        weights = regression.fisher_step(weights, counts, depth, both, dispersion, products).weights
         mean = regression.expected_counts(weights, depth, both)
-        trust = 1.0 / regression.variance_ratio(mean, dispersion, excess)
+        trust = 1.0 / (1.0 + dispersion * mean)
         exposure = weights[:, -1] * depth
         signature = signature * (exposure @ (trust * counts / mean) + 1e-9) / (exposure @ trust + 1e-9)
         signature = (signature + 1e-8) * used

@@ -8,7 +8,8 @@ The model. The counts of gene g in spot s are negative binomial with
 
 where d_s is the spot's depth, w_sk >= 0 the share of its RNA from type k, p_k the reference profile scaled to sum 1,
 gamma_g a factor of the gene between the two platforms and theta_kg what sets the type in this tissue apart from the
-type in the reference. e_g is for cells of one type that differ: a spot holds few of them. Proportions are w_sk divided by the row sums of the reference profiles: profiles in counts a
+type in the reference. e_g is for cells of one type that differ: a spot holds few of them. Proportions are w_sk divided
+by the row sums of the reference profiles: profiles in counts a
 cell give fractions of cells, profiles that sum to one give fractions of RNA.
 
 Untrained, gamma and theta are 1 and the operator returns the optimum of the regression. ``fit`` estimates
@@ -45,7 +46,7 @@ from diffbio_sc.numerics.counts import negative_binomial, regression, signatures
 from diffbio_sc.numerics.counts.cell_variation import fit_excess, share_beyond_counting
 from diffbio_sc.numerics.counts.presence import learn_presence, pull_to_sum, spike_and_slab
 from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proportion_deviation
-from diffbio_sc.numerics.counts.refinement import CONVERGED, FIRST_STEPS, refinement_rounds
+from diffbio_sc.numerics.counts.refinement import CONVERGED, refinement_rounds
 from diffbio_sc.numerics.counts.spot_regression import GENE_BUCKET, SpotSolution, SpotSolver, diagnose
 from diffbio_sc.numerics.counts.unknown_signature import unknown_rounds
 from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
@@ -57,6 +58,7 @@ FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all
 _SPOT_VARIANCE = 0.12**2
 _DECISION_SPOTS = 500  # to see whether refined signatures predict better
 _GENE_FOLDS = 4
+_STANDARD_ERRORS = 1.0  # by which refined signatures have to predict better: the usual rule of cross-validation
 # Power of the share of variance beyond counting. The likelihood takes that variance for independent between genes; in
 # cells it is not, and types look dispensable that are not (benchmarks/deconvolution.py left_out).
 _KEPT_POWER = 2.0
@@ -168,14 +170,14 @@ class SpatialDeconvolution(Operator):
         size = profiles.sum(-1)
         mu = self.signatures(profiles)
         dispersion = jnp.exp(self.log_dispersion[...])
-        weights = regression.regression_weights(counts, depth, mu, dispersion, self.excess[...], self.config.solver_steps)
+        weights = regression.regression_weights(
+            counts, depth, mu, dispersion, self.excess[...], self.config.solver_steps
+        )
         used = jnp.ones(counts.shape[1], counts.dtype)
         solution = diagnose(*jax.lax.stop_gradient((weights, counts, depth, mu, dispersion, self.excess[...], used)))
         deviation = jnp.where(solution.deviation > 0, solution.deviation, 1.0)
         prior = (self.presence_probability[...], self.typical_weight[...])
-        posterior = spike_and_slab(
-            weights, deviation, *prior, pull_to_sum(weights, deviation, *prior, self.kept[...])
-        )
+        posterior = spike_and_slab(weights, deviation, *prior, pull_to_sum(weights, deviation, *prior, self.kept[...]))
         fitted = self.fitted[...] > 0
         weights = jnp.where(fitted, posterior.mean, weights)
         variance = jnp.where(fitted, posterior.variance, deviation**2) * solution.inflation
@@ -272,9 +274,7 @@ class SpatialDeconvolution(Operator):
     ) -> FitReport:
         """Estimate gamma, theta and excess variance alone, on exactly these spots (all with counts)."""
         started = time.perf_counter()
-        history, converged = self._fit_signatures(
-            counts, jnp.asarray(profiles), platform_effect, refine, excess_shape
-        )
+        history, converged = self._fit_signatures(counts, jnp.asarray(profiles), platform_effect, refine, excess_shape)
         return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
 
     @one_thread_at_a_time
@@ -338,14 +338,13 @@ class SpatialDeconvolution(Operator):
         shape = (row_bucket(spots), round_up(genes, GENE_BUCKET))
         mu = self.platform_signatures(profiles)
         dispersion = np.exp(np.asarray(self.log_dispersion[...]))
-        excess = np.asarray(self.excess[...])
-        weights = SpotSolver(mu, float(dispersion), FIRST_STEPS, room=1, excess=excess)(counts).weights
+        # Without excess variance: a missing type shows in genes that vary between cells, they keep their full say.
+        weights = SpotSolver(mu, float(dispersion), self.config.solver_steps, room=1)(counts).weights
         signature = unknown_rounds(
             zero_padded(counts.astype(np.float32, copy=False), shape),
             zero_padded(weights, (shape[0], len(mu))),
             zero_padded(mu, (len(mu), shape[1])),
             dispersion,
-            zero_padded(excess, (shape[1],)),
             zero_padded(np.ones(genes, np.float32), (shape[1],)),
             rounds,
         )
@@ -457,7 +456,7 @@ class SpatialDeconvolution(Operator):
                 losses.append(self._prediction_loss(counts[~fitted], base * np.exp(log_platform + log_deviation), fold))
             gains.append(losses[0] - losses[1])
         gain = np.concatenate(gains)
-        return bool(len(gain) > 2 and gain.mean() > gain.std(ddof=1) / np.sqrt(len(gain)))
+        return bool(len(gain) > 2 and gain.mean() > _STANDARD_ERRORS * gain.std(ddof=1) / np.sqrt(len(gain)))
 
     def _prediction_loss(self, counts, mu, fold):
         """Pseudo-likelihood loss of each spot, each gene predicted from weights that have not seen its fold."""
