@@ -363,6 +363,7 @@ def posterior_composition(
     cells: np.ndarray | None = None,
     *,
     kept: float = 0.0,
+    size_variation: np.ndarray | None = None,
 ) -> Composition:
     """Posterior mean and standard deviation of the proportions, with presence learned from all spots.
 
@@ -392,14 +393,18 @@ def posterior_composition(
     weights, size = posterior.mean, profiles.sum(1)
     coefficients = weights / size
     total = coefficients.sum(1, keepdims=True)
-    variance = SIGNATURE_INFLATION * posterior.variance * solution.inflation
+    number = sample.depth[:, None] * total if cells is None else cells[:, None]
+    variance = SIGNATURE_INFLATION * posterior.variance * solution.inflation / size**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = proportion_deviation(coefficients, variance / size**2)
         proportions = coefficients / total
+        if size_variation is not None:
+            # The RNA of n cells varies as the mean of n sizes does; fewer than one cell is not expected anywhere.
+            in_spot = np.maximum(np.nan_to_num(number * proportions), 1.0)
+            variance = variance + coefficients**2 * size_variation / in_spot
+        deviation = proportion_deviation(coefficients, variance)
     weights, proportions, deviation = (
         np.where(filled[:, None], values, np.nan) for values in (weights, proportions, deviation)
     )
-    number = sample.depth[:, None] * total if cells is None else cells[:, None]
     return Composition(weights, proportions, deviation, number * proportions, frequency)
 
 

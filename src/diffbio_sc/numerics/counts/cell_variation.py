@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 _PSEUDO_COUNTS = 10.0  # counts with which a gene's index is shrunk toward that of all genes
+_PSEUDO_CELLS = 5.0
 _MOST_SPOTS = 500  # the one number fitted to them is known to a per cent from fewer
 _SMALLEST_MEAN = 1e-2
 # Halfway, on the log scale, between genes that all vary alike and genes that vary in spots as in reference cells.
@@ -75,3 +76,29 @@ def share_beyond_counting(counts: np.ndarray, mean: np.ndarray, active: np.ndarr
     mean = np.maximum(np.asarray(mean, np.float64), _SMALLEST_MEAN)
     chi_square = ((counts - mean) ** 2 / mean).sum(1) / np.maximum(counts.shape[1] - active, 1.0)
     return 1.0 - 1.0 / max(float(np.median(chi_square)), 1.0)
+
+
+def size_variation(totals: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:
+    """Squared coefficient of variation of the counts of a cell in each group, counting noise taken off.
+
+    Groups are shrunk toward the average of all by so much as :data:`_PSEUDO_CELLS` cells would; one cell alone says
+    nothing.
+
+    Parameters
+    ----------
+    totals
+        Counts of each cell.
+    codes
+        Group of each cell; cells of code -1 are left out.
+    groups
+        Number of groups.
+    """
+    totals, codes = totals[codes >= 0], codes[codes >= 0]
+    cells = np.bincount(codes, minlength=groups)
+    mean = np.bincount(codes, totals, groups) / np.maximum(cells, 1)
+    squared = np.bincount(codes, ((totals - mean[codes]) / np.maximum(mean[codes], 1e-12)) ** 2, groups)
+    freedom = np.maximum(cells - 1, 0)
+    # Poisson counts of mean m have a squared coefficient of variation of 1 / m.
+    excess = np.maximum(squared - freedom / np.maximum(mean, 1e-12), 0.0)
+    average = excess.sum() / max(freedom.sum(), 1)
+    return (excess + _PSEUDO_CELLS * average) / (freedom + _PSEUDO_CELLS)

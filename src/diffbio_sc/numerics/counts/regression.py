@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from diffbio_sc.numerics.counts.negative_binomial import SMALLEST_MEAN
 from diffbio_sc.numerics.counts.nonnegative_quadratic import nonnegative_quadratic
 
-# Full steps of Fisher scoring end in an alternation between two answers where variance depends strongly on the mean. 
-# fixed steps two thirds contract fastest when a full step turns an error around or removes it.
+# Full steps of Fisher scoring end in an alternation between two answers where variance depends strongly on the mean.
+# Two thirds of a step contract fastest when a full one turns an error around or removes it.
 DAMPED_STEP = 2.0 / 3.0
 # Below this mean a single unexpected count would get a weight of more than a thousand.
 _SMALLEST_WEIGHTED_MEAN = 1e-3
