@@ -18,6 +18,8 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
     "sphinxcontrib.bibtex",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "README.md"]
@@ -25,12 +27,22 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 autosummary_generate = True
 autosummary_ignore_module_all = False
-autodoc_typehints = "none"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
+# Links to our own public names must resolve; those to other projects resolve where their inventories can be had.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!diffbio_sc\.).*"),
+    (r"py:.*", r"diffbio_sc\.(numerics|engines|genome|blocks|_anndata)\..*"),
+    (r"py:.*", r"diffbio_sc\.training\.(trainable|optimizers)\..*"),
+    (r"py:.*", r"diffbio_sc\.operators\.[a-z_]+\.[a-z_.]+\.[A-Z]\w+"),
+]
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
-bibtex_bibfiles = ["references.bib"]
+bibtex_bibfiles = ["../src/diffbio_sc/references.bib"]
 bibtex_reference_style = "author_year"
 
 # The notebooks live at the top of the repository, without outputs. Read the Docs runs them and shows their outputs;

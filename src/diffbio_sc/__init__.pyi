@@ -1,4 +1,5 @@
 from . import datasets, get, io, metrics, numerics, operators, pl, pp, tl, training
+from ._citation import citation
 from ._settings import settings
 
 __version__: str
@@ -15,5 +16,6 @@ __all__ = [
     "tl",
     "training",
     "settings",
+    "citation",
     "__version__",
 ]

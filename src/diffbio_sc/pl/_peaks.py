@@ -159,7 +159,7 @@ def peaks(
                 panel.axvspan(row.start, row.end, color=_LABELS.get(row.annotation, "0.9"), alpha=0.45, lw=0, zorder=0)
     axes[-1].set_xlabel(f"position on {chrom} (bp)")
     axes[-1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes[-1].xaxis.set_major_locator(plt.MaxNLocator(6))
+    axes[-1].xaxis.set_major_locator(plt.MaxNLocator(4))
     handles = [
         plt.Rectangle((0, 0), 1, 1, color=_COVERAGE, label="counts"),
         plt.Line2D([], [], color=_BACKGROUND, label="background"),
