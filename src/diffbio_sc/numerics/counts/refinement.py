@@ -14,10 +14,10 @@ from diffbio_sc.numerics.counts import negative_binomial, regression
 FIRST_STEPS = 4  # of Fisher scoring, before signatures are updated
 CONVERGED = 2e-4  # relative change of the deviance over two rounds
 _DAMPING = 0.5  # of the platform step, against the alternation between two states that full steps show
-# What the constants below do to the error, each halved and doubled, set by set: benchmarks/deconvolution.py constants.
+# What the constants below do to the error, set by set: benchmarks/deconvolution.py constants, left_out.
 _CLIPPED_RESIDUAL = 1.0  # in units of the spread of gamma, the width of its robust prior
 _RESIDUAL_NOISE = 0.15  # of a gene's log ratio, from what sampling and model error leave
-_UNEXPLAINED_ONLY = 0.5  # of the part of a deviation that other signatures explain as well, how much is taken out
+_UNEXPLAINED_ONLY = 0.3  # of the part of a deviation that other signatures explain as well, how much is taken out
 
 
 def _masked_median(values, used):
