@@ -106,14 +106,17 @@ def pull_to_sum(
     widest = (1.0 / typical_weight).max(-1, keepdims=True) + xp.zeros_like(wanted)
     problem = (estimate, deviation, probability, typical_weight)
     if xp is np:
-        return _pull_on_host(*(np.broadcast_to(part, estimate.shape) for part in problem), wanted, widest, lost * kept)
+        prior = (np.broadcast_to(part, estimate.shape) for part in (probability, typical_weight))
+        return _pull_on_host((estimate, deviation, *prior), wanted, widest, lost * kept)
 
     zeros = jnp.zeros_like(wanted)
     start = jax.lax.stop_gradient(_Search(zeros, zeros, jnp.full_like(wanted, jnp.inf)))
-    pull = jax.lax.fori_loop(
-        0, _PULL_STEPS, lambda _, now: _search_step(now, *_sums(*problem, now.pull), wanted, widest), start
-    ).pull
-    pull = jax.lax.stop_gradient(pull)
+
+    def step(_, now: _Search) -> _Search:
+        total, slope = _sums(*problem, now.pull)
+        return _search_step(now, total, slope, wanted, widest)
+
+    pull = jax.lax.stop_gradient(jax.lax.fori_loop(0, _PULL_STEPS, step, start).pull)
     total, slope = _sums(*problem, pull)
     pull = pull + (wanted - total) / jax.lax.stop_gradient(jnp.maximum(slope, 1e-12))
     return jnp.where(lost * kept > 0, pull, 0.0)
@@ -145,21 +148,21 @@ def _search_step(now: _Search, total, slope, wanted, widest) -> _Search:
     return _Search(newton, low, high)
 
 
-def _pull_on_host(estimate, deviation, probability, typical_weight, wanted, widest, asked):
+def _pull_on_host(problem, wanted, widest, asked):
     """Search of each row until it is found, the rows that are left in float64."""
     found = np.zeros(wanted.shape)
     rows = np.flatnonzero(asked[:, 0] > 0)
     now = _Search(*(np.full((len(rows), 1), value) for value in (0.0, 0.0, np.inf)))
     for _ in range(_PULL_STEPS):
-        here = (part[rows].astype(np.float64) for part in (estimate, deviation, probability, typical_weight))
-        total, slope = _sums(*here, now.pull)
+        weight, spread, prior, typical = (part[rows].astype(np.float64) for part in problem)
+        total, slope = _sums(weight, spread, prior, typical, now.pull)
         found[rows] = now.pull
         left = np.abs(total - wanted[rows])[:, 0] > _PULL_ACCURACY * wanted[rows][:, 0]
         now = _search_step(now, total, slope, wanted[rows], widest[rows])
         rows, now = rows[left], _Search(*(part[left] for part in now))
         if not len(rows):
             break
-    return found.astype(estimate.dtype)
+    return found.astype(problem[0].dtype)
 
 
 def learn_presence(
