@@ -171,7 +171,7 @@ def labels() -> None:
     ):
         counts = []
         for adata, truth in sets:
-            dbio.tl.peaks(adata, **options)
+            quietly(dbio.tl.peaks, adata, **options)
             counts.append(count_errors(adata, truth))
         name = ", ".join(f"{key}={value}" for key, value in options.items()) or "default"
         cells = " | ".join(f"{wrong} of {number}" for wrong, number in counts)

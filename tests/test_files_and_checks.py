@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffbio_sc._checks import counted, name_heads, whole_number, whole_numbers
+from diffbio_sc._checks import as_numbers, counted, found_object, name_heads, whole_number, whole_numbers
 from diffbio_sc._files import replacing
 
 
@@ -94,3 +94,24 @@ def test_whole_numbers_of_any_kind(dtype):
 def test_what_a_cast_would_change_is_refused(values):
     with pytest.raises(ValueError, match="start must be whole numbers"):
         whole_numbers(values, "start", minimum=0, maximum=2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a.h5ad", "found str 'a.h5ad': read the file first, with anndata.read_h5ad"),
+        (Path("b.h5mu"), "found PosixPath 'b.h5mu': read the file first, with mudata.read_h5mu"),
+        ("c.zarr/", "found str 'c.zarr/': read the file first, with anndata.read_zarr"),
+        ("d.bw", "found str 'd.bw': read the file first"),
+        (None, "found NoneType"),
+    ],
+)
+def test_what_was_found_in_place_of_an_object(value, text):
+    assert found_object(value).replace("WindowsPath", "PosixPath") == text
+
+
+def test_arrays_and_tables_of_numbers():
+    np.testing.assert_array_equal(as_numbers([[1, 2]], "first"), [[1.0, 2.0]])
+    for value in (None, "a.csv", [["x"]], [[1], [1, 2]]):
+        with pytest.raises(TypeError, match="first must be an array or a table of numbers, found"):
+            as_numbers(value, "first")

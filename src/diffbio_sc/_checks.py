@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+_READERS = {".h5ad": "anndata.read_h5ad", ".zarr": "anndata.read_zarr", ".h5mu": "mudata.read_h5mu"}
+
 
 def name_heads(names: Sequence[Any], number: int = 5) -> str:
     """First few of some names, for messages, with their number if there are more."""
@@ -65,9 +67,29 @@ def whole_numbers(values: Any, what: str, *, minimum: int | None = None, maximum
     return array.astype(np.int64)
 
 
+def as_numbers(values: Any, argument: str) -> np.ndarray:
+    """Return a table or array as float64, or raise TypeError that says what was found."""
+    try:
+        if values is not None:
+            return np.array(values, np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"{argument} must be an array or a table of numbers, {found_object(values)}.")
+
+
 def is_path(value: Any) -> bool:
     """Whether an argument is a path."""
     return isinstance(value, str | os.PathLike)
+
+
+def found_object(value: Any) -> str:
+    """What was found in place of an object, for messages; a path comes with the way to read it."""
+    found = f"found {type(value).__name__}"
+    if not is_path(value):
+        return found
+    name = os.fspath(value)
+    reader = _READERS.get(os.path.splitext(name.rstrip("/"))[1])
+    return f"{found} {name!r}: read the file first{'' if reader is None else f', with {reader}'}"
 
 
 def require_columns(frame: Any, columns: Sequence[str], name: str) -> None:

@@ -97,6 +97,16 @@ def test_tracks_are_the_same_from_both_sides(kind, tmp_path):
         assert "type" in axis.track_table(adata)
 
 
+@pytest.mark.parametrize("kind", ["backed-dense", "backed-csr", "backed-csc", "dask"])
+def test_pooling_cells_goes_through_a_file_once(kind, tmp_path, monkeypatch):
+    """However many blocks of cells there are: bins of (bins, cells) are summed over the cells of each group."""
+    tracks = read_genome_axis(_build(kind, "obs", tmp_path)).tracks(_build(kind, "obs", tmp_path))
+    monkeypatch.setattr(type(tracks), "read", None)
+    codes = np.array([2, 0, -1, 0, 2])
+    expected = [_counts()[codes == code].sum(axis=0) for code in range(3)]
+    np.testing.assert_array_equal(tracks.sum_by_group(codes, 3), expected)
+
+
 def test_counts_are_checked_and_signals_are_not():
     adata = _build("dense", "obs")
     adata.X = adata.X + 0.5

@@ -127,3 +127,23 @@ def test_empty_and_missing_matrices_are_refused():
         read_counts(ad.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["b"])))
     with pytest.raises(KeyError, match=r"reference\.layers has no 'x'"):
         read_counts(ad.AnnData(np.ones((2, 2), np.float32)), layer="x", name="reference")
+
+
+def test_columns_of_a_file_are_never_read_whole(tmp_path, monkeypatch):
+    """A CSC matrix in a file: slabs of columns at most, dealt out to pieces of rows, and blocks of these."""
+    values = plain()
+    ad.AnnData(sp.csc_matrix(values)).write_h5ad(tmp_path / "a.h5ad")
+    adata = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    monkeypatch.setattr(matrix_module, "_SLAB_VALUES", 2 * np.count_nonzero(values) // COLUMNS)
+    monkeypatch.setattr(matrix_module, "_PIECES", 4)
+    monkeypatch.setattr(type(adata.X), "to_memory", None)
+    counts = read_counts(adata)
+    slabs = [slab.shape for slab in counts._slabs()]
+    assert sum(columns for columns, _ in slabs) == COLUMNS
+    assert 1 < max(columns for columns, _ in slabs) <= 3
+    plan = counts.plan(10)
+    assert len(plan.tasks) == 4
+    assert [start for start, _ in counts.blocks(10)] == [start for start, _ in plan.blocks]
+    np.testing.assert_array_equal(np.concatenate([block.toarray() for _, block in counts.blocks(10)]), values)
+    np.testing.assert_array_equal(counts.read(20, 35).toarray(), values[20:35])
+    np.testing.assert_array_equal(counts.column_sums(), values.sum(0))

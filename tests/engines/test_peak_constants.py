@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from flax import nnx
 from scipy import stats
 
 from diffbio_sc.engines.bin_peaks import Bins, call_track
 from diffbio_sc.engines.interval_peaks import stream_peaks
+from diffbio_sc.engines.interval_sample import prepare_sample
+from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, Breadth, measure_breadth
 from diffbio_sc.engines.peak_settings import PeakSettings
+from diffbio_sc.genome.axis import order_bins
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.numerics.chains.two_state_host import chain_margins
 from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
@@ -22,8 +26,8 @@ def track(seed=0, places=((1000, 1030), (2500, 2506), (4000, 4100))):
     for first, last in places:
         mean[first:last] *= 7
     start = WIDTH * np.arange(LENGTH)
-    bins = Bins(["chr1"], np.zeros(LENGTH, int), start, start + WIDTH, [np.arange(LENGTH)], float(WIDTH), 2.0)
-    return rng.poisson(mean).astype(np.float32), bins
+    axis = order_bins(np.zeros(LENGTH, int), start, start + WIDTH, ["chr1"], names=start.astype(str), name="bins")
+    return rng.poisson(mean).astype(np.float32), Bins(axis, float(WIDTH), 2.0)
 
 
 def operator(mode, **changes):
@@ -107,3 +111,60 @@ def test_streamed_peaks_change_state_at_a_cost_of_two_and_a_half_nats():
     # Borders and summits move within a bin afterwards, and a few weak peaks with them.
     assert 0.85 * counts[2.5] < len(table) <= counts[2.5]
     assert counts[4.0] < 0.5 * counts[2.5]
+
+
+def test_the_summit_of_bins_is_the_highest_of_means_of_three():
+    """Weights 1/4, 1/2, 1/4: the 30 beside a 20 is the summit, on either side, and no lone bin that is higher."""
+    counts = np.zeros(2000, np.float32)
+    counts[::2] = 1
+    for first, values in ((500, [5, 30, 20, 5]), (1000, [20, 30, 5, 5]), (1500, [33, 8, 8, 25, 25, 25])):
+        counts[first : first + len(values)] = values
+    start = WIDTH * np.arange(2000)
+    axis = order_bins(np.zeros(2000, int), start, start + WIDTH, ["chr1"], names=start.astype(str), name="bins")
+    table = call_track(counts, None, Bins(axis, float(WIDTH), 1.0), PeakSettings(mode="narrow")).table
+    summits = table["start"] + table["peak"]
+    assert summits.tolist() == [WIDTH * place + WIDTH // 2 for place in (501, 1001, 1504)]
+
+
+def test_reads_too_few_to_tell_their_length_are_taken_as_200_bases():
+    reads = Intervals.from_arrays(
+        ["chr1"] * 5, np.arange(5) * 700 + 1000, np.arange(5) * 700 + 1036, strand=[1] * 5, paired=False
+    )
+    with pytest.warns(UserWarning, match="200 bp are taken"):
+        sample = prepare_sample(reads, PeakSettings(), {"chr1": 10_000})
+    assert sample.mean_length == 200
+    np.testing.assert_array_equal(sample.end - sample.start, [200] * 5)
+
+
+def test_breadth_of_a_sample_by_hand():
+    """Covariances of 500 bp bins, cut at 20 times their mean, about the mean over 100 kb, at 5 kb and at 500 bp."""
+    rng = np.random.default_rng(2)
+    counts = rng.poisson(np.repeat([2.0, 8.0] * 25, 40)).astype(float)
+    counts[rng.choice(2000, 5, replace=False)] = 5000.0
+    cut = np.minimum(counts, 20 * counts.mean())
+    size = np.convolve(np.ones(len(cut)), np.ones(200), mode="full")
+    smooth = np.convolve(cut, np.ones(200), mode="full") / size
+    cut -= smooth[99 : 99 + len(cut)]
+    near, far = (np.mean(cut[lag:] * cut[:-lag]) for lag in (1, 10))
+    assert abs(measure_breadth([counts], BREADTH_WIDTH).breadth - far / near) < 1e-6
+
+
+def test_a_sample_of_little_contrast_shows_no_mark():
+    assert Breadth(0.1, 1.45).mark is None
+    assert Breadth(0.1, 1.55).mark == "narrow"
+    assert Breadth(0.6, 2.4).mark == "narrow"
+    assert Breadth(0.6, 2.6).mark == "broad"
+
+
+def test_a_control_of_a_thousand_reads_is_enough_whatever_the_genome():
+    """On 200 Mb both controls have fewer than .1 reads for every 10 kb."""
+    rng = np.random.default_rng(0)
+
+    def draw(number):
+        start = np.sort(rng.integers(0, 199_000_000, number))
+        return Intervals.from_arrays(["chr1"] * number, start, start + 200, sizes={"chr1": 200_000_000})
+
+    treatment = draw(3000)
+    with pytest.raises(ValueError, match="holds 900 reads, 0.045 for every 10 kb"):
+        stream_peaks(treatment, draw(900), PeakSettings(mode="narrow"))
+    assert len(stream_peaks(treatment, draw(1100), PeakSettings(mode="narrow"))) == 0

@@ -85,3 +85,22 @@ def test_a_table_has_the_columns_and_types_that_are_defined_once(tmp_path):
         PeakTable.from_frame(peaks().drop(columns="end"))
     with pytest.raises(ValueError, match="start < end, found 1 rows"):
         PeakTable.from_frame(peaks(end=[1400, 5000, 9400]))
+
+
+def test_a_summit_at_the_first_base_after_a_region_is_outside_it():
+    """Regions are half-open: 1000 to 1100 ends where the summit 1100 begins, and cuts the peak there."""
+    table = PeakTable.from_frame(peaks())
+    region = Intervals.from_arrays(["chr1"], [1000], [1100])
+    cut = cut_at_regions(table, region, "peaks")
+    assert cut["start"].tolist() == [1100, 5000, 9000]
+    assert cut["peak"].tolist() == [0, 50, 300]
+    assert len(cut_at_regions(table, Intervals.from_arrays(["chr1"], [1000], [1101]), "peaks")) == 2
+
+
+def test_codes_of_missing_scores_are_no_part_of_a_groups_total():
+    """Peaks rank by their share of the group: 2 of 2 + 2 is less than 3 of 3 + 2, whatever -1 stands beside them."""
+    a = peaks(qValue=[-1.0, 2.0, 2.0])
+    b = peaks(start=[5100, 20_000, 30_000], end=[5500, 20_400, 30_400], qValue=[3.0, 2.0, -1.0])
+    merged = dbio.tl.merge_peaks({"a": a, "b": b}, width=501)
+    near = merged[(merged["start"] > 4000) & (merged["start"] < 6000)]
+    assert near["start"].tolist() == [5100 + 100 - 250]

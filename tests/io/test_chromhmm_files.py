@@ -378,4 +378,15 @@ def test_segments_that_cannot_be_written(tmp_path):
         dbio.io.write_segments(table(), path, dense=True, colors={"E1": "red"})
     with pytest.raises(ValueError, match="within their chromosome.*first: \\['chr1', '400', '300', 'E10'\\]"):
         dbio.io.write_segments(table(), path, chrom_sizes={"chr1": 300, "chr2": 200})
+    for broken in ("E1\tx", "E1\n"):
+        with pytest.raises(ValueError, match="column 'state' must not hold tabs or line ends, found 'E1"):
+            dbio.io.write_segments(table(state=[broken, "E2", "E3"]), path)
+        with pytest.raises(ValueError, match="name must not hold quotes, tabs or line ends"):
+            dbio.io.write_segments(table(), path, dense=True, name=broken)
     assert not path.exists()
+
+
+def test_quotes_in_states_are_written_as_they_are(tmp_path):
+    dbio.io.write_segments(table(state=['a "b"', "5' UTR", "x,y"]), tmp_path / "s.bed")
+    states = [line.split("\t")[3] for line in (tmp_path / "s.bed").read_text().splitlines()]
+    assert states == ['a "b"', "5' UTR", "x,y"]

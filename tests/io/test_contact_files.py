@@ -96,6 +96,30 @@ def test_resolutions_of_mcool(two, tmp_path):
     same(dbio.io.read_cool(path, resolution=50_000), coarse)
 
 
+@pytest.mark.parametrize("name", ["map.cool", "map.mcool"])
+def test_a_failed_writer_leaves_the_old_file(two, tmp_path, monkeypatch, name):
+    path = tmp_path / name
+
+    def fail(uri, *values, **options):
+        with open(uri.partition("::")[0], "ab") as handle:
+            handle.write(b"half a file")
+        raise OSError("disk full")
+
+    def broken():
+        with monkeypatch.context() as patch:
+            patch.setattr(cooler, "create_cooler", fail)
+            with pytest.raises(OSError, match="disk full"):
+                dbio.io.write_cool(two, path, overwrite=True)
+
+    broken()
+    assert list(tmp_path.iterdir()) == []
+    dbio.io.write_cool(two, path)
+    before = path.read_bytes()
+    broken()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_large_and_fractional_counts(tmp_path):
     adata = dbio.datasets.simulate_contacts(40, contacts_per_bin=20)
     large = adata.copy()

@@ -191,3 +191,26 @@ def test_breadth_is_a_ratio_of_covariances():
     for track in (np.ones(3000), np.zeros(3000), counts[:100]):
         assert background_host.breadth([track], 25) == 0.0
         assert float(background.breadth(jnp.float32(track), 25)) == 0.0
+
+
+def test_two_levels_that_lie_close_are_one_uneven_background():
+    """Rates of 2 and 4 a window are both background, of 2 and 8 the lower one is; in both engines."""
+    rng = np.random.default_rng(4)
+    for fold, expected in ((2.0, 4.0), (4.0, 2.0)):
+        rate = np.where(np.arange(4000) // 500 % 2 == 1, fold, 1.0) * 2.0
+        counts = rng.poisson(10 * rate).astype(float)
+        host = background_host.robust_level([counts], 1)
+        assert host == pytest.approx(10 * expected, rel=0.02)
+        assert float(background.robust_level(jnp.float32(counts), 1)) == pytest.approx(host, rel=1e-3)
+
+
+@pytest.mark.parametrize(("low", "left_out"), [(6.0, True), (3.0, False)])
+def test_empty_windows_are_gaps_where_a_typical_one_holds_more_than_ten(low, left_out):
+    """Half of the windows four times as rich as the others, after as many without a count: a mean of 15 or of 7.5."""
+    rng = np.random.default_rng(6)
+    counts = rng.poisson(np.repeat([low, 4 * low], 2000)).astype(float)
+    level = background_host.robust_level([np.concatenate([np.zeros(4000), counts])], 1)
+    if left_out:
+        assert level == pytest.approx(background_host.robust_level([counts], 1), rel=0.01)
+    else:
+        assert level < 0.6 * low

@@ -39,3 +39,21 @@ def test_fragment_length_is_found_from_strands():
     found = fragment_length_from_strands([forward], [reverse], read_length=36)
     assert abs(found - 180) < 15
     assert fragment_length_from_strands([forward[:3]], [reverse[:3]], read_length=36) is None
+
+
+def pairs(distances):
+    """Forward and reverse ends so far apart that each has one partner within reach."""
+    forward = 2000 * np.arange(1, len(distances) + 1)
+    return [forward], [forward + np.asarray(distances)]
+
+
+def test_the_length_is_the_most_frequent_over_a_window_of_31_bases():
+    """40 pairs at 150 bp exactly against 310 spread evenly over 285 to 315: the spike is not the typical length."""
+    assert fragment_length_from_strands(*pairs([150] * 40 + [285 + k for k in range(31)] * 10), read_length=36) == 300
+
+
+def test_distances_about_the_length_of_the_reads_are_left_out():
+    """Unmappable places make a false peak at the length of the reads, 100 bp: twice as high as that at 250."""
+    distances = [103] * 200 + [250 + k for k in range(-7, 8)] * 7
+    assert abs(fragment_length_from_strands(*pairs(distances), read_length=100) - 250) <= 8
+    assert abs(fragment_length_from_strands(*pairs(distances), read_length=36) - 103) <= 15

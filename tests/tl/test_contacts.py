@@ -499,6 +499,25 @@ class TestBadInput:
             getattr(dbio.tl, function)(adata, **options)
         assert (sorted(adata.obs), sorted(adata.uns)) == before
 
+    @pytest.mark.parametrize(
+        "function",
+        ["balance", "expected", "insulation", "loops", "compartments", "contacts", "saddle", "coverage_stats"],
+    )
+    def test_whole_numbers_of_any_type(self, planted, function):
+        """Taken where they are whole, whatever holds them; named where they are not."""
+        adata = planted[:300].copy()
+        dbio.tl.contacts(adata)
+        for value in (1.5, np.nan, np.inf, "2", True, None, -1):
+            with pytest.raises(ValueError, match="ignore_diags must be a whole number of at least 0, found"):
+                getattr(dbio.tl, function)(adata, ignore_diags=value)
+        results = []
+        for value in (3, 3.0, np.int8(3)):
+            getattr(dbio.tl, function)(adata, ignore_diags=value)
+            results.append(adata.copy())
+        for other in results[1:]:
+            for column in adata.obs:
+                assert results[0].obs[column].equals(other.obs[column])
+
     def test_views_and_mudata(self, planted):
         view = planted[:400]
         dbio.tl.balance(view)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -65,6 +68,10 @@ def test_impossible_sizes_of_the_genome_are_refused(rows):
         dbio.tl.call_peaks(as_intervals(rows), genome_size="hs")
     with pytest.raises(ValueError, match="duplicates must be a positive whole number of equal fragments"):
         dbio.tl.call_peaks(as_intervals(rows), duplicates="all")
+    for key in ("genome_size", "fragment_length", "duplicates", "bin_size", "qvalue"):
+        for value in (np.inf, np.nan, -1, "5", True):
+            with pytest.raises(ValueError, match=f"{key} must"):
+                dbio.tl.call_peaks(as_intervals(rows), **{key: value})
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
@@ -203,3 +210,97 @@ def test_one_choice_of_mark_for_one_experiment(rows, caplog):
     assert "called as broad marks" in caplog.text
     assert set(table["mark"]) == {"broad"}
     assert len(table) == 1
+
+
+def domain_rows(seed=0, background=2000, inside=8000):
+    """Fragments of one domain of 80 kb on a flat background."""
+    rng = np.random.default_rng(seed)
+    size = SIZES["chr1"]
+    middle = np.concatenate([rng.integers(300, size - 300, background), rng.integers(60_000, 140_000, inside)])
+    return pd.DataFrame({"chrom": "chr1", "start": middle - 100, "end": middle + 100})
+
+
+def told(caplog):
+    """What a call says at the default verbosity."""
+    texts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    caplog.clear()
+    return texts
+
+
+def test_the_choice_of_mark_is_told_once_at_the_default_verbosity_and_recorded(rows, caplog):
+    control = as_intervals(simulate(9, peaks={}))
+    samples = {"a": as_intervals(rows), "b": as_intervals(simulate(1))}
+    table = dbio.tl.call_peaks(samples["a"], control=control)
+    assert set(table["mark"]) == {"narrow"}
+    (line,) = told(caplog)
+    assert re.match(r"mode='auto': called as narrow marks \(breadth -?0\.\d\d, contrast \d+\.\d\)\.", line)
+    for options in ({}, {"replicate": True}):
+        dbio.tl.call_peaks(samples, control=control, **options)
+        (line,) = told(caplog)
+        assert line.startswith("mode='auto': called as narrow marks (2 of 2 samples look so).")
+    dbio.tl.call_peaks({"a": samples["a"]}, control=control, replicate=True)
+    assert len(told(caplog)) == 1
+    dbio.tl.call_peaks(samples, control=control, mode="narrow")
+    assert not told(caplog)  # what was asked for needs no line
+    bins = as_bins({"a": rows, "b": simulate(1), "input": simulate(9, peaks={})})
+    dbio.tl.peaks(bins, control="input")
+    (line,) = told(caplog)
+    assert line.startswith("mode='auto': called as narrow marks (2 of 2 samples look so).")
+    assert bins.uns["peaks"]["mark"] == "narrow"
+    dbio.tl.peaks(bins, control="input", mode="broad")
+    assert bins.uns["peaks"]["mark"] == "broad"
+    assert not told(caplog)
+
+
+@pytest.mark.parametrize("mode", ["auto", "broad"])
+@pytest.mark.parametrize("way", ["one", "several", "replicates", "bins"])
+def test_broad_marks_without_a_control_say_what_cannot_be_known(mode, way):
+    """Once for all samples; neither with a control nor with a blacklist, nor for narrow marks."""
+    samples = {name: domain_rows(seed) for seed, name in enumerate(("a", "b", "input"))}
+    given = {name: as_intervals(samples[name]) for name in ("a", "b")}
+
+    def call(**options):
+        if way == "bins":
+            return dbio.tl.peaks(as_bins(samples), **options)
+        source = {"one": given["a"]}.get(way, given)
+        if "control" in options:
+            options["control"] = as_intervals(samples["input"])
+        return dbio.tl.call_peaks(source, replicate=way == "replicates", **options)
+
+    with pytest.warns(UserWarning, match="without a control or a blacklist: repeats.*cannot tell which") as caught:
+        call(mode=mode)
+    (message,) = [text for text in (str(one.message) for one in caught) if text.startswith("broad marks")]
+    names = {"one": 1, "several": 2, "replicates": 2, "bins": 3}[way]
+    assert message.count("'") == 2 * names
+    blacklist = pd.DataFrame({"chrom": ["chr1"], "start": [0], "end": [1000]})
+    for options in ({"control": "input"}, {"blacklist": blacklist}, {"mode": "narrow"}):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="broad marks")
+            call(**{"mode": mode, **options})
+
+
+def test_narrow_marks_without_a_control_get_a_line(rows, caplog):
+    dbio.tl.call_peaks({"a": as_intervals(rows), "b": as_intervals(simulate(1))}, mode="narrow")
+    (line,) = told(caplog)
+    assert line == "Peaks of ['a', 'b'] have neither a control nor a blacklist: repeats look like peaks."
+    dbio.tl.call_peaks(as_intervals(rows), mode="macs")
+    assert not told(caplog)
+
+
+def test_smooth_unevenness_is_no_domain_where_broad_is_asked_for():
+    """A log-normal rate, smooth over 50 kb, with a ratio of its two levels of about 2: none of it is called broad."""
+    rng = np.random.default_rng(3)
+    size = 8_000_000
+    rate = np.convolve(rng.normal(size=size // 1000), np.hanning(121), mode="same")
+    rate = np.exp(0.45 * rate / rate.std())
+    middle = 1000 * rng.choice(len(rate), 80_000, p=rate / rate.sum()) + rng.integers(0, 1000, 80_000)
+    start = np.clip(middle - 100, 0, size - 200)
+    uneven = dbio.io.Intervals.from_arrays(np.full(len(start), "chr1"), start, start + 200, sizes={"chr1": size})
+    with pytest.warns(UserWarning, match="cannot tell which"):
+        assert len(dbio.tl.call_peaks(uneven, mode="broad")) == 0
+
+
+def test_a_fragment_length_for_fragments_is_not_used_in_silence(rows):
+    with pytest.warns(UserWarning, match="fragment_length is not used: intervals holds fragments of known length"):
+        table = dbio.tl.call_peaks(as_intervals(rows), fragment_length=500)
+    pd.testing.assert_frame_equal(table, dbio.tl.call_peaks(as_intervals(rows)))

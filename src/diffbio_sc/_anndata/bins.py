@@ -59,16 +59,7 @@ def read_bins(adata: Any, genome: GenomeAxis, *, fragment_length: float | None =
         positions = 1.0
     else:
         positions = 1.0 + (length - 1) / width
-    return Bins(
-        genome.chromosomes,
-        genome.code,
-        genome.start,
-        genome.end,
-        genome.sequences,
-        width,
-        positions,
-        per_bin,
-    )
+    return Bins(genome, width, positions, per_bin)
 
 
 def _check_gaps(genome: GenomeAxis) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.cell_types import CellTypeBins, read_cell_type_bins
+from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.results import prefix_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def read_states(
     ValueError
         If no bin has a state.
     """
-    record = adata.uns.get(key, {}) if hasattr(adata, "uns") else {}
+    require_anndata(adata, name)
+    record = adata.uns.get(key, {})
     record = record if isinstance(record, Mapping) else {}
     params = record.get("params", {})
     cell_type_key = cell_type_key or params.get("cell_type_key")
@@ -152,11 +154,11 @@ def read_posterior(adata: AnnData, key: str, axis: Literal["var", "obs"], n_stat
 
 def read_model_record(adata: AnnData, key: str) -> Mapping[str, Any]:
     """Entry of ``.uns`` that holds a model, checked to be one."""
-    entries = adata.uns if hasattr(adata, "uns") else {}
-    record = entries.get(key)
+    require_anndata(adata)
+    record = adata.uns.get(key)
     if not isinstance(record, Mapping) or any(name not in record for name in _MODEL):
         raise KeyError(
             f"adata.uns has no model of chromatin states {key!r}: run diffbio_sc.tl.chromatin_states first, or pass "
-            f"its key_added as key=...; keys: {[str(name) for name in entries]}."
+            f"its key_added as key=...; keys: {[str(name) for name in adata.uns]}."
         )
     return record

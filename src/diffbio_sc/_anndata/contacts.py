@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.genome_axis import GenomeAxis, read_genome_axis
+from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.contact_map import ContactMap
 from diffbio_sc.numerics.genome.pixels import storage_of, upper_triangle
@@ -86,8 +87,7 @@ def read_contacts(
     ValueError
         If bins are of different widths or off their grid, or values are missing, negative, fractional or not symmetric.
     """
-    if not hasattr(adata, "obs_names") or hasattr(adata, "mod"):
-        raise TypeError(f"adata must be an AnnData, found {type(adata).__name__}; of a MuData pass the modality.")
+    require_anndata(adata)
     found = [side for side in ("obs", "var") if key in getattr(adata, f"{side}p")]
     if not found:
         raise KeyError(

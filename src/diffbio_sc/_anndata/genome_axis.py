@@ -16,6 +16,7 @@ from diffbio_sc._anndata.matrix import read_counts, require_anndata
 from diffbio_sc._anndata.results import write_results
 from diffbio_sc._checks import name_heads
 from diffbio_sc.blocks.matrix import CountMatrix, InMemory, as_count_matrix, as_working, dense_block
+from diffbio_sc.blocks.steps import SumsOfColumnGroups
 from diffbio_sc.genome.axis import BinAxis, order_bins
 from diffbio_sc.genome.signal import Signal
 
@@ -142,6 +143,13 @@ class Transposed(CountMatrix):
         if isinstance(self.parent, InMemory) and not sp.issparse(self.parent.matrix):
             return dense_block(self.parent.matrix[:, np.asarray(rows)].T, columns)
         return dense_block(self.parent.columns(np.asarray(rows)).T.tocsr(), columns)
+
+    def sum_by_group(self, codes: np.ndarray, groups: int) -> np.ndarray:
+        """Sum of the tracks of each group (groups, bins), in float64; tracks of code -1 are left out."""
+        if isinstance(self.parent, InMemory):
+            return super().sum_by_group(codes, groups)
+        # What is in a file or a graph is gone through once, not once for each block of tracks.
+        return self.parent.reduce(SumsOfColumnGroups(codes, groups))[0].T
 
     def column_sums(self) -> np.ndarray:
         """Sum of each bin over the tracks, in float64."""

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.cell_types import CellTypeBins, read_cell_type_bins
+from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._logging import logger
 from diffbio_sc.blocks.matrix import CountMatrix, InMemory, as_count_matrix
@@ -229,10 +230,7 @@ def read_marks(
     name
         What messages call the object.
     """
-    if not hasattr(adata, "obs_names") or hasattr(adata, "mod"):
-        raise TypeError(
-            f"{name} must be an AnnData of bins and marks, found {type(adata).__name__}; of a MuData pass a modality."
-        )
+    require_anndata(adata, name)
     side, parts = read_cell_type_bins(adata, cell_type_key, axis=axis, name=name)
     track_names = adata.var_names if side == "obs" else adata.obs_names
     other = "var" if side == "obs" else "obs"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc._checks import found_object, is_path
 from diffbio_sc.blocks.matrix import CountMatrix, as_count_matrix
 from diffbio_sc.blocks.steps import Step
 
@@ -123,13 +124,11 @@ def survey_counts(
 
 def require_anndata(adata: Any, name: str = "adata") -> None:
     """Raise TypeError, saying what to pass instead, if ``adata`` is not an AnnData."""
-    import os
-
     if hasattr(adata, "obs_names") and not hasattr(adata, "mod"):
         return
-    found = f"{name} must be an AnnData, found {type(adata).__name__}"
-    if isinstance(adata, str | os.PathLike):
-        raise TypeError(f"{found} {os.fspath(adata)!r}: read the file first, with anndata.read_h5ad for example.")
+    found = f"{name} must be an AnnData, {found_object(adata)}"
+    if is_path(adata):
+        raise TypeError(f"{found}.")
     raise TypeError(
         f"{found}; of a MuData pass the modality: mdata['rna'], of a SpatialData a table: sdata.tables['table']."
     )

@@ -14,7 +14,7 @@ from diffbio_sc._anndata.modality_values import FEATURE_TYPES, choose_or_check, 
 from diffbio_sc._anndata.name_lists import difference_of_names
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.tables import read_labels
-from diffbio_sc._checks import is_path, name_heads
+from diffbio_sc._checks import found_object, name_heads
 from diffbio_sc._logging import logger
 
 if TYPE_CHECKING:
@@ -64,11 +64,7 @@ def require_object(data: Any, argument: str = "mdata") -> None:
     """Raise TypeError unless it is a MuData or an AnnData."""
     if is_mudata(data) or (hasattr(data, "obs_names") and hasattr(data, "layers")):
         return
-    remedy = "."
-    if is_path(data):
-        kind = "h5mu" if str(data).endswith(".h5mu") else "h5ad"
-        remedy = f" (a path): read the file first, with {'mudata' if kind == 'h5mu' else 'anndata'}.read_{kind}(path)."
-    raise TypeError(f"{argument} must be a MuData or an AnnData, found {type(data).__name__}{remedy}")
+    raise TypeError(f"{argument} must be a MuData or an AnnData, {found_object(data)}.")
 
 
 def read_modalities(

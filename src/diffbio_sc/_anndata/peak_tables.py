@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from diffbio_sc._anndata.matrix import require_anndata
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -16,9 +18,10 @@ def read_peak_tables(adata: Any, key: str) -> dict[str, pd.DataFrame]:
     KeyError
         If there are no peaks of that key.
     """
-    record = adata.uns.get(key) if hasattr(adata, "uns") else None
+    require_anndata(adata)
+    record = adata.uns.get(key)
     if record is None or "tables" not in record:
-        keys = [str(name) for name in adata.uns] if hasattr(adata, "uns") else []
+        keys = [str(name) for name in adata.uns]
         raise KeyError(
             f"adata.uns has no peaks {key!r}: run diffbio_sc.tl.peaks first, or pass its key_added; keys: {keys}."
         )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from diffbio_sc._anndata.matrix import require_anndata
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -22,8 +24,7 @@ def read_record(adata: AnnData, key: str, entry: str, maker: str) -> dict[str, A
     KeyError
         If there is no such entry.
     """
-    if not hasattr(adata, "uns"):
-        raise TypeError(f"adata must be an AnnData, found {type(adata).__name__}.")
+    require_anndata(adata)
     record = adata.uns.get(key)
     if not hasattr(record, "keys") or entry not in record:
         raise KeyError(

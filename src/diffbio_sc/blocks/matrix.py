@@ -16,9 +16,11 @@ from diffbio_sc.blocks.plan import BLOCK_ROWS, Plan, plan_rows
 from diffbio_sc.blocks.shuffle import ColumnSpool
 from diffbio_sc.blocks.steps import ColumnSums, GroupSums, RowSums, Step, Together, combine_in_order
 
-__all__ = ["BLOCK_ROWS", "Backed", "CountMatrix", "Dask", "InMemory", "as_count_matrix", "dense_block"]
+__all__ = ["BLOCK_ROWS", "Backed", "BackedColumns", "CountMatrix", "Dask", "InMemory", "as_count_matrix", "dense_block"]
 
 Result = TypeVar("Result")
+_PIECES = 32  # of rows that the columns of a file are dealt out to
+_SLAB_VALUES = 4_000_000  # of columns that are read at once
 
 
 class CountMatrix(abc.ABC):
@@ -43,8 +45,13 @@ class CountMatrix(abc.ABC):
 
     def blocks(self, size: int = BLOCK_ROWS) -> Iterator[tuple[int, Any]]:
         """Yield (first row, block) in order."""
-        for task in self.plan(size).tasks:
-            yield from _pieces(self.read(task[0][0], task[-1][1]), task)
+        for task, whole in self._wholes(self.plan(size)):
+            yield from _pieces(whole, task)
+
+    def _wholes(self, plan: Plan) -> Iterator[tuple[list[tuple[int, int]], Any]]:
+        """Each task of a plan with the rows that it reads, in order."""
+        for task in plan.tasks:
+            yield task, self.read(task[0][0], task[-1][1])
 
     def map(
         self, function: Callable[[int, Any], Result], size: int = BLOCK_ROWS, *, description: str | None = None
@@ -66,8 +73,10 @@ class CountMatrix(abc.ABC):
 
     def _reduce(self, step: Step, size: int, description: str | None) -> Any:
         plan = self.plan(size)
-        tasks: Any = plan.tasks if description is None else progress(plan.tasks, description, total=len(plan.tasks))
-        return combine_in_order((_run(step, self.read(task[0][0], task[-1][1]), task) for task in tasks), step.combine)
+        wholes: Any = self._wholes(plan)
+        if description is not None:
+            wholes = progress(wholes, description, total=len(plan.tasks))
+        return combine_in_order((_run(step, whole, task) for task, whole in wholes), step.combine)
 
     def map_columns(
         self,
@@ -146,13 +155,10 @@ class InMemory(CountMatrix):
 
 
 class Backed(CountMatrix):
-    """A matrix in a file, dense or sparse, of which slices of rows can be read.
-
-    Rows of a CSC matrix on disk are all over the file: it is read once and kept as CSR in memory.
-    """
+    """A matrix in a file, dense or sparse, of which slices of rows can be read."""
 
     def __init__(self, matrix: Any):
-        self.matrix = matrix.to_memory().tocsr() if getattr(matrix, "format", None) == "csc" else matrix
+        self.matrix = matrix
         self.shape, self.dtype = tuple(matrix.shape), np.dtype(matrix.dtype)
 
     def plan(self, size: int = BLOCK_ROWS) -> Plan:
@@ -166,6 +172,66 @@ class Backed(CountMatrix):
     def read(self, start: int, stop: int) -> Any:
         """Rows from ``start`` to before ``stop``."""
         return as_working(self.matrix[start:stop])
+
+
+class BackedColumns(CountMatrix):
+    """A CSC matrix in a file, of which slices of columns can be read.
+
+    Its rows are all over the file. A pass over them reads the columns once and deals them out to a few large pieces of
+    rows, which wait in memory up to a limit, then in temporary files.
+    """
+
+    def __init__(self, matrix: Any):
+        self.matrix = matrix
+        self.shape, self.dtype = tuple(matrix.shape), np.dtype(matrix.dtype)
+
+    def plan(self, size: int = BLOCK_ROWS) -> Plan:
+        """Cut the rows into blocks of at most ``size``, several of them in each piece that is dealt out."""
+        rows = self.shape[0]
+        each = max(-(-rows // _PIECES), size)
+        return plan_rows(rows, size, [min(each, rows - start) for start in range(0, rows, each)])
+
+    def read(self, start: int, stop: int) -> Any:
+        """Rows from ``start`` to before ``stop``, by a pass over all columns."""
+        return self._rows(np.arange(start, stop))
+
+    def take(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+        """Dense float32 rows at increasing indices, by one pass over all columns."""
+        return dense_block(self._rows(np.asarray(rows)), columns)
+
+    def columns(self, indices: np.ndarray) -> sp.csc_array:
+        """Sparse columns at ``indices``."""
+        return sp.csc_array(as_working(self.matrix[:, np.asarray(indices)]))
+
+    def map_columns(
+        self,
+        function: Callable[[sp.csc_array, np.ndarray], Result],
+        blocks: list[np.ndarray],
+        *,
+        description: str = "Columns",
+    ) -> list[Result]:
+        """Apply ``function(sparse columns, their indices)`` to blocks of columns, in order."""
+        return [function(self.columns(block), block) for block in progress(blocks, description)]
+
+    def _wholes(self, plan: Plan) -> Iterator[tuple[list[tuple[int, int]], Any]]:
+        if not plan.tasks:
+            return
+        with ColumnSpool([np.arange(task[0][0], task[-1][1]) for task in plan.tasks]) as spool:
+            for slab in self._slabs():
+                spool.deal(slab)
+            for number, task in enumerate(plan.tasks):
+                yield task, sp.csr_array(spool.collect(number).T)
+
+    def _slabs(self) -> Iterator[sp.csr_array]:
+        """Some columns after the other, as rows of a CSR matrix."""
+        columns = self.shape[1]
+        each = max(int(_SLAB_VALUES * columns / max(self.matrix.group["data"].shape[0], 1)), 1)
+        for first in range(0, columns, each):
+            yield as_working(self.matrix[:, first : min(first + each, columns)].T)
+
+    def _rows(self, rows: np.ndarray) -> sp.csr_array:
+        parts = [slab[:, rows] for slab in self._slabs()]
+        return sp.csr_array(sp.vstack(parts).T) if parts else sp.csr_array((len(rows), 0), dtype=np.float32)
 
 
 class Dask(CountMatrix):
@@ -338,7 +404,7 @@ def _on_columns(
 def as_count_matrix(matrix: Any) -> CountMatrix:
     """Matrix of any kind behind the one interface."""
     if hasattr(matrix, "to_memory") and hasattr(matrix, "format"):  # anndata's backed sparse classes
-        return Backed(matrix)
+        return BackedColumns(matrix) if matrix.format == "csc" else Backed(matrix)
     if hasattr(matrix, "rechunk"):  # dask need not be installed
         return Dask(matrix)
     if type(matrix).__module__.startswith("zarr"):

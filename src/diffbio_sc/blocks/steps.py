@@ -101,6 +101,19 @@ class GroupSums(Step):
         return summed.toarray() if sp.issparse(summed) else summed
 
 
+class SumsOfColumnGroups(ByRow):
+    """Sum of the columns of each group (rows, groups), in float64; columns of code -1 are left out."""
+
+    def __init__(self, codes: np.ndarray, groups: int):
+        kept = np.flatnonzero(np.asarray(codes) >= 0)
+        self.indicator = sp.csr_array((np.ones(len(kept)), (kept, np.asarray(codes)[kept])), (len(codes), groups))
+
+    def __call__(self, start: int, block: Any) -> np.ndarray:
+        """Return the sums over the block's rows."""
+        summed = block @ self.indicator
+        return summed.toarray() if sp.issparse(summed) else summed
+
+
 class Gather(ByRow):
     """The rows marked in ``wanted``, as CSR, of some columns: a sample that is taken while the pass goes by."""
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffbio_sc.engines.mark_choice import Breadth, choose_mark, coarsen, measure_breadth
 from diffbio_sc.engines.peak_settings import PeakSettings
+from diffbio_sc.genome.axis import BinAxis
 from diffbio_sc.genome.peak_table import PeakTable
 from diffbio_sc.numerics.chains.two_state_host import chain_margins, chain_posterior
 from diffbio_sc.numerics.genome.background_host import local_background, robust_level
@@ -36,10 +37,8 @@ class Bins(NamedTuple):
 
     Attributes
     ----------
-    chromosomes, code, start, end
-        Names, and the chromosome (position among the names) and place of each bin.
-    sequences
-        Positions of the bins of each sequence without a gap, in genomic order.
+    axis
+        Their places.
     width
         Base pairs of a bin.
     positions_per_read
@@ -49,18 +48,14 @@ class Bins(NamedTuple):
         may lie in one bin. Counts divided by it are as noisy as a Poisson law says.
     """
 
-    chromosomes: list[str]
-    code: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    sequences: list[np.ndarray]
+    axis: BinAxis
     width: float
     positions_per_read: float
     counts_per_bin: float = 1.0
 
     def __len__(self) -> int:
         """Number of bins."""
-        return len(self.code)
+        return len(self.axis)
 
 
 class BinTrack(NamedTuple):
@@ -139,7 +134,7 @@ def call_track(
     some = counts > 0
     log10_p[some] = -log_survival(counts[some] / bins.counts_per_bin, expected[some] / bins.counts_per_bin)
     log10_p /= math.log(10.0)
-    runs = [run for index in bins.sequences for run in _runs(index, chain.inside)]
+    runs = [run for index in bins.axis.sequences for run in _runs(index, chain.inside)]
     peaks = _describe(runs, counts, expected, log10_p, chain.log_odds, bins)
     histogram = PValueHistogram()
     histogram.add_values(log10_p)
@@ -152,7 +147,7 @@ def call_track(
         call[run] |= good
     mark = "trained" if operator is not None else "broad" if broad else "narrow"
     table = PeakTable.from_chain(
-        bins.chromosomes, ChainPeaks(*(column[kept] for column in peaks)), log10_q[kept], prefix=prefix, mark=mark
+        bins.axis.chromosomes, ChainPeaks(*(column[kept] for column in peaks)), log10_q[kept], prefix=prefix, mark=mark
     )
     return BinTrack(chain.score, chain.start, chain.end, call, log10_p.astype(np.float32), expected, table, broad)
 
@@ -160,7 +155,7 @@ def call_track(
 def measure_counts(counts: np.ndarray, bins: Bins) -> Breadth:
     """How far the counts of a track vary together."""
     reads = np.asarray(counts, np.float64) / bins.positions_per_read
-    return measure_breadth(*coarsen([reads[index] for index in bins.sequences], bins.width))
+    return measure_breadth(*coarsen([reads[index] for index in bins.axis.sequences], bins.width))
 
 
 def _statistical(
@@ -169,7 +164,7 @@ def _statistical(
     """Fill the chain by local background, count log-odds and the most probable path; whether the mark is broad."""
     reads = counts / bins.positions_per_read
     control = None if control is None else control / bins.positions_per_read
-    parts = [reads[index] for index in bins.sequences]
+    parts = [reads[index] for index in bins.axis.sequences]
     broad = settings.mode == "broad"
     if settings.mode == "auto":
         broad = choose_mark({"the track": measure_counts(counts, bins)}) == "broad"
@@ -181,7 +176,7 @@ def _statistical(
     windows = mark.windows if control is None else mark.control_windows
     scale = None if control is None else float(reads.sum() / max(control.sum(), 1e-300))
     widths = [bins_of_window(window, bins.width) for window in windows]
-    for index, part in zip(bins.sequences, parts, strict=True):
+    for index, part in zip(bins.axis.sequences, parts, strict=True):
         rate = local_background(
             part,
             widths,
@@ -200,7 +195,7 @@ def _statistical(
 
 def _trained(counts: np.ndarray, control: np.ndarray | None, bins: Bins, operator: Caller, chain: _Chain) -> None:
     """Fill the chain by a trained caller."""
-    for index in bins.sequences:
+    for index in bins.axis.sequences:
         data = {"signal": counts[index].astype(np.float32)}
         if control is not None:
             data["control"] = control[index].astype(np.float32)
@@ -233,17 +228,17 @@ def _describe(
     unit = bins.positions_per_read
     # The bin of the summit is the highest of three-bin means, so that one odd bin does not decide.
     smooth = np.zeros(len(counts))
-    for index in bins.sequences:
+    for index in bins.axis.sequences:
         values = counts[index]
         smooth[index] = 0.5 * values
         smooth[index[1:]] += 0.25 * values[:-1]
         smooth[index[:-1]] += 0.25 * values[1:]
     top = np.array([run[int(np.argmax(smooth[run]))] for run in runs], np.int64)
     return ChainPeaks(
-        bins.code[top].astype(np.int64),
-        np.array([bins.start[run[0]] for run in runs], np.int64),
-        np.array([bins.end[run[-1]] for run in runs], np.int64),
-        (bins.start[top] + bins.end[top]) // 2,
+        bins.axis.code[top].astype(np.int64),
+        np.array([bins.axis.start[run[0]] for run in runs], np.int64),
+        np.array([bins.axis.end[run[-1]] for run in runs], np.int64),
+        (bins.axis.start[top] + bins.axis.end[top]) // 2,
         counts[top],
         expected[top],
         log10_p[top],

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._progress import progress
 from diffbio_sc.engines.bin_peaks import Bins, Caller, call_track, measure_counts
-from diffbio_sc.engines.mark_choice import choose_mark
+from diffbio_sc.engines.mark_choice import choose_mark, tell_unguarded
 from diffbio_sc.engines.peak_sets import count_support, cut_at_regions
 from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.intervals import Intervals
@@ -77,6 +77,8 @@ class BinResults(NamedTuple):
         Peaks by group; those of controls are empty.
     broad
         Names of the groups called as broad marks.
+    mark
+        How all groups were called: ``"narrow"``, ``"broad"`` or ``"trained"``.
     """
 
     matrices: dict[str, Any]
@@ -84,6 +86,7 @@ class BinResults(NamedTuple):
     background: np.ndarray
     tables: dict[str, PeakTable]
     broad: list[str]
+    mark: str
 
 
 def call_groups(
@@ -123,6 +126,8 @@ def call_groups(
     if settings.mode == "auto" and operator is None:
         measured = {group: measure_counts(pools[place[group]], bins) for group in groups.called}
         settings = dataclasses.replace(settings, mode=choose_mark(measured))
+    if regions is None and operator is None:
+        tell_unguarded(settings.mode, [group for group in groups.called if group not in groups.controls])
     for group in progress(groups.called, "Peaks", total=len(groups.called)):
         index = place[group]
         against = None
@@ -151,7 +156,8 @@ def call_groups(
     matrices = {name: rows[name].matrix(kind) for name, kind in _KINDS.items()}
     if levels.dense:
         matrices["background"] = levels.matrix(np.float32)
-    return BinResults(matrices, n_peaks, background.astype(np.float32), tables, broad)
+    mark = "trained" if operator is not None else settings.mode
+    return BinResults(matrices, n_peaks, background.astype(np.float32), tables, broad, mark)
 
 
 def _check_control(counts: np.ndarray, control: np.ndarray, bins: Bins, group: str, name: str) -> None:
@@ -166,10 +172,10 @@ def _check_control(counts: np.ndarray, control: np.ndarray, bins: Bins, group: s
             UserWarning,
             stacklevel=4,
         )
-    treated, known = (np.bincount(bins.code, part, len(bins.chromosomes)) for part in (counts, control))
+    treated, known = (np.bincount(bins.axis.code, part, len(bins.axis.chromosomes)) for part in (counts, control))
     without = np.flatnonzero((known == 0) & (treated * share >= EXPECTED_READS * bins.positions_per_read))
     if len(without):
-        names = [bins.chromosomes[index] for index in without[:5]]
+        names = [bins.axis.chromosomes[index] for index in without[:5]]
         warnings.warn(
             f"the control {name!r} has no counts on {len(without)} chromosomes of {group!r}, such as {names}: the "
             "background there is the mean of the genome.",
@@ -189,9 +195,9 @@ def _replicates_of(counts: _Counts, groups: Groups, index: int) -> Iterator[np.n
 
 def _bins_of(table: PeakTable, bins: Bins) -> np.ndarray:
     """Bins that peaks of a table overlap."""
-    position = {name: code for code, name in enumerate(bins.chromosomes)}
+    position = {name: code for code, name in enumerate(bins.axis.chromosomes)}
     codes = np.array([position[str(name)] for name in table["chrom"]], np.int64)
-    return Regions(codes, table["start"], table["end"]).overlaps(bins.code, bins.start, bins.end)
+    return Regions(codes, table["start"], table["end"]).overlaps(bins.axis.code, bins.axis.start, bins.axis.end)
 
 
 class _Pools:

@@ -9,7 +9,7 @@ import numpy as np
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
 from diffbio_sc.engines.interval_sample import Sample, coarse_bins, prepare_sample
-from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, Breadth, choose_mark, measure_breadth
+from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, Breadth, choose_mark, measure_breadth, tell_unguarded
 from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.intervals import Intervals
@@ -59,10 +59,21 @@ def stream_peaks(
                 f"the control {control.name} holds no reads; leave control out to take the background from the "
                 f"treatment."
             )
-        match_chromosomes(treatment.chromosomes, control.chromosomes, left_name=treatment.name, right_name=control.name)
+        match_chromosomes(
+            treatment.chromosomes,
+            control.chromosomes,
+            left_name=treatment.name,
+            right_name=f"the control {control.name}",
+        )
     if not len(treatment):
         warnings.warn(f"{treatment.name} holds no reads: there are no peaks.", UserWarning, stacklevel=2)
         return PeakTable.empty()
+    if settings.fragment_length is not None and treatment.paired:
+        warnings.warn(
+            f"fragment_length is not used: {treatment.name} holds fragments of known length, not single reads.",
+            UserWarning,
+            stacklevel=2,
+        )
     sample = prepare_sample(treatment, settings, treatment.extent(), owned=owned)
     source = None if control is None else _prepare_control(control, sample, treatment.name, settings)
     if settings.mode == "macs":
@@ -73,6 +84,8 @@ def stream_peaks(
         sequences = coarse_bins(sample, BREADTH_WIDTH)
     if settings.mode == "auto":
         broad = choose_mark({treatment.name: measure_breadth(sequences, BREADTH_WIDTH)}) == "broad"
+    if settings.unguarded:
+        tell_unguarded("broad" if broad else "narrow", [treatment.name])
     if broad:
         table = _broad(sample, source, sequences, settings)
     else:
@@ -262,7 +275,9 @@ def _macs(sample: Sample, source: Sample | None, settings: PeakSettings) -> Peak
         # The larger of the two is scaled down. MACS compares fragments of the treatment with cut sites of the control.
         scale = source.sites * sample.mean_length / sample.total_length
         background = background.scaled(scale)
-    shortest, gap = max(int(sample.mean_length), 1), int(sample.tag_length)
+    gap = int(sample.tag_length)
+    # MACS3's d is the mean of the fragments listed, its pile-up that of the fragments counted.
+    shortest = max(gap if sample.paired else int(sample.mean_length), 1)
     q_values = QValues()
 
     def scored(index: int) -> ScoredRuns:

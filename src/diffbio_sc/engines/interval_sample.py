@@ -32,7 +32,7 @@ class Sample(NamedTuple):
     number, mean_length
         Of the fragments.
     tag_length
-        Mean length of what was sequenced: of a read, or of a whole fragment.
+        Mean length of what was sequenced: of a read, or of a whole fragment, each once however often it counts.
     paired
         Whether both ends are cut sites; of extended reads only the first is known.
     site_start, site_end, site_bounds
@@ -100,7 +100,9 @@ def _fragments(
     if limit is not None and cells:
         intervals = intervals.deduplicate(limit)
     start, end, bounds = intervals.columns["start"], intervals.columns["end"], intervals.bounds
+    listed = None
     if "count" in intervals.columns and limit is None:
+        listed = _mean_length(start, end, bounds)
         start, end, bounds = _repeated(start, end, bounds, intervals.columns["count"])
     elif limit is not None and not cells:
         bounds = bounds.copy()
@@ -114,7 +116,8 @@ def _fragments(
     sizes = np.array([lengths[name] for name in intervals.chromosomes], np.int64)
     number = int((bounds[:, 1] - bounds[:, 0]).sum())
     mean = _mean_length(start, end, bounds)
-    return Sample(start, end, bounds, intervals.chromosomes, sizes, number, mean, mean, True, start, end, bounds)
+    tag = mean if listed is None else listed
+    return Sample(start, end, bounds, intervals.chromosomes, sizes, number, mean, tag, True, start, end, bounds)
 
 
 def _repeated(

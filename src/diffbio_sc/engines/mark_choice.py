@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
 from diffbio_sc.numerics.genome.background_host import breadth, broad_weight, level_contrast
 from diffbio_sc.numerics.genome.marks import LEVEL_WINDOW
 
-__all__ = ["BREADTH_WIDTH", "Breadth", "choose_mark", "coarsen", "measure_breadth"]
+__all__ = ["BREADTH_WIDTH", "Breadth", "choose_mark", "coarsen", "measure_breadth", "tell_unguarded"]
 
 BREADTH_WIDTH = 500  # base pairs per bin
 _LIMIT = 20.0  # counts of those bins are cut at this multiple of their mean
@@ -61,9 +62,11 @@ def measure_breadth(sequences: Sequence[np.ndarray], width: float) -> Breadth:
 def choose_mark(measured: Mapping[str, Breadth]) -> str:
     """Return ``"narrow"`` or ``"broad"``, for all samples of an experiment together, by the majority of their marks.
 
-    Samples that show no mark have no vote. A warning names samples that look otherwise; that broad settings were
-    chosen is logged.
+    Samples that show no mark have no vote. The choice is said in one line at the default verbosity, as the kind of mark
+    decides what a peak is; a warning names samples that look otherwise.
     """
+    if not measured:
+        return "narrow"
     marks = {name: one.mark for name, one in measured.items()}
     votes = {kind: [name for name, mark in marks.items() if mark == kind] for kind in ("narrow", "broad")}
     chosen = "broad" if len(votes["broad"]) > len(votes["narrow"]) else "narrow"
@@ -75,14 +78,31 @@ def choose_mark(measured: Mapping[str, Breadth]) -> str:
             UserWarning,
             stacklevel=3,
         )
-    first = next(iter(measured.values()), Breadth(0.0, 1.0))
-    what = f"{len(votes[chosen])} of {len(measured)} samples look so"
+    what = f"{len(votes[chosen])} of {len(measured)} samples look so" if any(marks.values()) else "none shows a mark"
     if len(measured) == 1:
-        what = f"breadth {first.breadth:.2f}, contrast {first.contrast:.1f}"
-    message = f"mode='auto': called as {chosen} marks ({what})."
-    if chosen == "broad":
-        # Broad settings are the ones that surprise: said at the default verbosity.
-        logger.warning(message + " Pass mode='narrow' if these are no domains.")
-    else:
-        logger.info(message)
+        only = next(iter(measured.values()))
+        what = f"breadth {only.breadth:.2f}, contrast {only.contrast:.1f}{'' if only.mark else ', no clear mark'}"
+    doubt = "Pass mode='narrow' if these are no domains." if chosen == "broad" else "Pass mode='broad' for domains."
+    logger.warning(f"mode='auto': called as {chosen} marks ({what}). {doubt}")
     return chosen
+
+
+def tell_unguarded(mark: str, names: Sequence[str]) -> None:
+    """Say what cannot be known of samples that have neither a control nor a blacklist.
+
+    Narrow marks are mostly right without, and ATAC-seq has no control: a line in the log. Of domains any may be false:
+    a warning.
+    """
+    if not names:
+        return
+    of = f"of {name_heads(names)} "
+    if mark == "narrow":
+        logger.warning(f"Peaks {of}have neither a control nor a blacklist: repeats look like peaks.")
+        return
+    warnings.warn(
+        f"broad marks {of}are called without a control or a blacklist: repeats, gains of copy number and slow "
+        "unevenness fill long stretches as domains do, and the counts alone cannot tell which. Pass control=..., or "
+        "blacklist=... for what is known.",
+        UserWarning,
+        stacklevel=4,
+    )

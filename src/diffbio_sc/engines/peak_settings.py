@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 from typing import Any, Literal
 
@@ -28,6 +29,8 @@ class PeakSettings:
     duplicates: int | Literal["auto"] | None = "auto"
     prefix: str = ""
     """What names of peaks begin with."""
+    unguarded: bool = False
+    """Whether there is neither a control nor a blacklist, and a call says so with its kind of mark."""
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
@@ -51,7 +54,7 @@ class PeakSettings:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_whole(value: Any) -> bool:

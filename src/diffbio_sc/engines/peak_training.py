@@ -90,25 +90,27 @@ def cut_tracks(
     """
     from diffbio_sc.operators.epigenomics.peak_labels import REGION_KINDS
 
-    code = {name: index for index, name in enumerate(bins.chromosomes)}
-    first_bin = np.array([index[0] for index in bins.sequences])
-    last_bin = np.array([index[-1] for index in bins.sequences])
+    code = {name: index for index, name in enumerate(bins.axis.chromosomes)}
+    first_bin = np.array([index[0] for index in bins.axis.sequences])
+    last_bin = np.array([index[-1] for index in bins.axis.sequences])
     of_sequence: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for track, chrom, low, high, kind in zip(*labels, strict=True):
         what = f"the label {REGION_KINDS[kind]} of {names[track]!r} at {chrom}:{low}-{high}"
         touches = np.flatnonzero(
-            (bins.code[first_bin] == code.get(chrom, -1)) & (bins.start[first_bin] < high) & (bins.end[last_bin] > low)
+            (bins.axis.code[first_bin] == code.get(chrom, -1))
+            & (bins.axis.start[first_bin] < high)
+            & (bins.axis.end[last_bin] > low)
         )
         if len(touches) != 1:
             raise ValueError(f"{what} lies {'across a gap between bins' if len(touches) else 'on no bins of adata'}.")
-        start, end = _bins_of_label(bins, bins.sequences[touches[0]], low, high, REGION_KINDS[kind])
+        start, end = _bins_of_label(bins, bins.axis.sequences[touches[0]], low, high, REGION_KINDS[kind])
         if end <= start:
             raise ValueError(f"{what} is shorter than a bin.")
         of_sequence.setdefault((int(track), int(touches[0])), []).append((int(kind), start, end))
     tracks = []
     margin = int(_MARGIN // bins.width)
     for (track, sequence), found in of_sequence.items():
-        index = bins.sequences[sequence]
+        index = bins.axis.sequences[sequence]
         kind, start, end = np.array(found).T
         low, high = max(start.min() - margin, 0), min(end.max() + margin, len(index))
         row = counts.take(np.array([track]), index[low:high])[0]
@@ -119,7 +121,7 @@ def cut_tracks(
 
 def _bins_of_label(bins: Bins, index: np.ndarray, low: int, high: int, kind: str) -> tuple[int, int]:
     """Bins that the region touches; for a start those that begin in it, for an end those that end in it."""
-    begins, ends = bins.start[index], bins.end[index]
+    begins, ends = bins.axis.start[index], bins.axis.end[index]
     if kind == "peakStart":
         start = int(np.searchsorted(begins, low, side="left"))
     else:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata.matrix import require_anndata
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -37,6 +39,7 @@ def deconvolution(adata: AnnData, *, key: str = "deconvolution") -> pd.DataFrame
     >>> dbio.get.deconvolution(spots).columns.tolist()
     ['spot', 'cell_type', 'proportion', 'std', 'abundance']
     """
+    require_anndata(adata)
     if key not in adata.obsm or key not in adata.uns:
         raise KeyError(f"adata has no deconvolution {key!r}: run diffbio_sc.tl.deconvolve; obsm: {list(adata.obsm)}.")
     types = [str(name) for name in adata.uns[key]["cell_types"]]

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata import result_column
+from diffbio_sc._anndata.matrix import require_anndata
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,6 +53,7 @@ def spatial_genes(
     >>> len(dbio.get.spatial_genes(spots, n_top=5))
     5
     """
+    require_anndata(adata)
     stored = {name: result_column(key, name) for name in _VARIANCE + _TESTED}
     missing = [stored[name] for name in _TESTED if stored[name] not in adata.var]
     if missing:

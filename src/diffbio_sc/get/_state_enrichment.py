@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from diffbio_sc._anndata.matrix import require_anndata
+
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
@@ -44,7 +46,8 @@ def state_enrichment(
     kinds = ("overlap", "neighborhood")
     if kind is not None and kind not in kinds:
         raise ValueError(f"kind must be one of {kinds} or None, found {kind!r}.")
-    record = adata.uns.get(key, {}) if hasattr(adata, "uns") else {}
+    require_anndata(adata)
+    record = adata.uns.get(key, {})
     there = [name for name in kinds if hasattr(record, "get") and name in record]
     if not there:
         raise KeyError(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from diffbio_sc._anndata.matrix import require_anndata
+
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
@@ -48,7 +50,8 @@ def state_reproducibility(
     kinds = ("states", "reliability", "overlap", "summary")
     if kind not in kinds:
         raise ValueError(f"kind must be one of {kinds}, found {kind!r}.")
-    record = adata.uns.get(key, {}) if hasattr(adata, "uns") else {}
+    require_anndata(adata)
+    record = adata.uns.get(key, {})
     if not hasattr(record, "get") or kind not in record:
         raise KeyError(
             f"adata.uns has no reproducibility {key!r}: run diffbio_sc.tl.state_reproducibility first, or pass its "

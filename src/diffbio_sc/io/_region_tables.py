@@ -52,12 +52,23 @@ def write_regions(table: Any, path: PathLike) -> None:
         if frame[key].dtype.kind == "f":
             frame[key] = [_number(value) for value in frame[key].to_numpy(np.float64, na_value=np.nan).tolist()]
         elif frame[key].dtype.kind not in "iub" or frame[key].isna().any():
-            text = frame[key].astype(object).fillna(".").map(str)
-            broken = text[text.str.contains("[\t\r\n]", regex=True)]
-            if len(broken):
-                raise ValueError(f"column {key!r} must not hold tabs or line ends, found {broken.iloc[0]!r}.")
-            frame[key] = text
+            frame[key] = unbroken(frame[key], f"column {key!r}")
+    write_lines(frame, path)
+
+
+def unbroken(column: pd.Series, what: str) -> pd.Series:
+    """Return values as text, missing ones as ``.``; ValueError if one would break a line of a text file."""
+    text = column.astype(object).fillna(".").map(str)
+    broken = text[text.str.contains("[\t\r\n]", regex=True)]
+    if len(broken):
+        raise ValueError(f"{what} must not hold tabs or line ends, found {broken.iloc[0]!r}.")
+    return text
+
+
+def write_lines(frame: pd.DataFrame, path: PathLike, *, head: str = "") -> None:
+    """Write a table of which no value holds a tab or a line end, as it stands, below a head."""
     with open_writer(path) as stream, io.TextIOWrapper(stream, encoding="utf-8", newline="") as handle:
+        handle.write(head)
         frame.to_csv(
             handle, sep="\t", header=False, index=False, lineterminator="\n", quoting=csv.QUOTE_NONE, quotechar=None
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_contacts
+from diffbio_sc._files import replacing
 from diffbio_sc.io._cooler_files import has_group, import_cooler
 
 if TYPE_CHECKING:
@@ -86,17 +88,21 @@ def write_cool(
     counts = found.counts
     row = np.repeat(np.arange(found.n_bins), np.diff(counts.indptr))
     pixels = pd.DataFrame({"bin1_id": row, "bin2_id": counts.indices.astype(np.int64), "count": counts.data})
-    cooler.create_cooler(
-        f"{file}::{group}" if group else file,
-        bins,
-        pixels,
-        dtypes={"count": counts.data.dtype},
-        ordered=True,
-        mode="a" if group and Path(file).exists() else "w",
-        assembly=assembly or str(adata.uns.get("genome_assembly", "unknown")),
-    )
-    if group and file.endswith(".mcool"):
-        import h5py
+    with replacing(file) as temporary:
+        appended = bool(group) and Path(file).exists()
+        if appended and temporary != os.path.realpath(file):
+            shutil.copyfile(file, temporary)  # what else the file holds stays
+        cooler.create_cooler(
+            f"{temporary}::{group}" if group else temporary,
+            bins,
+            pixels,
+            dtypes={"count": counts.data.dtype},
+            ordered=True,
+            mode="a" if appended else "w",
+            assembly=assembly or str(adata.uns.get("genome_assembly", "unknown")),
+        )
+        if group and file.endswith(".mcool"):
+            import h5py
 
-        with h5py.File(file, "r+") as handle:
-            handle.attrs.update({"format": "HDF5::MCOOL", "format-version": 2})
+            with h5py.File(temporary, "r+") as handle:
+                handle.attrs.update({"format": "HDF5::MCOOL", "format-version": 2})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,7 @@ import numpy as np
 
 from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
 from diffbio_sc.io._byte_source import PathLike
-from diffbio_sc.io._region_tables import checked_regions
-from diffbio_sc.io._write_text import write_text
+from diffbio_sc.io._region_tables import checked_regions, unbroken, write_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,8 +53,8 @@ def write_segments(
     KeyError
         If a column, or the colour of a state, is missing.
     ValueError
-        If there are no segments, an end is not after its start, segments of several cell types are mixed, or a
-        segment lies beyond its chromosome.
+        If there are no segments, an end is not after its start, segments of several cell types are mixed, a segment
+        lies beyond its chromosome, or a name holds a tab or a line end.
 
     Examples
     --------
@@ -73,7 +73,9 @@ def write_segments(
             f"segments must be of one cell type, found {list(map(str, segments['cell_type'].unique()))[:5]}; write a "
             "file for each: segments[segments['cell_type'] == name]."
         )
-    frame = checked_regions(segments)[["chrom", "start", "end", "state"]].astype({"chrom": str, "state": str})
+    frame = checked_regions(segments)[["chrom", "start", "end", "state"]].copy()
+    for key in ("chrom", "state"):
+        frame[key] = unbroken(frame[key], f"column {key!r}")
     if chrom_sizes is not None:
         sizes = read_chrom_sizes(chrom_sizes)
         chromosomes = list(frame["chrom"].unique())
@@ -85,28 +87,30 @@ def write_segments(
             f"segments must have 0 <= start < end within their chromosome, found {int(bad.sum())} that have not; "
             f"first: {list(map(str, frame[bad].iloc[0]))}."
         )
-    lines = ""
+    head = ""
     if dense:
-        rgb = _colors(segments, colors)
+        if re.search('["\t\r\n]', name):
+            raise ValueError(f"name must not hold quotes, tabs or line ends, found {name!r}.")
+        rgb = _colors(segments.assign(state=frame["state"]), colors)
         frame["score"], frame["strand"] = 0, "."
         frame["thickStart"], frame["thickEnd"] = frame["start"], frame["end"]
         frame["itemRgb"] = frame["state"].map(rgb)
-        lines = f'track name="{name}" description="{name}" visibility=1 itemRgb="On"\n'
-    write_text(path, lines + frame.to_csv(sep="\t", header=False, index=False, lineterminator="\n"))
+        head = f'track name="{name}" description="{name}" visibility=1 itemRgb="On"\n'
+    write_lines(frame, path, head=head)
 
 
 def _colors(segments: pd.DataFrame, colors: Mapping[str, str] | None) -> dict[str, str]:
     """Colour of each state as ``r,g,b``."""
     from matplotlib.colors import to_rgb
 
-    states = list(dict.fromkeys(segments["state"].astype(str)))
+    states = list(dict.fromkeys(segments["state"]))
     if colors is not None:
         chosen = {str(state): color for state, color in colors.items()}
         lacking = [state for state in states if state not in chosen]
         if lacking:
             raise KeyError(f"colors have no colour for states {lacking[:10]}; they have {list(chosen)[:20]}.")
     elif "color" in segments:
-        chosen = dict(zip(segments["state"].astype(str), segments["color"].astype(str), strict=True))
+        chosen = dict(zip(segments["state"], segments["color"].astype(str), strict=True))
     else:
         shades = np.linspace(0.2, 0.85, len(states))
         chosen = {state: f"{shade:.3f}" for state, shade in zip(states, shades, strict=True)}

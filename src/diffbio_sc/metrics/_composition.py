@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._checks import as_numbers
+
 _TINY = 1e-300
 
 
@@ -51,7 +53,7 @@ def composition(estimate: pd.DataFrame | np.ndarray, truth: pd.DataFrame | np.nd
                 different = sorted(map(str, set(estimate.axes[axis]) ^ set(truth.axes[axis])))
                 raise ValueError(f"estimate and truth must have the same {what} names; only in one: {different[:5]}.")
         estimate = estimate.loc[truth.index, truth.columns]
-    p, t = np.array(estimate, np.float64), np.array(truth, np.float64)
+    p, t = as_numbers(estimate, "estimate"), as_numbers(truth, "truth")
     if p.shape != t.shape or p.ndim != 2:
         raise ValueError(f"estimate and truth must have the same two-axis shape, found {p.shape} and {t.shape}.")
     failed = ~np.isfinite(p).all(1) | (np.nan_to_num(p).sum(1) <= 0)

@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata import read_labels
+from diffbio_sc._checks import found_object
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -203,7 +204,7 @@ def _kind(data: AnnData | MuData) -> str:
     from mudata import MuData
 
     if not isinstance(data, AnnData | MuData):
-        raise TypeError(f"data must be an AnnData or a MuData, found {type(data).__name__}.")
+        raise TypeError(f"data must be an AnnData or a MuData, {found_object(data)}.")
     return "adata" if isinstance(data, AnnData) else "mdata"
 
 

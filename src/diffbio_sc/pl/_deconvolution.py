@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata import read_labels
+from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc.pl._figure import check_save, distinct_colors, show_or_save
 from diffbio_sc.pl._spatial_maps import draw_maps
 
@@ -90,6 +91,7 @@ def deconvolution(
     if isinstance(n_columns, bool) or not isinstance(n_columns, int | np.integer) or n_columns < 1:
         raise ValueError(f"n_columns must be a whole number of at least 1, found {n_columns!r}.")
     check_save(save)
+    require_anndata(adata)
     if key not in adata.obsm:
         raise KeyError(f"adata.obsm has no {key!r}: run diffbio_sc.tl.deconvolve; keys: {list(adata.obsm)}.")
     table = adata.obsm[key]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata import require_anndata
 from diffbio_sc.pl._figure import check_save, show_or_save
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def spatial_genes(
     if ax is not None and kind in ("maps", "patterns"):
         raise ValueError(f"ax= is for kind 'volcano' and 'qq'; kind {kind!r} draws several axes.")
     check_save(save)
+    require_anndata(adata)
     record = adata.uns.get(patterns_key if kind == "patterns" else key, {}).get("params", {})
     spatial_key = spatial_key or str(record.get("spatial_key", "spatial"))
     layer = layer or record.get("layer")

@@ -13,6 +13,7 @@ from diffbio_sc._anndata.cell_types import read_cell_type_bins
 from diffbio_sc._anndata.matrix import read_counts
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._checks import found_object
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
@@ -262,8 +263,8 @@ def _from_files(
 
     if not isinstance(source, Mapping) or not source:
         raise TypeError(
-            f"data must be an AnnData, or files by mark or by cell type and mark in a mapping, found "
-            f"{type(source).__name__}{' without entries' if isinstance(source, Mapping) else ''}."
+            f"data must be an AnnData, or files by mark or by cell type and mark in a mapping, "
+            f"{found_object(source)}{' without entries' if isinstance(source, Mapping) else ''}."
         )
     nested = [isinstance(item, Mapping) for item in source.values()]
     if any(nested) and not all(nested):

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.contacts_object import bins_table, contacts_object, symmetric
+from diffbio_sc._checks import found_object
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,7 +52,7 @@ def combine_contacts(maps: Mapping[str, AnnData], *, key: str = "contacts", pool
         obsp: 'contacts', 'contacts_a', 'contacts_b'
     """
     if not isinstance(maps, Mapping):
-        raise TypeError(f"maps must map names to AnnData objects, found {type(maps).__name__}.")
+        raise TypeError(f"maps must map names to AnnData objects, {found_object(maps)}.")
     if not maps:
         raise ValueError("maps must hold at least one contact map, found none.")
     found = {str(name): read_contacts(each, key) for name, each in maps.items()}

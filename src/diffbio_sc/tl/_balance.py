@@ -8,9 +8,10 @@ import numpy as np
 
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.results import make_record, prefix_of
+from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.contacts_balance import MapBalance, balance_map
-from diffbio_sc.tl._contacts_input import Axis, whole_number
+from diffbio_sc.tl._contacts_input import Axis
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,7 +89,9 @@ def balance(
     >>> adata.uns["balance"]["report"]["converged"]
     True
     """
-    _check_arguments(contact, ignore_diags, min_nnz, min_count, mad_max, tolerance)
+    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
+    min_nnz = whole_number(min_nnz, "min_nnz", minimum=0)
+    _check_arguments(contact, min_count, mad_max, tolerance)
     contacts = read_contacts(adata, key, axis=axis)
     options = {
         "contact": contact,
@@ -136,11 +139,9 @@ def balance_fields(
     return result.weights, columns, record
 
 
-def _check_arguments(contact, ignore_diags, min_nnz, min_count, mad_max, tolerance) -> None:
+def _check_arguments(contact, min_count, mad_max, tolerance) -> None:
     if contact not in ("cis", "trans", "all"):
         raise ValueError(f"contact must be 'cis', 'trans' or 'all', found {contact!r}.")
-    whole_number("ignore_diags", ignore_diags, 0)
-    whole_number("min_nnz", min_nnz, 0)
     for name, value in (("min_count", min_count), ("mad_max", mad_max)):
         if not value >= 0:
             raise ValueError(f"{name} must not be negative, found {value!r}.")

@@ -78,15 +78,16 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
         the depth of the treatment.
     mode
         ``"narrow"`` for transcription factors, open chromatin, most promoters and enhancers; ``"broad"`` for domains;
-        ``"auto"`` decides by how far the covariance of the counts reaches; ``"macs"`` takes MACS3's background,
-        p-values and merging :cite:p:`Zhang2008`.
+        ``"auto"`` decides by how far the covariance of the counts reaches, once for all, and says so; ``"macs"`` takes
+        MACS3's background, p-values and merging :cite:p:`Zhang2008`.
     qvalue
         Largest false discovery rate of a peak, over all bins.
     blacklist
         Regions where no peak may have its summit: intervals, a BED file or a table with ``chrom``, ``start`` and
         ``end``. Peaks that reach into one are cut off there.
     fragment_length
-        Length in base pairs that single reads are extended to; default from the distance between strands.
+        Length in base pairs that single reads are extended to; default from the distance between strands. Fragments
+        have their own length.
     genome_size
         Mappable size of the genome in base pairs; default the length of the chromosomes.
     bin_size
@@ -139,6 +140,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
         genome_size=genome_size,
         fragment_length=fragment_length,
         duplicates=duplicates,
+        unguarded=control is None and blacklist is None and mode != "macs",
     )
     if hasattr(source, "obs_names"):
         source, groupby = _fragments_of(source, groupby)
@@ -178,7 +180,7 @@ def _call_samples(
             raise KeyError(f"control has none for samples {missing[:5]}; it has: {list(map(str, control))[:10]}.")
         if replicate:
             raise ValueError("replicates that are pooled need one control, found a mapping.")
-    if settings.mode == "auto" and len(sources) > 1:
+    if len(sources) > 1 or replicate:
         settings = _one_mark(sources.items(), settings)
     tables = {
         str(name): _call_one(
@@ -218,8 +220,7 @@ def _call_cells(
     found = labels[labels.index.isin(intervals.barcodes or [])]
     warn_of_small_groups({str(name): int(count) for name, count in found.value_counts().items()})
     control = None if control is None else _open(control)[0]
-    if settings.mode == "auto":
-        settings = _one_mark(pooled.items(), settings)
+    settings = _one_mark(pooled.items(), settings)
     return {
         str(name): _call_one(fragments, dataclasses.replace(settings, prefix=f"{name}_"), control, blacklist).to_frame()
         for name, fragments in progress(list(pooled.items()), "Groups")
@@ -227,12 +228,17 @@ def _call_cells(
 
 
 def _one_mark(samples: Iterable[tuple[str, Any]], settings: PeakSettings) -> PeakSettings:
-    """Settings with the mark that all samples or groups of one experiment are called as."""
+    """Settings with the mark that all samples or groups of one experiment are called as; said once."""
     from diffbio_sc.engines.interval_peaks import measure_intervals
-    from diffbio_sc.engines.mark_choice import choose_mark
+    from diffbio_sc.engines.mark_choice import choose_mark, tell_unguarded
 
-    measured = {str(name): measure_intervals(_open(one)[0], settings) for name, one in samples}
-    return dataclasses.replace(settings, mode=choose_mark(measured))
+    samples = list(samples)
+    mode = settings.mode
+    if mode == "auto":
+        mode = choose_mark({str(name): measure_intervals(_open(one)[0], settings) for name, one in samples})
+    if settings.unguarded:
+        tell_unguarded(mode, [str(name) for name, _ in samples])
+    return dataclasses.replace(settings, mode=mode, unguarded=False)
 
 
 def _call_one(source: Any, settings: PeakSettings, control: Any, blacklist: Any) -> PeakTable:

@@ -9,9 +9,10 @@ import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_track
 from diffbio_sc._anndata.results import make_record, prefix_of
+from diffbio_sc._checks import whole_number
 from diffbio_sc.engines.contacts_compartments import MapCompartments, compartments_map
 from diffbio_sc.numerics.genome.compartments import GAMMA
-from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced, whole_number
+from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -116,7 +117,7 @@ def compartments(
     """
     if contact not in ("cis", "trans"):
         raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")
-    whole_number("n_vectors", n_vectors, 1)
+    n_vectors = whole_number(n_vectors, "n_vectors")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie between 0 and 1, found {gamma!r}.")
     balanced = read_balanced(

@@ -9,10 +9,11 @@ import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_breaks, read_contacts, read_track, read_weights
 from diffbio_sc._anndata.results import make_record
+from diffbio_sc._checks import whole_number
 from diffbio_sc.numerics.genome.compartments import GAMMA
 from diffbio_sc.tl._balance import balance_fields
 from diffbio_sc.tl._compartments import NEAREST, compartments_fields
-from diffbio_sc.tl._contacts_input import Axis, Breaks, whole_number, with_decays
+from diffbio_sc.tl._contacts_input import Axis, Breaks, with_decays
 from diffbio_sc.tl._expected import expected_record
 from diffbio_sc.tl._insulation import insulation_fields, insulation_lengths
 from diffbio_sc.tl._loops import ENRICHMENT, MAX_DISTANCE, loops_record
@@ -91,7 +92,7 @@ def contacts(
     (True, True)
     """
     started = time.perf_counter()
-    whole_number("ignore_diags", ignore_diags, 0)
+    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     if not 0 < fdr <= 1:
         raise ValueError(f"fdr must lie between 0 and 1, found {fdr!r}.")
     found = read_contacts(adata, key, axis=axis)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffbio_sc._anndata.contacts import Contacts, read_breaks, read_contacts, read_weights
+from diffbio_sc._checks import whole_number
 from diffbio_sc.engines.contacts_expected import RegionDecay, expected_map
 from diffbio_sc.numerics.genome.pixels import cis_rows
 
@@ -77,7 +78,7 @@ def read_balanced(
     allow_fractional: bool = False,
 ) -> BalancedMap:
     """Read a balanced map, and estimate the decay of its regions."""
-    whole_number("ignore_diags", ignore_diags, 0)
+    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     contacts = read_contacts(adata, key, axis=axis, allow_fractional=allow_fractional)
     weights = read_weights(adata, contacts, weight_key, divisive)
     return with_decays(contacts, weights, read_breaks(contacts, breaks), ignore_diags)
@@ -100,15 +101,6 @@ def depth_of(contacts: Contacts, ignore_diags: int) -> float:
         sums, _ = cis_rows(contacts.map.counts, span.start, span.stop, ignore_diags).marginals()
         total, bins = total + float(sums.sum()), bins + int((sums > 0).sum())
     return total / max(bins, 1)
-
-
-def whole_number(name: str, value: Any, minimum: int) -> int:
-    """Return a whole number, or say what is wrong with it."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or value != int(value):
-        raise ValueError(f"{name} must be a whole number, found {value!r}.")
-    if value < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, found {value!r}.")
-    return int(value)
 
 
 def in_bins(name: str, value: Any, resolution: int, minimum: int = 1) -> int:

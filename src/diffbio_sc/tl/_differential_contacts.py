@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.features import PAIR_COLUMNS, read_pairs
 from diffbio_sc._anndata.results import make_record, prefix_of
@@ -152,6 +153,7 @@ def differential_contacts(
     True
     """
     started = time.perf_counter()
+    require_anndata(adata)
     names, keys, group = _groups(groups)
     chosen = _features(features)
     _check_numbers(loop_reach, min_count, dispersion)

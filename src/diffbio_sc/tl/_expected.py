@@ -8,8 +8,9 @@ import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_breaks, read_contacts, read_weights
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._checks import whole_number
 from diffbio_sc.engines.contacts_expected import RegionDecay, expected_map
-from diffbio_sc.tl._contacts_input import Axis, Breaks, whole_number
+from diffbio_sc.tl._contacts_input import Axis, Breaks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -87,7 +88,7 @@ def expected(
     started = time.perf_counter()
     if method not in ("regression", "cooltools"):
         raise ValueError(f"method must be 'regression' or 'cooltools', found {method!r}.")
-    whole_number("ignore_diags", ignore_diags, 0)
+    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     contacts = read_contacts(adata, key, axis=axis)
     weights = read_weights(adata, contacts, weight_key, divisive)
     cuts = read_breaks(contacts, breaks)

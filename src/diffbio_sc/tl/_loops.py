@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.contacts_loops import MapLoops, loops_map
 from diffbio_sc.numerics.genome.loops import LoopShape, default_shape
@@ -116,6 +117,7 @@ def loops(
     True
     """
     _check_arguments(fdr, min_enrichment, min_valid)
+    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     balanced = read_balanced(
         adata,
         key=key,

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from diffbio_sc._checks import require_columns
+from diffbio_sc._checks import found_object, require_columns
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def merge_peaks(
     if not isinstance(data, Mapping) and not hasattr(data, "uns"):
         raise TypeError(
             "data must be an AnnData with peaks or a dict of tables by name of the group, such as {'B cell': table}, "
-            f"found {type(data).__name__}."
+            f"{found_object(data)}."
         )
     given = data if isinstance(data, Mapping) else read_peak_tables(data, key)
     if not given:

@@ -64,7 +64,7 @@ def peaks(
         Axis that holds the bins, if both could.
     mode
         ``"narrow"`` for transcription factors, open chromatin, most promoters and enhancers; ``"broad"`` for domains;
-        ``"auto"`` decides by how far the covariance of the counts reaches.
+        ``"auto"`` decides by how far the covariance of the counts reaches, once for all, and says so.
     qvalue
         Largest false discovery rate of a peak, over all bins.
     operator
@@ -101,8 +101,9 @@ def peaks(
     `.var["n_peaks"]`, `.var["peak_background"]` : int32, float32
         Number of rows (or groups) that call the bin; mean of their backgrounds.
     `.uns["peaks"]` : dict
-        ``params``, ``version``, ``report``, ``groups`` (names), ``broad`` (names of those called as broad marks) and
-        ``tables``, a table of peaks for each group with the columns of :func:`diffbio_sc.tl.call_peaks`.
+        ``params``, ``version``, ``report``, ``groups`` (names), ``mark`` (``"narrow"``, ``"broad"`` or ``"trained"``:
+        how all were called), ``broad`` (names of those called as broad marks) and ``tables``, a table of peaks for each
+        group with the columns of :func:`diffbio_sc.tl.call_peaks`.
 
     With ``groupby`` the matrices are arrays (bins, groups) of ``.varm`` in place of layers. Bins along ``obs``
     give ``.obs`` and ``.obsm`` in place of ``.var`` and ``.varm``. Matrices of more than 20 million values are sparse,
@@ -168,9 +169,11 @@ def _check_object(adata: Any, groupby: Any, copy: bool) -> None:
     if hasattr(adata, "mod"):
         raise TypeError("adata must be an AnnData, found a MuData; pass the modality: mdata['atac'].")
     if not hasattr(adata, "obs_names"):
+        from diffbio_sc._checks import found_object
+
         raise TypeError(
-            f"adata must be an AnnData of counts in bins, found {type(adata).__name__}; dbio.tl.call_peaks takes files "
-            "and fragments, dbio.pp.coverage counts them in bins."
+            f"adata must be an AnnData of counts in bins, {found_object(adata)}; dbio.tl.call_peaks takes files and "
+            "fragments, dbio.pp.coverage counts them in bins."
         )
     from diffbio_sc._anndata.fragments import holds_fragments
 
@@ -195,6 +198,7 @@ def _write(adata: Any, genome: Any, result: Any, grouped: bool, key_added: str, 
         groups=np.asarray(list(stored.values()), dtype=str),
         tables=tables,
         broad=np.asarray([stored[name] for name in result.broad], dtype=str),
+        mark=result.mark,
         n_peaks=sum(map(len, tables.values())),
     )
     prefix = prefix_of(key_added, "peaks")

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._checks import whole_number
 from diffbio_sc.numerics.genome.contact_averages import class_sums, quantile_classes, saddle_strength
-from diffbio_sc.tl._contacts_input import Axis, Breaks, in_bins, read_balanced, whole_number
+from diffbio_sc.tl._contacts_input import Axis, Breaks, in_bins, read_balanced
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,9 +90,10 @@ def saddle(
     True
     """
     started = time.perf_counter()
-    number = whole_number("n_classes", n_classes, 2)
+    number = whole_number(n_classes, "n_classes", minimum=2)
     if not 0 <= tails < 0.5:
         raise ValueError(f"tails must be at least 0 and below 0.5, found {tails!r}.")
+    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     balanced = read_balanced(
         adata, key=key, axis=axis, weight_key=weight_key, divisive=divisive, ignore_diags=ignore_diags, breaks=breaks
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.cell_types import CellTypeBins
 from diffbio_sc._anndata.chromatin_states import StoredStates, read_states
 from diffbio_sc._anndata.results import make_record, write_results
@@ -119,6 +120,7 @@ def state_enrichment(
     (True, True)
     """
     began = time.perf_counter()
+    require_anndata(adata)
     if annotations is None and anchors is None:
         raise ValueError("expected annotations, anchors or both, found neither.")
     if null not in _NULLS:

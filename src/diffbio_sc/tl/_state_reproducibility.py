@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record, read_posterior, read_states
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._anndata.tables import read_labels
@@ -132,6 +133,7 @@ def state_reproducibility(
     True
     """
     began = time.perf_counter()
+    require_anndata(adata)
     _check(match, tolerance, n_folds)
     if other is not None and replicate_key is not None:
         raise ValueError("pass other= or replicate_key=, found both.")

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from diffbio_sc._checks import require_columns
+from diffbio_sc._checks import found_object, require_columns
 from diffbio_sc._logging import logger
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def train_peaks(
     from diffbio_sc.engines.peak_training import train_caller
     from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
 
+    if isinstance(data, str | Mapping) or not (hasattr(data, "obs_names") or isinstance(data, Iterable)):
+        raise TypeError(f"data must be an AnnData of counts in bins or a list of these, {found_object(data)}.")
     objects: list[Any] = [data] if hasattr(data, "obs_names") else list(data)
     tables: list[Any] = [labels] if hasattr(labels, "columns") or labels is None else list(labels)
     if len(objects) != len(tables) or not objects:

@@ -133,8 +133,9 @@ def robust_level(counts: Float[Array, "... length"], width: int) -> Float[Array,
     """Background rate a position of a sequence that enriched domains may fill for the greater part.
 
     Counts of disjoint windows are a mixture of two Poisson laws, fitted by expectation maximisation; the level is the
-    lower mean. Windows without a single count are left out, as gaps of the assembly, where a typical window has many.
-    The derivative is that of the last step, with its weights held.
+    lower mean. Where the two are less than ``CONTRAST_BETWEEN`` apart there are no domains to tell from the rest: both
+    are background, an uneven one, and the level is the upper mean. Windows without a single count are left out, as gaps
+    of the assembly, where a typical window has many. The derivative is that of the last step, with its weights held.
 
     Parameters
     ----------
@@ -145,7 +146,9 @@ def robust_level(counts: Float[Array, "... length"], width: int) -> Float[Array,
     """
     if counts.shape[-1] // width < 2:
         return counts.mean(-1)
-    return _two_levels(counts, width)[0]
+    low, high = _two_levels(counts, width)
+    contrast = jax.lax.stop_gradient(high / jnp.maximum(low, 1e-3 / width))
+    return low + jax.nn.sigmoid((CONTRAST_BETWEEN - contrast) / CONTRAST_SLOPE) * (high - low)
 
 
 @functools.partial(jax.jit, static_argnames=("width",))
