@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -153,21 +154,18 @@ def test_mutagenesis_is_prediction_of_every_mutant(model, average):
     assert np.isfinite(logits).all()
 
 
-def test_gradients_and_integrals_are_those_of_finite_steps(model):
+def test_gradients_are_those_of_the_operator_and_integrals_sum_to_the_difference(model):
     tokens = world(2, seed=4)[0]
     position = np.array([2, 2])
     found = attributions.window_gradients(model, tokens, position=position)
-    data = {"sequence": one_hot(tokens), "tf_context": model.contexts[None]}
-    direction = np.random.default_rng(0).normal(size=(2, 60, 4)).astype(np.float32)
-    direction -= direction.mean(2, keepdims=True)
-    step = 1e-3
+    for cell in range(CELLS):
 
-    def value(factor):
-        moved = {**data, "sequence": data["sequence"] + factor * direction}
-        return np.asarray(model.operator(moved)["logits"], np.float64)[:, :, 2]
+        def logit(sequence, cell=cell):
+            data = {"sequence": sequence, "tf_context": model.contexts[None]}
+            return model.operator(data)["logits"][:, cell, 2].sum()
 
-    change = (value(step) - value(-step)) / (2 * step)
-    np.testing.assert_allclose((found * direction[:, None]).sum((2, 3)), change, rtol=0.05, atol=0.05)
+        slope = np.asarray(jax.grad(logit)(one_hot(tokens)))
+        np.testing.assert_allclose(found[:, cell], slope - slope.mean(2, keepdims=True), atol=1e-4)
     references = np.random.default_rng(1).permuted(tokens[:, None], axis=2)
     whole = attributions.window_integrated_gradients(model, tokens, references, position=position, steps=60)
     total = (whole * one_hot(tokens)[:, None]).sum((2, 3))
@@ -207,7 +205,7 @@ def test_models_with_contacts_take_and_predict_them():
     )
     found = guided.predict_contacts(tokens[:3])
     np.testing.assert_allclose(found, found.transpose(0, 2, 1), atol=1e-5)
-    assert len(guided.report["history"]["validation_chromatin_guidance"]) == 3
+    assert len(guided.report["history"]["validation_chromatin_guidance"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_missing_and_sparse_inputs_are_named(case, operator, data):
         with pytest.raises(KeyError, match=rf"{case.operator} needs data\['{key}'\]"):
             operator.apply({name: value for name, value in data.items() if name != key})
         with pytest.raises(TypeError, match=rf"data\['{key}'\] is a scipy sparse matrix"):
-            operator.apply({**data, key: sp.csr_matrix(data[key])})
+            operator.apply({**data, key: sp.csr_matrix(data[key].reshape(len(data[key]), -1))})
 
 
 def test_configurations_go_through_json(operator):

@@ -209,11 +209,11 @@ def fit_windows(
     contacts: Float[np.ndarray, "windows positions positions"] | None = None,
     start_logits: Float[np.ndarray, "windows contexts positions"] | None = None,
     validation: float | Int[np.ndarray, " windows"] = 0.1,
-    max_epochs: int = 40,
+    max_epochs: int = 12,
     patience: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 16,
     learning_rate: float = 3e-3,
-    average: float | None = 0.98,
+    average: float | None = 0.99,
     filter_rate: float = 0.1,
     motifs: Sequence[Float[np.ndarray, "width 4"]] | None = None,
     rng: int = 0,
@@ -250,6 +250,8 @@ def fit_windows(
         Highest learning rate: it rises for a tenth of the run and then falls as a cosine.
     average
         Decay of the running average of the parameters, which is what predicts. None takes the parameters themselves.
+    filter_rate
+        What the learning rate is multiplied by for the filters, which begin as motifs.
     motifs
         Log-odds of motifs that the first filters start from. Default: those that are enriched at labels of training
         windows and, where contacts are used, at the ends of the strongest ones.
@@ -282,7 +284,8 @@ def fit_windows(
         motifs = find_motifs(config, tokens[learned], data["targets"][learned], maps)
     operator.stem.set_filters(motifs)
     steps = -(-len(learned) // batch_size) * max_epochs
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 10), steps)
+    rise = max(1, steps // 10)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rise, max(steps, rise + 1))
     report = train(
         operator,
         data,
@@ -298,11 +301,11 @@ def fit_windows(
         rng=rng,
         description="contextual windows",
     )
-    curve = report.history["validation_loss"]
-    kept_start = bool(np.nanmin(curve[-report.steps :]) >= curve[0]) if len(curve) > report.steps else False
+    # Only the start has weights of 0.
+    kept_start = not np.asarray(operator.readout.weights[...]).any()
     summary = {
         **report.as_dict(),
-        "kept_start": kept_start,
+        "kept_start": bool(kept_start),
         "windows": len(learned),
         "validation_windows": len(held_out),
         "motifs": len(motifs),

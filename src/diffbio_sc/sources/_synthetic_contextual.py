@@ -110,8 +110,8 @@ def motif_bases(factors: int) -> np.ndarray:
 
     Two motifs, on either strand, differ in three bases or more, as long as there are such.
     """
-    draws, found, least = np.random.default_rng(_MOTIF_SEED), [], _LEAST_DIFFERENCE
-    tries = 0
+    draws, least, tries = np.random.default_rng(_MOTIF_SEED), _LEAST_DIFFERENCE, 0
+    found: list[np.ndarray] = []
     while len(found) < factors:
         motif = draws.integers(0, 4, _MOTIF_WIDTH)
         others = [*found, *(3 - other[::-1] for other in found), 3 - motif[::-1]]

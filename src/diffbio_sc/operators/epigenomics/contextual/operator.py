@@ -148,7 +148,8 @@ class ContextualEpigenomicsOperator(Operator):
             Inputs and ``targets``, as for the loss.
         """
         inputs, form = read_inputs(self.config, data)
-        targets = read_targets(data, form, *inputs.tokens.shape, self._contexts(inputs))
+        batch, positions = inputs.tokens.shape
+        targets = read_targets(data, form, batch, positions, self._contexts(inputs))
         if self.context is not None:
             assert inputs.context is not None
             rows = np.asarray(inputs.context, np.float64).reshape(-1, self.config.num_tf_features)
@@ -232,8 +233,8 @@ class ContextualEpigenomicsOperator(Operator):
             known.pop("chromatin_contacts", None)
         if isinstance(known.get("tf_context"), list | tuple):
             known["tf_context"] = np.stack(known["tf_context"])[None]
-        context = known.get("tf_context")
-        shared = {"tf_context"} if np.ndim(context) == 3 and len(context) == 1 else set()
+        shape = np.shape(known.get("tf_context", ()))
+        shared = {"tf_context"} if len(shape) == 3 and shape[0] == 1 else set()
         options.setdefault("sample_keys", [key for key in known if key not in shared])
         return super().fit(known, *arguments, **options)
 
