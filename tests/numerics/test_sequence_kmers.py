@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from diffbio_sc.genome.sequences import check_tokens, decode, encode, one_hot, one_strand, reverse_complement
+from diffbio_sc.numerics.ranking import auroc
 from diffbio_sc.numerics.sequence import kmers
 from diffbio_sc.numerics.sequence.kmers_jax import log_counts, soft_counts
+from diffbio_sc.numerics.sequence.motif_discovery import distinct_words, grow_motifs
 from diffbio_sc.numerics.sequence.motifs import best_scores, check_motifs, soft_best_scores
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
@@ -73,6 +75,10 @@ def test_products_are_those_of_the_dense_table(tokens):
     kmers.gram(rows, shares, total)
     np.testing.assert_allclose(np.triu(total), np.triu(table.T @ (shares[:, None] * table)), atol=1e-5)
     assert not np.tril(total, -1).any()
+    chosen = np.array([30, 2, 7])
+    counts = kmers.chosen_counts(rows, chosen, np.uint8)
+    np.testing.assert_allclose(np.log1p(counts.astype(float)), table[:, chosen], rtol=1e-6)
+    assert counts.dtype == np.uint8
     blocks = [kmers.dense(block) for _, block in kmers.row_blocks(tokens, patterns, size=7)]
     np.testing.assert_array_equal(np.concatenate(blocks), kmers.dense(rows))
 
@@ -158,3 +164,39 @@ def test_bad_sequences_are_named():
         check_tokens(np.array([[0, 1, 2], [0, 1, 7]]))
     with pytest.raises(ValueError, match="must be whole numbers"):
         check_tokens(np.zeros((2, 3)))
+
+
+def test_words_grow_into_the_planted_motif():
+    rng = np.random.default_rng(4)
+    truth = encode(["ACGGATAAGCTT"])[0]
+    tokens = rng.integers(0, 4, (600, 50)).astype(np.int8)
+    holds = rng.random(600) < 0.4
+    for row in np.flatnonzero(holds):
+        place, site = rng.integers(0, 38), truth.copy()
+        site[rng.integers(12)] = rng.integers(4)
+        tokens[row, place : place + 12] = site if rng.random() < 0.5 else 3 - site[::-1]
+    tokens[0, :10] = 4
+    motif = grow_motifs(tokens, [truth[3:9]], flank=3, rounds=3)[0]
+    np.testing.assert_array_equal(motif.argmax(1), truth)
+    assert (motif.max(1) > 0.8).all()  # log 4 = 1.39 for one letter alone; a site has one in twelve exchanged
+    scores = best_scores(tokens, [motif])[:, 0]
+    assert auroc(holds.astype(float), scores) > 0.97
+    # From the other strand the same grows, turned around.
+    other = grow_motifs(tokens, [3 - truth[3:9][::-1]], flank=3, rounds=3)[0]
+    np.testing.assert_allclose(other, motif[::-1, ::-1], atol=1e-3)
+
+
+def test_distinct_words_are_unlike_each_other():
+    words = kmers.kmer_words(4)
+    names = kmers.kmer_names(kmers.contiguous(4))
+    assert ["".join("ACGT"[base] for base in word) for word in words] == names
+    weight = np.random.default_rng(5).random(len(words))
+    chosen = distinct_words(words, weight, 8)
+    assert len(chosen) == 8
+    np.testing.assert_array_equal(chosen[0], words[weight.argmax()])
+    for number, one in enumerate(chosen):
+        for other in chosen[:number]:
+            for strand in (one, 3 - one[::-1]):
+                assert (strand != other).sum() > 1
+                assert (strand[1:] != other[:-1]).any()
+                assert (strand[:-1] != other[1:]).any()

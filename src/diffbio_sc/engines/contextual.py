@@ -1,20 +1,22 @@
-"""Activity of regions in cell types from their sequence: a linear start in closed form, and what a network adds to it.
+"""Activity of regions in cell types from their sequence: a linear start in closed form, and what networks add to it.
 
 The start is a ridge regression of all cell types on canonical k-mers, in the basis of their components
-(:mod:`diffbio_sc.numerics.linear.ridge`). A network is trained on its out-of-fold logits, with a head that starts at
-zero, and stopped by chromosomes that were held out. Its probabilities are averaged with those of logistic regressions
-on longer and on spaced k-mers. Each step is kept only if the held-out chromosomes say that it helps: the model is never
-worse there than the linear one.
+(:mod:`diffbio_sc.numerics.linear.ridge`), and on the best scores of motifs: those that are given, and those that grow
+from the words of most weight (:mod:`diffbio_sc.numerics.sequence.motif_discovery`). Networks are trained on its
+out-of-fold logits, with a head that starts at zero, and stopped by chromosomes that were held out. Their probabilities
+are averaged with those of logistic regressions on longer and on spaced k-mers. Each step is kept only if the held-out
+chromosomes say that it helps: the model is never worse there than the linear one.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
@@ -26,6 +28,7 @@ from diffbio_sc.engines.contextual_cells import CellCopies, choose_copies, conte
 from diffbio_sc.engines.contextual_folds import (
     TEST,
     TRAIN,
+    UNLABELLED,
     VALIDATION,
     balanced_folds,
     choose_split,
@@ -38,16 +41,18 @@ from diffbio_sc.engines.contextual_model import (
     combine,
     count_table,
     network_logits,
+    spaced_patterns,
 )
 from diffbio_sc.genome import region_set, sequences
 from diffbio_sc.genome.region_set import RegionSet
 from diffbio_sc.numerics.linear.design import Design
-from diffbio_sc.numerics.linear.logistic import LogisticFit, choose_logistic, cross_entropy
+from diffbio_sc.numerics.linear.logistic import LogisticFit, choose_logistic, cross_entropy, fit_logistic
 from diffbio_sc.numerics.linear.ridge import RidgeFit, fit_ridge
 from diffbio_sc.numerics.ranking import ranking_measures
 from diffbio_sc.numerics.sequence import kmers
+from diffbio_sc.numerics.sequence.motif_discovery import distinct_words, grow_motifs
 from diffbio_sc.numerics.sequence.motifs import check_motifs
-from diffbio_sc.operators.epigenomics.region_network import RegionNetwork, best_matches, training_loss, within_loss
+from diffbio_sc.operators.epigenomics.region_network import RegionNetwork, training_loss, within_loss
 from diffbio_sc.training import Adam, train
 
 __all__ = ["RegionModel", "RegionSet", "fit_regions"]
@@ -59,12 +64,14 @@ _LONGEST_KMER = 6
 _FLOOR_PENALTY, _SPACED_PENALTY = 3e-3, 3e-2
 _FLOOR = (kmers.contiguous(7),)
 _GAPS = range(1, 7)
-# The network: learned motifs, and its training.
-_MOTIFS, _WIDTH = 128, 12
-_BATCH, _RATE, _AVERAGE, _PATIENCE = 256, 1e-3, 0.99, 3
-# Likelihood ratio per label below which validation does not tell two models apart is not a gain.
-_SMALLEST_RATE = 1e-3
-_SHORTEST = _WIDTH
+# Motifs that are grown: from words of so many bases, so many beyond both ends, on a sample of regions.
+_WORD, _FLANK, _GROWN_ON = 6, 6, 8000
+_MOST_MOTIFS, _REGIONS_PER_MOTIF = 96, 100
+# The networks: columns that they see, and their training.
+_CHOSEN = 2048
+_BATCH, _RATE, _AVERAGE = 256, 1e-3, 0.99
+_STEPS, _MOST_EPOCHS = 900, 20
+_SHORTEST = 12
 
 
 class _Problem(NamedTuple):
@@ -72,7 +79,7 @@ class _Problem(NamedTuple):
 
     tokens: Int[np.ndarray, "n length"]
     labels: Float[np.ndarray, "n cells"]
-    piece: Int[np.ndarray, " n"]
+    chromosome: Int[np.ndarray, " n"]
     split: Int[np.ndarray, " n"]
     main: Bool[np.ndarray, " cells"]
     context: Float[np.ndarray, "cells factors"] | None
@@ -81,6 +88,19 @@ class _Problem(NamedTuple):
     def rows(self, part: int) -> Int[np.ndarray, " rows"]:
         """Rows of a part of the split."""
         return np.flatnonzero(self.split == part)
+
+
+class _Clock:
+    """Seconds of CPU by step."""
+
+    def __init__(self) -> None:
+        self.began, self._last = time.perf_counter(), time.process_time()
+        self.steps: dict[str, float] = {}
+
+    def step(self, name: str) -> None:
+        """Note a step that has just ended."""
+        now = time.process_time()
+        self.steps[name], self._last = now - self._last, now
 
 
 def fit_regions(
@@ -95,7 +115,8 @@ def fit_regions(
     motifs: Mapping[str, Float[np.ndarray, "width 4"]] | None = None,
     refine: bool = True,
     average: bool = True,
-    max_epochs: int = 12,
+    n_networks: int = 3,
+    max_epochs: int | None = None,
     rng: int | np.random.Generator | None = 0,
     progress: bool = True,
 ) -> RegionModel:
@@ -121,13 +142,16 @@ def fit_regions(
         Where the regions lie. Given, the model also sees how far and how many the other regions of the set are and
         what is predicted for them; it then fits only sets of the same density. Default: the sequence alone.
     motifs
-        Log-odds matrices by name; the best score on both strands of each becomes a column of the linear start.
+        Log-odds matrices by name; the best score on both strands of each becomes a column of the linear start, beside
+        those of motifs that are grown from the training regions, one for each 100 of them and 96 at most.
     refine
-        Whether to train a network on what the linear start leaves.
+        Whether to train networks on what the linear start leaves.
     average
         Whether to average with logistic regressions on longer and on spaced k-mers.
+    n_networks
+        Number of networks, each from another start, whose additions are averaged.
     max_epochs
-        Most epochs of the network.
+        Most epochs of each network. Default: as many as make 900 steps, at most 20.
     rng
         Seed or generator.
     progress
@@ -147,40 +171,54 @@ def fit_regions(
     UserWarning
         If a cell type has labels of one kind alone in training.
     """
-    began, cpu = time.perf_counter(), time.process_time()
+    clock = _Clock()
     generator = as_generator(rng)
-    max_epochs = whole_number(max_epochs, "max_epochs")
-    problem, held_out = _checked(tokens, labels, chromosome, split, tf_context, neighbourhood, generator)
+    if max_epochs is not None:
+        max_epochs = whole_number(max_epochs, "max_epochs")
+    n_networks = whole_number(n_networks, "n_networks")
+    problem = _checked(tokens, labels, chromosome, split, tf_context, neighbourhood, generator)
     matrices = check_motifs(motifs or {}, problem.tokens.shape[1])
-    fold = balanced_folds(problem.piece[problem.rows(TRAIN)])
+    matrices |= _grow_motifs(problem, generator)
+    clock.step("motifs")
 
     columns, further = _fit_columns(problem, matrices)
-    start, ridge, out_of_fold = _fit_start(problem, further, fold)
+    start, ridge, out_of_fold = _fit_start(problem, further)
     logits = {"start": start.logits(problem.tokens, further)}
+    clock.step("start")
     training, validation = problem.rows(TRAIN), problem.rows(VALIDATION)
     logger.info("linear start fitted to %s", counted(len(training), "region"))
 
-    floor = _fit_logistic(problem, further, _FLOOR, _FLOOR_PENALTY)
-    logits["floor"] = _part(floor, _FLOOR).logits(problem.tokens, further)
+    floor = _fit_logistic(problem, further[:, len(matrices) :], _FLOOR, _FLOOR_PENALTY)
+    lowest = _part(floor, _FLOOR)
+    logits["floor"] = lowest.logits(problem.tokens, further)
+    clock.step("floor")
     seen = logits["start"].copy()
     seen[training] = out_of_fold  # what the network meets in training is what it will meet later
     columns, neighbours = _fit_neighbours(problem, columns, seen)
     inputs = np.concatenate([further, neighbours], axis=1)
 
-    codes = _codes(problem, random_context, generator)
-    history: dict[str, np.ndarray] = {}
-    network = None
-    if refine:
-        network, history = _fit_network(problem, start, seen, inputs, codes, max_epochs, generator, progress)
-        logits["refined"] = network_logits(network, problem.tokens, inputs, logits["start"])
     logistic: tuple[LinearPart, ...] = ()
     spaced: LogisticFit | None = None
-    if average:
-        patterns = _spaced_patterns(problem.tokens.shape[1])
+    if average or refine:
+        patterns = spaced_patterns(problem.tokens.shape[1])
         spaced = _fit_logistic(problem, further, patterns, _SPACED_PENALTY)
+    if spaced is not None and average:
         logits["spaced"] = _part(spaced, patterns).logits(problem.tokens, further)
-        logistic = (_part(floor, _FLOOR), _part(spaced, patterns))
+        logistic = (lowest, _part(spaced, patterns))
+    clock.step("spaced")
+    networks: tuple[RegionNetwork, ...] = ()
+    chosen = np.zeros(0, np.int64)
+    history: dict[str, dict[str, np.ndarray]] = {}
+    converged: list[bool] = []
+    if spaced is not None and refine:
+        codes = _codes(problem, random_context, generator)
+        chosen = _choose_columns(problem, spaced)
+        networks, history, converged = _fit_networks(
+            problem, chosen, seen, inputs, codes, n_networks, max_epochs, generator, progress
+        )
+        logits["refined"] = network_logits(networks, chosen, problem.tokens, inputs, logits["start"])
 
+    clock.step("networks")
     losses = {name: _validation_loss(problem, values) for name, values in logits.items()}
     kept, reason = "start", "neither network nor average was asked for"
     if refine:
@@ -196,14 +234,16 @@ def fit_regions(
         reason += f"; {losses['averaged']:.4f} averaged with logistic regressions"
         if losses["averaged"] < losses[kept]:
             kept = "averaged"
-    if kept == "start" or (kept == "averaged" and not (refine and losses["refined"] < losses["start"])):
-        network = None
+    if not (refine and losses["refined"] < losses["start"]):
+        networks, chosen = (), chosen[:0]
     if kept != "averaged":
         logistic, shares = (), np.ones(1)
     if kept == "start" and (refine or average):
         reason += ": nothing was better than the linear start, which is kept"
 
     copies = _copies(problem, logits[kept], random_context, generator)
+    metrics = _measured(problem, logits)
+    clock.step("measures")
     report = {
         "kept": kept,
         "reason": reason,
@@ -212,7 +252,7 @@ def fit_regions(
         "n_train": len(training),
         "n_validation": len(validation),
         "n_test": len(problem.rows(TEST)),
-        "held_out": np.array(held_out, np.int64),
+        "validation_chromosomes": np.unique(problem.chromosome[validation]),
         "penalties": {
             "ridge": ridge.penalties,
             "floor": floor.penalty,
@@ -220,13 +260,16 @@ def fit_regions(
         },
         "validation_loss": losses,
         "history": history,
-        "converged": bool(len(history.get("loss", ())) < max_epochs),
-        "metrics": _measured(problem, logits),
+        "converged": all(stopped for stopped in converged),
+        "metrics": metrics,
         "unseen_cells": {} if copies is None else copies.report,
-        "seconds": time.perf_counter() - began,
-        "cpu_seconds": time.process_time() - cpu,
+        "cpu_by_step": clock.steps,
+        "seconds": time.perf_counter() - clock.began,
+        "cpu_seconds": sum(clock.steps.values()),
     }
-    return RegionModel(problem.tokens.shape[1], start, columns, network, logistic, shares, copies, report)
+    return RegionModel(
+        problem.tokens.shape[1], start, columns, networks, chosen, logistic, shares, copies, lowest, report
+    )
 
 
 def _checked(
@@ -237,8 +280,8 @@ def _checked(
     tf_context: Any,
     neighbourhood: RegionSet | None,
     generator: np.random.Generator,
-) -> tuple[_Problem, list[int]]:
-    """Check all input; also return the pieces held out for validation."""
+) -> _Problem:
+    """Check all input."""
     tokens = sequences.check_tokens(tokens)
     size, length = tokens.shape
     if length < _SHORTEST:
@@ -264,11 +307,11 @@ def _checked(
         if not (given == TRAIN).any():
             raise ValueError("split has no training region (0).")
     regions = None if neighbourhood is None else region_set.check_region_set(neighbourhood, size)
-    piece = pieces(codes, None if regions is None else regions.position)
-    chosen, held_out = choose_split(given, piece, generator)
-    labelled = np.isfinite(labels).any(1)
+    chosen = choose_split(given, codes, None if regions is None else regions.position, generator)
+    # A region without any label teaches and judges nothing.
+    chosen = np.where(np.isfinite(labels).any(1), chosen, UNLABELLED)
     for part, name in ((TRAIN, "training"), (VALIDATION, "validation")):
-        if not (labelled & (chosen == part)).any():
+        if not (chosen == part).any():
             raise ValueError(f"no {name} region has a label.")
 
     main = np.ones(labels.shape[1], bool)
@@ -298,7 +341,26 @@ def _checked(
             UserWarning,
             stacklevel=3,
         )
-    return _Problem(sequences.one_strand(tokens), labels, piece, chosen, main, context, regions), held_out
+    return _Problem(sequences.one_strand(tokens), labels, codes, chosen, main, context, regions)
+
+
+def _grow_motifs(problem: _Problem, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Motifs of the training regions, grown from the words with most weight in a logistic regression."""
+    training = problem.rows(TRAIN)
+    number = min(_MOST_MOTIFS, len(training) // _REGIONS_PER_MOTIF)
+    if not number:
+        return {}
+    patterns = (kmers.contiguous(_WORD),)
+    design = Design(kmers.kmer_rows(problem.tokens[training], patterns), np.zeros((len(training), 0), np.float32))
+    fit = fit_logistic(design, problem.labels[training], _FLOOR_PENALTY)
+    weight = np.linalg.norm(fit.weights, axis=1) * _column_moments(problem, patterns)[1]
+    words = distinct_words(kmers.kmer_words(_WORD), weight, number)
+    sample = problem.tokens[generator.permutation(training)[:_GROWN_ON]]
+    flank = min(_FLANK, (problem.tokens.shape[1] - _WORD) // 2)
+    letters = ["".join("ACGT"[base] for base in word) for word in words]
+    return {
+        f"grown_{name}": motif for name, motif in zip(letters, grow_motifs(sample, words, flank=flank), strict=True)
+    }
 
 
 def _fit_columns(problem: _Problem, matrices: Mapping[str, np.ndarray]) -> tuple[Columns, np.ndarray]:
@@ -338,9 +400,7 @@ def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(0).astype(np.float32), np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
 
 
-def _fit_start(
-    problem: _Problem, further: np.ndarray, fold: np.ndarray
-) -> tuple[LinearPart, RidgeFit, Float[np.ndarray, "rows cells"]]:
+def _fit_start(problem: _Problem, further: np.ndarray) -> tuple[LinearPart, RidgeFit, Float[np.ndarray, "rows cells"]]:
     """Ridge on the training regions as logits, and its out-of-fold logits."""
     training = problem.rows(TRAIN)
     labels = problem.labels[training].astype(np.float64)
@@ -348,6 +408,8 @@ def _fit_start(
     k = next((k for k in range(_LONGEST_KMER, 3, -1) if kmers.n_columns((kmers.contiguous(k),)) <= len(training)), 3)
     patterns = (kmers.contiguous(k),)
     design = Design(kmers.kmer_rows(problem.tokens[training], patterns), further[training])
+    position = None if problem.regions is None else problem.regions.position[training]
+    fold = balanced_folds(pieces(problem.chromosome[training], position))
     ridge = fit_ridge(design, labels, fold, _PENALTIES)
     slope, intercept = calibrate(ridge.out_of_fold, labels)
     weights = (ridge.weights * slope).astype(np.float32)
@@ -386,11 +448,6 @@ def calibrate(
     return slopes, intercepts
 
 
-def _spaced_patterns(length: int) -> tuple[kmers.Pattern, ...]:
-    spaced = [kmers.mirrored(3, gap) for gap in _GAPS]
-    return tuple(pattern for pattern in (kmers.contiguous(6), *spaced) if pattern[-1] < length)
-
-
 def _fit_logistic(
     problem: _Problem, further: np.ndarray, patterns: tuple[kmers.Pattern, ...], first: float
 ) -> LogisticFit:
@@ -411,102 +468,94 @@ def _codes(problem: _Problem, random_context: bool, generator: np.random.Generat
     return context_codes(problem.context)
 
 
-def _fit_network(
+def _choose_columns(problem: _Problem, spaced: LogisticFit) -> Int[np.ndarray, " chosen"]:
+    """Columns that move the logits of the logistic regression most: length of the weights times the spread."""
+    patterns = spaced_patterns(problem.tokens.shape[1])
+    mean, spread = _column_moments(problem, patterns)
+    weight = np.linalg.norm(spaced.weights[: len(spread)], axis=1) * spread
+    return np.sort(np.argsort(-weight, kind="stable")[:_CHOSEN])
+
+
+def _column_moments(
+    problem: _Problem, patterns: tuple[kmers.Pattern, ...]
+) -> tuple[Float[np.ndarray, " columns"], Float[np.ndarray, " columns"]]:
+    """Mean and spread of each column of k-mers over training regions, in blocks."""
+    training = problem.tokens[problem.rows(TRAIN)]
+    sums = np.zeros((2, kmers.n_columns(patterns)))
+    for _, rows in kmers.row_blocks(training, patterns):
+        ones = np.ones((len(rows.used), 1))
+        sums[0] += kmers.transposed_products(rows, ones)[:, 0]
+        sums[1] += kmers.transposed_products(rows._replace(values=rows.values**2), ones)[:, 0]
+    mean, square = sums / len(training)
+    return mean.astype(np.float32), np.sqrt(np.maximum(square - mean**2, 0)).astype(np.float32)
+
+
+def _fit_networks(
     problem: _Problem,
-    start: LinearPart,
-    seen: np.ndarray,
-    inputs: np.ndarray,
-    codes: np.ndarray,
-    max_epochs: int,
+    chosen: Int[np.ndarray, " chosen"],
+    seen: Float[np.ndarray, "n cells"],
+    inputs: Float[np.ndarray, "n further"],
+    codes: Float[np.ndarray, "cells codes"],
+    n_networks: int,
+    max_epochs: int | None,
     generator: np.random.Generator,
     progress: bool,
-) -> tuple[RegionNetwork, dict[str, np.ndarray]]:
-    """Train on what the out-of-fold logits leave."""
+) -> tuple[tuple[RegionNetwork, ...], dict[str, dict[str, np.ndarray]], list[bool]]:
+    """Train on what the out-of-fold logits leave; the history of each network by its number, and which stopped."""
     training = problem.rows(TRAIN)
     rows = np.concatenate([training, problem.rows(VALIDATION)])
-    counts = count_table(problem.tokens[rows], start.patterns)
-    moments = [_column_moments(counts[: len(training)]), _mean_and_spread(inputs[training])]
+    mean, spread = (part[chosen] for part in _column_moments(problem, spaced_patterns(problem.tokens.shape[1])))
     # One scale for all k-mers: a rare one says little, and does not become loud for being rare.
-    common = np.sqrt(np.mean(moments[0][1] ** 2))
-    scale = np.concatenate([np.full(counts.shape[1], 1 / max(common, 1e-6)), 1 / moments[1][1]])
-    filters = _seeds(start, moments[0][1], generator)
-    matches = np.asarray(best_matches(filters, problem.tokens[generator.permutation(training)[:2000]]))
-    mean, spread = _mean_and_spread(matches)
-    network = RegionNetwork(
-        filters=filters,
-        filter_mean=mean,
-        filter_scale=1 / spread,
-        column_mean=np.concatenate([moments[0][0], moments[1][0]]),
-        column_scale=scale,
-        k=len(start.patterns[0]),
-        codes=codes,
-        main=problem.main,
-        rngs=nnx.Rngs(int(generator.integers(2**31))),
-    )
+    common = max(float(np.sqrt(np.mean(spread**2))), 1e-6)
+    further = np.concatenate([inputs[training], seen[training]], axis=1)
+    further_mean, further_spread = further.mean(0), np.ones(further.shape[1])
     data = {
-        "tokens": problem.tokens[rows],
-        "counts": counts,
+        "counts": count_table(problem.tokens[rows], chosen),
         "further": inputs[rows],
         "start": seen[rows],
         "labels": problem.labels[rows],
     }
+    steps = -(-len(training) // _BATCH)
+    epochs = min(_MOST_EPOCHS, -(-_STEPS // steps)) if max_epochs is None else max_epochs
     shown = settings.progress_bar
     settings.progress_bar = shown and progress
+    networks, history, converged = [], {}, []
     try:
-        fit = train(
-            network,
-            data,
-            loss=training_loss,
-            weighted=True,
-            optimizer=Adam(_RATE, average=_AVERAGE),
-            batch_size=_BATCH,
-            max_epochs=max_epochs,
-            validation=np.arange(len(training), len(rows)),
-            patience=_PATIENCE,
-            keep_start=True,
-            rng=int(generator.integers(2**31)),
-            description="region network",
-        )
+        for number in range(n_networks):
+            network = RegionNetwork(
+                column_mean=mean,
+                column_scale=np.full(len(mean), 1 / common),
+                further_mean=further_mean,
+                further_scale=1 / further_spread,
+                codes=codes,
+                main=problem.main,
+                rngs=nnx.Rngs(int(generator.integers(2**31))),
+            )
+            fit = train(
+                network,
+                data,
+                loss=training_loss,
+                weighted=True,
+                optimizer=Adam(_falling_rate(steps * epochs), average=_AVERAGE),
+                batch_size=_BATCH,
+                max_epochs=epochs,
+                validation=np.arange(len(training), len(rows)),
+                patience=max(1, epochs // 4),
+                keep_start=True,
+                rng=int(generator.integers(2**31)),
+                description=f"region network {number + 1} of {n_networks}",
+            )
+            networks.append(network)
+            history[str(number)] = fit.as_dict()["history"]
+            converged.append(fit.converged)
     finally:
         settings.progress_bar = shown
-    return network, fit.as_dict()["history"]
+    return tuple(networks), history, converged
 
 
-def _column_moments(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and spread of ``log(1 + count)`` of each column, in blocks."""
-    sums, squares = np.zeros(counts.shape[1]), np.zeros(counts.shape[1])
-    for begin in range(0, len(counts), 4096):
-        block = np.log1p(counts[begin : begin + 4096], dtype=np.float32)
-        sums += block.sum(0, dtype=np.float64)
-        squares += (block**2).sum(0, dtype=np.float64)
-    mean = sums / len(counts)
-    return mean.astype(np.float32), np.sqrt(np.maximum(squares / len(counts) - mean**2, 0)).astype(np.float32)
-
-
-def _seeds(
-    start: LinearPart, spread: np.ndarray, generator: np.random.Generator
-) -> Float[np.ndarray, "motifs width 4"]:
-    """Filters that begin as the k-mers that matter most to the linear start, no two of them alike."""
-    names = kmers.kmer_names(start.patterns[0])
-    weight = np.linalg.norm(start.weights[: len(names)], axis=1) * spread
-    words = np.array([["ACGT".index(letter) for letter in name] for name in names], np.int8)
-    taken: list[np.ndarray] = []
-    for number in np.argsort(-weight, kind="stable"):
-        word = words[number]
-        strands = (word, 3 - word[::-1])
-        alike = any(
-            (s != t).sum() <= 1 or (s[1:] == t[:-1]).all() or (s[:-1] == t[1:]).all() for t in taken for s in strands
-        )
-        if not alike:
-            taken.append(word)
-        if len(taken) == _MOTIFS:
-            break
-    filters = generator.normal(0.0, 0.05, (len(taken), _WIDTH, 4))
-    k = words.shape[1]
-    place = (_WIDTH - k) // 2
-    for number, word in enumerate(taken):
-        filters[number, place : place + k] += 1.5 * (np.eye(4)[word] - 0.25)
-    return filters.astype(np.float32)
+def _falling_rate(steps: int) -> Callable[[Any], Any]:
+    """Half a cosine from the rate to a tenth of it."""
+    return optax.cosine_decay_schedule(_RATE, steps, 0.1)
 
 
 def _validation_loss(problem: _Problem, logits: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Cell types that a model of regions has not seen: a weighted copy of those that it has, by their transcription factors.
+"""Cell types that a model of regions has not seen: weighted copies of those that it has, by expression.
 
 The copy is that of the nearest cell type, or an average that falls off with the distance in expression. How fast is
 chosen by taking each seen cell type in turn for one that was not.
@@ -18,7 +18,6 @@ __all__ = ["CellCopies", "choose_copies", "context_codes", "random_codes"]
 # Softness of the average: 0 is the nearest cell type, infinity the mean of all.
 _SOFTNESS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, np.inf)
 _MOST_COMPONENTS = 16
-_LARGEST_CODE = 4.0
 
 
 class CellCopies(NamedTuple):
@@ -87,7 +86,11 @@ def choose_copies(
 
 
 def context_codes(context: Float[np.ndarray, "cells factors"]) -> Float[np.ndarray, "cells codes"]:
-    """Return whitened contexts of cell types; one without context (a row of NaN) has a code of its own."""
+    """Return contexts of cell types, whitened; one without context (a row of NaN) has a code of its own.
+
+    The first code is the same for all that have a context: what they share. The others are what sets them apart, and of
+    as many as there are cell types all codes together turn the cell types, and stretch nothing.
+    """
     with_context = np.isfinite(context).all(1)
     expression = context[with_context]
     spread = expression.std(0)
@@ -95,12 +98,12 @@ def context_codes(context: Float[np.ndarray, "cells factors"]) -> Float[np.ndarr
     left, values, _ = np.linalg.svd(scaled, full_matrices=False)
     kept = values > 1e-6 * max(float(values.max(initial=0.0)), 1e-12)
     kept[_MOST_COMPONENTS:] = False
-    whitened = np.clip(left[:, kept] * np.sqrt(len(expression)), -_LARGEST_CODE, _LARGEST_CODE)
-    whitened /= np.sqrt(max(whitened.shape[1], 1))
+    shared = np.full((len(expression), 1), 1 / np.sqrt(len(expression)))
+    known = np.concatenate([shared, left[:, kept]], axis=1)
     others = int((~with_context).sum())
-    codes = np.zeros((len(context), whitened.shape[1] + others))
-    codes[with_context, : whitened.shape[1]] = whitened
-    codes[~with_context, whitened.shape[1] :] = np.eye(others)
+    codes = np.zeros((len(context), known.shape[1] + others))
+    codes[with_context, : known.shape[1]] = known
+    codes[~with_context, known.shape[1] :] = np.eye(others)
     return codes.astype(np.float32)
 
 

@@ -7,9 +7,10 @@ from jaxtyping import Int
 
 from diffbio_sc._checks import counted
 
-__all__ = ["TEST", "TRAIN", "VALIDATION", "balanced_folds", "choose_split", "pieces"]
+__all__ = ["TEST", "TRAIN", "UNLABELLED", "VALIDATION", "balanced_folds", "choose_split", "pieces"]
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+UNLABELLED = 3
 N_FOLDS = 5
 # Of a single chromosome, so many blocks are taken for chromosomes.
 _BLOCKS = 20
@@ -27,6 +28,8 @@ def pieces(chromosome: Int[np.ndarray, " n"], position: Int[np.ndarray, " n"] | 
         Of each region; None: regions stand in the order of the genome.
     """
     codes = np.unique(chromosome, return_inverse=True)[1]
+    if not len(codes):
+        return codes
     if codes.max() + 1 >= N_FOLDS:
         return codes
     place = np.arange(len(codes)) if position is None else position
@@ -48,37 +51,40 @@ def balanced_folds(piece: Int[np.ndarray, " n"], folds: int = N_FOLDS) -> Int[np
 
 
 def choose_split(
-    split: Int[np.ndarray, " n"] | None, piece: Int[np.ndarray, " n"], generator: np.random.Generator
-) -> tuple[Int[np.ndarray, " n"], list[int]]:
-    """Return a split with validation rows, and the pieces that were taken for it if there were none.
+    split: Int[np.ndarray, " n"] | None,
+    chromosome: Int[np.ndarray, " n"],
+    position: Int[np.ndarray, " n"] | None,
+    generator: np.random.Generator,
+) -> Int[np.ndarray, " n"]:
+    """Return a split with validation regions: those given, or some pieces of training if there are none.
 
     Parameters
     ----------
     split
         0 training, 1 validation, 2 test; None: all training.
-    piece
-        What is never divided.
+    chromosome, position
+        Of each region, as :func:`pieces` takes them.
     generator
         Chooses the pieces.
     """
-    chosen = np.full(len(piece), TRAIN) if split is None else split.copy()
+    chosen = np.full(len(chromosome), TRAIN) if split is None else split.copy()
     training = np.flatnonzero(chosen == TRAIN)
     if (chosen == VALIDATION).any() or not len(training):
-        return chosen, []
-    codes, sizes = np.unique(piece[training], return_counts=True)
-    if len(codes) < 2:
+        return chosen
+    piece = pieces(chromosome[training], None if position is None else position[training])
+    sizes = np.bincount(piece)
+    if len(sizes) < 2:
         raise ValueError(
-            f"the {counted(len(training), 'training region')} lie in one piece: none can be held out. Give more "
-            "regions, or a split with validation regions."
+            f"{counted(len(training), 'training region')}: none can be held out. Give more regions, or a split with "
+            "validation regions."
         )
     # Small ones first: what is held out teaches nothing.
-    order = generator.permutation(len(codes))
+    order = generator.permutation(len(sizes))
     order = order[np.argsort(sizes[order] > np.median(sizes), kind="stable")]
     taken: list[int] = []
-    for number in order[: len(codes) - 1]:
+    for number in order[:-1]:
         if sizes[taken].sum() >= _SHARE * len(training):
             break
         taken.append(int(number))
-    held_out = codes[taken]
-    chosen[training[np.isin(piece[training], held_out)]] = VALIDATION
-    return chosen, [int(code) for code in held_out]
+    chosen[training[np.isin(piece, taken)]] = VALIDATION
+    return chosen

@@ -24,9 +24,12 @@ from diffbio_sc.numerics.sequence.kmers_jax import log_counts
 from diffbio_sc.operators.epigenomics.region_network import RegionNetwork
 from diffbio_sc.operators.epigenomics.sequence_ridge import SequenceRidge
 
-__all__ = ["Columns", "LinearPart", "RegionModel", "combine", "count_table", "network_logits"]
+__all__ = ["Columns", "LinearPart", "RegionModel", "combine", "count_table", "network_logits", "spaced_patterns"]
 
 _BLOCK = 4096
+_NETWORK_BLOCK = 1024
+# Bases between the triplets of spaced k-mers: up to a motif's length together.
+_GAPS = range(1, 7)
 # Probabilities are kept so far from 0 and 1 when they are averaged.
 _SMALLEST = 1e-7
 
@@ -39,7 +42,7 @@ class LinearPart(NamedTuple):
     patterns
         Patterns of its k-mers.
     weights
-        Of k-mers, then of the further columns (columns, cells), float32.
+        Of k-mers, then of the last of the further columns, as many as there are weights (columns, cells), float32.
     intercept
         (cells,), float32.
     """
@@ -48,13 +51,20 @@ class LinearPart(NamedTuple):
     weights: Float[np.ndarray, "columns cells"]
     intercept: Float[np.ndarray, " cells"]
 
+    @property
+    def n_further(self) -> int:
+        """Number of further columns."""
+        return len(self.weights) - kmers.n_columns(self.patterns)
+
     def logits(
         self, tokens: Int[np.ndarray, "n length"], further: Float[np.ndarray, "n further"]
     ) -> Float[np.ndarray, "n cells"]:
         """Return logits, block by block."""
         result = np.empty((len(tokens), len(self.intercept)), np.float32)
         for block in _blocks(len(tokens)):
-            design = Design(kmers.kmer_rows(tokens[block], self.patterns), further[block])
+            design = Design(
+                kmers.kmer_rows(tokens[block], self.patterns), further[block, further.shape[1] - self.n_further :]
+            )
             result[block] = design.products(self.weights) + self.intercept
         return result
 
@@ -65,7 +75,7 @@ class Columns(NamedTuple):
     Attributes
     ----------
     motif_names, motifs
-        Motifs whose best scores are columns.
+        Motifs whose best scores are columns: those that were given, then those grown from the training regions.
     groups
         Number of kinds of regions whose distances and numbers are columns; 0 in the mode of the sequence alone.
     mean, spread
@@ -119,14 +129,19 @@ class RegionModel:
         The linear model, in closed form.
     columns
         Columns beside the k-mers.
-    network
-        What was trained on what the linear model leaves; None if it was not, or was not kept.
+    networks
+        What was trained on what the linear model leaves, each from another start; what they add is averaged. None if
+        they were not trained, or not kept.
+    chosen
+        Columns of :func:`spaced_patterns` that the networks see.
     logistic
         Logistic regressions to average with; none if they were not kept.
     shares
-        Weight of the probability of the start or network, then of each logistic regression; sums to 1.
+        Weight of the probability of the start with what the networks add, then of each logistic regression; sums to 1.
     copies
         How cell types that were not seen are made; None without context.
+    floor
+        A logistic regression on 7-mers, what any model has to beat.
     report
         What the fit did, in types that h5ad and zarr store.
     """
@@ -134,10 +149,12 @@ class RegionModel:
     length: int
     start: LinearPart
     columns: Columns
-    network: RegionNetwork | None
+    networks: tuple[RegionNetwork, ...]
+    chosen: Int[np.ndarray, " chosen"]
     logistic: tuple[LinearPart, ...]
     shares: Float[np.ndarray, " parts"]
     copies: CellCopies | None
+    floor: LinearPart
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -194,9 +211,10 @@ class RegionModel:
         tokens = sequences.one_strand(tokens)
         further = self.columns.scaled(tokens, regions)
         first = self.start.logits(tokens, further)
-        if self.network is not None:
+        if self.networks:
             neighbours = self.columns.neighbours(regions, first)
-            first = network_logits(self.network, tokens, np.concatenate([further, neighbours], axis=1), first)
+            inputs = np.concatenate([further, neighbours], axis=1)
+            first = network_logits(self.networks, self.chosen, tokens, inputs, first)
         return [first, *(part.logits(tokens, further) for part in self.logistic)]
 
     def one_hot_logits(
@@ -218,22 +236,26 @@ class RegionModel:
             raise ValueError(f"one_hot must have the shape (n, {self.length}, 4), found {one_hot.shape}.")
         n_motifs, n_sequence = len(self.columns.motifs), len(self.columns.mean)
         given = jnp.zeros((len(one_hot), 0)) if neighbourhood is None else jnp.asarray(neighbourhood)
-        own, neighbours = given[:, : n_sequence - n_motifs], given[:, n_sequence - n_motifs :]
+        around, neighbours = given[:, : n_sequence - n_motifs], given[:, n_sequence - n_motifs :]
         scores = motifs.soft_best_scores(one_hot, self.columns.motifs)
         scores = (scores - self.columns.mean[:n_motifs]) / self.columns.spread[:n_motifs]
-        further = jnp.concatenate([scores, own], axis=1)
+        further = jnp.concatenate([scores, around], axis=1)
         known: dict[tuple[kmers.Pattern, ...], Array] = {}
 
         def linear(part: LinearPart) -> Array:
             if part.patterns not in known:
                 known[part.patterns] = log_counts(one_hot, part.patterns)
-            return jnp.concatenate([known[part.patterns], further], axis=1) @ part.weights + part.intercept
+            own = further[:, further.shape[1] - part.n_further :]
+            return jnp.concatenate([known[part.patterns], own], axis=1) @ part.weights + part.intercept
 
         logits = [linear(self.start)]
-        if self.network is not None:
-            columns = jnp.concatenate([known[self.start.patterns], further, neighbours], axis=1)
-            logits[0] = logits[0] + self.network(self.network.soft_matches(one_hot), columns)
         logits += [linear(part) for part in self.logistic]
+        if self.networks:
+            patterns = spaced_patterns(self.length)
+            counts = known[patterns] if patterns in known else log_counts(one_hot, patterns)
+            columns = jnp.concatenate([counts[:, self.chosen], further, neighbours, logits[0]], axis=1)
+            added = [network(columns) for network in self.networks]
+            logits[0] = logits[0] + sum(added[1:], added[0]) / len(added)
         if len(logits) == 1:
             return logits[0]
         mean = sum(share * jax.nn.sigmoid(part) for share, part in zip(self.shares, logits, strict=True))
@@ -320,7 +342,10 @@ class RegionModel:
             "length": np.array(self.length),
             "shares": self.shares,
             **_linear_arrays("start", self.start),
+            **_linear_arrays("floor", self.floor),
             "n_logistic": np.array(len(self.logistic)),
+            "n_networks": np.array(len(self.networks)),
+            "chosen": self.chosen,
             "groups": np.array(columns.groups),
             "density": np.array(columns.density),
             "motif_names": np.array(columns.motif_names, dtype=str),
@@ -331,8 +356,8 @@ class RegionModel:
             result[f"column_{name}"] = getattr(columns, name)
         for number, part in enumerate(self.logistic):
             result |= _linear_arrays(f"logistic{number}", part)
-        if self.network is not None:
-            result |= {f"network_{name}": np.asarray(value) for name, value in self.network.arrays().items()}
+        for number, network in enumerate(self.networks):
+            result |= {f"network{number}_{name}": value for name, value in network.arrays().items()}
         if self.copies is not None:
             result["copies_context"], result["copies_columns"] = self.copies.context, self.copies.columns
             result["copies_softness"] = np.array(self.copies.softness)
@@ -352,9 +377,10 @@ class RegionModel:
                 density=tuple(map(float, given["density"])),  # type: ignore[arg-type]
                 **{name: given[f"column_{name}"] for name in _COLUMN_ARRAYS},
             )
-            network = {
-                name.removeprefix("network_"): value for name, value in given.items() if name.startswith("network_")
-            }
+            networks = [
+                {name.removeprefix(f"network{i}_"): v for name, v in given.items() if name.startswith(f"network{i}_")}
+                for i in range(int(given["n_networks"]))
+            ]
             copies = None
             if "copies_context" in given:
                 copies = CellCopies(
@@ -364,10 +390,12 @@ class RegionModel:
                 length=int(given["length"]),
                 start=_linear_part("start", given),
                 columns=columns,
-                network=RegionNetwork.from_arrays(network) if network else None,
+                networks=tuple(RegionNetwork.from_arrays(network) for network in networks),
+                chosen=given["chosen"],
                 logistic=tuple(_linear_part(f"logistic{i}", given) for i in range(int(given["n_logistic"]))),
                 shares=given["shares"],
                 copies=copies,
+                floor=_linear_part("floor", given),
                 report=dict(report or {}),
             )
         except KeyError as error:
@@ -388,37 +416,41 @@ def combine(
     return (np.log(mean) - np.log1p(-mean)).astype(np.float32)
 
 
-def count_table(tokens: Int[np.ndarray, "n length"], patterns: Sequence[kmers.Pattern]) -> np.ndarray:
-    """Return counts of k-mers as a table of the smallest whole numbers that hold them, made block by block."""
+def spaced_patterns(length: int) -> tuple[kmers.Pattern, ...]:
+    """Return the k-mers that networks and the wider logistic regression see: 6-mers, and pairs of spaced triplets."""
+    patterns = (kmers.contiguous(6), *(kmers.mirrored(3, gap) for gap in _GAPS))
+    return tuple(pattern for pattern in patterns if pattern[-1] < length)
+
+
+def count_table(tokens: Int[np.ndarray, "n length"], chosen: Int[np.ndarray, " chosen"]) -> Int[np.ndarray, "n chosen"]:
+    """Return counts of chosen spaced k-mers as a table of the smallest whole numbers that hold them."""
     kind = np.uint8 if tokens.shape[1] <= np.iinfo(np.uint8).max else np.uint16
-    table = np.empty((len(tokens), kmers.n_columns(patterns)), kind)
+    patterns = spaced_patterns(tokens.shape[1])
+    table = np.empty((len(tokens), len(chosen)), kind)
     for block in _blocks(len(tokens)):
-        table[block] = np.rint(np.expm1(kmers.dense(kmers.kmer_rows(tokens[block], patterns))))
+        table[block] = kmers.chosen_counts(kmers.kmer_rows(tokens[block], patterns), chosen, kind)
     return table
 
 
 def network_logits(
-    network: RegionNetwork,
+    networks: Sequence[RegionNetwork],
+    chosen: Int[np.ndarray, " chosen"],
     tokens: Int[np.ndarray, "n length"],
-    further: Float[np.ndarray, "n further"],
+    inputs: Float[np.ndarray, "n further"],
     start: Float[np.ndarray, "n cells"],
 ) -> Float[np.ndarray, "n cells"]:
-    """Return logits of the start with what the network adds, in blocks of one padded shape."""
-    graph, state = nnx.split(network)
-    patterns = (kmers.contiguous(network.k),)
+    """Return logits of the start with the mean of what networks add, in blocks of one padded shape."""
+    split = [nnx.split(network) for network in networks]
+    graph, states = split[0][0], [state for _, state in split]
     result = np.empty_like(start)
-    size = min(1024, max(64, 1 << (len(tokens) - 1).bit_length())) if len(tokens) else 1
+    size = min(_NETWORK_BLOCK, max(64, 1 << max(len(tokens) - 1, 0).bit_length()))
     for begin in range(0, len(tokens), size):
         block = slice(begin, min(begin + size, len(tokens)))
-        data = {
-            "tokens": tokens[block],
-            "counts": count_table(tokens[block], patterns),
-            "further": further[block],
-            "start": start[block],
-        }
-        short = size - len(data["tokens"])
+        data = {"counts": count_table(tokens[block], chosen), "further": inputs[block], "start": start[block]}
+        short = size - len(data["start"])
         data = {name: np.pad(value, ((0, short), (0, 0))) for name, value in data.items()}
-        result[block] = np.asarray(_apply_network(graph, state, data))[: size - short]
+        found = [np.asarray(_apply_network(graph, state, data))[: size - short] for state in states]
+        result[block] = np.mean(found, axis=0)
     return result
 
 

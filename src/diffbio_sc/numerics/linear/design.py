@@ -80,9 +80,9 @@ class Design(NamedTuple):
         gram = np.zeros((self.width, self.width))
         sums = np.zeros(self.width)
         ones = np.ones((self.size, 1))
-        corner = np.zeros((sparse, sparse))
-        kmers.gram(self.rows, ones[:, 0], corner)
-        gram[:sparse, :sparse] = np.triu(corner) + np.triu(corner, 1).T
+        kmers.gram(self.rows, ones[:, 0], gram)
+        for column in range(sparse):  # the other triangle, without a copy of the whole
+            gram[column + 1 : sparse, column] = gram[column, column + 1 : sparse]
         sums[:sparse] = kmers.transposed_products(self.rows, ones)[:, 0]
         if self.dense.shape[1]:
             dense = self.dense.astype(np.float64)

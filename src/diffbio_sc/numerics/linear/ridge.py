@@ -92,16 +92,13 @@ def fit_ridge(
     basis = component_basis(labels)
     known = np.isfinite(labels)
     folds = [np.flatnonzero(fold == number) for number in np.unique(fold)]
-    parts = [design.take(rows).moments() for rows in folds]
-    total = parts[0]
-    for part in parts[1:]:
-        total = Moments(*(one + other for one, other in zip(total, part, strict=True)))
+    total = design.moments()
     errors = np.zeros((len(penalties), basis.shape[1]))
     held_out = np.zeros((len(penalties), *labels.shape), np.float32)
-    for rows, part in zip(folds, parts, strict=True):
+    for rows in folds:
         rest = np.setdiff1d(np.arange(len(labels)), rows)
-        without = Moments(*(one - other for one, other in zip(total, part, strict=True)))
         inside, outside = design.take(rows), design.take(rest)
+        without = Moments(*(one - other for one, other in zip(total, inside.moments(), strict=True)))
         for number, penalty in enumerate(penalties):
             equal = np.full(basis.shape[1], penalty)
             components, intercept = _solve(outside, without, labels[rest], basis, equal)

@@ -20,11 +20,13 @@ __all__ = [
     "KmerRows",
     "Pattern",
     "canonical_columns",
+    "chosen_counts",
     "contiguous",
     "dense",
     "gram",
     "kmer_names",
     "kmer_rows",
+    "kmer_words",
     "mirrored",
     "n_columns",
     "products",
@@ -100,15 +102,19 @@ def n_columns(patterns: Sequence[Pattern]) -> int:
 
 def kmer_names(pattern: Pattern) -> list[str]:
     """Return the letters of each column, the smaller of both strands; dots stand in gaps."""
-    columns, k = canonical_columns(len(pattern)), len(pattern)
-    codes = np.unique(columns, return_index=True)[1]
     names = []
-    for code in codes:
+    for word in kmer_words(len(pattern)):
         letters = ["."] * (pattern[-1] + 1)
-        for place, offset in enumerate(pattern):
-            letters[offset] = "ACGT"[code // 4 ** (k - 1 - place) % 4]
+        for base, offset in zip(word, pattern, strict=True):
+            letters[offset] = "ACGT"[base]
         names.append("".join(letters))
     return names
+
+
+def kmer_words(k: int) -> Int[np.ndarray, "columns k"]:
+    """Return the bases of each column's k-mer, of the strand with the smaller code."""
+    codes = np.unique(canonical_columns(k), return_index=True)[1]
+    return (codes[:, None] // 4 ** np.arange(k - 1, -1, -1) % 4).astype(np.int8)
 
 
 def kmer_rows(tokens: Int[np.ndarray, "rows length"], patterns: Sequence[Pattern]) -> KmerRows:
@@ -155,6 +161,17 @@ def dense(rows: KmerRows) -> Float[np.ndarray, "rows columns"]:
     """Return the values as a table, float32."""
     table = np.zeros((len(rows.used), rows.n_columns), np.float32)
     _scatter(rows.columns, rows.values, rows.used, table)
+    return table
+
+
+def chosen_counts(
+    rows: KmerRows, chosen: Int[np.ndarray, " chosen"], kind: type[np.unsignedinteger]
+) -> Int[np.ndarray, "rows chosen"]:
+    """Return the counts in some of the columns as a table of whole numbers of a kind that holds them."""
+    place = np.full(rows.n_columns, -1, np.int32)
+    place[chosen] = np.arange(len(chosen))
+    table = np.zeros((len(rows.used), len(chosen)), kind)
+    _scatter_counts(rows.columns, np.rint(np.expm1(rows.values)).astype(kind), rows.used, place, table)
     return table
 
 
@@ -233,6 +250,15 @@ def _scatter(columns, values, used, table):
     for row in range(len(used)):
         for entry in range(used[row]):
             table[row, columns[row, entry]] = values[row, entry]
+
+
+@njit(cache=True, nogil=True)
+def _scatter_counts(columns, counts, used, place, table):
+    for row in range(len(used)):
+        for entry in range(used[row]):
+            column = place[columns[row, entry]]
+            if column >= 0:
+                table[row, column] = counts[row, entry]
 
 
 @njit(cache=True, nogil=True)

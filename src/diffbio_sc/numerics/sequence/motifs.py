@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,16 +77,23 @@ def soft_best_scores(
     one_hot: Float[Array, "rows length 4"], motifs: Sequence[Float[np.ndarray, "width 4"]]
 ) -> Float[Array, "rows motifs"]:
     """Return what :func:`best_scores` does, in JAX: the gradient goes to the bases of the best place."""
-    columns = []
-    for motif in motifs:
-        places = one_hot.shape[1] - len(motif) + 1
-        windows = jnp.stack([one_hot[:, offset : offset + places] for offset in range(len(motif))], axis=2)
-        scores = windows.reshape(one_hot.shape[0], places, -1) @ jnp.asarray(_both_strands([motif]))
-        columns.append(scores.max((1, 2)))
-    return jnp.stack(columns, axis=1) if columns else jnp.zeros((one_hot.shape[0], 0), one_hot.dtype)
+    columns: dict[int, Array] = {}
+    widths = [len(motif) for motif in motifs]
+    for width in sorted(set(widths)):
+        chosen = [number for number, found in enumerate(widths) if found == width]
+        places = one_hot.shape[1] - width + 1
+        windows = jnp.stack([one_hot[:, offset : offset + places] for offset in range(width)], axis=2)
+        both = _both_strands([motifs[number] for number in chosen], jnp)
+        scores = windows.reshape(-1, 4 * width) @ both
+        best = scores.reshape(one_hot.shape[0], places, 2, len(chosen)).max((1, 2))
+        columns |= {number: best[:, place] for place, number in enumerate(chosen)}
+    if not columns:
+        return jnp.zeros((one_hot.shape[0], 0), one_hot.dtype)
+    return jnp.stack([columns[number] for number in range(len(motifs))], axis=1)
 
 
-def _both_strands(motifs: Sequence[np.ndarray]) -> Float[np.ndarray, "bases strands_motifs"]:
-    forward = [np.asarray(motif, np.float32).ravel() for motif in motifs]
+def _both_strands(motifs: Sequence[Any], library: Any = np) -> Any:
+    """Columns (bases of all places, motifs): of the motifs, then of their reverse complements."""
+    forward = [library.asarray(motif, np.float32).ravel() for motif in motifs]
     # Reversing all entries turns A C G T into T G C A and the places around: the reverse complement.
-    return np.stack([*forward, *(column[::-1] for column in forward)], axis=1)
+    return library.stack([*forward, *(column[::-1] for column in forward)], axis=1)
