@@ -479,9 +479,7 @@ def training() -> None:
     band = band_of_pixels(sp.csr_array(sp.triu(adata.obsp["contacts"])), 111)
     middle = int(np.median(truth[:, 0]))
     known = np.zeros_like(band)
-    for i, j in truth:
-        for di, dj in itertools.product((-1, 0, 1), repeat=2):
-            known[j + dj - i - di, i + di] = 1.0
+    known[truth[:, 1] - truth[:, 0], truth[:, 0]] = 1.0
 
     def score(operator, left: bool) -> float:
         logits = np.asarray(operator({"contact_band": band})["loop_logits"])
@@ -491,7 +489,7 @@ def training() -> None:
         for di, dj in itertools.product(range(-2, 3), repeat=2):
             k = 4 + dj - di
             best = np.maximum(best, padded[k : k + logits.shape[0], 4 + di : 4 + di + logits.shape[1]])
-        k, i = np.nonzero((logits >= best) & (logits > -5.0))
+        k, i = np.nonzero((logits >= best) & (logits > logits.min()))
         inside = (i < middle) == left
         k, i = k[inside], i[inside]
         order = np.argsort(-logits[k, i])[:1500]
@@ -508,8 +506,11 @@ def training() -> None:
         )
         after = score(operator, left), score(operator, not left)
         curve = report.history["loss"]
+        width, shrinkage = (float(np.exp(value[...])) for value in (operator.log_filter_width, operator.log_shrinkage))
+        bias = np.round(operator.background_bias[...], 2)
+        print(f"  filter {width:.2f} bins, shrinkage {shrinkage:.0f}, backgrounds {bias}")
         print(
-            f"trained on the {'left' if left else 'right'} half: loss {curve[0]:.5f} -> {curve.min():.5f}; AP there "
+            f"trained on the {'left' if left else 'right'} half: loss {curve[0]:.3f} -> {curve.min():.3f}; AP there "
             f"{before[0]:.3f} -> {after[0]:.3f}, on the other half {before[1]:.3f} -> {after[1]:.3f} ({cpu():.0f} s)"
         )
 

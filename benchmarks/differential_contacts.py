@@ -2,9 +2,10 @@
 
 python benchmarks/differential_contacts.py [null] [power] [real] [alone] [seeds=N] [bins=N] [depth=N]
 
-null: four replicates without a difference, two against two. power: 2 + 2 replicates of 1,000 contacts a bin with 2-fold
-loops, moved boundaries and flipped compartments. real: chromosome 22 (and 21) of GM12878, library against library, and
-halves of both libraries against the other halves. alone: one replicate a side, with and without a known dispersion.
+null: four replicates without a difference, two against two. power: 2 + 2 replicates of 1,000 contacts a bin with
+2-fold loops, moved boundaries and flipped compartments. real: chromosome 22 (and 21) of GM12878, library against
+library, and halves of both libraries against the other halves, and the loops of four published lists. alone: one
+replicate a side, with and without a known dispersion.
 DIFFBIO_SC_DATA names the folder that holds hic/.
 """
 
@@ -140,6 +141,21 @@ def halves(adata, key: str, rng: np.random.Generator) -> list[sp.csr_array]:
     return parts
 
 
+def loop_lists(adata, chrom: str) -> dict[str, pd.DataFrame]:
+    """Loops of four lists, at least 200 kb apart, and of all together, each pair of bins once."""
+    lists = {}
+    for name in ("hiccups", "rad21_chiapet", "smc1_hichip", "peakachu"):
+        table = pd.read_csv(DATA / f"gm12878_{name}_chr{chrom}.bedpe", sep="\t", header=None).iloc[:, :6]
+        table.columns = ["chrom1", "start1", "end1", "chrom2", "start2", "end2"]
+        table["chrom1"] = table["chrom2"] = str(adata.obs["chrom"].iloc[0])
+        apart = table["start2"] - table["start1"] >= 200_000
+        lists[name] = table[apart & (table["end2"] < adata.obs["end"].max())]
+    together = pd.concat(lists.values())
+    bins = [(together[f"start{side}"] + together[f"end{side}"]) // 2 // 50_000 for side in "12"]
+    lists["all lists"] = together[~pd.concat(bins, axis=1).duplicated().to_numpy()]
+    return lists
+
+
 def real() -> None:
     options = {"interaction_size": 500_000, "max_distance": 10_000_000, "compartment_distance": 1_000_000}
     for chrom, files in (
@@ -161,6 +177,17 @@ def real() -> None:
             adata, groups={"one": ["contacts_one"], "two": ["contacts_two"]}, loops=loops, **options
         )
         show(f"chromosome {chrom}, library against library", adata.uns["differential_contacts"], cpu() - before)
+        for listed, table in loop_lists(adata, chrom).items():
+            dbio.tl.differential_contacts(
+                adata,
+                groups={"one": ["contacts_one"], "two": ["contacts_two"]},
+                features=["loops"],
+                loops=table,
+                key_added="listed",
+                **options,
+            )
+            p = adata.uns["listed"]["loops"]["pval"].dropna()
+            print(f"  loops of {listed}: {(p < 0.05).sum()} of {len(p)} below .05 ({(p < 0.05).mean():.4f})")
         rng = np.random.default_rng(0)
         for key in ("one", "two"):
             for number, part in enumerate(halves(adata, f"contacts_{key}", rng)):

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from diffbio_sc.numerics.genome.contact_averages import class_sums, quantile_classes, saddle_strength, window_means
+from diffbio_sc.numerics.genome.contact_averages import (
+    class_sums,
+    quantile_classes,
+    saddle_strength,
+    trans_class_sums,
+    window_means,
+)
 from diffbio_sc.numerics.genome.contact_cells import cell_profile, distance_edges
 
 SIZE = 40
@@ -123,3 +129,45 @@ def test_profile_of_an_empty_cell_is_missing():
     assert found.n_contacts == 0
     assert np.isnan(found.share).all()
     assert np.isnan([found.trans_share, found.near_share, found.strength]).all()
+
+
+def test_equal_values_fill_all_classes():
+    values = np.repeat([-1.0, 1.0], [30, 70])
+    values[5] = np.nan
+    code, _ = quantile_classes(values, 5, 0.0)
+    assert code[5] == -1
+    size = np.bincount(code[code >= 0], minlength=5)
+    assert size.min() >= 19
+    # Classes below the step hold low values alone, those above it high ones.
+    assert (values[code == 0] == -1).all()
+    assert all((values[code == high] == 1).all() for high in (2, 3, 4))
+    # Equal values are not dealt out along the genome.
+    assert np.abs(np.corrcoef(np.arange(30, 100), code[30:])[0, 1]) < 0.5
+    code, _ = quantile_classes(values, 5, 0.1)
+    assert (code == -1).sum() == 1 + 20
+
+
+def test_trans_class_sums():
+    rng = np.random.default_rng(4)
+    chrom = np.repeat([0, 1, 2, 3], [9, 7, 5, 4])
+    n = len(chrom)
+    counts = np.triu(rng.poisson(1.5, (n, n)))
+    counts[np.ix_(chrom == 0, chrom == 3)] = 0  # chromosomes that never meet
+    weights, code = rng.lognormal(0.0, 0.3, n), rng.integers(-1, 3, n)
+    weights[[2, 11]] = np.nan
+    sums, pairs = trans_class_sums(sp.csr_array(counts), chrom, weights, code, 3)
+    balanced = np.nan_to_num(counts * np.outer(weights, weights))
+    wanted, number = np.zeros((3, 3)), np.zeros((3, 3))
+    used = np.isfinite(weights)
+    for a in range(4):
+        for b in range(a + 1, 4):
+            first, second = np.flatnonzero((chrom == a) & used), np.flatnonzero((chrom == b) & used)
+            expected = balanced[np.ix_(first, second)].mean()
+            for i in first:
+                for j in second:
+                    if code[i] >= 0 and code[j] >= 0 and expected > 0:
+                        for x, y in ((code[i], code[j]), (code[j], code[i])):
+                            wanted[x, y] += balanced[i, j] / expected
+                            number[x, y] += 1
+    np.testing.assert_allclose(sums, wanted)
+    np.testing.assert_array_equal(pairs, number)

@@ -9,6 +9,7 @@ import scipy.sparse as sp
 
 from diffbio_sc.numerics.genome.compartments import Toeplitz, cis_eigenvectors, shrink, trans_eigenvectors
 from diffbio_sc.numerics.genome.pixels import cis_rows, pixel_rows
+from diffbio_sc.numerics.genome.plain_eigenvectors import plain_eigenvectors
 
 
 def limited(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -148,3 +149,31 @@ def test_shrinking_is_the_posterior_mean_of_the_dense_model():
     prior = variance * np.exp(slope) ** np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
     dense = vector.mean() + prior @ np.linalg.solve(prior + np.diag(noise), centred)
     np.testing.assert_allclose(found, dense, atol=1e-8)
+
+
+@pytest.mark.parametrize(("nearest", "percentile"), [(0, 100.0), (2, 99.9), (2, 40.0), (40, 97.0)])
+def test_plain_vectors_are_those_of_cooltools(nearest, percentile):
+    eigdecomp = pytest.importorskip("cooltools.api.eigdecomp")
+    rng = np.random.default_rng(5)
+    n = 150
+    sign = np.sign(np.sin(np.arange(n) / 9.0))
+    distance = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+    mean = 40.0 / (1.0 + distance) ** 0.8 * np.exp(0.3 * np.outer(sign, sign))
+    upper = np.triu(rng.poisson(mean))
+    weights = rng.lognormal(0.0, 0.2, n)
+    weights[[7, 80]] = np.nan
+    upper[30] = upper[:, 30] = 0  # a weight, but no contact
+    full = (upper + np.triu(upper, 1).T) * np.outer(weights, weights)
+    values, vectors = eigdecomp.cis_eig(full, 3, ignore_diags=nearest, clip_percentile=percentile)
+    found = plain_eigenvectors(cis_rows(sp.csr_array(upper), 0, n), weights, nearest, 3, percentile)
+    np.testing.assert_allclose(found.values, values, rtol=1e-8)
+    for own, theirs in zip(found.vectors, vectors, strict=True):
+        np.testing.assert_array_equal(np.isnan(own), np.isnan(theirs))
+        good = np.isfinite(own)
+        np.testing.assert_allclose(own[good] * np.sign(own[good] @ theirs[good]), theirs[good], atol=1e-8)
+
+
+def test_plain_vectors_of_too_few_bins_are_missing():
+    found = plain_eigenvectors(cis_rows(sp.csr_array(np.ones((4, 4))), 0, 4), np.ones(4), 2, 3)
+    assert np.isnan(found.values).all()
+    assert np.isnan(found.vectors).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.sparse as sp
 
 from diffbio_sc.numerics.genome.decay import (
@@ -64,6 +65,16 @@ def test_straight_lines_in_log_distance_cost_nothing():
     bent = line.copy()
     bent[len(knots) // 2] += 1.0
     assert bent @ roughness(knots) @ bent > 0.1
+
+
+def test_roughness_is_the_sum_of_squared_second_differences_at_ten_knots_a_decade():
+    knots = 10.0 ** (np.arange(2, 14) / 10.0)
+    values = np.random.default_rng(1).normal(size=12)
+    np.testing.assert_allclose(values @ roughness(knots) @ values, (np.diff(values, 2) ** 2).sum(), rtol=1e-9)
+    # Half as dense: slopes are half as steep, and each stands for as much.
+    np.testing.assert_allclose(
+        values[:6] @ roughness(knots[::2]) @ values[:6], (np.diff(values[:6], 2) ** 2).sum() / 4, rtol=1e-9
+    )
 
 
 def sums_of(curve: np.ndarray, exposure: np.ndarray, rng) -> DistanceSums:
@@ -136,3 +147,31 @@ def test_log_smooth_keeps_constants_and_equals_the_direct_sum(size):
         inside = (logs >= logs[at] - 0.5) & (logs < logs[at] + 0.5)
         kernel = np.exp(-((logs - logs[at]) ** 2) / 2 / 0.01) * inside
         np.testing.assert_allclose(smooth[at], (values * kernel).sum() / kernel.sum(), rtol=0.02)
+
+
+def test_monotone_fit_is_the_best_of_the_curves_that_fall():
+    """Against a general solver of the same problem; a hump among the far distances must go."""
+    rng = np.random.default_rng(7)
+    distances = np.arange(300.0)
+    curve = 20.0 * np.maximum(distances, 1) ** -0.9 * (1.0 + 1.5 * np.exp(-(((distances - 150) / 20.0) ** 2)))
+    sums = sums_of(curve, 300.0 - distances, rng)
+    free, found = fit_decay(sums, 2), fit_decay(sums, 2, monotone=True)
+    assert (np.diff(free.value[2:]) > 0).any()
+    assert (np.diff(found.log_value) <= 1e-12).all()
+    good = np.arange(2, 300)
+    left, share = hat_functions(found.knots, good)
+    smooth = free.penalty * roughness(free.knots)
+
+    def loss(theta):
+        log_mean = theta[left] * (1 - share) + theta[np.minimum(left + 1, len(theta) - 1)] * share
+        fit = sums.exposure[good] * np.exp(log_mean) - sums.count[good] * log_mean
+        return fit.sum() + 0.5 * theta @ smooth @ theta
+
+    size = len(found.knots)
+    falls = [{"type": "ineq", "fun": lambda theta: theta[:-1] - theta[1:]}]
+    start = np.minimum.accumulate(free.log_value)
+    best = scipy.optimize.minimize(loss, start, constraints=falls, method="SLSQP", options={"maxiter": 500})
+    assert loss(found.log_value) <= best.fun + 1e-4 * abs(best.fun - loss(start)) + 1e-6 * size
+    # What falls anyway is left as it is.
+    plain = sums_of(20.0 * np.maximum(distances, 1) ** -0.9, 3e4 * (300.0 - distances), rng)
+    np.testing.assert_array_equal(fit_decay(plain, 2, monotone=True).value, fit_decay(plain, 2).value)

@@ -149,3 +149,12 @@ def test_li_threshold_minimises_the_cross_entropy():
     )
     filters = pytest.importorskip("skimage.filters")
     np.testing.assert_allclose(found, filters.threshold_li(values), atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["diamond_expected", "sides_expected"])
+def test_windows_of_less_than_three_tenths_of_the_median_have_no_score(side):
+    fields = {name: np.full(9, 100.0) for name in WindowSums._fields}
+    fields[side] = np.array([100.0, 29.9, 30.1, 100.0, 100.0, 0.0, 100.0, 100.0, 100.0])
+    score, found = contrast(WindowSums(**fields))
+    assert np.flatnonzero(np.isnan(found)).tolist() == [1, 5]
+    assert np.flatnonzero(np.isnan(score)).tolist() == [1, 5]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from diffbio_sc.numerics.genome.contact_replicates import align_pixels, share_again
+from diffbio_sc.numerics.genome.contact_replicates import _shrunken_ratio, align_pixels, share_again
 from diffbio_sc.numerics.genome.contact_windows import (
     band,
     boundary_sums,
@@ -131,3 +131,18 @@ def test_shares_of_steady_bins_leave_changes_out():
     few = np.zeros(size, bool)
     few[:5] = True
     assert share_again(pixels, few) is pixels
+
+
+def test_visibility_is_kept_by_its_share_of_the_variance():
+    rng = np.random.default_rng(5)
+    predicted = rng.uniform(20.0, 200.0, 400)
+    found = rng.poisson(predicted * np.exp(rng.normal(0.1, 0.3, 400))).astype(float)
+    found[3] = predicted[7] = 0.0
+    some = (found > 0) & (predicted > 0)
+    ratio = np.log((found + 0.5) / (predicted + 0.5))
+    noise = 1.0 / (found + 0.5)
+    deviation = np.median(np.abs(ratio[some] - np.median(ratio[some]))) * 1.4826
+    own = deviation**2 - np.median(noise[some])
+    assert own == pytest.approx(0.3**2, rel=0.3)
+    wanted = np.where(some, np.exp(ratio * own / (own + noise)), 1.0)
+    np.testing.assert_allclose(_shrunken_ratio(found, predicted), wanted)

@@ -17,9 +17,11 @@ from diffbio_sc.engines.contacts_expected import expected_map
 from diffbio_sc.engines.contacts_insulation import insulation_map
 from diffbio_sc.genome.contact_map import ContactMap
 from diffbio_sc.numerics.genome import loops as loop_numerics
-from diffbio_sc.numerics.genome.bands_jax import band_of_matrix, matrix_of_band
+from diffbio_sc.numerics.genome.bands_jax import band_of_matrix, band_of_pixel_list, matrix_of_band
 from diffbio_sc.numerics.genome.pixels import cis_rows
 from diffbio_sc.operators.multiomics import HiCContactAnalysis, HiCContactAnalysisConfig
+from diffbio_sc.operators.multiomics.contact_training import calibrated, loop_cross_entropy
+from diffbio_sc.operators.multiomics.hic_contacts import _bounded
 
 N = 120
 
@@ -184,6 +186,15 @@ def test_m11_boundaries_are_the_engines_soft_calls(result, engine):
     np.testing.assert_allclose(result["tad_boundaries"], found.probability, atol=0.03)
 
 
+def test_m11_rivals_lie_within_five_bins(operator):
+    """With a low threshold the probability is that of beating all neighbours: two equal maxima share it or not."""
+    good = jnp.ones(40, bool)
+    for apart, wanted in ((5, 0.5), (6, 1.0)):
+        score = jnp.zeros(40).at[15].set(20.0).at[15 + apart].set(20.0)
+        logits = operator._boundary_logits(score, jnp.zeros(40), good)
+        np.testing.assert_allclose(jax.nn.sigmoid(logits)[15], wanted, atol=1e-4)
+
+
 def test_m11_gradient_form(matrix, engine):
     contact_map, weights, decays = engine
     operator = small(boundary_form="gradient", boundary_temperature=0.5)
@@ -230,13 +241,35 @@ def test_m12_recipe_as_printed(matrix):
     assert float(gradient["loop_threshold"][...]) != 0
 
 
-def test_m12_loss_is_the_cross_entropy_of_the_scored_pairs(operator, matrix, result):
+def test_m12_loss_is_the_cross_entropy_of_known_loops_and_of_pairs_without_one(operator, matrix, result):
     known = np.zeros((N, N))
-    known[11, 35] = known[35, 11] = 1.0
-    scores = np.asarray(result["loop_scores"], np.float64)
-    scored = np.triu(scores > scores.min())
-    brute = -(known * np.log(scores) + (1 - known) * np.log1p(-scores))[scored].mean()
-    np.testing.assert_allclose(operator.loss({"contact_matrix": matrix, "known_loops": known}), brute, rtol=0.01)
+    known[11, 35] = known[60, 90] = 1.0
+    logits = np.asarray(result["loop_logits"], np.float64)
+    scored = np.triu(logits > logits.min())
+    at = np.arange(N)
+
+    def near(loop, reach):
+        return (np.abs(at - loop[0]) <= reach)[:, None] & (np.abs(at - loop[1]) <= reach)
+
+    total = 0.0
+    others = scored.copy()
+    for loop in ((11, 35), (60, 90)):
+        odds = np.exp(logits[near(loop, 2) & scored]).sum()
+        total += np.log1p(1.0 / odds)
+        others &= ~near(loop, 3)
+    total += np.log1p(np.exp(logits[others])).sum()
+    found = operator.loss({"contact_matrix": matrix, "known_loops": known})
+    np.testing.assert_allclose(found, total / 2, rtol=1e-3)
+    masked = np.ones((N, N))
+    masked[:50] = masked[:, :50] = 0.0
+    found = operator.loss({"contact_matrix": matrix, "known_loops": known, "loop_mask": masked})
+    counted = scored & (masked > 0)
+    odds = np.exp(logits[near((60, 90), 2) & counted]).sum()
+    total = np.log1p(1.0 / odds) + np.log1p(np.exp(logits[counted & others])).sum()
+    np.testing.assert_allclose(found, total, rtol=1e-3)
+
+
+def test_m12_loss_of_boundaries_and_compartments(operator, matrix, result):
     boundaries = np.zeros(N)
     boundaries[[40, 80]] = 1.0
     boundaries[3] = np.nan
@@ -344,6 +377,32 @@ def test_training_recovers_a_perturbed_decay(matrix):
     assert np.abs(ratio).max() < 0.2  # the farthest few pairs say little
 
 
+def test_calibration_is_the_best_threshold_and_temperature():
+    rng = np.random.default_rng(3)
+    z = jnp.asarray(rng.normal(size=(30, 200)), jnp.float32).at[12, 50:150:25].add(7.0)
+    known = jnp.zeros_like(z).at[12, 50:150:25].set(1.0)
+    counted = jnp.ones_like(z, bool)
+    nothing = jnp.zeros_like(z)
+
+    def loss(threshold, log_temperature):
+        return float(loop_cross_entropy((z - threshold) * np.exp(-log_temperature), known, counted))
+
+    found = calibrated(z, nothing, known, counted, (4.0, 0.0))
+    best = min(loss(a, b) for a in np.linspace(2.0, 7.0, 26) for b in np.linspace(-2.0, 1.0, 16))
+    assert loss(*found) <= best + 1e-3
+    assert loss(*found) < loss(4.0, 0.0)
+
+
+def test_bounded_logits_keep_their_order_and_small_ones_their_value():
+    logits = jnp.array([-jnp.inf, -25.0, -12.0, -10.0, -3.0, 0.0, 7.0, 10.0, 12.0, 20.0])
+    found = np.asarray(_bounded(logits))
+    np.testing.assert_allclose(found[3:8], logits[3:8], rtol=1e-6)
+    assert (np.diff(found) > 0).all()
+    assert np.abs(found).max() <= 14.0
+    np.testing.assert_allclose(found[8], 10.0 + 4.0 * np.tanh(0.5), rtol=1e-6)
+    assert float(jax.grad(_bounded)(0.0)) == 1.0
+
+
 @pytest.mark.slow
 def test_training_on_loops_lowers_the_loss_and_is_saved(tmp_path, matrix):
     operator = small()
@@ -351,8 +410,11 @@ def test_training_on_loops_lowers_the_loss_and_is_saved(tmp_path, matrix):
     known[10:13, 34:37] = 1.0
     data = {"contact_matrix": matrix, "known_loops": np.maximum(known, known.T)}
     before = float(operator.loss(data))
-    operator.fit(data, steps=40, learning_rate=0.02)
+    report = operator.fit(data, steps=40, learning_rate=0.02)
     assert float(operator.loss(data)) < 0.7 * before
+    # Training goes on from the best threshold and temperature, where the ranking is that of the statistic.
+    assert report.history["loss"][0] < before
+    assert report.history["loss"].min() < report.history["loss"][0]
     operator.save(tmp_path / "hic.npz")
     loaded = HiCContactAnalysis.load(tmp_path / "hic.npz")
     np.testing.assert_array_equal(loaded(data)["loop_scores"], operator(data)["loop_scores"])
@@ -395,3 +457,33 @@ def test_refusals(operator, matrix):
         operator.loss({"contact_matrix": matrix, "known_loops": np.zeros((3, 3))})
     with pytest.raises(ValueError, match="steps"):
         operator.fit({"contact_matrix": matrix}, steps=0)
+
+
+@pytest.mark.slow
+def test_pixel_list_gives_the_same_as_the_band(operator, matrix):
+    depth = 200 + 2 * 5 + 1
+    row, column = np.nonzero(np.triu(matrix))
+    bins = np.column_stack([row, column])
+    bins[::2] = bins[::2, ::-1]
+    data = {"pixel_bins": bins, "pixel_counts": matrix[row, column], "bin_mask": np.ones(N)}
+    found = operator(data)
+    band = operator({"contact_band": band_of_matrix(jnp.asarray(matrix, jnp.float32), min(depth, N))})
+    for key in ("normalized_contacts", "compartments", "tad_boundaries", "loop_scores"):
+        np.testing.assert_allclose(found[key], band[key], atol=1e-6)
+    with pytest.raises(KeyError, match="bin_mask"):
+        operator({key: data[key] for key in ("pixel_bins", "pixel_counts")})
+    with pytest.raises(ValueError, match="between 0 and 118"):
+        operator({**data, "bin_mask": np.ones(N - 1)})
+    with pytest.raises(ValueError, match="two whole numbers"):
+        operator({**data, "pixel_bins": bins[:-1]})
+
+
+def test_pixel_list_drops_what_lies_beyond_the_band_and_adds_equal_pixels():
+    bins = jnp.array([[0, 1], [1, 0], [3, 3], [0, 4]])
+    found = band_of_pixel_list(bins, jnp.array([1.0, 2.0, 5.0, 7.0]), 3, 5)
+    expected = np.zeros((3, 5))
+    expected[1, 0], expected[0, 3] = 3.0, 5.0
+    np.testing.assert_array_equal(found, expected)
+    weights = jnp.arange(15.0).reshape(3, 5)
+    gradient = jax.grad(lambda counts: (weights * band_of_pixel_list(bins, counts, 3, 5)).sum())(jnp.ones(4))
+    np.testing.assert_array_equal(gradient, [5.0, 5.0, 3.0, 0.0])

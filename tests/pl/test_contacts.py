@@ -2,6 +2,7 @@
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 
 import diffbio_sc as dbio
@@ -150,3 +151,19 @@ def test_errors(adata):
     with pytest.raises(KeyError, match="run dbio.tl.loops"):
         dbio.pl.contacts(plain, values="counts", marks=["loops"])
     assert dbio.pl.contacts(plain, values="counts", show=False) is not None
+
+
+def test_compartments_of_arbitrary_sign_are_grey(adata):
+    from matplotlib.colors import to_hex
+
+    def colors(shown):
+        axes = dbio.pl.contacts(shown, tracks=["compartment"], marks=[], show=False)
+        return [to_hex(patch.get_facecolor()) for patch in axes[1].patches]
+
+    unsure = adata.copy()
+    unsure.obs["compartment_label"] = pd.Series(np.where(unsure.obs["compartment"] > 0, "A", "B"), unsure.obs_names)
+    assert colors(unsure) == ["#b2402a", "#2c5f8a"]
+    unsure.obs["compartment_label"] = unsure.obs["compartment_label"].where(unsure.obs["start"] < 1_500_000)
+    assert colors(unsure) == ["#b2402a", "#2c5f8a", "#999999"]
+    unsure.obs["compartment_label"] = unsure.obs["compartment_label"].where(np.zeros(unsure.n_obs, bool))
+    assert colors(unsure) == ["#999999"]

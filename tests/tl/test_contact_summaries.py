@@ -1,5 +1,6 @@
 """Saddle, pile-up and coverage of contact maps, against cooltools and closed forms."""
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -170,3 +171,96 @@ def test_coverage_of_an_empty_map():
     dbio.tl.coverage_stats(adata)
     assert adata.uns["coverage_stats"]["summary"]["n_contacts"] == 0
     assert np.isnan(adata.uns["coverage_stats"]["summary"]["trans_share"])
+
+
+def test_saddle_of_labels_has_no_empty_classes(balanced):
+    adata = balanced.copy()
+    adata.obs["compartment"] = np.sign(adata.obs["compartment"])
+    dbio.tl.saddle(adata, n_classes=10)
+    assert np.isfinite(adata.uns["saddle"]["mean"]).all()
+    assert adata.uns["saddle"]["report"]["strength"] > 1.05
+
+
+def coarser(adata: ad.AnnData, factor: int) -> ad.AnnData:
+    """The same contacts in wider bins."""
+    size = -(-adata.n_obs // factor)
+    join = sp.csr_array(
+        (np.ones(adata.n_obs), (np.arange(adata.n_obs) // factor, np.arange(adata.n_obs))), shape=(size, adata.n_obs)
+    )
+    upper = sp.triu(join @ sp.triu(adata.obsp["contacts"]) @ join.T)
+    obs = adata.obs.iloc[::factor][["chrom", "start"]].copy()
+    obs["end"] = obs["start"] + factor * 10_000
+    return ad.AnnData(obs=obs, obsp={"contacts": sp.csr_matrix((upper + sp.triu(upper, 1).T).astype(np.int32))})
+
+
+@pytest.mark.filterwarnings("ignore:without phasing_track")
+def test_loops_of_two_resolutions_are_one_list(balanced, tmp_path):
+    fine = balanced.copy()
+    coarse = coarser(fine, 2)
+    for each in (fine, coarse):
+        dbio.tl.balance(each)
+        dbio.tl.loops(each)
+    dbio.tl.merge_loops(fine, [coarse])
+    table = dbio.get.loops(fine, key="merged_loops")
+    own, other = fine.uns["loops"]["table"], coarse.uns["loops"]["table"]
+    assert len(own) >= 6
+    assert len(other) >= 3
+    # All fine loops remain as they were; coarse ones are there where no fine one lies within 40 kb.
+    assert (table["resolution"] == 10_000).sum() == len(own)
+    assert set(table.loc[table["resolution"] == 10_000, "start1"]) == set(own["start1"])
+    middle = [((t["start1"] + t["end1"]) / 2, (t["start2"] + t["end2"]) / 2) for t in (own, other)]
+    apart = np.maximum(*(np.abs(a.to_numpy()[:, None] - b.to_numpy()[None]) for a, b in zip(*middle, strict=True)))
+    assert (table["resolution"] == 20_000).sum() == (apart.min(0) > 40_000).sum()
+    assert (table["n_resolutions"] == 2).any()
+    assert (np.diff(table["qval"]) >= 0).all()
+    fine.write_h5ad(tmp_path / "merged.h5ad")
+    pd.testing.assert_frame_equal(
+        ad.read_h5ad(tmp_path / "merged.h5ad").uns["merged_loops"]["table"],
+        fine.uns["merged_loops"]["table"],
+        check_dtype=False,
+        check_index_type=False,
+    )
+    # One list may be empty.
+    coarse.uns["loops"]["table"] = other.iloc[:0]
+    alone = dbio.tl.merge_loops(fine, [coarse], copy=True).uns["merged_loops"]["table"]
+    assert len(alone) == len(own)
+    assert (alone["n_resolutions"] == 1).all()
+
+
+def test_merge_refuses(balanced):
+    with pytest.raises(KeyError, match=r"dbio\.tl\.loops"):
+        dbio.tl.merge_loops(balanced, [balanced])
+    adata = balanced.copy()
+    dbio.tl.loops(adata)
+    with pytest.raises(ValueError, match="different widths"):
+        dbio.tl.merge_loops(adata, [adata])
+    with pytest.raises(ValueError, match="empty"):
+        dbio.tl.merge_loops(adata, [])
+    with pytest.raises(TypeError, match="list"):
+        dbio.tl.merge_loops(adata, adata)
+    with pytest.raises(ValueError, match="radius"):
+        dbio.tl.merge_loops(adata, [adata], radius=0)
+    assert "merged_loops" not in adata.uns
+
+
+def test_trans_saddle_of_planted_compartments():
+    rng = np.random.default_rng(6)
+    side = np.where((np.arange(240) // 15) % 2 == 0, 1.0, -1.0)
+    chrom = np.repeat([0, 1, 2], 80)
+    mean = np.where(chrom[:, None] == chrom, 5.0, 3.0 * np.exp(0.5 * np.outer(side, side)))
+    upper = np.triu(rng.poisson(mean))
+    obs = pd.DataFrame({"chrom": np.array(["chr1", "chr2", "chr3"])[chrom], "start": np.tile(np.arange(80), 3) * 1000})
+    obs["end"] = obs["start"] + 1000
+    obs.index = obs.index.astype(str)
+    adata = ad.AnnData(obs=obs, obsp={"contacts": sp.csr_matrix(upper + np.triu(upper, 1).T)})
+    dbio.tl.balance(adata, contact="trans")
+    adata.obs["compartment"] = side + 0.01 * rng.normal(size=240)
+    dbio.tl.saddle(adata, contact="trans", n_classes=2, tails=0.0)
+    found = adata.uns["saddle"]["mean"]
+    assert found[0, 0] * found[1, 1] / found[0, 1] ** 2 == pytest.approx(np.exp(2.0), rel=0.05)
+    assert adata.uns["saddle"]["strength"][0] == pytest.approx(np.exp(1.0), rel=0.05)
+    assert adata.uns["saddle"]["params"]["contact"] == "trans"
+    with pytest.raises(ValueError, match="'cis' or 'trans'"):
+        dbio.tl.saddle(adata, contact="all")
+    with pytest.raises(ValueError, match="two chromosomes"):
+        dbio.tl.saddle(adata[:80].copy(), contact="trans", n_classes=2)

@@ -574,3 +574,69 @@ class TestRealMaps:
         assert hits / len(found) >= 0.80
         assert 2 * hits / (len(found) + len(truth)) >= 0.62
         assert len(local_maxima(adata.obs["boundary_score"].to_numpy(), 5)) > 50
+
+
+@pytest.mark.filterwarnings("ignore:1 regions do not follow")
+def test_compartments_of_cooltools(tmp_path):
+    cooler, cooltools = pytest.importorskip("cooler"), pytest.importorskip("cooltools")
+    adata = dbio.datasets.simulate_contacts(600, contacts_per_bin=3000, n_loops=0, rng=3)
+    dbio.tl.balance(adata)
+    dbio.tl.compartments(adata, phasing_track="true_compartment", method="cooltools")
+    dbio.io.write_cool(adata, tmp_path / "map.cool")
+    track = adata.obs[["chrom", "start", "end"]].astype({"chrom": str}).reset_index(drop=True)
+    track["compartment"] = adata.obs["true_compartment"].to_numpy()
+    values, theirs = cooltools.eigs_cis(cooler.Cooler(str(tmp_path / "map.cool")), track, n_eigs=3)
+    np.testing.assert_allclose(adata.obsm["X_compartment"], theirs[["E1", "E2", "E3"]], atol=1e-8)
+    np.testing.assert_allclose(adata.obs["compartment"], theirs["E1"], atol=1e-8)
+    regions = adata.uns["compartments"]["regions"]
+    found = regions[[f"eigenvalue_{k}" for k in (1, 2, 3)]].to_numpy(float)
+    np.testing.assert_allclose(found, values[[f"eigval{k}" for k in (1, 2, 3)]].to_numpy(float), rtol=1e-8)
+    assert regions["chosen"].tolist() == [0]
+    with pytest.raises(ValueError, match="'weighted' or 'cooltools'"):
+        dbio.tl.compartments(adata, method="other")
+    with pytest.raises(ValueError, match="between chromosomes"):
+        dbio.tl.compartments(adata, method="cooltools", contact="trans")
+
+
+def test_monotone_expectation_never_rises():
+    adata = even_map((200, 60), depth=2.0)
+    dbio.tl.balance(adata)
+    dbio.tl.expected(adata, monotone=True)
+    for _, part in adata.uns["expected"]["table"].groupby("region", observed=True):
+        assert (np.diff(part["smoothed"].to_numpy()[2:]) <= 1e-12).all()
+    with pytest.raises(ValueError, match="regression"):
+        dbio.tl.expected(adata, monotone=True, method="cooltools")
+
+
+class TestM24:
+    """M24: chromatin structure, contacts of enhancers with promoters, domains; as the page of contacts says."""
+
+    def test_m24_chromatin_structure(self, planted):
+        adata = planted.copy()
+        table = dbio.get.compartments(adata)
+        sides = (table["compartment"] > 0).to_numpy()
+        truth = adata.obs["true_compartment"].to_numpy() > 0
+        known = table["compartment"].notna().to_numpy()
+        assert (sides == truth)[known].mean() > 0.9
+        dbio.tl.saddle(adata, n_classes=10, min_distance=500_000)
+        # Contacts within compartments over those between them, planted: exp(0.45 * x x') at the ends.
+        assert 1.3 < adata.uns["saddle"]["strength"][0] < 3.0
+
+    def test_m24_enhancer_and_promoter(self, planted):
+        adata = planted.copy()
+        pairs = adata.uns["truth"]["loops"][["chrom1", "start1", "end1", "chrom2", "start2", "end2"]]
+        dbio.tl.pileup(adata, pairs, flank=80_000)
+        away = pairs.assign(start2=pairs["start2"] + 150_000, end2=pairs["end2"] + 150_000)
+        dbio.tl.pileup(adata, away[away["end2"] < 8_000_000], flank=80_000, key_added="away")
+        assert adata.uns["pileup"]["report"]["enrichment"] > 1.5
+        assert 0.7 < adata.uns["away"]["report"]["enrichment"] < 1.3
+
+    def test_m24_domains(self, planted):
+        adata = planted.copy()
+        dbio.tl.insulation(adata, windows=[100_000, 200_000, 500_000])
+        domains = dbio.get.tads(adata)
+        truth = adata.uns["truth"]["boundaries"]["start"].to_numpy()
+        inner = domains["start"].to_numpy()[1:]
+        near = np.abs(inner[:, None] - truth).min(1) <= 20_000
+        assert near.mean() > 0.9
+        assert len(inner) > 0.8 * len(truth)

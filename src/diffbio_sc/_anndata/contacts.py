@@ -13,7 +13,7 @@ from diffbio_sc._anndata.genome_axis import GenomeAxis, read_genome_axis
 from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.contact_map import ContactMap
-from diffbio_sc.numerics.genome.pixels import storage_of, upper_triangle
+from diffbio_sc.numerics.genome.pixels import cis_rows, storage_of, upper_triangle
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -235,8 +235,7 @@ def read_weights(adata: AnnData, contacts: Contacts, key: str = "contact_weight"
 
 def _check_direction(contacts: Contacts, weights: np.ndarray, name: str, divisive: bool) -> None:
     """Multiplicative weights fall with a bin's contacts; those of Juicer, which are divided by, rise."""
-    counts = contacts.map.counts
-    total = np.asarray(counts.sum(0), np.float64).ravel() + np.asarray(counts.sum(1), np.float64).ravel()
+    total, _ = cis_rows(contacts.map.counts, 0, contacts.map.n_bins).marginals()
     good = np.isfinite(weights) & (total > 0)
     if good.sum() < 30 or np.ptp(weights[good]) == 0:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,16 +75,18 @@ def make_record(params: Mapping[str, Any], report: Any, **extra: Any) -> dict[st
 
     Values become types that h5ad and zarr store: None is left out, tuples become arrays, other objects their text.
     """
-    from importlib.metadata import version as installed
-
     from diffbio_sc import __version__
 
     report = report.as_dict() if hasattr(report, "as_dict") else report
-    version = {
-        "diffbio_sc": __version__,
-        **{package: installed(package) for package in ("jax", "anndata", "numpy")},
-    }
+    version = {"diffbio_sc": __version__, **_versions()}
     return storable({"params": dict(params), "version": version, "report": report, **extra})
+
+
+@cache
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in ("jax", "anndata", "numpy")}
 
 
 def storable(value: Any) -> Any:

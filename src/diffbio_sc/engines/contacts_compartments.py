@@ -18,6 +18,7 @@ from diffbio_sc.numerics.genome.compartments import (
     trans_eigenvectors,
 )
 from diffbio_sc.numerics.genome.pixels import cis_rows, pixel_rows
+from diffbio_sc.numerics.genome.plain_eigenvectors import plain_eigenvectors
 
 CONFIDENT = 3.0
 """Correlation with the track, in standard errors at the effective number of bins, from which a sign is trusted."""
@@ -81,6 +82,8 @@ def compartments_map(
     nearest: int = 50,
     count: int = 3,
     gamma: float = GAMMA,
+    method: Literal["weighted", "cooltools"] = "weighted",
+    ignore_diags: int = 2,
 ) -> MapCompartments:
     """Find the compartments of a map; the arguments are those of :func:`diffbio_sc.tl.compartments`.
 
@@ -96,6 +99,11 @@ def compartments_map(
     else:
         regions = []
         for decay in decays:
+            if method == "cooltools":
+                rows = cis_rows(contacts.counts, decay.first, decay.last)
+                found = plain_eigenvectors(rows, weights[decay.first : decay.last], ignore_diags, count)
+                regions.append((decay.name, decay.first, decay.last, found))
+                continue
             # A region of few bins has no pairs so far apart: what is left must still span its plaid.
             apart = max(2, min(nearest, (decay.last - decay.first) // 5))
             rows = cis_rows(contacts.counts, decay.first, decay.last, apart)
@@ -103,9 +111,12 @@ def compartments_map(
             found = cis_eigenvectors(rows, decay.value, own, apart, count, gamma)
             regions.append((decay.name, decay.first, decay.last, found))
     for name, first, last, pairs in regions:
-        oriented, how = phase(name, pairs, None if track is None else track[first:last])
+        oriented, how = phase(name, pairs, None if track is None else track[first:last], method == "weighted")
         vectors[first:last] = oriented.T
         phasing.append(how)
+        if method == "cooltools":
+            shrunk[first:last] = oriented[0]
+            continue
         # No chromosome tells about the next.
         for start, stop in _runs(contacts.chrom[first:last]):
             shrunk[first + start : first + stop] = shrink(oriented[0, start:stop], pairs.noise[how.chosen, start:stop])
@@ -117,11 +128,11 @@ def _runs(codes: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
 
 
-def phase(name: str, pairs: EigenPairs, track: np.ndarray | None) -> tuple[np.ndarray, Phasing]:
+def phase(name: str, pairs: EigenPairs, track: np.ndarray | None, choose: bool = True) -> tuple[np.ndarray, Phasing]:
     """Choose the vector that follows the track most, by |correlation| x eigenvalue, and turn it to follow it upwards.
 
     Without a track the order is that of the eigenvalues and the largest entry of each vector is positive: a convention,
-    not a finding.
+    not a finding. The first vector stays the first unless ``choose``.
     """
     values, vectors = pairs.values.copy(), pairs.vectors.copy()
     present = [k for k in range(len(values)) if np.isfinite(values[k])]
@@ -140,7 +151,7 @@ def phase(name: str, pairs: EigenPairs, track: np.ndarray | None) -> tuple[np.nd
         if correlations[k] < 0:
             vectors[k] = -vectors[k]
     merit = np.where(np.isfinite(correlations), np.abs(correlations) * np.maximum(values, 0.0), -np.inf)
-    chosen = int(np.argmax(merit))
+    chosen = int(np.argmax(merit)) if choose else 0
     order = [chosen, *(k for k in range(len(values)) if k != chosen)]
     others = np.delete(merit, chosen)
     margin = float(merit[chosen] - others.max()) if len(others) and np.isfinite(others.max()) else float(merit[chosen])

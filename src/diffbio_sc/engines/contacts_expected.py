@@ -56,6 +56,7 @@ def expected_map(
     ignore_diags: int = 2,
     breaks: np.ndarray | None = None,
     method: Method = "regression",
+    monotone: bool = False,
 ) -> list[RegionDecay]:
     """Estimate the decay of each region; the arguments are those of :func:`diffbio_sc.tl.expected`."""
     regions = contacts.regions(breaks)
@@ -74,8 +75,8 @@ def expected_map(
             total = sums[0]
             for other in sums[1:]:
                 total = total + other
-            shape = fit_decay(total, ignore_diags)
-        fitted = fit_decay(own, ignore_diags, shape if pooled else None)
+            shape = fit_decay(total, ignore_diags, monotone=monotone)
+        fitted = fit_decay(own, ignore_diags, shape if pooled else None, monotone)
         result.append(RegionDecay(*region, own, fitted.value, fitted.slope, pooled))
     return result
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-A, B, LINE, LOOP, DOMAIN = "#b2402a", "#2c5f8a", "#333333", "#12a5a0", "#4a4a4a"
+A, B, LINE, LOOP, DOMAIN, UNKNOWN = "#b2402a", "#2c5f8a", "#333333", "#12a5a0", "#4a4a4a", "0.6"
 MOST_CELLS = 600
 """Bins a side above which a map is drawn of means of blocks: a screen shows no more."""
 
@@ -80,11 +80,13 @@ def mark_domains(ax: Axes, table: pd.DataFrame, region: tuple[str, int, int]) ->
         ax.plot([first, (first + last) / 2, last], [0, last - first, 0], color=DOMAIN, lw=0.8, solid_joinstyle="miter")
 
 
-def draw_signed(ax: Axes, edges: np.ndarray, values: np.ndarray, ylabel: str) -> None:
-    """Bars above zero in one colour and below in another."""
+def draw_signed(ax: Axes, edges: np.ndarray, values: np.ndarray, ylabel: str, known: np.ndarray | None = None) -> None:
+    """Bars above zero in one colour and below in another; grey where it is not known which is which."""
     values = np.nan_to_num(values)
-    ax.stairs(np.maximum(values, 0), edges / 1e6, fill=True, color=A, lw=0)
-    ax.stairs(np.minimum(values, 0), edges / 1e6, fill=True, color=B, lw=0)
+    known = np.ones(len(values), bool) if known is None else known
+    for chosen, low, high, color in ((known, 0.0, None, A), (known, None, 0.0, B), (~known, None, None, UNKNOWN)):
+        if chosen.any():
+            ax.stairs(np.clip(np.where(chosen, values, 0.0), low, high), edges / 1e6, fill=True, color=color, lw=0)
     ax.axhline(0, color=LINE, lw=0.5)
     finish_track(ax, ylabel)
 

@@ -56,7 +56,8 @@ def contacts(
     values
         ``"balanced"`` contacts, those over expected (``"oe"``), or raw ``"counts"``.
     tracks
-        What to draw under the map: ``"compartment"``, ``"insulation"`` (all windows, with boundaries) and any numeric
+        What to draw under the map: ``"compartment"`` (grey where :func:`diffbio_sc.tl.compartments` cannot tell A from
+        B), ``"insulation"`` (all windows, with boundaries) and any numeric
         column of the bins. Default those of the two that are there.
     marks
         What to mark on the map: ``"loops"`` and ``"tads"``. Default those that are there.
@@ -197,8 +198,11 @@ def _track_values(adata: AnnData, found, bins: slice, tracks: Sequence[str] | No
                 f"no track {name!r}; columns of the bins: {list(map(str, table.columns))}, and 'insulation' after "
                 "dbio.tl.insulation."
             )
-        values = pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan)
-        rows.append((name, found.to_map(values)[bins]))
+        values = found.to_map(pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan))[bins]
+        if name == "compartment" and "compartment_label" in table:
+            rows.append((name, (values, found.to_map(table["compartment_label"].notna().to_numpy(), False)[bins])))
+        else:
+            rows.append((name, (values, None)))
     return rows
 
 
@@ -221,10 +225,11 @@ def _mark_tables(adata: AnnData, marks: Sequence[str] | None) -> dict[str, Any]:
 
 def _draw_track(ax: Axes, edges: np.ndarray, name: str, track: Any) -> None:
     if name != "insulation":
-        if name == "compartment" or np.nanmin(np.append(track, 0.0)) < 0:
-            draw_signed(ax, edges, track, name)
+        values, known = track
+        if name == "compartment" or np.nanmin(np.append(values, 0.0)) < 0:
+            draw_signed(ax, edges, values, name, known)
         else:
-            ax.stairs(np.nan_to_num(track), edges / 1e6, fill=True, color="0.6", lw=0)
+            ax.stairs(np.nan_to_num(values), edges / 1e6, fill=True, color="0.6", lw=0)
             finish_track(ax, name)
         return
     columns, boundary = track

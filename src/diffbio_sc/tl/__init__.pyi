@@ -15,6 +15,7 @@ from ._expected import expected
 from ._insulation import insulation
 from ._loops import loops
 from ._match_states import match_states
+from ._merge_loops import merge_loops
 from ._merge_peaks import merge_peaks
 from ._multiomics_encode import multiomics_encode
 from ._multiomics_impute import multiomics_impute
@@ -46,6 +47,7 @@ __all__ = [
     "expected",
     "insulation",
     "loops",
+    "merge_loops",
     "match_states",
     "merge_peaks",
     "multiomics_encode",

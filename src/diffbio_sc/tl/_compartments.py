@@ -34,6 +34,7 @@ def compartments(
     n_vectors: int = 3,
     min_distance: int = NEAREST,
     gamma: float = GAMMA,
+    method: Literal["weighted", "cooltools"] = "weighted",
     key_added: str = "compartments",
     copy: bool = False,
 ) -> AnnData | None:
@@ -71,6 +72,10 @@ def compartments(
     gamma
         Exponent of the weights. 0 is the plain eigenvector, which fails on shallow maps, 1 weighs as counting noise
         does.
+    method
+        ``"cooltools"`` gives the eigenvectors of cooltools :cite:p:`Open2C2024`, in its scale and order of eigenvalues,
+        each turned to follow the track; ``min_distance`` and ``gamma`` have no part in it. For contacts within
+        chromosomes.
     key_added
         Key of the record in ``.uns``. Columns have the names below for the default key, and ``f"{key_added}_"`` in
         front for others.
@@ -83,7 +88,8 @@ def compartments(
 
     `.obs["compartment"]` : float64
         From -1 (B) to 1 (A): tanh of the chosen eigenvector, in units of its root mean square, each entry drawn to its
-        neighbours as far as counting noise asks; on a deep map it stays as it is. NaN for bins left out.
+        neighbours as far as counting noise asks; on a deep map it stays as it is. NaN for bins left out. With
+        ``method="cooltools"`` the first eigenvector itself.
     `.obs["compartment_label"]` : category
         ``"A"`` or ``"B"`` where a region's sign is confident, otherwise missing.
     `.obsm["X_compartment"]` : float64
@@ -117,6 +123,10 @@ def compartments(
     """
     if contact not in ("cis", "trans"):
         raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")
+    if method not in ("weighted", "cooltools"):
+        raise ValueError(f"method must be 'weighted' or 'cooltools', found {method!r}.")
+    if method == "cooltools" and contact == "trans":
+        raise ValueError("method='cooltools' is for contact='cis': contacts between chromosomes have 'weighted' alone.")
     n_vectors = whole_number(n_vectors, "n_vectors")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie between 0 and 1, found {gamma!r}.")
@@ -139,6 +149,8 @@ def compartments(
         "n_vectors": n_vectors,
         "min_distance": min_distance,
         "gamma": gamma,
+        "method": method,
+        "ignore_diags": ignore_diags,
     }
     columns, matrices, record = compartments_fields(
         balanced, track, name, params, prefix_of(key_added, "compartments"), adata, contact
@@ -171,13 +183,15 @@ def compartments_fields(
         nearest=nearest,
         count=params["n_vectors"],
         gamma=params["gamma"],
+        method=params["method"],
+        ignore_diags=params["ignore_diags"],
     )
     _warn(result, track_name)
     confident = np.zeros(contacts.map.n_bins, bool)
     spans = [(0, contacts.map.n_bins)] if contact == "trans" else [(d.first, d.last) for d in balanced.decays]
     for (first, last), how in zip(spans, result.phasing, strict=True):
         confident[first:last] = how.confident
-    vector = np.tanh(result.shrunk)
+    vector = np.tanh(result.shrunk) if params["method"] == "weighted" else result.shrunk
     code = np.where(np.isfinite(vector) & confident, (vector <= 0).astype(np.int8), np.int8(-1))
     columns = {
         f"{prefix}compartment": contacts.to_axis(vector),

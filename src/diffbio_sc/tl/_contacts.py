@@ -121,7 +121,7 @@ def contacts(
         balanced.decays,
         balanced.resolution,
         ignore_diags,
-        {**common, "method": "regression"},
+        {**common, "method": "regression", "monotone": False},
         time.perf_counter() - started,
     )
     parts = [
@@ -129,7 +129,7 @@ def contacts(
             balanced,
             track,
             track_name,
-            {**common, "contact": "cis", "n_vectors": 3, "min_distance": NEAREST, "gamma": GAMMA},
+            {**common, "contact": "cis", "n_vectors": 3, "min_distance": NEAREST, "gamma": GAMMA, "method": "weighted"},
             "",
             adata,
         ),

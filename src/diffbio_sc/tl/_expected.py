@@ -26,6 +26,7 @@ def expected(
     ignore_diags: int = 2,
     breaks: Breaks = None,
     method: Literal["regression", "cooltools"] = "regression",
+    monotone: bool = False,
     key_added: str = "expected",
     copy: bool = False,
 ) -> AnnData | None:
@@ -53,6 +54,9 @@ def expected(
     method
         ``"cooltools"`` gives the Gaussian smoother in log distance of cooltools :cite:p:`Open2C2024`, whose numbers it
         equals.
+    monotone
+        Whether the expected contacts may nowhere rise with distance, for ``method="regression"``. Far apart, where
+        compartments and few contacts make it wavy, the decay is then flat.
     key_added
         Key of the result in ``.uns``.
     copy
@@ -88,13 +92,23 @@ def expected(
     started = time.perf_counter()
     if method not in ("regression", "cooltools"):
         raise ValueError(f"method must be 'regression' or 'cooltools', found {method!r}.")
+    if monotone and method != "regression":
+        raise ValueError("monotone=True is for method='regression'; the smoother of cooltools follows the data.")
     ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     contacts = read_contacts(adata, key, axis=axis)
     weights = read_weights(adata, contacts, weight_key, divisive)
     cuts = read_breaks(contacts, breaks)
     adata = adata.copy() if copy else adata
-    decays = expected_map(contacts.map, weights, ignore_diags=ignore_diags, breaks=cuts, method=method)
-    params = {"key": key, "weight_key": weight_key, "ignore_diags": ignore_diags, "method": method}
+    decays = expected_map(
+        contacts.map, weights, ignore_diags=ignore_diags, breaks=cuts, method=method, monotone=monotone
+    )
+    params = {
+        "key": key,
+        "weight_key": weight_key,
+        "ignore_diags": ignore_diags,
+        "method": method,
+        "monotone": monotone,
+    }
     record = expected_record(decays, contacts.map.resolution, ignore_diags, params, time.perf_counter() - started)
     write_results(adata, uns={key_added: record})
     return adata if copy else None

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._checks import whole_number
-from diffbio_sc.numerics.genome.contact_averages import class_sums, quantile_classes, saddle_strength
+from diffbio_sc.numerics.genome.contact_averages import (
+    class_sums,
+    quantile_classes,
+    saddle_strength,
+    trans_class_sums,
+)
 from diffbio_sc.tl._contacts_input import Axis, Breaks, in_bins, read_balanced
 
 if TYPE_CHECKING:
@@ -20,6 +25,7 @@ def saddle(
     *,
     key: str = "contacts",
     axis: Axis = None,
+    contact: Literal["cis", "trans"] = "cis",
     weight_key: str = "contact_weight",
     divisive: bool = False,
     compartment_key: str = "compartment",
@@ -44,6 +50,9 @@ def saddle(
         (:func:`diffbio_sc.tl.compartments`).
     key, axis
         Key of the counts in ``.obsp`` or ``.varp``; which axis holds the bins, if both could.
+    contact
+        Contacts within chromosomes, or between them; the latter need weights of ``balance(contact="trans")`` or
+        ``"all"``, and distances have no part in them. Their expectation is the mean of each pair of chromosomes.
     weight_key, divisive
         Column with the balancing weights, and whether counts are divided by them.
     compartment_key
@@ -90,6 +99,8 @@ def saddle(
     True
     """
     started = time.perf_counter()
+    if contact not in ("cis", "trans"):
+        raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")
     number = whole_number(n_classes, "n_classes", minimum=2)
     if not 0 <= tails < 0.5:
         raise ValueError(f"tails must be at least 0 and below 0.5, found {tails!r}.")
@@ -108,7 +119,11 @@ def saddle(
     first = max(in_bins("min_distance", min_distance, resolution, 0), ignore_diags)
     last = contacts.map.n_bins if max_distance is None else in_bins("max_distance", max_distance, resolution) + 1
     sums, pairs = np.zeros((number, number)), np.zeros((number, number))
-    for decay in balanced.decays:
+    if contact == "trans":
+        if len(contacts.map.chromosomes()) < 2:
+            raise ValueError("contact='trans' needs at least two chromosomes, found one.")
+        sums, pairs = trans_class_sums(contacts.map.counts, contacts.map.chrom, balanced.weights, code, number)
+    for decay in balanced.decays if contact == "cis" else []:
         region = slice(decay.first, decay.last)
         part = class_sums(
             contacts.map.counts[region, region],
@@ -124,6 +139,7 @@ def saddle(
     strength = saddle_strength(sums, pairs)
     params = {
         "key": key,
+        "contact": contact,
         "compartment_key": compartment_key,
         "n_classes": number,
         "tails": tails,

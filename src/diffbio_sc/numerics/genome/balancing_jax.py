@@ -96,3 +96,15 @@ def _backward(saved, cotangent):
 
 
 balancing_weights.defvjp(_forward, _backward)
+
+
+def usable_bins(band: Float[Array, "depth n"]) -> Bool[Array, " n"]:
+    """The filters of :func:`diffbio_sc.numerics.genome.balancing.usable_bins` at their defaults."""
+    n = band.shape[1]
+    ones = jnp.ones(n, band.dtype)
+    total = band_product(band, ones)
+    number = band_product((band > 0).astype(band.dtype), ones)
+    logs = jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)), jnp.nan)
+    middle = jnp.nanmedian(logs)
+    deviation = jnp.nanmedian(jnp.abs(logs - middle))
+    return (total > 0) & (number >= min(10, n // 10)) & (jnp.nan_to_num(logs, nan=-jnp.inf) >= middle - 5.0 * deviation)

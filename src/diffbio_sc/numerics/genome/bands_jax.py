@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def band_of_pixels(counts: sp.csr_array, depth: int) -> np.ndarray:
@@ -15,6 +15,17 @@ def band_of_pixels(counts: sp.csr_array, depth: int) -> np.ndarray:
     band = np.zeros((depth, counts.shape[0]), np.float32)
     band[(matrix.col - matrix.row)[near], matrix.row[near]] = matrix.data[near]
     return band
+
+
+def band_of_pixel_list(
+    bins: Int[Array, "pixels 2"], counts: Float[Array, " pixels"], depth: int, n: int
+) -> Float[Array, "depth n"]:
+    """First ``depth`` diagonals of a map of ``n`` bins from a list of its pixels, each pair once, in either order.
+
+    Pixels farther apart are left out; equal ones are added up. Gradients run to the counts.
+    """
+    first, second = bins.min(1), bins.max(1)
+    return jnp.zeros((depth, n), counts.dtype).at[second - first, first].add(counts, mode="drop")
 
 
 def inside(depth: int, n: int) -> np.ndarray:

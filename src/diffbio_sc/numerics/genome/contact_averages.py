@@ -14,13 +14,27 @@ def quantile_classes(values: np.ndarray, number: int, tails: float) -> tuple[np.
     """Class of each value by quantiles, -1 for NaN and for the tails; and the inner edges.
 
     As of cooltools: the values between the quantiles ``tails`` and ``1 - tails`` are split into classes of like size.
+    Where so many values are equal that a class would be empty, equal values are dealt to the classes that they span, in
+    an order that does not follow the genome.
     """
     known = np.isfinite(values)
     edges = np.quantile(values[known], np.linspace(tails, 1.0 - tails, number + 1))
+    if (np.diff(edges) <= 0).any():
+        return _classes_by_rank(values, known, number, tails), edges
     code = np.searchsorted(edges, values, side="right") - 1
     # The largest value belongs to the last class when no tail is cut.
     code = np.where(values == edges[-1], number - 1, code)
     return np.where(known & (code >= 0) & (code < number), code, -1), edges
+
+
+def _classes_by_rank(values: np.ndarray, known: np.ndarray, number: int, tails: float) -> np.ndarray:
+    shuffled = np.random.default_rng(0).permutation(np.flatnonzero(known))
+    ranked = shuffled[np.argsort(values[shuffled], kind="stable")]
+    place = (np.arange(len(ranked)) + 0.5) / len(ranked)
+    code = np.floor((place - tails) / (1.0 - 2.0 * tails) * number).astype(np.int64)
+    result = np.full(len(values), -1, np.int64)
+    result[ranked] = np.where((code >= 0) & (code < number), code, -1)
+    return result
 
 
 def class_sums(
@@ -70,6 +84,50 @@ def class_sums(
         pairs = pairs - 0.5 * (near + near.T)
         return _both(sums), 2.0 * pairs
     return _both(sums), _both(pairs)
+
+
+def trans_class_sums(
+    counts: sp.csr_array, chrom: np.ndarray, weights: np.ndarray, code: np.ndarray, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sum of observed over expected contacts between chromosomes, and number of pairs of bins, for pairs of classes.
+
+    Expected is the mean of each pair of chromosomes over its pairs of bins with weights; pairs of chromosomes without
+    contacts have none and are left out.
+
+    Parameters
+    ----------
+    counts
+        Upper triangle of the whole map.
+    chrom
+        Code of each bin's chromosome, never falling.
+    weights
+        Balancing weights.
+    code, number
+        Class of each bin (-1: none), and how many there are.
+
+    Returns
+    -------
+    Two symmetric matrices (classes, classes); each pair of bins is in both triangles, once.
+    """
+    used = np.isfinite(weights)
+    code = np.where(used, code, -1)
+    size, chromosomes = len(code), int(chrom.max(initial=-1)) + 1
+    row = np.repeat(np.arange(size), np.diff(counts.indptr))
+    column = counts.indices
+    kept = (chrom[row] != chrom[column]) & used[row] & used[column]
+    row, column = row[kept], column[kept]
+    balanced = counts.data[kept] * weights[row] * weights[column]
+    block = chrom[row].astype(np.int64) * chromosomes + chrom[column]
+    total = np.bincount(block, balanced, chromosomes**2).reshape(chromosomes, chromosomes)
+    usable = np.bincount(chrom[used], minlength=chromosomes).astype(np.float64)
+    mean = total / np.maximum(np.outer(usable, usable), 1.0)
+    classed = (code[row] >= 0) & (code[column] >= 0)
+    place = code[row][classed] * number + code[column][classed]
+    sums = np.bincount(place, (balanced / mean.ravel()[block])[classed], number**2).reshape(number, number)
+    member = code >= 0
+    members = np.bincount(chrom[member] * number + code[member], minlength=chromosomes * number)
+    members = members.reshape(chromosomes, number).astype(np.float64)
+    return _both(sums), _both(members.T @ (total > 0) @ members)
 
 
 def _both(upper: np.ndarray) -> np.ndarray:

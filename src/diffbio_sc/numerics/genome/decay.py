@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.fft
 from numba import njit
+from scipy.optimize import lsq_linear
 
 from diffbio_sc.numerics.genome.pixels import PixelRows
 
@@ -152,7 +153,7 @@ def roughness(knots: np.ndarray) -> np.ndarray:
     return change.T @ change
 
 
-def fit_decay(sums: DistanceSums, nearest: int, shape: Decay | None = None) -> Decay:
+def fit_decay(sums: DistanceSums, nearest: int, shape: Decay | None = None, monotone: bool = False) -> Decay:
     """Fit P to the sums of a region.
 
     Parameters
@@ -163,6 +164,8 @@ def fit_decay(sums: DistanceSums, nearest: int, shape: Decay | None = None) -> D
         Smallest distance, in bins, that is used.
     shape
         Decay of which the region takes the shape, fitting its level alone.
+    monotone
+        Whether P may nowhere rise with distance: the maximum of the same penalised likelihood among such curves.
     """
     size = len(sums.pairs)
     distances = np.arange(size)
@@ -191,6 +194,9 @@ def fit_decay(sums: DistanceSums, nearest: int, shape: Decay | None = None) -> D
         if score < lowest:
             best, lowest = (theta, penalty, edf), score
     assert best is not None
+    if monotone and (np.diff(best[0]) > 0).any():
+        theta = _falling_newton(best[0], left, share, counts, exposure, best[1] * penalty_matrix)
+        best = (theta, *best[1:])
     return _decay(size, nearest, knots, *best)
 
 
@@ -210,21 +216,33 @@ def _start(knots, left, counts, exposure, level) -> np.ndarray:
     return np.log((seen + 0.5) / (offered + 0.5 * np.exp(-level)))
 
 
+def _falling_newton(theta, left, share, counts, exposure, penalty):
+    """Maximum under the condition that no knot lies above the one before: each Newton step is a bounded least squares.
+
+    With the first value and the falls as coordinates the condition is that falls are not negative.
+    """
+    number = len(theta)
+    to_theta = np.hstack([np.ones((number, 1)), -np.tril(np.ones((number, number)), -1)[:, : number - 1]])
+    bounds = (np.r_[-np.inf, np.zeros(number - 1)], np.full(number, np.inf))
+    theta = np.minimum.accumulate(theta)
+    for _ in range(_NEWTON_STEPS):
+        gradient, fisher = _score(theta, left, share, counts, exposure)
+        hessian = fisher + penalty
+        hessian[np.diag_indices(number)] += 1e-9 * (1.0 + fisher.max())
+        root = np.linalg.cholesky(hessian).T
+        wanted = np.linalg.solve(root.T, hessian @ theta + gradient - penalty @ theta)
+        step = to_theta @ lsq_linear(root @ to_theta, wanted, bounds, method="bvls").x - theta
+        theta = theta + step * min(1.0, 2.0 / max(np.abs(step).max(), 1e-300))
+        if np.abs(step).max() < 1e-8:
+            break
+    return theta
+
+
 def _newton(theta, left, share, counts, exposure, penalty):
     number = len(theta)
-    right = np.minimum(left + 1, number - 1)
-    wanted = np.bincount(left, counts * (1 - share), number) + np.bincount(right, counts * share, number)
     for _ in range(_NEWTON_STEPS):
-        mean = exposure * np.exp(theta[left] * (1.0 - share) + theta[right] * share)
-        given = np.bincount(left, mean * (1 - share), number) + np.bincount(right, mean * share, number)
-        gradient = wanted - given - penalty @ theta
-        fisher = np.diag(
-            np.bincount(left, mean * (1 - share) ** 2, number) + np.bincount(right, mean * share**2, number)
-        )
-        if number > 1:
-            cross = np.bincount(left, mean * share * (1 - share), number)[: number - 1]
-            fisher[np.arange(number - 1), np.arange(1, number)] += cross
-            fisher[np.arange(1, number), np.arange(number - 1)] += cross
+        gradient, fisher = _score(theta, left, share, counts, exposure)
+        gradient = gradient - penalty @ theta
         hessian = fisher + penalty
         hessian[np.diag_indices(number)] += 1e-9 * (1.0 + fisher.max())
         step = np.linalg.solve(hessian, gradient)
@@ -232,6 +250,21 @@ def _newton(theta, left, share, counts, exposure, penalty):
         if np.abs(step).max() < 1e-8:
             break
     return theta, hessian, fisher
+
+
+def _score(theta, left, share, counts, exposure):
+    """Gradient of the log-likelihood, and Fisher's information."""
+    number = len(theta)
+    right = np.minimum(left + 1, number - 1)
+    mean = exposure * np.exp(theta[left] * (1.0 - share) + theta[right] * share)
+    residual = counts - mean
+    gradient = np.bincount(left, residual * (1 - share), number) + np.bincount(right, residual * share, number)
+    fisher = np.diag(np.bincount(left, mean * (1 - share) ** 2, number) + np.bincount(right, mean * share**2, number))
+    if number > 1:
+        cross = np.bincount(left, mean * share * (1 - share), number)[: number - 1]
+        fisher[np.arange(number - 1), np.arange(1, number)] += cross
+        fisher[np.arange(1, number), np.arange(number - 1)] += cross
+    return gradient, fisher
 
 
 def _evaluate(knots: np.ndarray, log_value: np.ndarray, distances: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from diffbio_sc.numerics.genome.insulation import LEAST_EXPECTED, PSEUDOCOUNT
 
@@ -48,3 +48,11 @@ def contrasts(
     least = LEAST_EXPECTED * jnp.nanmedian(jnp.where(present, awaited, jnp.nan), axis=-1, keepdims=True)
     good = (present & (awaited >= least)).all(1)
     return jnp.where(good, logs[:, 0], 0.0), jnp.where(good, logs[:, 1] - logs[:, 0], 0.0), good
+
+
+def spread_of_windows(contrast: Float[Array, "windows n"], good: Bool[Array, "windows n"]) -> Float[Array, " windows"]:
+    """Standard deviation of each window's contrasts."""
+    number = jnp.maximum(good.sum(1), 1)
+    mean = jnp.where(good, contrast, 0.0).sum(1) / number
+    variance = jnp.where(good, (contrast - mean[:, None]) ** 2, 0.0).sum(1) / number
+    return jnp.sqrt(jnp.where(variance > 1e-12, variance, 1.0))

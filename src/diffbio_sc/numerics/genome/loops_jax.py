@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from diffbio_sc.numerics.genome.bands_jax import ahead
-from diffbio_sc.numerics.genome.loops import LoopShape
+from diffbio_sc.numerics.genome.loops import LoopShape, strata
 
 REACH = 2
+_SAMPLE = 2048
 
 
 class LoopEvidence(NamedTuple):
@@ -68,6 +69,12 @@ def _correlate(images, masks):
     kernel = _sheared(masks)[:, None]
     padding = [(size // 2, size // 2) for size in kernel.shape[2:]]
     return jax.lax.conv_general_dilated(images[:, None], kernel, (1, 1), padding)
+
+
+def neighbourhood_sum(values: Float[Array, "depth n"], reach: int) -> Float[Array, "depth n"]:
+    """Sum over the pairs whose bins both lie within ``reach`` of a pair's, for each pair of a band."""
+    mask = jnp.ones((1, 2 * reach + 1, 2 * reach + 1), values.dtype)
+    return _correlate(values[None], mask)[0, 0]
 
 
 def loop_evidence(
@@ -138,3 +145,43 @@ def z_scores(evidence: LoopEvidence, dispersion: Float[Array, " depth"]) -> Floa
     factor = evidence.expected / total
     observed = jnp.where(evidence.scored, evidence.observed, evidence.expected)
     return 2.0 * (jnp.sqrt(factor * observed + 0.375) - jnp.sqrt(factor * evidence.expected + 0.375))
+
+
+def dispersion_by_distance(evidence: LoopEvidence, smallest: int, largest: int) -> Float[Array, " depth"]:
+    """Overdispersion at each distance, as :func:`diffbio_sc.numerics.genome.loops.fit_null`, from a sample of pairs."""
+    rows, n = evidence.scored.shape
+    edges = strata(smallest, largest)
+    index = np.stack(
+        [
+            np.rint(np.linspace(low * n, high * n - 1, _SAMPLE)).astype(np.int64)
+            for low, high in zip(edges[:-1], edges[1:], strict=True)
+        ]
+    )
+
+    def sampled(values):
+        return values.reshape(-1)[index]
+
+    scored = sampled(evidence.scored)
+    part = evidence._replace(
+        observed=sampled(evidence.observed), expected=sampled(evidence.expected), variance=sampled(evidence.variance)
+    )
+
+    def half_width(phi):
+        total = part.variance + phi[:, None] * part.expected**2
+        factor = part.expected / total
+        z = 2.0 * (jnp.sqrt(factor * part.observed + 0.375) - jnp.sqrt(factor * part.expected + 0.375))
+        low, middle = jnp.nanquantile(jnp.where(scored, z, jnp.nan), jnp.array([0.15865525, 0.5]), axis=1)
+        return jnp.nan_to_num(middle - low)
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = jnp.sqrt(low * high)
+        wide = half_width(middle) > 1.0
+        return jnp.where(wide, middle, low), jnp.where(wide, high, middle)
+
+    number = len(edges) - 1
+    bounds = (jnp.full(number, 1e-5), jnp.ones(number))
+    _, high = jax.lax.fori_loop(0, 16, halve, bounds)
+    phi = jnp.where(half_width(jnp.zeros(number)) > 1.0, high, 0.0)
+    which = np.clip(np.searchsorted(edges, np.arange(rows), side="right") - 1, 0, number - 1)
+    return phi[which].astype(evidence.expected.dtype)

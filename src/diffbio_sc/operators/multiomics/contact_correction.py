@@ -44,8 +44,8 @@ class Correction(nnx.Module):
 
     def __call__(self, features: Float[Array, "positions inputs"]) -> Float[Array, "positions outputs"]:
         """Return the corrections."""
-        # The start is subtracted with its gradient by the features: where nothing is trained, they have no influence. Its
-        # weights are none that a gradient step changes.
+        # The start is subtracted with its gradient by the features: untrained, these have no influence. A gradient step
+        # changes none of its weights.
         return self._network(features, "") - self._network(features, "start_")
 
     def is_zero(self) -> bool:

@@ -34,22 +34,30 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from diffbio_sc.numerics.genome.balancing_jax import balancing_weights
-from diffbio_sc.numerics.genome.bands_jax import ahead, band_of_matrix, band_product, inside, matrix_of_band
+from diffbio_sc.numerics.genome.balancing_jax import balancing_weights, usable_bins
+from diffbio_sc.numerics.genome.bands_jax import (
+    ahead,
+    band_of_matrix,
+    band_of_pixel_list,
+    band_product,
+    inside,
+    matrix_of_band,
+)
 from diffbio_sc.numerics.genome.compartments_jax import compartment_vector
 from diffbio_sc.numerics.genome.decay_jax import log_decay, sums_by_distance
-from diffbio_sc.numerics.genome.insulation_jax import contrasts
-from diffbio_sc.numerics.genome.loops import SHRINKAGE, default_shape, strata
-from diffbio_sc.numerics.genome.loops_jax import LoopEvidence, loop_evidence, z_scores
+from diffbio_sc.numerics.genome.insulation_jax import contrasts, spread_of_windows
+from diffbio_sc.numerics.genome.loops import SHRINKAGE, default_shape
+from diffbio_sc.numerics.genome.loops_jax import LoopEvidence, dispersion_by_distance, loop_evidence, z_scores
 from diffbio_sc.operators.contract import FitReport, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.multiomics.contact_correction import KERNEL, Correction
-from diffbio_sc.training.losses import binary_cross_entropy, masked_mean, poisson_deviance
+from diffbio_sc.operators.multiomics.contact_training import calibrated, deviance, loop_cross_entropy
+from diffbio_sc.training.losses import binary_cross_entropy, masked_mean
 
-_FARTHEST = 14.0
-"""Logits go no farther from 0, so that losses of one's own, as log(1 - p), stay finite in single precision."""
+_FARTHEST, _UNBENT = 14.0, 10.0
+"""Logits go no farther from 0, so that losses of one's own, as log(1 - p), stay finite in single precision; those of
+loops bend from the second on, so that strong ones keep their order."""
 _PENALTY = 0.1
 _DECAY_KNOTS = 16
-_SAMPLE = 2048
 _LEAST_DISPERSION = 1e-4
 _RIVALS = 5
 
@@ -174,7 +182,10 @@ class HiCContactAnalysis(Operator):
     -----
     Inputs of ``apply``: ``contact_matrix`` (n, n) or (batch, n, n), raw counts of one chromosome, symmetric (otherwise
     the mean with its transpose is taken); or, in place of it, ``contact_band`` (depth, n) or (batch, depth, n), of
-    which entry (k, i) is the count of bins i and i + k: :func:`diffbio_sc.numerics.genome.bands_jax.band_of_pixels`.
+    which entry (k, i) is the count of bins i and i + k: :func:`diffbio_sc.numerics.genome.bands_jax.band_of_pixels`;
+    or ``pixel_bins`` (pixels, 2) and ``pixel_counts`` (pixels,), the bins of each pair with contacts, once and in
+    either order, and its count, with a ``bin_mask``, whose length is the number of bins. A list is worked through as a
+    band as deep as the settings need, and the outputs are bands: memory is that of bins times distances.
     Optionally ``bin_mask`` (n,), which bins are usable, and ``phasing_track`` (n,), which is high in A compartments.
 
     Outputs: ``normalized_contacts``, observed over expected contacts of the shape of the input, 0 for pairs left out;
@@ -203,7 +214,7 @@ class HiCContactAnalysis(Operator):
 
     config_class: ClassVar[type[OperatorConfig]] = HiCContactAnalysisConfig
     required_keys: ClassVar[tuple[str, ...]] = ("contact_matrix",)
-    optional_keys: ClassVar[tuple[str, ...]] = ("contact_band", "bin_mask", "phasing_track")
+    optional_keys: ClassVar[tuple[str, ...]] = ("contact_band", "pixel_counts", "bin_mask", "phasing_track")
     config: HiCContactAnalysisConfig
 
     def __init__(self, config: HiCContactAnalysisConfig, *, rngs: nnx.Rngs):
@@ -227,7 +238,14 @@ class HiCContactAnalysis(Operator):
 
     def check_keys(self, data: Mapping[str, Any]) -> None:
         """Raise KeyError unless there is a map, TypeError if an input is sparse."""
-        if "contact_matrix" not in data and "contact_band" in data:
+        if "contact_matrix" not in data and "pixel_counts" in data:
+            missing = [key for key in ("pixel_bins", "bin_mask") if data.get(key) is None]
+            if missing:
+                raise KeyError(
+                    f"data['pixel_counts'] needs {missing} beside it; found the keys {sorted(map(str, data))}."
+                )
+            data = {**data, "contact_matrix": data["pixel_counts"]}
+        elif "contact_matrix" not in data and "contact_band" in data:
             data = {**data, "contact_matrix": data["contact_band"]}
         super().check_keys(data)
 
@@ -259,7 +277,7 @@ class HiCContactAnalysis(Operator):
             ((0, max(0, depth - parts.loop_logits.shape[0])), (0, 0)),
             constant_values=-jnp.inf,
         )[:depth]
-        logits = jnp.clip(logits, -_FARTHEST, _FARTHEST)
+        logits = _bounded(logits)
         shape = matrix_of_band if square else (lambda band: band)
         compartment = parts.compartment_logits / jnp.exp(self.log_compartment_temperature[...])
         return {
@@ -281,7 +299,7 @@ class HiCContactAnalysis(Operator):
         vector = self.eigenvector(contacts, arrays.get("phasing_track"))
         windows = tuple(min(window, max(n // 3, 2)) for window in self.config.windows_in_bins)
         insulation, contrast, good = contrasts(contacts.band, contacts.expected, windows, self.config.ignore_diags)
-        spread = _spread(contrast, good)
+        spread = spread_of_windows(contrast, good)
         temperature = jnp.exp(self.log_loop_temperature[...])
         loop_logits = (z - self.loop_threshold[...]) / temperature
         shift = jnp.zeros((n, 2), contacts.band.dtype)
@@ -314,7 +332,7 @@ class HiCContactAnalysis(Operator):
         band = jnp.where(jnp.isfinite(band) & jnp.asarray(inside(depth, n)), band, 0.0)
         kept = np.arange(depth) >= self.config.ignore_diags
         band = jnp.where(kept[:, None], band, 0.0)
-        used = jax.lax.stop_gradient(_usable(band))
+        used = jax.lax.stop_gradient(usable_bins(band))
         if "bin_mask" in arrays:
             used = used & (arrays["bin_mask"] > 0)
         band = band * used * ahead(used.astype(band.dtype), depth)
@@ -372,7 +390,7 @@ class HiCContactAnalysis(Operator):
         )
         estimate = jnp.zeros(evidence.scored.shape[0], contacts.band.dtype)
         if largest > smallest:
-            estimate = _dispersion(jax.tree.map(jax.lax.stop_gradient, evidence), smallest, largest)
+            estimate = dispersion_by_distance(jax.tree.map(jax.lax.stop_gradient, evidence), smallest, largest)
         phi = jnp.exp(self.log_dispersion[...]) * jnp.maximum(estimate, _LEAST_DISPERSION)
         return evidence, z_scores(evidence, phi)
 
@@ -403,8 +421,9 @@ class HiCContactAnalysis(Operator):
     def loss(self, data: Mapping[str, Any]) -> Float[Array, ""]:
         """Return what ``fit`` lowers: the sum of the terms for which ``data`` has a target.
 
-        - ``known_loops``, of the shape of the map, 1 for loops: binary cross-entropy, a scored pair. With ``loop_mask``
-          of the same shape only pairs above 0 there count.
+        - ``known_loops``, of the shape of the map, 1 for loops: binary cross-entropy, a known loop. The odds of the
+          pairs within two bins of a known loop are added up, because a list knows its place no better; pairs up to
+          three bins away do not count otherwise. With ``loop_mask`` of the same shape only pairs above 0 there count.
         - ``known_boundaries`` (n,), 1 for boundaries: binary cross-entropy, a bin; NaN means unknown.
         - ``known_compartments`` (n,), from -1 to 1: mean squared error; NaN means unknown.
         - None of these: reconstruction, the Poisson deviance of the counts from the expected ones, a pair.
@@ -430,11 +449,7 @@ class HiCContactAnalysis(Operator):
         used = parts.contacts.used
         terms = []
         if "known_loops" in arrays:
-            rows = parts.scored.shape[0]
-            counted = parts.scored
-            if "loop_mask" in arrays:
-                counted = counted & (_as_band("loop_mask", arrays)[:rows] > 0)
-            terms.append(binary_cross_entropy(parts.loop_logits, _as_band("known_loops", arrays)[:rows], counted))
+            terms.append(loop_cross_entropy(parts.loop_logits, *_targets(parts.scored, arrays)))
         if "known_boundaries" in arrays:
             known = arrays["known_boundaries"]
             terms.append(binary_cross_entropy(parts.boundary_logits, known, jnp.isfinite(known) & used))
@@ -443,12 +458,15 @@ class HiCContactAnalysis(Operator):
             soft = jnp.tanh(parts.compartment_logits / jnp.exp(self.log_compartment_temperature[...]))
             counted = jnp.isfinite(known) & used
             terms.append(masked_mean((soft - jnp.where(counted, known, 0.0)) ** 2, counted))
-        return sum(terms[1:], terms[0]) if terms else _deviance(parts.contacts)
+        return sum(terms[1:], terms[0]) if terms else deviance(parts.contacts.band, parts.contacts.expected)
 
     def fit(  # type: ignore[override]
         self, data: Mapping[str, Any], *, steps: int = 200, learning_rate: float | None = None
     ) -> FitReport:
         """Lower ``loss`` by Adam steps on the whole map.
+
+        With ``known_loops`` the threshold and the temperature of loops are first set to where the loss is smallest,
+        which leaves the ranking of pairs as it is; then everything is trained together.
 
         Parameters
         ----------
@@ -468,9 +486,12 @@ class HiCContactAnalysis(Operator):
         _check_values(self._inputs(data))
         if isinstance(steps, bool) or int(steps) != steps or steps < 1:
             raise ValueError(f"steps must be a positive whole number, found {steps!r}.")
+        arrays = {name: jnp.asarray(value) for name, value in data.items() if name in _FIT_KEYS and value is not None}
+        if "known_loops" in arrays:
+            self.loss(arrays)  # Its checks come before any change.
+            self._calibrate_loops(arrays)
         optimizer = optax.adam(self.config.learning_rate if learning_rate is None else learning_rate)
         graph, params, rest = nnx.split(self, nnx.Param, ...)
-        arrays = {name: jnp.asarray(value) for name, value in data.items() if name in _FIT_KEYS and value is not None}
 
         @jax.jit
         def advance(params, state, arrays):
@@ -494,9 +515,46 @@ class HiCContactAnalysis(Operator):
         nnx.update(self, best)
         return FitReport({"loss": np.array(history)}, False, len(history), time.perf_counter() - started)
 
+    def _calibrate_loops(self, data: Mapping[str, Any]) -> None:
+        arrays = {**self._inputs(data), **{key: data[key] for key in ("known_loops", "loop_mask") if key in data}}
+        z, logits, known, counted = _compiled(
+            HiCContactAnalysis._loop_examples, *nnx.split(self), arrays, self._is_plain()
+        )
+        start = float(self.loop_threshold[...]), float(self.log_loop_temperature[...])
+        correction = logits - (z - start[0]) * math.exp(-start[1])
+        threshold, log_temperature = calibrated(z, correction, known, counted, start)
+        self.loop_threshold[...] = jnp.float32(threshold)
+        self.log_loop_temperature[...] = jnp.float32(log_temperature)
+
+    def _loop_examples(self, arrays: Mapping[str, Array], plain: bool) -> tuple[Array, Array, Array, Array]:
+        parts = self.analyse(arrays, plain=plain)
+        _, z = self.score_loops(parts.contacts)
+        return z, parts.loop_logits, *_targets(parts.scored, arrays)
+
+    def _band_of_list(self, data: Mapping[str, Any]) -> Float[Array, "depth n"]:
+        config = self.config
+        counts, n = as_float_array(data, "pixel_counts", (1,)), len(data["bin_mask"])
+        bins = jnp.asarray(data["pixel_bins"])
+        if bins.shape != (len(counts), 2) or not jnp.issubdtype(bins.dtype, jnp.integer):
+            raise ValueError(
+                f"data['pixel_bins'] must hold two whole numbers for each of the {len(counts)} pixels, found shape "
+                f"{bins.shape} of {bins.dtype}."
+            )
+        if not isinstance(bins, jax.core.Tracer) and bins.size and (bins.min() < 0 or bins.max() >= n):
+            raise ValueError(
+                f"data['pixel_bins'] must lie between 0 and {n - 1}, as bin_mask has {n} bins; found {int(bins.min())} "
+                f"to {int(bins.max())}."
+            )
+        farthest = round(config.max_distance / config.resolution) + 2 * default_shape(config.resolution).outer
+        apart = 2 * round(config.compartment_distance / config.resolution)
+        depth = min(max(farthest, apart, 2 * max(config.windows_in_bins)) + 1, n)
+        return band_of_pixel_list(bins, counts, depth, n)
+
     def _inputs(self, data: Mapping[str, Any]) -> dict[str, Array]:
         self.check_keys(data)
         square = "contact_matrix" in data
+        if not square and "pixel_counts" in data:
+            data = {**data, "contact_band": self._band_of_list(data)}
         key = "contact_matrix" if square else "contact_band"
         contacts = as_float_array(data, key, (2, 3))
         if square and contacts.shape[-1] != contacts.shape[-2]:
@@ -519,6 +577,8 @@ class HiCContactAnalysis(Operator):
 
 _FIT_KEYS = (
     "contact_matrix",
+    "pixel_bins",
+    "pixel_counts",
     "contact_band",
     "bin_mask",
     "phasing_track",
@@ -547,67 +607,16 @@ def _as_band(key: str, arrays: Mapping[str, Array]) -> Float[Array, "depth n"]:
     return band_of_matrix(values, values.shape[0]) if arrays["is_matrix"].shape[0] else values
 
 
-def _usable(band: Float[Array, "depth n"]) -> Bool[Array, " n"]:
-    """The filters of :func:`diffbio_sc.numerics.genome.balancing.usable_bins` at their defaults."""
-    n = band.shape[1]
-    ones = jnp.ones(n, band.dtype)
-    total = band_product(band, ones)
-    number = band_product((band > 0).astype(band.dtype), ones)
-    logs = jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1.0)), jnp.nan)
-    middle = jnp.nanmedian(logs)
-    deviation = jnp.nanmedian(jnp.abs(logs - middle))
-    return (total > 0) & (number >= min(10, n // 10)) & (jnp.nan_to_num(logs, nan=-jnp.inf) >= middle - 5.0 * deviation)
+def _bounded(logits: Array) -> Array:
+    """Logits between -14 and 14 in the same order; up to 10 from 0 they stay as they are."""
+    room = _FARTHEST - _UNBENT
+    straight = jnp.clip(logits, -_UNBENT, _UNBENT)
+    return straight + room * jnp.tanh((logits - straight) / room)
 
 
-def _spread(contrast: Float[Array, "windows n"], good: Bool[Array, "windows n"]) -> Float[Array, " windows"]:
-    """Standard deviation of each window's contrasts."""
-    number = jnp.maximum(good.sum(1), 1)
-    mean = jnp.where(good, contrast, 0.0).sum(1) / number
-    variance = jnp.where(good, (contrast - mean[:, None]) ** 2, 0.0).sum(1) / number
-    return jnp.sqrt(jnp.where(variance > 1e-12, variance, 1.0))
-
-
-def _dispersion(evidence: LoopEvidence, smallest: int, largest: int) -> Float[Array, " depth"]:
-    """Overdispersion at each distance, as :func:`diffbio_sc.numerics.genome.loops.fit_null`, from a sample of pairs."""
-    rows, n = evidence.scored.shape
-    edges = strata(smallest, largest)
-    index = np.stack(
-        [
-            np.rint(np.linspace(low * n, high * n - 1, _SAMPLE)).astype(np.int64)
-            for low, high in zip(edges[:-1], edges[1:], strict=True)
-        ]
-    )
-
-    def sampled(values):
-        return values.reshape(-1)[index]
-
-    scored = sampled(evidence.scored)
-    part = evidence._replace(
-        observed=sampled(evidence.observed), expected=sampled(evidence.expected), variance=sampled(evidence.variance)
-    )
-
-    def half_width(phi):
-        total = part.variance + phi[:, None] * part.expected**2
-        factor = part.expected / total
-        z = 2.0 * (jnp.sqrt(factor * part.observed + 0.375) - jnp.sqrt(factor * part.expected + 0.375))
-        low, middle = jnp.nanquantile(jnp.where(scored, z, jnp.nan), jnp.array([0.15865525, 0.5]), axis=1)
-        return jnp.nan_to_num(middle - low)
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = jnp.sqrt(low * high)
-        wide = half_width(middle) > 1.0
-        return jnp.where(wide, middle, low), jnp.where(wide, high, middle)
-
-    number = len(edges) - 1
-    bounds = (jnp.full(number, 1e-5), jnp.ones(number))
-    _, high = jax.lax.fori_loop(0, 16, halve, bounds)
-    phi = jnp.where(half_width(jnp.zeros(number)) > 1.0, high, 0.0)
-    which = np.clip(np.searchsorted(edges, np.arange(rows), side="right") - 1, 0, number - 1)
-    return phi[which].astype(evidence.expected.dtype)
-
-
-def _deviance(contacts: Contacts) -> Float[Array, ""]:
-    good = contacts.expected > 0
-    expected = jnp.where(good, contacts.expected, 1.0)
-    return masked_mean(poisson_deviance(contacts.band, expected, smallest=1e-30), good)
+def _targets(scored: Bool[Array, "distance n"], arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Known loops on the scored distances, and which pairs count."""
+    rows = scored.shape[0]
+    if "loop_mask" in arrays:
+        scored = scored & (_as_band("loop_mask", arrays)[:rows] > 0)
+    return _as_band("known_loops", arrays)[:rows], scored
