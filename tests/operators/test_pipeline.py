@@ -21,6 +21,8 @@ from diffbio_sc.operators.epigenomics import (
 )
 from diffbio_sc.operators.multiomics import (
     DifferentiableSpatialGeneDetector,
+    HiCContactAnalysis,
+    HiCContactAnalysisConfig,
     SpatialDeconvolution,
     SpatialDeconvolutionConfig,
     SpatialGeneDetectorConfig,
@@ -116,6 +118,45 @@ def test_gradients_reach_every_parameter_of_the_first_operator_as_finite_differe
         np.testing.assert_allclose(found, expected, rtol=0.02, atol=2e-4, err_msg=leaf)
         checked += 1
     assert checked >= (1 if name == "peaks" else 3)
+
+
+def test_gradients_of_loop_labels_reach_decay_and_background_as_finite_differences_say():
+    bins = 60
+    rng = np.random.default_rng(3)
+    distance = np.abs(np.subtract.outer(np.arange(bins), np.arange(bins)))
+    upper = np.triu(rng.poisson(200.0 / (1.0 + distance)))
+    known = np.zeros((bins, bins))
+    known[20, 35] = known[35, 20] = 1.0
+    with jax.enable_x64(True):
+        config = HiCContactAnalysisConfig(resolution=25_000, max_distance=600_000, hidden_dim=2, n_layers=0)
+        pipeline = Pipeline({"contacts": HiCContactAnalysis(config, rngs=nnx.Rngs(0))})
+        # The estimate of the dispersion is held fixed in gradients.
+        pipeline.steps["contacts"].log_dispersion[...] = jnp.asarray(-30.0)
+        # With equal biases backgrounds tie, and which one is the largest jumps.
+        pipeline.steps["contacts"].background_bias[...] = jnp.asarray([0.0, 0.11, -0.13, 0.07])
+        data = {"contact_matrix": jnp.asarray(upper + np.triu(upper, 1).T, jnp.float64), "known_loops": known}
+        graph, parameters, rest = nnx.split(pipeline, nnx.Param, ...)
+        parameters = jax.tree.map(lambda value: jnp.asarray(value, jnp.float64), parameters)
+
+        @jax.jit
+        def loss(parameters):
+            return nnx.merge(graph, parameters, rest).loss(data)
+
+        gradient = nnx.to_pure_dict(jax.grad(loss)(parameters))["steps"]["contacts"]
+        plain = nnx.to_pure_dict(parameters)
+        for leaf in ("decay_correction", "background_bias", "log_shrinkage", "log_filter_width"):
+            values = plain["steps"]["contacts"][leaf]
+            direction = rng.normal(size=np.shape(values))
+            ends = []
+            for size in (1e-6, -1e-6):
+                moved = jax.tree.map(lambda value: value, plain)
+                moved["steps"]["contacts"][leaf] = values + size * direction
+                state = jax.tree.map(lambda value: value, parameters)
+                nnx.replace_by_pure_dict(state, moved)
+                ends.append(float(loss(state)))
+            found = float((gradient[leaf] * direction).sum())
+            assert found != 0, leaf
+            np.testing.assert_allclose(found, (ends[0] - ends[1]) / 2e-6, rtol=1e-3, err_msg=leaf)
 
 
 def test_outputs_and_loss_are_those_of_the_steps_by_hand():
