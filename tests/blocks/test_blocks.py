@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from diffbio_sc.blocks.matrix import InMemory, as_count_matrix, as_working
 from diffbio_sc.blocks.plan import plan_rows
 from diffbio_sc.blocks.shuffle import ColumnSpool
-from diffbio_sc.blocks.steps import ColumnSums, Gather, GroupSums, RowSums, Step, combine_in_order
+from diffbio_sc.blocks.steps import ColumnSquares, ColumnSums, Gather, GroupSums, RowSums, Step, combine_in_order
 
 TYPES = [
     "bool",
@@ -84,13 +84,20 @@ def test_a_pass_of_many_steps_reads_every_chunk_once(sparse):
     matrix = as_count_matrix(chunked(values, 40, reads, sparse=sparse))
     wanted = np.arange(130) % 9 == 2
     codes = np.arange(130) % 4 - 1
-    steps = (ColumnSums(), RowSums(np.array([4, 2])), GroupSums(codes, 3), Gather(wanted, np.array([7, 1])))
-    columns, rows, groups, gathered = matrix.reduce(*steps, size=50)
+    steps = (
+        ColumnSums(),
+        RowSums(np.array([4, 2])),
+        GroupSums(codes, 3),
+        Gather(wanted, np.array([7, 1])),
+        ColumnSquares(codes >= 0),
+    )
+    columns, rows, groups, gathered, squares = matrix.reduce(*steps, size=50)
     assert reads == Counter({0: 1, 40: 1, 80: 1, 120: 1})
     np.testing.assert_array_equal(columns, values.sum(0, dtype=float))
     np.testing.assert_array_equal(rows, values[:, [4, 2]].sum(1))
     np.testing.assert_array_equal(groups, [values[codes == group].sum(0) for group in range(3)])
     np.testing.assert_array_equal(gathered.toarray(), values[wanted][:, [7, 1]])
+    np.testing.assert_allclose(squares, (values[codes >= 0].astype(float) ** 2).sum(0))
 
 
 def test_taken_rows_touch_only_the_chunks_that_hold_them(tmp_path):

@@ -137,3 +137,48 @@ def test_shared_signatures_are_chosen_by_the_usual_rule():
     )
     np.testing.assert_array_equal(chosen, np.arange(30))
     np.testing.assert_allclose(profiles, signatures.shrunken_profiles(sums) * [[100], [200], [50]], rtol=1e-6)
+
+
+def test_sizes_of_cells_widen_deviations_as_the_mean_of_their_number_varies():
+    weights = np.array([[0.6, 0.4], [0.5, 0.5]], np.float32)
+    tiny, ones = np.full((2, 2), 1e-6, np.float32), np.ones((2, 2), np.float32)
+    solution = SpotSolution(weights, tiny, ones, np.ones(2, np.float32))
+    depth = np.array([1000.0, 4.0])  # ten cells; less than one
+    sample = engine.Sample(depth, depth > 0, [np.arange(2)], np.arange(2), None)
+    profiles = np.full((2, 10), 10.0)  # 100 counts a cell
+    found = engine.posterior_composition(solution, profiles, sample, size_variation=np.array([0.3, 0.2]))
+    share = found.proportions[0]
+    expected = (1 - share) * share * np.sqrt(0.3 / (10 * share[0]) + 0.2 / (10 * share[1]))
+    np.testing.assert_allclose(found.deviation[0], expected, rtol=1e-3)
+    np.testing.assert_allclose(found.deviation[1], 0.25 * np.sqrt(0.5), rtol=1e-3)
+    without = engine.posterior_composition(solution, profiles, sample)
+    assert without.deviation.max() < 1e-4
+
+
+def test_sum_of_confusable_types_is_kept_as_asked():
+    rng = np.random.default_rng(1)
+    weights = rng.dirichlet(np.full(8, 0.6), 300).astype(np.float32)
+    deviation = np.full((300, 8), 0.12, np.float32)
+    solution = SpotSolution(weights, deviation, np.ones((300, 8), np.float32), np.ones(300, np.float32))
+    depth = np.full(300, 500.0)
+    sample = engine.Sample(depth, depth > 0, [np.arange(300)], np.arange(300), None)
+    sums = [
+        engine.posterior_composition(solution, np.ones((8, 5)), sample, kept=kept).weights.sum(1) for kept in (0.0, 1.0)
+    ]
+    assert sums[0].mean() < 0.9
+    np.testing.assert_allclose(sums[1], np.maximum(sums[1], 1.0), atol=2e-3)
+
+
+@pytest.mark.parametrize(("change", "expected"), [(0.0, False), (0.8, True)])
+def test_signatures_are_refined_only_where_that_predicts_better(change, expected):
+    rng = np.random.default_rng(4)
+    base = rng.gamma(0.5, 1.0, (4, 120)) + 0.02
+    base /= base.sum(1, keepdims=True)
+    tissue = base * rng.lognormal(0, change, base.shape)
+    tissue /= tissue.sum(1, keepdims=True)
+    counts = rng.poisson(rng.dirichlet(np.full(4, 0.5), 300) @ tissue * 2000).astype(np.float32)
+    spots = engine.Spots(InMemory(counts), np.arange(120), np.zeros(300, int))
+    sample = engine.survey_spots(spots, 10, np.random.default_rng(0))
+    fit = engine.fit_signatures(spots, sample, base.astype(np.float32))
+    assert fit.refined is expected
+    assert not engine.fit_signatures(spots, sample, base.astype(np.float32), refine=False).refined

@@ -79,10 +79,12 @@ def test_implicit_gradients_equal_finite_differences(case):
     with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
         start = [jnp.asarray(part, jnp.float64) for part in (counts, depth, signatures, DISPERSION)]
 
-        def objective(counts, depth, signatures, dispersion):
-            return (regression_weights(counts, depth, signatures, dispersion, 60, 60) * cotangent).sum()
+        start.append(jnp.asarray(direction_rng.gamma(1.0, 1.0, counts.shape[1]), jnp.float64))
 
-        gradients = jax.grad(objective, argnums=(0, 1, 2, 3))(*start)
+        def objective(counts, depth, signatures, dispersion, excess):
+            return (regression_weights(counts, depth, signatures, dispersion, excess, 60, 60) * cotangent).sum()
+
+        gradients = jax.grad(objective, argnums=(0, 1, 2, 3, 4))(*start)
         for position, gradient in enumerate(gradients):
             direction = direction_rng.normal(size=start[position].shape) * np.asarray(start[position])
             if position == 0:  # counts of 0 must not become negative
@@ -94,3 +96,41 @@ def test_implicit_gradients_equal_finite_differences(case):
             ]
             expected = float(moved[0] - moved[1]) / (2 * step)
             assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def _alternating_case():
+    """More types than such genes can tell apart: full steps of Fisher scoring go back and forth between two answers."""
+    rng = np.random.default_rng(5)
+    signatures = rng.gamma(0.4, 1.0, (12, 16)) + 0.02
+    signatures /= signatures.sum(1, keepdims=True)
+    weights = rng.dirichlet(np.full(12, 0.2), 40)
+    depth = np.full(40, 2000.0)
+    mean = depth[:, None] * weights @ signatures
+    counts = rng.poisson(mean * rng.gamma(3.0, 1 / 3.0, mean.shape)).astype(np.float32)
+    return counts, counts.sum(1), signatures.astype(np.float32)
+
+
+def test_steps_are_damped_so_that_they_settle():
+    counts, depth, signatures = _alternating_case()
+    answers = [np.asarray(regress(counts, depth, signatures, 0.05, steps=n, sweeps=60).weights) for n in (24, 25)]
+    assert np.abs(answers[0] - answers[1]).max() < 0.02
+    settled = np.asarray(regress(counts, depth, signatures, 0.05, steps=60, sweeps=60).weights)
+    few = np.asarray(regress(counts, depth, signatures, 0.05, steps=6, sweeps=60).weights)
+    assert np.abs(few - settled).mean() < 0.004
+    assert ((few == 0) == (settled == 0)).mean() > 0.9  # weights that belong at 0 are exactly there
+
+
+def test_excess_variance_weighs_genes_as_the_quasi_score_says(case):
+    counts, depth, signatures = case
+    excess = np.random.default_rng(3).gamma(1.0, 5.0, counts.shape[1]).astype(np.float32)
+    found = np.asarray(
+        regress(counts, depth, signatures, jnp.float32(DISPERSION), steps=40, sweeps=40, excess=excess).weights, float
+    )
+    mean = depth[:, None] * found @ signatures + 1e-10
+    variance = np.maximum(mean, 1e-3) * (1 + excess + DISPERSION * mean)
+    slope = ((counts - mean) / variance * depth[:, None]) @ signatures.T.astype(float)
+    size = ((depth[:, None] ** 2 / variance) @ (signatures.T.astype(float) ** 2)) ** 0.5  # in standard deviations
+    assert np.abs(slope / size)[found > 1e-3].max() < 0.05
+    assert (slope / size)[found == 0].max() < 0.05
+    plain = np.asarray(regress(counts, depth, signatures, jnp.float32(DISPERSION), steps=40, sweeps=40).weights)
+    assert np.abs(plain - found).max() > 0.01

@@ -91,6 +91,14 @@ CASES = {
         {"num_states": 3, "num_marks": 2},
         lambda: {"histone_marks": (counts(40, 2, 0.5) > 0).astype(np.float32)}, {"max_steps": 2},
     ),
+    "presence": Case(
+        "epigenomics", "MarkBinarizer", "MarkBinarizerConfig", {"num_marks": 2},
+        lambda: {"mark_counts": counts(40, 2, 2.0)}, {"steps": 2},
+    ),
+    "smoothing": Case(
+        "epigenomics", "CoverageSmoother", "CoverageSmootherConfig", {"width": 40.0, "reach": 200},
+        lambda: {"coverage": counts(2, 60, 1.0)}, {"steps": 2},
+    ),
     "contacts": Case(
         "multiomics", "HiCContactAnalysis", "HiCContactAnalysisConfig",
         {"hidden_dim": 4, "n_layers": 1, "resolution": 25_000, "max_distance": 500_000},

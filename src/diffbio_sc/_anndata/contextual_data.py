@@ -89,13 +89,13 @@ def read_binary_labels(adata: AnnData, regions: GenomeAxis, layer: str | None) -
 
 
 def warn_of_labels(labels: np.ndarray, cell_types: Sequence[str], *, stacklevel: int = 3) -> None:
-    """Warn of cell types whose regions are all closed or all open: they cannot be scored."""
+    """Warn of cell types whose training regions are all closed or all open."""
     lowest, highest = _extremes(labels)
     alike = [name for name, low, high in zip(cell_types, lowest, highest, strict=True) if low == high]
     if alike:
         warnings.warn(
-            f"{counted(len(alike), 'cell type')} have one label in all regions: {name_heads(alike)}. There is nothing "
-            "to learn of them, and their AUROC is NaN.",
+            f"one label in all training regions: {counted(len(alike), 'cell type')}, {name_heads(alike)}. What is "
+            "predicted there is constant.",
             UserWarning,
             stacklevel=stacklevel,
         )
@@ -309,8 +309,8 @@ def _warn_of_leaks(regions: GenomeAxis, codes: np.ndarray, stacklevel: int) -> N
                     example = (str(regions.names[row]), SPLITS[mine], SPLITS[theirs])
     if example is not None:
         warnings.warn(
-            f"{counted(leaks, 'region')} overlap one of another split, first {example[0]!r} ({example[1]}) with one of "
-            f"{example[2]}: their sequences are known in training, and scores will be too good. Split by chromosome.",
+            f"splits overlap, in {counted(leaks, 'region')}; first {example[0]!r} ({example[1]}) with one of "
+            f"{example[2]}. Sequences that are tested are known in training, and scores too good: split by chromosome.",
             UserWarning,
             stacklevel=stacklevel,
         )

@@ -12,8 +12,9 @@ from diffbio_sc._anndata.matrix import require_anndata, survey_counts
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._logging import logger
-from diffbio_sc.blocks.steps import GroupSums
+from diffbio_sc.blocks.steps import ColumnSquares, GroupSums, RowSums
 from diffbio_sc.numerics.counts import signatures
+from diffbio_sc.numerics.counts.cell_variation import dispersion_index, size_variation
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,6 +36,10 @@ class Reference(NamedTuple):
         Counts summed over the cells of each type.
     counts_per_cell
         Mean counts of a cell of each type.
+    dispersion_index
+        Variance over mean of each gene's counts between cells of a type; 2 for profiles, which say nothing about it.
+    size_variation
+        Squared coefficient of variation of the counts of a cell of each type; 0 for profiles.
     exact
         Whether ``sums`` are profiles, taken for exactly known.
     """
@@ -44,6 +49,8 @@ class Reference(NamedTuple):
     table: pd.DataFrame | None
     sums: np.ndarray
     counts_per_cell: np.ndarray
+    dispersion_index: np.ndarray
+    size_variation: np.ndarray
     exact: bool
 
 
@@ -126,7 +133,16 @@ def _read_profiles(reference: Any, layer: str | None) -> Reference:
     totals = values.sum(1)
     # A profile says nothing about its own accuracy: count it as well known, a million counts.
     sums = values / np.maximum(totals, 1e-300)[:, None] * 1e6
-    return Reference([str(name) for name in types], pd.Index(genes), table, sums, totals, exact=True)
+    return Reference(
+        [str(name) for name in types],
+        pd.Index(genes),
+        table,
+        sums,
+        totals,
+        dispersion_index=np.full(len(genes), 2.0),
+        size_variation=np.zeros(len(types)),
+        exact=True,
+    )
 
 
 def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) -> Reference:
@@ -135,9 +151,11 @@ def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) ->
     if batch_key is not None:
         batches, names = read_labels(reference.obs, batch_key, name="reference.obs")
         groups, number = np.where((codes >= 0) & (batches >= 0), batches * len(types) + codes, -1), len(names)
-    _, (sums,) = survey_counts(
+    _, (sums, squares, totals) = survey_counts(
         reference,
         GroupSums(groups, number * len(types)),
+        ColumnSquares(groups >= 0),
+        RowSums(),
         layer=layer,
         name="reference",
         layer_argument="reference_layer",
@@ -154,6 +172,12 @@ def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) ->
         )
     if (codes < 0).any():
         logger.warning(f"{int((codes < 0).sum())} reference cells without {cell_type_key!r} are left out.")
+    in_group = np.bincount(groups[groups >= 0], minlength=len(sums))
+    index = dispersion_index(sums, squares, in_group)
+    # Within batches, whose depths differ; a type's batches count by their cells.
+    share = (in_group + 1e-9).reshape(number, -1)
+    variation = size_variation(totals, groups, len(sums)).reshape(number, -1)
+    variation = (share * variation).sum(0) / share.sum(0)
     if batch_key is None:
         counts_per_cell = sums.sum(1) / np.maximum(n_cells, 1)
     else:
@@ -161,4 +185,4 @@ def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) ->
         cells = np.bincount(groups[groups >= 0], minlength=number * len(types)).reshape(number, len(types))
         counts_per_cell = signatures.size_without_batch_depth(sums.sum(2), cells)
         sums = signatures.remove_batch_effect(sums)
-    return Reference(types, reference.var_names, reference.var, sums, counts_per_cell, exact=False)
+    return Reference(types, reference.var_names, reference.var, sums, counts_per_cell, index, variation, exact=False)

@@ -73,6 +73,20 @@ class ColumnSums(Step):
         return np.ones(block.shape[0]) @ block if sp.issparse(block) else block.sum(0, dtype=np.float64)
 
 
+class ColumnSquares(Step):
+    """Sum of the squares of each column over the rows marked in ``kept``, in float64."""
+
+    def __init__(self, kept: np.ndarray):
+        self.kept = np.asarray(kept)
+
+    def __call__(self, start: int, block: Any) -> np.ndarray:
+        """Return the sums over the block."""
+        marked = self.kept[start : start + block.shape[0]].astype(np.float64)
+        if sp.issparse(block):
+            return marked @ block.astype(np.float64).power(2)
+        return marked @ np.square(block, dtype=np.float64)
+
+
 class RowSums(ByRow):
     """Sum of each row, in float64, over all columns or some."""
 

@@ -12,7 +12,8 @@ from scipy.spatial import cKDTree
 from diffbio_sc.blocks.matrix import CountMatrix, dense_block
 from diffbio_sc.blocks.steps import Gather, RowSums
 from diffbio_sc.numerics.counts import signatures
-from diffbio_sc.numerics.counts.presence import learn_presence, spike_and_slab
+from diffbio_sc.numerics.counts.cell_variation import excess_shape
+from diffbio_sc.numerics.counts.presence import PresencePrior, learn_presence, pull_to_sum, spike_and_slab
 from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proportion_deviation
 from diffbio_sc.numerics.counts.spot_regression import SpotSolution, SpotSolver
 from diffbio_sc.operators.contract import FitReport
@@ -146,6 +147,11 @@ def survey_spots(spots: Spots, min_counts: int, generator: np.random.Generator) 
     return Sample(depth, filled, [order[filled[order]] for order in shuffled], np.flatnonzero(wanted), counts)
 
 
+def _most(sample: Sample) -> int:
+    """Spots of each slide in the sample that is shared by all."""
+    return max(FIT_SPOTS // len(sample.order), _FEWEST_SAMPLED)
+
+
 class SlideSolver(NamedTuple):
     """Regressions of one slide: on the reference alone, and with the unknown signature added."""
 
@@ -154,16 +160,41 @@ class SlideSolver(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """What is learned before the spots are regressed: the common platform effect and the solver of each slide."""
+    """What is learned before the spots are regressed.
+
+    Attributes
+    ----------
+    log_platform
+        Platform effect common to all slides.
+    dispersion
+        Overdispersion.
+    kept
+        Share of the sum of weights that the posterior keeps, see
+        :func:`~diffbio_sc.numerics.counts.presence.pull_to_sum`.
+    refined
+        Whether signatures were refined on the spots.
+    solvers
+        Regression of each slide.
+    report
+        Course of the fit.
+    """
 
     log_platform: np.ndarray
     dispersion: float
+    kept: float
+    refined: bool
     solvers: list[SlideSolver]
     report: FitReport
 
 
 def fit_signatures(
-    spots: Spots, sample: Sample, profiles: np.ndarray, *, platform_effect: bool = True, refine: bool = True
+    spots: Spots,
+    sample: Sample,
+    profiles: np.ndarray,
+    *,
+    dispersion_index: np.ndarray | None = None,
+    platform_effect: bool = True,
+    refine: bool = True,
 ) -> Fit:
     """Fit the operator on the sample, then give each slide its own platform effect.
 
@@ -173,16 +204,25 @@ def fit_signatures(
         Spots, and what :func:`survey_spots` found.
     profiles
         Types by genes used.
+    dispersion_index
+        Variance over mean of these genes between reference cells of a type; None if not known.
     platform_effect, refine
-        Whether to estimate the genes' factors between the platforms, and the types' own deviations.
+        Whether to estimate the genes' factors between the platforms, and the types' own deviations (if these let spots
+        be predicted better).
     """
     counts, columns = spots.counts, spots.columns
     types, genes = profiles.shape
     config = SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0, solver_steps=_SOLVER_STEPS)
     operator = SpatialDeconvolution(config, rngs=nnx.Rngs(0))
     slides = len(sample.order)
-    few = sample.take(counts, columns, max(FIT_SPOTS // slides, _FEWEST_SAMPLED))
-    report = operator.fit_signatures(few, profiles, platform_effect=platform_effect, refine=refine)
+    few = sample.take(counts, columns, _most(sample))
+    report = operator.fit_signatures(
+        few,
+        profiles,
+        platform_effect=platform_effect,
+        refine=refine,
+        excess_shape=None if dispersion_index is None else excess_shape(dispersion_index),
+    )
     unknown = operator.unknown_signature(few, profiles)
     rows = counts.plan().rows
 
@@ -201,7 +241,8 @@ def fit_signatures(
                 operator.adapt_platform(sample.take_slide(counts, columns, slide, FIT_SPOTS), profiles)
             solvers.append(solver())
             operator.log_platform[...] = common
-    return Fit(np.asarray(common), config.dispersion, solvers, report)
+    refined = bool(np.any(operator.log_deviation[...]))
+    return Fit(np.asarray(common), config.dispersion, float(operator.kept[...]), refined, solvers, report)
 
 
 class Regressed(NamedTuple):
@@ -316,7 +357,13 @@ class Composition(NamedTuple):
 
 
 def posterior_composition(
-    solution: SpotSolution, profiles: np.ndarray, sample: Sample, cells: np.ndarray | None = None
+    solution: SpotSolution,
+    profiles: np.ndarray,
+    sample: Sample,
+    cells: np.ndarray | None = None,
+    *,
+    kept: float = 0.0,
+    size_variation: np.ndarray | None = None,
 ) -> Composition:
     """Posterior mean and standard deviation of the proportions, with presence learned from all spots.
 
@@ -324,29 +371,40 @@ def posterior_composition(
     spots without a number go by how often types are present over all spots.
     """
     filled = sample.filled
-    prior = learn_presence(solution.weights[filled], solution.deviation[filled])
+    # What is learned of all spots is learned as well from the sample, in the order of the spots.
+    few = np.zeros(len(filled), bool)
+    few[np.concatenate([order[: _most(sample)] for order in sample.order])] = True
+
+    def learn(rows: np.ndarray, cells: np.ndarray | None = None) -> PresencePrior:
+        return learn_presence(solution.weights[rows], solution.deviation[rows], cells=cells, kept=kept)
+
+    prior = learn(few)
     probability = np.broadcast_to(prior.probability, solution.weights.shape).copy()
     typical = np.broadcast_to(prior.typical_weight, solution.weights.shape).copy()
     frequency = prior.probability
     if cells is not None:
         known = filled & (np.nan_to_num(cells) > 0)
-        by_cells = learn_presence(solution.weights[known], solution.deviation[known], cells=cells[known])
-        probability[known], typical[known] = by_cells
+        if (few & known).any():
+            by_cells = learn(few & known, cells[few & known])
+            probability[known], typical[known] = by_cells.in_spots_of(cells[known])
         frequency = probability[filled].mean(0)
-    posterior = spike_and_slab(
-        solution.weights, solution.deviation, probability.astype(np.float32), typical.astype(np.float32)
-    )
+    here = (solution.weights, solution.deviation, probability.astype(np.float32), typical.astype(np.float32))
+    posterior = spike_and_slab(*here, pull_to_sum(*here, kept) if kept > 0 else 0.0)
     weights, size = posterior.mean, profiles.sum(1)
     coefficients = weights / size
     total = coefficients.sum(1, keepdims=True)
-    variance = SIGNATURE_INFLATION * posterior.variance * solution.inflation
+    number = sample.depth[:, None] * total if cells is None else cells[:, None]
+    variance = SIGNATURE_INFLATION * posterior.variance * solution.inflation / size**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        deviation = proportion_deviation(coefficients, variance / size**2)
         proportions = coefficients / total
+        if size_variation is not None:
+            # The RNA of n cells varies as the mean of n sizes does; fewer than one cell is not expected anywhere.
+            in_spot = np.maximum(np.nan_to_num(number * proportions), 1.0)
+            variance = variance + coefficients**2 * size_variation / in_spot
+        deviation = proportion_deviation(coefficients, variance)
     weights, proportions, deviation = (
         np.where(filled[:, None], values, np.nan) for values in (weights, proportions, deviation)
     )
-    number = sample.depth[:, None] * total if cells is None else cells[:, None]
     return Composition(weights, proportions, deviation, number * proportions, frequency)
 
 

@@ -2,6 +2,7 @@ from ._attribution_arrays import attribution_arrays
 from ._attributions import attributions
 from ._chromatin_state_model import chromatin_state_model
 from ._chromatin_states import chromatin_states
+from ._combine_features import combine_features
 from ._compartments import compartments
 from ._contacts import contacts
 from ._contextual import contextual
@@ -38,4 +39,5 @@ __all__ = [
     "state_enrichment",
     "state_reproducibility",
     "tads",
+    "combine_features",
 ]

@@ -61,10 +61,14 @@ def attribution_arrays(
 
     Examples
     --------
-    >>> arrays = dbio.get.attribution_arrays(adata, cell_type="B")
-    >>> patterns, _ = modiscolite.tfmodisco.TFMoDISco(
-    ...     one_hot=arrays.one_hot, hypothetical_contribs=arrays.hypothetical, max_seqlets_per_metacluster=2000
-    ... )
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_regulatory_regions(n_regions=600)
+    >>> dbio.pp.sequences(adata)
+    >>> dbio.tl.contextual(adata, refine=False, average=False)
+    >>> dbio.tl.attributions(adata, regions=range(3))
+    >>> arrays = dbio.get.attribution_arrays(adata, cell_type="cell2")
+    >>> arrays.one_hot.shape, arrays.hypothetical.shape
+    ((3, 100, 4), (3, 100, 4))
     """
     found = read_attributions(adata, key, "scores")
     assert found.scores is not None

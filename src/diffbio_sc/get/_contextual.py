@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _MAKER = "dbio.tl.contextual"
+_REPORTED = {"validation": "val"}
 
 
 def contextual(
@@ -49,7 +50,8 @@ def contextual(
       ``auroc``, ``auprc`` and ``auroc_variable``, of the regions whose labels differ between cell types. NaN where all
       labels are alike.
     - ``"metrics"``: a row for each ``part`` of the model (``start``, ``refined``, ``averaged`` and the ``floor`` that
-      they are held against), split and metric with its ``value``, as the training reported them
+      they are held against, a logistic regression on words of seven bases), split and metric with its ``value``, as
+      the training reported them, of cell types with expression if that was used
 
     Raises
     ------
@@ -170,7 +172,12 @@ def _both(truth: np.ndarray) -> bool:
 def _metrics(report: Any, key: str) -> pd.DataFrame:
     found = report.get("metrics", {}) if hasattr(report, "get") else {}
     rows = [
-        {"part": str(part), "split": str(split), "metric": str(metric), "value": float(value)}
+        {
+            "part": str(part),
+            "split": _REPORTED.get(str(split), str(split)),
+            "metric": str(metric),
+            "value": float(value),
+        }
         for part, splits in found.items()
         for split, metrics in splits.items()
         for metric, value in metrics.items()

@@ -29,6 +29,13 @@ def read_contextual_model(path: str | os.PathLike[str]) -> ContextualModel:
 
     Examples
     --------
-    >>> dbio.io.read_contextual_model("blood.npz").cell_types
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_regulatory_regions(n_regions=600)
+    >>> dbio.pp.sequences(adata)
+    >>> dbio.tl.contextual(adata, refine=False, average=False)
+    >>> dbio.io.write_contextual_model(adata, "cells.npz")
+    >>> model = dbio.io.read_contextual_model("cells.npz")
+    >>> model.cell_types[:2], model.width
+    (['cell1', 'cell2'], 100)
     """
     return _read(path)

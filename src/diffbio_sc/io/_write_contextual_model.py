@@ -29,6 +29,10 @@ def write_contextual_model(
     key
         Key of the model, of an AnnData.
 
+    Returns
+    -------
+    None. Writes the file.
+
     Raises
     ------
     FileNotFoundError
@@ -40,7 +44,11 @@ def write_contextual_model(
 
     Examples
     --------
-    >>> dbio.io.write_contextual_model(adata, "blood.npz")
-    >>> dbio.tl.contextual_predict(other, model="blood.npz")
+    >>> import diffbio_sc as dbio
+    >>> adata = dbio.datasets.simulate_regulatory_regions(n_regions=600)
+    >>> dbio.pp.sequences(adata)
+    >>> dbio.tl.contextual(adata, refine=False, average=False)
+    >>> dbio.io.write_contextual_model(adata, "cells.npz")
+    >>> dbio.tl.contextual_predict(adata, model="cells.npz", key_added="again")
     """
     write_contextual_file(read_contextual_model(model, key=key), path)

@@ -18,6 +18,8 @@ _MODEL, _FLOOR, _CHANCE, _ALL = "#0072b2", "#d55e00", "0.55", "0.1"
 _BINS = 10
 _FEWEST = 20  # regions of a bin of the reliability curve
 _FEW = 8  # cell types that have a line of their own
+_CURVES = {"loss": ("training regions", _MODEL), "validation_loss": ("validation regions", _FLOOR)}
+_REPORTED = {"auroc": "auroc", "auprc": "auprc", "auroc_variable": "auroc_var"}  # names of the training's report
 _METRICS = {
     "auroc": "AUROC",
     "auprc": "AUPRC (average precision)",
@@ -48,7 +50,7 @@ def contextual(
         ``"accuracy"``: a metric of each cell type on held-out chromosomes, with what chance gives and, where the
         training measured it, the floor: a linear model of words, which a network must beat to be of use.
         ``"reliability"``: share of active regions against their predicted probability, in ten bins of equal numbers,
-        with two standard errors. ``"history"``: losses of the network by epoch.
+        with two standard errors. ``"history"``: losses of each network by epoch.
     metric
         Of the accuracy.
     split
@@ -118,10 +120,8 @@ def _accuracy(adata: AnnData, metric: str, split: str | None, options: dict[str,
     chance = table["active"].to_numpy() if metric == "auprc" else np.full(len(cells), 0.5)
     ax.hlines(rows, chance, values, color="0.8", lw=1.5, zorder=1)
     ax.plot(chance, rows, "|", color=_CHANCE, ms=8, mew=1.5, label="chance", zorder=2)
-    floor = _floor_of(adata, options["key"], name, metric, cells)
-    if floor is not None and np.ndim(floor):
-        ax.plot(floor, rows, "D", color=_FLOOR, ms=5, mfc="none", label="floor: linear model of words", zorder=3)
-    elif floor is not None:
+    floor = _floor_of(adata, options["key"], name, metric)
+    if floor is not None:
         ax.axvline(floor, color=_FLOOR, lw=1.2, ls="--", label="floor, mean of cell types", zorder=1)
     ax.plot(values, rows, "o", color=_MODEL, ms=6, label="model", zorder=4)
     for row in np.flatnonzero(np.isnan(values)):
@@ -131,27 +131,20 @@ def _accuracy(adata: AnnData, metric: str, split: str | None, options: dict[str,
     ax.set(xlabel=_METRICS[metric], title=f"Accuracy, split {name!r}")
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.08)
-    ax.legend(
-        frameon=False,
-        fontsize="small",
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.12 - 1.2 / (4 + len(cells))),
-        ncols=3,
-    )
+    below = -0.55 / (0.26 * len(cells) + 0.3)  # under the label of the axis, whatever the height
+    ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, below), ncols=3)
     return ax
 
 
-def _floor_of(adata: AnnData, key: str, split: str, metric: str, cells: list[str]) -> Any:
-    """The floor's metric: of each cell type if the report has it, else the mean, else None."""
-    record = adata.uns.get(key)
-    report = record.get("report", {}) if hasattr(record, "get") else {}
-    by_cell = report.get("floor_by_cell_type", {}).get(split, {}).get(metric)
-    if by_cell is not None:
-        names = [str(name) for name in record["contract"]["cell_types"]]
-        found = dict(zip(names, np.asarray(by_cell, float), strict=True))
-        return np.array([found.get(cell, np.nan) for cell in cells])
-    mean = report.get("metrics", {}).get("floor", {}).get(split, {}).get(metric)
-    return None if mean is None or not np.isfinite(float(mean)) else float(mean)
+def _floor_of(adata: AnnData, key: str, split: str, metric: str) -> float | None:
+    """The floor's metric, the mean over cell types, where the training measured it."""
+    try:
+        table = contextual_table(adata, kind="metrics", key=key)
+    except KeyError:
+        return None
+    chosen = (table["part"] == "floor") & (table["split"] == split) & (table["metric"] == _REPORTED[metric])
+    values = table.loc[chosen, "value"].dropna()
+    return float(values.iloc[0]) if len(values) else None
 
 
 def _reliability(adata: AnnData, split: str | None, options: dict[str, Any], ax: Axes | None) -> Axes:
@@ -192,17 +185,28 @@ def _reliability(adata: AnnData, split: str | None, options: dict[str, Any], ax:
 def _history(adata: AnnData, key: str, ax: Axes | None) -> Axes:
     record = adata.uns.get(key)
     report = record.get("report", {}) if hasattr(record, "get") else {}
-    curves = {
-        str(name): np.asarray(curve, float)
-        for name, curve in report.get("history", {}).items()
-        if np.ndim(curve) == 1 and np.size(curve)
-    }
+    history = report.get("history", {})
+    # One network, or several by their number.
+    runs = [run for run in history.values() if hasattr(run, "keys")] or [history]
+    curves = [
+        (label, color, np.asarray(run[name], float))
+        for name, (label, color) in _CURVES.items()
+        for run in runs
+        if name in run and np.size(run[name])
+    ]
     if not curves:
-        raise KeyError(f"adata.uns[{key!r}] has no history: no network was trained (refine=True trains one).")
+        raise KeyError(f"adata.uns[{key!r}] has no history: no network was trained (refine=True trains some).")
     ax = new_axes(ax, 5.2, 3.4)
-    for color, (name, curve) in zip(distinct_colors(len(curves)), curves.items(), strict=True):
-        ax.plot(np.arange(1, len(curve) + 1), curve, "o-", ms=3, color=color, label=name.replace("_", " "))
-    ax.set(xlabel="epoch", ylabel="value", title="Training of the network")
+    told: set[str] = set()
+    for label, color, curve in curves:
+        name = "_" if label in told else label  # once in the legend
+        told.add(label)
+        ax.plot(np.arange(1, len(curve) + 1), curve, "o-", ms=3, lw=1, color=color, label=name)
+    ax.set(
+        xlabel="epoch",
+        ylabel="loss (nats)",
+        title="Training of the networks" if len(runs) > 1 else "Training of the network",
+    )
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize="small")

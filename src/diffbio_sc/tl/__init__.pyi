@@ -2,6 +2,7 @@ from ._attributions import attributions
 from ._balance import balance
 from ._call_peaks import call_peaks
 from ._chromatin_states import chromatin_states
+from ._combine_features import combine_features
 from ._compartments import compartments
 from ._contacts import contacts
 from ._contextual import contextual
@@ -62,4 +63,5 @@ __all__ = [
     "state_enrichment",
     "state_reproducibility",
     "train_peaks",
+    "combine_features",
 ]

@@ -47,10 +47,10 @@ def attributions(
 ) -> AnnData | None:
     """Ask a trained sequence model what each base, or each transcription factor, adds to a prediction.
 
-    Scores are changes of the log-odds that a region is active. Those of bases are hypothetical contributions: of each
-    letter at each position, whether it stands there or not. Of the letters that do stand there they are the
-    contributions that :func:`diffbio_sc.pl.logo` draws; TF-MoDISco takes both
-    (:func:`diffbio_sc.get.attribution_arrays`).
+    Scores are changes of the log-odds that a region is active; of windows, of the logarithm of the odds summed over
+    their tokens. Those of bases are hypothetical contributions: of each letter at each position, whether it stands
+    there or not. Of the letters that do stand there they are the contributions that :func:`diffbio_sc.pl.logo` draws;
+    TF-MoDISco takes both (:func:`diffbio_sc.get.attribution_arrays`).
 
     Parameters
     ----------

@@ -87,13 +87,49 @@ def ask_of_bases(
     """Hypothetical contributions (regions, cell types, width, 4)."""
     from diffbio_sc.engines import sequence_attributions as engine
 
+    if question.fitted.kind == "windows":
+        return _ask_windows(question, tokens, method, n_references, steps, rng)
     if method == "ism":
-        return engine.mutagenesis(lambda changed, rows: _predict(question, changed, rows), tokens)
-    extra = () if question.maps is None else (question.maps,)
+        return engine.mutagenesis(lambda changed, rows: _predict(question, changed), tokens)
+    model, columns = question.fitted.model, question.columns
+
+    def logits(one_hot):
+        return model.one_hot_logits(one_hot)[:, columns]
+
     if method == "input_x_gradient":
-        return engine.gradients(_logits(question), tokens, *extra)
+        return engine.gradients(logits, tokens)
     references = engine.shuffle_dinucleotides(tokens, n_references, rng)
-    return engine.integrated_gradients(_logits(question), tokens, references, *extra, steps=steps)
+    return engine.integrated_gradients(logits, tokens, references, steps=steps)
+
+
+def _ask_windows(
+    question: Question, tokens: np.ndarray, method: str, n_references: int, steps: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The same of a model of windows, of the log-odds summed over their tokens."""
+    from diffbio_sc.engines import attributions as engine
+    from diffbio_sc.engines.sequence_attributions import shuffle_dinucleotides
+
+    model, maps = question.fitted.model, question.maps
+    if method == "integrated_gradients":
+        references = shuffle_dinucleotides(tokens, n_references, rng)
+        found = engine.window_integrated_gradients(model, tokens, references, contacts=maps, steps=steps)
+        return _of_cells(question, found)
+    if method == "input_x_gradient":
+        return _of_cells(question, engine.window_gradients(model, tokens, contacts=maps))
+    result = np.empty((len(tokens), len(question.names), tokens.shape[1], 4), np.float32)
+    if question.seen.any():
+        result[:, question.seen] = _of_cells(question, engine.window_mutagenesis(model, tokens, contacts=maps))
+    if not question.seen.all():
+        assert question.context is not None
+        result[:, ~question.seen] = engine.window_mutagenesis(
+            model, tokens, tf_context=question.context.values, contacts=maps
+        )
+    return result
+
+
+def _of_cells(question: Question, found: np.ndarray) -> np.ndarray:
+    """Cell types asked for; a model without contexts has one prediction for all."""
+    return found[:, np.zeros_like(question.columns) if found.shape[1] == 1 else question.columns]
 
 
 def ask_of_factors(question: Question, tokens: np.ndarray) -> np.ndarray:
@@ -106,51 +142,23 @@ def ask_of_factors(question: Question, tokens: np.ndarray) -> np.ndarray:
     contexts = np.repeat(values[:, None], n_factors + 1, axis=1)
     contexts[:, np.arange(1, n_factors + 1), np.arange(n_factors)] = mean
     flat = contexts.reshape(-1, n_factors)
-    rows = np.arange(len(tokens))
+    options: dict[str, Any] = {} if question.maps is None else {"contacts": question.maps}
     parts = [
-        _run(question, tokens, rows, tf_context=flat[first : first + _CONTEXTS])
+        question.fitted.model.predict(tokens, tf_context=flat[first : first + _CONTEXTS], **options)
         for first in range(0, len(flat), _CONTEXTS)
     ]
+    if question.fitted.kind == "windows":
+        parts = [region_of_tokens(part) for part in parts]
     logits = np.concatenate(parts, axis=1).reshape(len(tokens), n_cells, n_factors + 1)
     return (logits[:, :, :1] - logits[:, :, 1:]).astype(np.float32)
 
 
-def _predict(question: Question, tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Log-odds (sequences, cell types) in the order of the question."""
+def _predict(question: Question, tokens: np.ndarray) -> np.ndarray:
+    """Log-odds of regions (sequences, cell types) in the order of the question."""
     result = np.empty((len(tokens), len(question.names)), np.float32)
     if question.seen.any():
-        result[:, question.seen] = _run(question, tokens, rows)[:, question.columns]
+        result[:, question.seen] = question.fitted.model.predict(tokens)[:, question.columns]
     if not question.seen.all():
         assert question.context is not None
-        result[:, ~question.seen] = _run(question, tokens, rows, tf_context=question.context.values)
+        result[:, ~question.seen] = question.fitted.model.predict(tokens, tf_context=question.context.values)
     return result
-
-
-def _run(question: Question, tokens: np.ndarray, rows: np.ndarray, **options: Any) -> np.ndarray:
-    if question.maps is not None:
-        options["contacts"] = question.maps[rows]
-    found = question.fitted.model.predict(tokens, **options)
-    return region_of_tokens(found) if question.fitted.kind == "windows" else found
-
-
-def _logits(question: Question) -> Any:
-    """Log-odds of relaxed sequences in JAX, of the cell types asked for."""
-    import jax.numpy as jnp
-
-    model, columns = question.fitted.model, question.columns
-    if question.fitted.kind == "regions":
-        return lambda one_hot: model.one_hot_logits(one_hot)[:, columns]
-
-    def logits(one_hot, *maps):
-        data = {"sequence": one_hot}
-        if model.operator.config.use_tf_context:
-            data["tf_context"] = jnp.asarray(model.contexts[columns])[None]
-        if maps:
-            data["chromatin_contacts"] = maps[0]
-        found = model.operator(data)["logits"]
-        if found.ndim == 2:  # without contexts there is one prediction for all cell types
-            found = jnp.repeat(found[:, None], len(columns), axis=1)
-        inactive = -jnp.logaddexp(0.0, found).sum(axis=2)
-        return jnp.log(-jnp.expm1(jnp.minimum(inactive, -1e-7))) - inactive
-
-    return logits

@@ -43,11 +43,11 @@ def contextual(
 ) -> AnnData | None:
     """Learn in which cell types a region is active from its sequence, and predict it.
 
-    The model starts from a ridge regression on counts of short words, solved in closed form with penalties from folds
-    of chromosomes. A network is trained on what that leaves, its output at zero, and is kept only where held-out
-    chromosomes gain; so the result is no worse there than the linear model. Expression of transcription factors makes
-    predictions for cell types without chromatin data possible. With ``track`` regions are windows with labels along
-    them, and the attention model
+    The model starts from a ridge regression on counts of short words and on motifs, solved in closed form with
+    penalties from folds of chromosomes. Networks are trained on what that leaves, their output at zero, and are kept
+    only where held-out chromosomes gain; so the result is no worse there than the linear model. Expression of
+    transcription factors makes predictions for cell types without chromatin data possible. With ``track`` regions are
+    windows with labels along them, and the attention model
     (:class:`~diffbio_sc.operators.epigenomics.ContextualEpigenomicsOperator`) is trained, which contacts can guide.
 
     Parameters
@@ -80,7 +80,8 @@ def contextual(
         column with the kind of each region, to tell these apart. It then measures how this set was chosen too, and is
         only of use for sets chosen in the same way.
     motifs
-        Log-odds matrices (positions, 4) by name; the best score of each on both strands joins the linear model.
+        Log-odds matrices (positions, 4) by name; the best score of each on both strands joins the linear model, beside
+        those of motifs that are grown from the training regions.
     split
         Column with ``"train"``, ``"val"`` and ``"test"`` of each region (missing: left out), or a dict such as
         ``{"val": ["chr10"], "test": ["chr8", "chr9"]}``. Default: the column ``"split"`` if there is one, else the
@@ -90,11 +91,11 @@ def contextual(
     axis
         Axis with the regions, if both tables have the columns.
     refine
-        Whether to train the network.
+        Whether to train networks.
     average
         Whether to average with a logistic regression on longer words.
     max_epochs
-        Most epochs of the network; training stops earlier where held-out chromosomes no longer gain.
+        Most epochs of each network; default by the number of regions.
     key_added
         Key of the record in ``.uns``; results of other keys begin with it.
     rng

@@ -103,9 +103,8 @@ def read_contextual_input(
     codes, source = read_split(adata, regions, split, stacklevel=4)
     warn_of_names(regions, stacklevel=4)
     warn_of_repeats(regions, stacklevel=4)
-    warn_of_labels(
-        labels[:, labelled], [name for name, has in zip(cell_types, labelled, strict=True) if has], stacklevel=4
-    )
+    named = [name for name, has in zip(cell_types, labelled, strict=True) if has]
+    warn_of_labels(labels[codes == 0][:, labelled], named, stacklevel=4)
     neighbours, groups = (None, None) if neighbourhood is False else read_neighbourhood(adata, regions, neighbourhood)
     return ContextualInput(
         regions, cell_types, tokens, labels, labelled, codes, source, context, mode, tracks, maps, neighbours, groups
@@ -171,7 +170,9 @@ def _read_track(adata: AnnData, regions: GenomeAxis, key: str, n_cell_types: int
         raise ValueError(
             f"{where} must have shape (regions, {n_cell_types} cell types, tokens), found {tuple(values.shape)}."
         )
-    if values.shape[2] < 2 or width % values.shape[2]:
+    if values.shape[2] < 2:
+        raise ValueError(f"{where} has {values.shape[2]} tokens; a window needs at least two, else leave track out.")
+    if width % values.shape[2]:
         raise ValueError(
             f"{where} has {values.shape[2]} tokens, which do not divide the {width} bases of a region: take a width "
             "that is a multiple of the tokens."

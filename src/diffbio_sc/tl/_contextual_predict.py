@@ -80,7 +80,8 @@ def contextual_predict(
         Of a model of windows, probabilities along the regions.
     `.uns["contextual_prediction"]` : dict
         ``params``, ``version`` and ``report``: ``seen_cell_types``, ``new_cell_types``, and of each new one the trained
-        cell type whose expression is most alike (``nearest``) and their correlation (``similarity``).
+        cell type whose expression is most alike (``nearest``), and how alike (``similarity``, the cosine of
+        z-scores).
 
     Raises
     ------
@@ -238,7 +239,7 @@ def predict_regions(
 
 
 def _nearest(fitted: ContextualModel, new: list[str], context: Context | None) -> dict[str, tuple[str, float]]:
-    """The trained cell type of most similar expression, by correlation of z-scores over the trained cell types."""
+    """The trained cell type of most similar expression, by the cosine of z-scores over the trained cell types."""
     if context is None or fitted.context is None:
         return {}
     known = fitted.context.known
@@ -248,7 +249,6 @@ def _nearest(fitted: ContextualModel, new: list[str], context: Context | None) -
 
     def scaled(values: np.ndarray) -> np.ndarray:
         score = (values[:, varies] - mean[varies]) / spread[varies]
-        score -= score.mean(axis=1, keepdims=True)
         return score / np.maximum(np.linalg.norm(score, axis=1, keepdims=True), 1e-12)
 
     similarity = scaled(context.values) @ scaled(trained).T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,15 @@ from diffbio_sc._anndata.contextual_results import Fitted
 from diffbio_sc._checks import name_heads
 from diffbio_sc.tl._contextual_input import ContextualInput
 
-_GUIDANCE_WEIGHT = 0.3  # of .1, .3 and 1.0 the best on simulated windows
+# Sizes and training of the attention model, as ``benchmarks/contextual_windows.py choose`` shows them.
+_SIZES: dict[str, Any] = {
+    "stem_width": 19,
+    "stem_filters": 24,
+    "intermediate_dim": 128,
+    "chromatin_guidance_weight": 0.5,
+}
+_TRAINING: dict[str, Any] = {"batch_size": 16, "learning_rate": 3e-3, "average": 0.99}
+_EPOCHS = 12
 
 
 def fit_contextual(
@@ -48,20 +57,23 @@ def _fit_regions(data: ContextualInput, *, motifs, refine, average, max_epochs, 
     context = _trained_context(data)
     options: dict[str, Any] = {} if max_epochs is None else {"max_epochs": max_epochs}
     neighbours = data.neighbours
-    model = fit_regions(
-        data.tokens[used],
-        data.labels[used][:, data.labelled],
-        chromosome=data.regions.code[used].astype(np.int64),
-        split=data.split[used],
-        tf_context=None if context is None else context.values,
-        random_context=random_context,
-        neighbourhood=None if neighbours is None else neighbours.take(used),
-        motifs=motifs,
-        refine=refine,
-        average=average,
-        rng=rng,
-        **options,
-    )
+    with warnings.catch_warnings():
+        # Told by name already.
+        warnings.filterwarnings("ignore", ".*labels of one kind alone")
+        model = fit_regions(
+            data.tokens[used],
+            data.labels[used][:, data.labelled],
+            chromosome=data.regions.code[used].astype(np.int64),
+            split=data.split[used],
+            tf_context=None if context is None else context.values,
+            random_context=random_context,
+            neighbourhood=None if neighbours is None else neighbours.take(used),
+            motifs=motifs,
+            refine=refine,
+            average=average,
+            rng=rng,
+            **options,
+        )
     logits = np.empty(data.labels.shape, np.float32)
     logits[:, data.labelled] = model.predict(data.tokens, neighbourhood=neighbours)
     if not data.labelled.all():
@@ -103,14 +115,13 @@ def _fit_windows(data: ContextualInput, *, max_epochs, contacts_as, rng, random_
         use_tf_context=context is not None,
         use_chromatin_guidance=with_contacts and contacts_as == "guidance",
         use_contact_input=with_contacts and contacts_as == "input",
-        chromatin_guidance_weight=_GUIDANCE_WEIGHT,
+        **_SIZES,
     )
     seed = int(rng.integers(2**31 - 1))
     values = None if context is None else context.values
     if random_context and context is not None:
         # As many directions as there are cell types: each is told from the others, by nothing that it expresses.
         values = np.linalg.qr(rng.normal(size=(len(context.values), len(context.values))))[0]
-    options: dict[str, Any] = {} if max_epochs is None else {"max_epochs": max_epochs}
     model = fit_windows(
         data.tokens[used],
         data.track[used][:, data.labelled],
@@ -118,8 +129,9 @@ def _fit_windows(data: ContextualInput, *, max_epochs, contacts_as, rng, random_
         tf_context=values,
         contacts=data.contacts[used] if with_contacts and data.contacts is not None else None,
         validation=np.flatnonzero(data.split[used] == 1),
+        max_epochs=_EPOCHS if max_epochs is None else max_epochs,
         rng=seed,
-        **options,
+        **_TRAINING,
     )
     given = {"contacts": data.contacts} if config.use_contact_input else {}
     track = np.empty(data.track.shape, np.float32)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -49,6 +49,7 @@ def deconvolve(
     smoothing: float = 0.0,
     spatial_key: str = "spatial",
     n_cells_key: str | None = None,
+    cell_sizes: Mapping[str, float] | None = None,
     min_counts: int = 10,
     allow_fractional: bool = False,
     reconstruct: bool = False,
@@ -89,7 +90,7 @@ def deconvolve(
     platform_effect
         Whether to estimate a factor for each gene between the two platforms.
     refine
-        Whether to refine the signatures on the spots.
+        Whether to refine the signatures on the spots, if refined ones predict further spots better.
     library_key
         Column of ``adata.obs`` with the slide of each spot: each slide gets its own platform effect.
     smoothing
@@ -100,6 +101,9 @@ def deconvolve(
         Column of ``adata.obs`` with the cells in each spot, from nuclei counts for example. Spots of few cells are then
         expected to hold few types, and abundances are in cells. Spots where it is 0 or missing go by how often types
         are present over all spots, with a warning.
+    cell_sizes
+        RNA of a cell of each type, relative to each other (any unit), where it is known better than from the counts of
+        the reference's cells: from sorted cells, or from samples of known composition. Default: the reference's.
     min_counts
         Spots with fewer counts get missing values.
     allow_fractional
@@ -134,7 +138,8 @@ def deconvolve(
         Expected counts, if ``reconstruct``; missing for genes not used.
     `.uns["deconvolution"]` : dict
         ``params``, ``version``, ``report`` (history, converged, steps, seconds), ``cell_types`` (original names),
-        ``genes`` used, ``presence_probability`` of each type, ``dispersion``.
+        ``genes`` used, ``presence_probability`` of each type, ``dispersion``, ``refined``: whether signatures were
+        refined.
 
     Raises
     ------
@@ -173,6 +178,9 @@ def deconvolve(
     shared, in_reference = _shared_genes(adata, table, genes)
     counts, (totals,) = survey_counts(adata, ColumnSums(), layer=layer, allow_fractional=allow_fractional)
 
+    if cell_sizes is not None:
+        table = table._replace(counts_per_cell=_known_sizes(table, cell_sizes, fraction_of))
+        params["cell_sizes"] = table.counts_per_cell  # names of types may hold "/", which h5ad cannot store as keys
     sums = table.sums[:, in_reference]
     chosen, profiles = engine.choose_genes(
         sums,
@@ -191,9 +199,23 @@ def deconvolve(
     spots = engine.Spots(counts, columns, slides, cells, coordinates)
     sample = engine.survey_spots(spots, min_counts, generator)
     _check_depth(sample.depth, sample.filled, min_counts, len(columns))
-    fit = engine.fit_signatures(spots, sample, profiles, platform_effect=platform_effect, refine=refine)
+    fit = engine.fit_signatures(
+        spots,
+        sample,
+        profiles,
+        dispersion_index=table.dispersion_index[in_reference][chosen],
+        platform_effect=platform_effect,
+        refine=refine,
+    )
     regressed = engine.regress_spots(spots, sample, fit, smoothing)
-    found = engine.posterior_composition(regressed.solution, profiles, sample, cells)
+    found = engine.posterior_composition(
+        regressed.solution,
+        profiles,
+        sample,
+        cells,
+        kept=fit.kept,
+        size_variation=table.size_variation if fraction_of == "cells" else None,
+    )
 
     if copy:
         adata = adata.copy()
@@ -212,6 +234,7 @@ def deconvolve(
         genes=np.array(adata.var_names[columns], dtype=str),
         presence_probability=found.presence_probability,
         dispersion=fit.dispersion,
+        refined=fit.refined,
     )
     write_results(
         adata,
@@ -264,6 +287,21 @@ def _shared_genes(adata: AnnData, reference: Reference, genes: Sequence[str] | N
         raise ValueError(f"{len(missing)} of genes are not in both adata and reference: {missing[:5]}.")
     keep = adata.var_names[columns].isin(wanted)
     return columns[keep], in_reference[keep]
+
+
+def _known_sizes(table: Reference, sizes: Mapping[str, float], fraction_of: str) -> np.ndarray:
+    """Counts of a cell of each type in the ratios of ``sizes``, with the reference's (geometric) mean kept."""
+    if fraction_of != "cells":
+        raise ValueError(
+            "cell_sizes turn fractions of RNA into fractions of cells; leave them out for fraction_of='rna'."
+        )
+    missing = [name for name in table.types if name not in sizes]
+    if missing:
+        raise ValueError(f"cell_sizes must name each cell type of the reference; missing: {missing[:5]}.")
+    known = np.array([float(sizes[name]) for name in table.types])
+    if not (np.isfinite(known).all() and (known > 0).all()):
+        raise ValueError(f"cell_sizes must be finite and positive, found {dict(zip(table.types, known, strict=True))}.")
+    return known * np.exp(np.log(table.counts_per_cell).mean() - np.log(known).mean())
 
 
 def _check_depth(depth: np.ndarray, filled: np.ndarray, min_counts: int, genes: int) -> None:

@@ -14,10 +14,10 @@ from diffbio_sc.numerics.counts import negative_binomial, regression
 FIRST_STEPS = 4  # of Fisher scoring, before signatures are updated
 CONVERGED = 2e-4  # relative change of the deviance over two rounds
 _DAMPING = 0.5  # of the platform step, against the alternation between two states that full steps show
-# What the constants below do to the error, each halved and doubled, set by set: benchmarks/deconvolution.py constants.
+# What the constants below do to the error, set by set: benchmarks/deconvolution.py constants, left_out.
 _CLIPPED_RESIDUAL = 1.0  # in units of the spread of gamma, the width of its robust prior
 _RESIDUAL_NOISE = 0.15  # of a gene's log ratio, from what sampling and model error leave
-_UNEXPLAINED_ONLY = 0.7  # of the part of a deviation that other signatures explain as well, how much is taken out
+_UNEXPLAINED_ONLY = 0.3  # of the part of a deviation that other signatures explain as well, how much is taken out
 
 
 def _masked_median(values, used):
@@ -34,9 +34,21 @@ class _Refinement(NamedTuple):
     history: Array
 
 
-@partial(jax.jit, static_argnums=(11,))
+@partial(jax.jit, static_argnums=(12,))
 def refinement_rounds(
-    counts, base, anchor, used, dispersion, spread, openness, prior_counts, rate, refine, platform_effect, rounds
+    counts,
+    base,
+    anchor,
+    used,
+    dispersion,
+    excess,
+    spread,
+    openness,
+    prior_counts,
+    rate,
+    refine,
+    platform_effect,
+    rounds,
 ):
     """Alternate spots, platform factor and deviations until the deviance settles; unused rounds of it are NaN."""
     depth = counts.sum(-1)
@@ -55,7 +67,7 @@ def refinement_rounds(
 
     def weighted(weights, mu):
         mean = regression.expected_counts(weights, depth, mu)
-        return mean, 1.0 / (1.0 + dispersion * mean)
+        return mean, 1.0 / regression.variance_ratio(mean, dispersion, excess)
 
     def update_platform(weights, log_platform, theta):
         mean, trust = weighted(weights, signature(log_platform, theta))
@@ -77,7 +89,7 @@ def refinement_rounds(
         deviation = scaled * ((observed + prior) / (expected + prior) - 1.0)
         # What the other signatures could explain as well is a change of weights, not of signatures.
         average = mean.mean(0)
-        metric = used / (average * (1.0 + dispersion * average))
+        metric = used / (average * regression.variance_ratio(average, dispersion, excess))
         gram = (scaled * metric) @ scaled.T
         gram = gram + 1e-3 * jnp.trace(gram) / types * jnp.eye(types, dtype=gram.dtype)
         explained = jnp.linalg.solve(gram, (scaled * metric) @ deviation.T).T @ scaled
@@ -93,7 +105,9 @@ def refinement_rounds(
         theta = jnp.where(first, now.theta, update_deviation(now.weights, log_platform, now.theta))
         mu = signature(log_platform, theta)
         products = regression.pair_products(mu)
-        weights = regression.fisher_step(now.weights, counts, depth, mu, dispersion, products).weights
+        new = regression.fisher_step(now.weights, counts, depth, mu, dispersion, products, excess=excess).weights
+        size = jnp.where(now.step == 0, 1.0, regression.DAMPED_STEP)
+        weights = now.weights + size * (new - now.weights)
         mean, _ = weighted(weights, mu)
         deviance = (negative_binomial.negative_binomial_deviance(counts, mean, dispersion) * used).sum()
         history = now.history.at[now.step].set(deviance / jnp.maximum(counts.sum(), 1.0))

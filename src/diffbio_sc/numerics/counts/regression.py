@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 from diffbio_sc.numerics.counts.negative_binomial import SMALLEST_MEAN
 from diffbio_sc.numerics.counts.nonnegative_quadratic import nonnegative_quadratic
 
+# Full steps of Fisher scoring end in an alternation between two answers where variance depends strongly on the mean.
+# Two thirds of a step contract fastest when a full one turns an error around or removes it.
+DAMPED_STEP = 2.0 / 3.0
 # Below this mean a single unexpected count would get a weight of more than a thousand.
 _SMALLEST_WEIGHTED_MEAN = 1e-3
 
@@ -23,7 +26,8 @@ class Regression(NamedTuple):
     Attributes
     ----------
     weights
-        argmin over w >= 0 of the negative binomial deviance of counts with mean depth * (w @ signatures).
+        Root over w >= 0 of the quasi-score of counts with mean depth * (w @ signatures); without ``excess`` the argmin
+        of the negative binomial deviance.
     information
         Fisher information of the weights at the optimum.
     """
@@ -37,6 +41,17 @@ def expected_counts(
 ) -> Float[Array, "spots genes"]:
     """Mean counts: depth times the mixture of signatures."""
     return depth[:, None] * (weights @ signatures) + SMALLEST_MEAN
+
+
+def variance_ratio(
+    mean: Float[Array, "spots genes"], dispersion: Float[Array, ""], excess: Float[Array, "..."] | float = 0.0
+) -> Float[Array, "spots genes"]:
+    """Variance of the counts over their mean, 1 + excess + dispersion * mean.
+
+    ``excess`` comes from cells of one type that differ: a spot holds few of them, and the sum of n cells has n times
+    the variance of one, as it has n times the mean. ``dispersion`` is for errors that grow with the mean.
+    """
+    return 1.0 + excess + dispersion * mean
 
 
 def pair_products(signatures: Float[Array, "types genes"]) -> Float[Array, "genes pairs"]:
@@ -55,6 +70,8 @@ def fisher_step(
     prior_mean: Float[Array, "spots types"] | None = None,
     prior_precision: Float[Array, "..."] | None = None,
     sweeps: int = 8,
+    *,
+    excess: Float[Array, "..."] | float = 0.0,
 ) -> Regression:
     """One step of Fisher scoring: weighted least squares at the present weights, solved over w >= 0.
 
@@ -62,7 +79,9 @@ def fisher_step(
     """
     types = signatures.shape[0]
     mean = expected_counts(weights, depth, signatures)
-    inverse_variance = depth[:, None] / (jnp.maximum(mean, _SMALLEST_WEIGHTED_MEAN) * (1.0 + dispersion * mean))
+    inverse_variance = depth[:, None] / (
+        jnp.maximum(mean, _SMALLEST_WEIGHTED_MEAN) * variance_ratio(mean, dispersion, excess)
+    )
     pairs = (inverse_variance * depth[:, None]) @ products
     first, second = np.triu_indices(types)
     position = np.zeros((types, types), dtype=np.int32)
@@ -87,17 +106,30 @@ def regress(
     *,
     steps: int = 4,
     sweeps: int = 8,
+    excess: Float[Array, "..."] | float = 0.0,
 ) -> Regression:
-    """Solve the regression by a fixed number of Fisher scoring steps."""
+    """Solve the regression by a fixed number of Fisher scoring steps, all but the first and the last damped."""
     types = signatures.shape[0]
     products = pair_products(signatures)
     if start is None:
         start = jnp.full((counts.shape[0], types), 1.0 / types, dtype=signatures.dtype)
 
-    def body(_, regression):
-        return fisher_step(
-            regression.weights, counts, depth, signatures, dispersion, products, prior_mean, prior_precision, sweeps
+    def body(step, last):
+        new = fisher_step(
+            last.weights,
+            counts,
+            depth,
+            signatures,
+            dispersion,
+            products,
+            prior_mean,
+            prior_precision,
+            sweeps,
+            excess=excess,
         )
+        # The last step is a full one again, so that weights that belong at 0 are exactly 0.
+        size = jnp.where((step == 0) | (step == steps - 1), 1.0, DAMPED_STEP).astype(new.weights.dtype)
+        return Regression(last.weights + size * (new.weights - last.weights), new.information)
 
     empty = Regression(start, jnp.zeros((counts.shape[0], types, types), dtype=signatures.dtype))
     return jax.lax.fori_loop(0, steps, body, empty)
@@ -109,19 +141,21 @@ def score(
     depth: Float[Array, " spots"],
     signatures: Float[Array, "types genes"],
     dispersion: Float[Array, ""],
+    excess: Float[Array, "..."] | float = 0.0,
 ) -> Float[Array, "spots types"]:
     """Gradient of the log-likelihood with respect to the weights; 0 at the optimum for positive weights."""
     mean = expected_counts(weights, depth, signatures)
-    variance = jnp.maximum(mean, _SMALLEST_WEIGHTED_MEAN) * (1.0 + dispersion * mean)
+    variance = jnp.maximum(mean, _SMALLEST_WEIGHTED_MEAN) * variance_ratio(mean, dispersion, excess)
     return ((counts - mean) / variance * depth[:, None]) @ signatures.T
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def regression_weights(
     counts: Float[Array, "spots genes"],
     depth: Float[Array, " spots"],
     signatures: Float[Array, "types genes"],
     dispersion: Float[Array, ""],
+    excess: Float[Array, "..."],
     steps: int = 8,
     sweeps: int = 16,
 ) -> Float[Array, "spots types"]:
@@ -131,27 +165,27 @@ def regression_weights(
     the weights from one small linear system a spot, whatever the number of steps taken: memory is O(spots * types^2).
     Weights at the bound 0 have derivative 0.
     """
-    return regress(counts, depth, signatures, dispersion, steps=steps, sweeps=sweeps).weights
+    return regress(counts, depth, signatures, dispersion, steps=steps, sweeps=sweeps, excess=excess).weights
 
 
-def _forward(counts, depth, signatures, dispersion, steps, sweeps):
-    weights = regression_weights(counts, depth, signatures, dispersion, steps, sweeps)
-    return weights, (weights, counts, depth, signatures, dispersion)
+def _forward(counts, depth, signatures, dispersion, excess, steps, sweeps):
+    weights = regression_weights(counts, depth, signatures, dispersion, excess, steps, sweeps)
+    return weights, (weights, counts, depth, signatures, dispersion, excess)
 
 
 def _backward(steps, sweeps, residuals, cotangent):
-    weights, counts, depth, signatures, dispersion = residuals
+    weights, counts, depth, signatures, dispersion, excess = residuals
     active = (weights > 0) & (depth > 0)[:, None]  # a spot without counts constrains nothing
     both = active[:, :, None] & active[:, None, :]
 
     def one(weights, counts, depth):
-        return score(weights[None], counts[None], depth[None], signatures, dispersion)[0]
+        return score(weights[None], counts[None], depth[None], signatures, dispersion, excess)[0]
 
     jacobian = -jax.vmap(jax.jacfwd(one))(weights, counts, depth)
     jacobian = jnp.where(both, jacobian, jnp.eye(weights.shape[1], dtype=weights.dtype))
     right = jnp.where(active, cotangent, 0.0)
     multiplier = jnp.linalg.solve(jnp.swapaxes(jacobian, 1, 2), right[..., None])[..., 0]
-    _, vjp = jax.vjp(lambda *arguments: score(weights, *arguments), counts, depth, signatures, dispersion)
+    _, vjp = jax.vjp(lambda *arguments: score(weights, *arguments), counts, depth, signatures, dispersion, excess)
     return vjp(jnp.where(active, multiplier, 0.0))
 
 

@@ -29,11 +29,11 @@ class SpotSolution(NamedTuple):
     weights
         Share of the spot's RNA from each type; sums to about 1.
     deviation
-        Standard deviation of each weight with the others held, inflated where the model misfits the spot.
+        Standard deviation of each weight with the others held.
     inflation
         Variance with the others free over variance with the others held; at least 1.
     misfit
-        Pearson's chi-square over its degrees of freedom.
+        Pearson's chi-square over its degrees of freedom, genes less types of positive weight.
     """
 
     weights: Float[Array, "spots types"]
@@ -56,6 +56,8 @@ class SpotSolver:
         Steps of Fisher scoring.
     room
         Types for which the compiled code leaves room: solvers of 12 types and of 13 can then share it.
+    excess
+        Variance over mean of each gene beyond 1, from differences between cells; None for nothing.
     rows
         Spots of a whole block. Blocks of at least half as many are padded to it and share one compiled program; smaller
         ones are padded to their own bucket.
@@ -66,6 +68,7 @@ class SpotSolver:
     steps: int
     room: int = 0
     rows: int = 0
+    excess: np.ndarray | None = None
 
     @one_thread_at_a_time
     def __call__(
@@ -90,40 +93,44 @@ class SpotSolver:
             zero_padded(prior_mean.astype(np.float32), (shape[0], padded_types)),
             zero_padded(prior_precision.astype(np.float32), (padded_types,)),
             np.int32(self.steps),
+            zero_padded(np.zeros(genes) if self.excess is None else self.excess, (shape[1],)),
         )
         weights, deviation, inflation, misfit = (np.asarray(part)[:spots] for part in solution)
         return SpotSolution(weights[:, :types], deviation[:, :types], inflation[:, :types], misfit)
 
 
-def diagnose(weights, counts, depth, mu, dispersion, used, information=None) -> SpotSolution:
+def diagnose(weights, counts, depth, mu, dispersion, excess, used, information=None) -> SpotSolution:
     """Return what the optimum ``weights`` are worth; ``used`` marks the genes that do not only pad the shape."""
     types = weights.shape[1]
-    real = (mu.sum(1) > 0).sum()
+    active = weights > 1e-6
     mean = regression.expected_counts(weights, depth, mu)
     if information is None:
         products = regression.pair_products(mu)
-        information = regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0)[1]
-    freedom = jnp.maximum(used.sum() - real, 1.0)
-    pearson = (counts - mean) ** 2 / (jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean)) * used
+        information = regression.fisher_step(weights, counts, depth, mu, dispersion, products, sweeps=0, excess=excess)[
+            1
+        ]
+    # Types held at 0 fit nothing: they take no degree of freedom.
+    freedom = jnp.maximum(used.sum() - active.sum(-1), 1.0)
+    variance = jnp.maximum(mean, 1e-2) * regression.variance_ratio(mean, dispersion, excess)
+    pearson = (counts - mean) ** 2 / variance * used
     misfit = pearson.sum(-1) / freedom
     diagonal = jnp.diagonal(information, axis1=1, axis2=2)
     scale = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1.0))
     # Correlation form with a small ridge: collinear signatures give a large, finite inflation.
     correlation = information / (scale[:, :, None] * scale[:, None, :]) + 1e-4 * jnp.eye(types, dtype=mean.dtype)
-    active = weights > 1e-6
     both = active[:, :, None] & active[:, None, :]
     correlation = jnp.where(both, correlation, jnp.eye(types, dtype=mean.dtype))
     inflation = jnp.diagonal(jnp.linalg.inv(correlation), axis1=1, axis2=2)
-    deviation = jnp.sqrt(jnp.maximum(misfit, 1.0))[:, None] / scale
+    deviation = jnp.broadcast_to(1.0 / scale, weights.shape)
     return SpotSolution(weights, deviation, jnp.maximum(inflation, 1.0), misfit)
 
 
 @jax.jit
-def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, steps) -> SpotSolution:
+def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, steps, excess) -> SpotSolution:
     depth = counts.sum(-1)
     real = (mu.sum(1) > 0).astype(mu.dtype)  # not types that only pad the shape
     start = jnp.broadcast_to(real / real.sum(), (len(counts), len(mu)))
     weights, information = regression.regress(
-        counts, depth, mu, dispersion, start, prior_mean, prior_precision, steps=steps
+        counts, depth, mu, dispersion, start, prior_mean, prior_precision, steps=steps, excess=excess
     )
-    return diagnose(weights, counts, depth, mu, dispersion, used, information)
+    return diagnose(weights, counts, depth, mu, dispersion, excess, used, information)

@@ -3,21 +3,24 @@
 The model. The counts of gene g in spot s are negative binomial with
 
     mean       m_sg = d_s * sum_k w_sk * mu_kg
-    variance   m_sg * (1 + alpha * m_sg)
+    variance   m_sg * (1 + e_g + alpha * m_sg)
     signature  mu_kg = p_kg * gamma_g * theta_kg
 
 where d_s is the spot's depth, w_sk >= 0 the share of its RNA from type k, p_k the reference profile scaled to sum 1,
 gamma_g a factor of the gene between the two platforms and theta_kg what sets the type in this tissue apart from the
-type in the reference. Proportions are w_sk divided by the row sums of the reference profiles: profiles in counts a
+type in the reference. e_g is for cells of one type that differ: a spot holds few of them. Proportions are w_sk divided
+by the row sums of the reference profiles: profiles in counts a
 cell give fractions of cells, profiles that sum to one give fractions of RNA.
 
 Untrained, gamma and theta are 1 and the operator returns the optimum of the regression. ``fit`` estimates
 
-1. gamma from the counts of all spots summed (a robust regression on the log scale), and again from the spots, as far as
+1. e_g, known from the reference's cells up to a factor, by the likelihood of the spots;
+2. gamma from the counts of all spots summed (a robust regression on the log scale), and again from the spots, as far as
    the sum leaves the composition open;
-2. theta by expectation maximisation under a Gamma prior at 1, without what other signatures could explain as well
-   (a mixture of signatures is not a new signature);
-3. how often each type is present, which turns the regression's estimate into a posterior mean (spike and slab).
+3. theta by expectation maximisation under a Gamma prior at 1, without what other signatures could explain as well
+   (a mixture of signatures is not a new signature), but only if signatures refined on half of the spots predict genes
+   of the other half better than the reference's do;
+4. how often each type is present, which turns the regression's estimate into a posterior mean (spike and slab).
 
 The platform factor and the likelihood follow RCTD (Cable et al. 2022, Nature Biotechnology 40:517) and cell2location
 (Kleshchevnikov et al. 2022, Nature Biotechnology 40:661); estimating signatures on the spots follows the idea of
@@ -40,9 +43,10 @@ from jaxtyping import Array, Float
 from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc._random import as_generator
 from diffbio_sc.numerics.counts import negative_binomial, regression, signatures
-from diffbio_sc.numerics.counts.presence import learn_presence, spike_and_slab
+from diffbio_sc.numerics.counts.cell_variation import fit_excess, share_beyond_counting
+from diffbio_sc.numerics.counts.presence import learn_presence, pull_to_sum, spike_and_slab
 from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proportion_deviation
-from diffbio_sc.numerics.counts.refinement import CONVERGED, FIRST_STEPS, refinement_rounds
+from diffbio_sc.numerics.counts.refinement import CONVERGED, refinement_rounds
 from diffbio_sc.numerics.counts.spot_regression import GENE_BUCKET, SpotSolution, SpotSolver, diagnose
 from diffbio_sc.numerics.counts.unknown_signature import unknown_rounds
 from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
@@ -52,6 +56,12 @@ from diffbio_sc.operators.correction import NetworkMinusStart
 FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all of a large slide
 # Of the log composition as re-estimated from spots: model error, not sampling (benchmarks/deconvolution.py constants).
 _SPOT_VARIANCE = 0.12**2
+_DECISION_SPOTS = 500  # to see whether refined signatures predict better
+_GENE_FOLDS = 4
+_STANDARD_ERRORS = 1.0  # by which refined signatures have to predict better: the usual rule of cross-validation
+# Power of the share of variance beyond counting. The likelihood takes that variance for independent between genes; in
+# cells it is not, and types look dispensable that are not (benchmarks/deconvolution.py left_out).
+_KEPT_POWER = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +155,8 @@ class SpatialDeconvolution(Operator):
         self.log_dispersion = nnx.Param(jnp.log(jnp.float32(config.dispersion)))
         sizes = (genes, config.hidden_dim, types)
         self.correction = NetworkMinusStart(sizes, rngs=rngs) if config.hidden_dim else None
+        self.excess = FittedStatistic(jnp.zeros(genes))
+        self.kept = FittedStatistic(jnp.zeros(()))
         self.fitted = FittedStatistic(jnp.zeros(()))
         self.presence_probability = FittedStatistic(jnp.full(types, 0.5))
         self.typical_weight = FittedStatistic(jnp.full(types, 1.0 / types))
@@ -158,11 +170,14 @@ class SpatialDeconvolution(Operator):
         size = profiles.sum(-1)
         mu = self.signatures(profiles)
         dispersion = jnp.exp(self.log_dispersion[...])
-        weights = regression.regression_weights(counts, depth, mu, dispersion, self.config.solver_steps)
+        weights = regression.regression_weights(
+            counts, depth, mu, dispersion, self.excess[...], self.config.solver_steps
+        )
         used = jnp.ones(counts.shape[1], counts.dtype)
-        solution = diagnose(*jax.lax.stop_gradient((weights, counts, depth, mu, dispersion, used)))
+        solution = diagnose(*jax.lax.stop_gradient((weights, counts, depth, mu, dispersion, self.excess[...], used)))
         deviation = jnp.where(solution.deviation > 0, solution.deviation, 1.0)
-        posterior = spike_and_slab(weights, deviation, self.presence_probability[...], self.typical_weight[...])
+        prior = (self.presence_probability[...], self.typical_weight[...])
+        posterior = spike_and_slab(weights, deviation, *prior, pull_to_sum(weights, deviation, *prior, self.kept[...]))
         fitted = self.fitted[...] > 0
         weights = jnp.where(fitted, posterior.mean, weights)
         variance = jnp.where(fitted, posterior.variance, deviation**2) * solution.inflation
@@ -199,6 +214,7 @@ class SpatialDeconvolution(Operator):
         cells: np.ndarray | None = None,
         max_spots: int = FIT_SPOTS,
         rng: int | np.random.Generator = 0,
+        excess_shape: np.ndarray | None = None,
     ) -> FitReport:
         """Estimate platform effect, signatures and presence of types from spots.
 
@@ -209,13 +225,16 @@ class SpatialDeconvolution(Operator):
         platform_effect
             Whether to estimate gamma.
         refine
-            Whether to estimate theta.
+            Whether to estimate theta, if that lets spots be predicted better.
         cells
             Cells in each spot, if known.
         max_spots
             Signatures are estimated on at most so many spots, drawn at random.
         rng
             Seed or generator of that draw.
+        excess_shape
+            Relative excess variance of the genes (genes,), see :func:`excess_shape
+            <diffbio_sc.numerics.counts.cell_variation.excess_shape>`; default: the same for all.
 
         Returns
         -------
@@ -233,7 +252,7 @@ class SpatialDeconvolution(Operator):
         if len(sample) > max_spots:
             generator = as_generator(rng)
             sample = sample[np.sort(generator.choice(len(sample), max_spots, replace=False))]
-        history, converged = self._fit_signatures(sample, profiles, platform_effect, refine)
+        history, converged = self._fit_signatures(sample, profiles, platform_effect, refine, excess_shape)
         solution = self.solve(counts, profiles)
         filled = np.asarray(counts.sum(-1)) > 0
         self.set_presence(
@@ -245,11 +264,17 @@ class SpatialDeconvolution(Operator):
 
     @one_thread_at_a_time
     def fit_signatures(
-        self, counts: np.ndarray, profiles: np.ndarray, *, platform_effect: bool = True, refine: bool = True
+        self,
+        counts: np.ndarray,
+        profiles: np.ndarray,
+        *,
+        platform_effect: bool = True,
+        refine: bool = True,
+        excess_shape: np.ndarray | None = None,
     ) -> FitReport:
-        """Estimate gamma and theta alone, on exactly these spots (all with counts)."""
+        """Estimate gamma, theta and excess variance alone, on exactly these spots (all with counts)."""
         started = time.perf_counter()
-        history, converged = self._fit_signatures(counts, jnp.asarray(profiles), platform_effect, refine)
+        history, converged = self._fit_signatures(counts, jnp.asarray(profiles), platform_effect, refine, excess_shape)
         return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
 
     @one_thread_at_a_time
@@ -284,6 +309,7 @@ class SpatialDeconvolution(Operator):
             self.config.solver_steps,
             room=1,
             rows=rows,
+            excess=np.asarray(self.excess[...]),
         )
 
     @one_thread_at_a_time
@@ -312,7 +338,8 @@ class SpatialDeconvolution(Operator):
         shape = (row_bucket(spots), round_up(genes, GENE_BUCKET))
         mu = self.platform_signatures(profiles)
         dispersion = np.exp(np.asarray(self.log_dispersion[...]))
-        weights = SpotSolver(mu, float(dispersion), FIRST_STEPS, room=1)(counts).weights
+        # Without excess variance: a missing type shows in genes that vary between cells, they keep their full say.
+        weights = SpotSolver(mu, float(dispersion), self.config.solver_steps, room=1)(counts).weights
         signature = unknown_rounds(
             zero_padded(counts.astype(np.float32, copy=False), shape),
             zero_padded(weights, (shape[0], len(mu))),
@@ -331,11 +358,12 @@ class SpatialDeconvolution(Operator):
     @one_thread_at_a_time
     def set_presence(self, weights: np.ndarray, deviation: np.ndarray, cells: np.ndarray | None = None) -> None:
         """Learn from regressed spots how often each type is present; from then on proportions are posterior means."""
-        prior = learn_presence(weights, np.maximum(deviation, 1e-12), cells=cells)
-        if prior.probability.ndim == 2:
-            prior = type(prior)(prior.probability.mean(0), prior.typical_weight.mean(0))
-        self.presence_probability[...] = jnp.asarray(prior.probability, jnp.float32)
-        self.typical_weight[...] = jnp.asarray(prior.typical_weight, jnp.float32)
+        prior = learn_presence(weights, np.maximum(deviation, 1e-12), cells=cells, kept=float(self.kept[...]))
+        probability, typical = prior.probability, prior.typical_weight
+        if cells is not None:
+            probability, typical = (values.mean(0) for values in prior.in_spots_of(cells))
+        self.presence_probability[...] = jnp.asarray(probability, jnp.float32)
+        self.typical_weight[...] = jnp.asarray(typical, jnp.float32)
         self.fitted[...] = jnp.ones(())
 
     def signatures(self, profiles: Float[Array, "types genes"]) -> Float[Array, "types genes"]:
@@ -372,43 +400,105 @@ class SpatialDeconvolution(Operator):
             )
         return jnp.maximum(counts, 0.0), profiles
 
-    def _fit_signatures(self, counts, profiles, platform_effect, refine):
+    def _fit_signatures(self, counts, profiles, platform_effect, refine, excess_shape):
         counts = np.asarray(counts, np.float32)
         base = np.asarray(profiles / profiles.sum(-1, keepdims=True))
+        shape = np.ones(counts.shape[1]) if excess_shape is None else np.asarray(excess_shape, np.float64)
         spread, openness, anchor = 0.0, 0.0, np.zeros(counts.shape[1])
         if platform_effect:
             bulk = signatures.fit_bulk(counts.sum(0, dtype=np.float64), base.astype(np.float64))
             spread, anchor = bulk.spread, bulk.log_ratio
             # How far the summed counts leave the composition open, against the accuracy of the spots' own answer.
             openness = bulk.composition_variance**2 / (bulk.composition_variance**2 + _SPOT_VARIANCE**2)
-        log_platform, log_deviation, history = self._rounds(
-            counts, base, anchor, spread=spread, openness=openness, refine=refine, platform_effect=platform_effect
-        )
+        platform = {"anchor": anchor, "spread": spread, "openness": openness, "platform_effect": platform_effect}
+        self.excess[...] = jnp.zeros(counts.shape[1])
+        start, _, _ = self._rounds(counts, base, refine=False, **platform)
+        self._fit_excess(counts, base * np.exp(start), start, shape)
+        refine = refine and self._refinement_pays(counts, base, platform)
+        log_platform, log_deviation, history = self._rounds(counts, base, refine=refine, **platform)
         self.log_platform[...] = jnp.asarray(log_platform)
         self.log_deviation[...] = jnp.asarray(log_deviation)
+        self._fit_excess(counts, base * np.exp(log_platform + log_deviation), log_platform, shape)
         history = np.asarray(history, np.float64)
         history = history[np.isfinite(history)]
         settled = len(history) > 2 and abs(history[-1] - history[-3]) <= 5 * CONVERGED * abs(history[-1])
         return history, bool(settled or len(history) < self.config.fit_rounds)
+
+    def _fit_excess(self, counts, mu, log_platform, shape):
+        """Set the excess variance, and how much of the sum of weights to keep, from the residuals of the regression."""
+        weights = self._solver(mu)(counts).weights
+        mean = counts.sum(1, keepdims=True) * (weights @ mu)
+        active = (weights > 1e-6).sum(1)
+        # What differs between cells is multiplied by the platform's factor as well, counting noise is not.
+        shape = shape * np.exp(log_platform - np.median(log_platform))
+        factor = fit_excess(counts, mean, shape, float(jnp.exp(self.log_dispersion[...])), float(active.mean()))
+        self.excess[...] = jnp.asarray(factor * shape, jnp.float32)
+        self.kept[...] = jnp.float32(share_beyond_counting(counts, mean, active) ** _KEPT_POWER)
+
+    def _refinement_pays(self, counts, base, platform) -> bool:
+        """Whether signatures refined on half of the spots predict the genes of the other half better.
+
+        Weights of the other half come from three quarters of the genes, and the rest is predicted. Refined signatures
+        have to win by more than one standard error.
+        """
+        # Neither the split of spots nor that of genes depends on the order in which they are given.
+        order = np.argsort(counts.sum(1), kind="stable")
+        counts = counts[order[:: -(-len(order) // _DECISION_SPOTS)]]
+        first = np.arange(len(counts)) % 2 == 0
+        fold = np.argsort(np.argsort(counts.sum(0), kind="stable")) % _GENE_FOLDS
+        gains = []
+        for fitted in (first, ~first):
+            # The other half stays as empty rows: one compiled program serves both.
+            half = np.where(fitted[:, None], counts, 0.0).astype(np.float32)
+            losses = []
+            for refine in (False, True):
+                log_platform, log_deviation, _ = self._rounds(half, base, refine=refine, **platform)
+                losses.append(self._prediction_loss(counts[~fitted], base * np.exp(log_platform + log_deviation), fold))
+            gains.append(losses[0] - losses[1])
+        gain = np.concatenate(gains)
+        return bool(len(gain) > 2 and gain.mean() > _STANDARD_ERRORS * gain.std(ddof=1) / np.sqrt(len(gain)))
+
+    def _prediction_loss(self, counts, mu, fold):
+        """Pseudo-likelihood loss of each spot, each gene predicted from weights that have not seen its fold."""
+        dispersion = float(jnp.exp(self.log_dispersion[...]))
+        excess = np.asarray(self.excess[...], np.float64)
+        loss = np.zeros(len(counts))
+        for left_out in range(_GENE_FOLDS):
+            seen, unseen = fold != left_out, fold == left_out
+            known = counts * seen
+            weights = self._solver(mu * seen)(known).weights
+            mean = np.maximum(known.sum(1, keepdims=True) * (weights @ mu[:, unseen]).astype(np.float64), 1e-2)
+            variance = mean * (1.0 + excess[unseen] + dispersion * mean)
+            loss += 0.5 * ((counts[:, unseen] - mean) ** 2 / variance + np.log(variance)).sum(1)
+        return loss
+
+    def _solver(self, mu) -> SpotSolver:
+        return SpotSolver(
+            np.asarray(mu, np.float32),
+            float(jnp.exp(self.log_dispersion[...])),
+            self.config.solver_steps,
+            room=1,
+            excess=np.asarray(self.excess[...]),
+        )
 
     def _rounds(self, counts, base, anchor, *, spread, openness, refine, platform_effect):
         spots, genes = counts.shape
         types = base.shape[0]
         shape = (row_bucket(spots), round_up(genes, GENE_BUCKET))
         rate = max(0.05, self.config.relative_prior * types / genes)
-        updates = refine or (platform_effect and openness > 0)
         log_platform, log_theta, history = refinement_rounds(
             zero_padded(counts, shape),
             zero_padded(base.astype(np.float32), (types, shape[1])),
             zero_padded(np.asarray(anchor, np.float32), (shape[1],)),
             zero_padded(np.ones(genes, np.float32), (shape[1],)),
             jnp.exp(self.log_dispersion[...]),
+            zero_padded(np.asarray(self.excess[...]), (shape[1],)),
             jnp.float32(spread),
             jnp.float32(openness),
             jnp.float32(self.config.prior_counts),
             jnp.float32(rate),
             jnp.bool_(refine),
             jnp.bool_(platform_effect),
-            self.config.fit_rounds if updates else 1,
+            self.config.fit_rounds,
         )
         return np.asarray(log_platform)[:genes], np.asarray(log_theta)[:, :genes], history
