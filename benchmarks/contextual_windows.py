@@ -26,7 +26,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 TRAIN, TEST, VALIDATION = slice(0, 1600), slice(2400, 3000), slice(1400, 1600)
 VARIANTS = ("sequence_only", "tf_context", "tf_plus_chromatin", "measured_contacts")
-EPOCHS = {"sequence_only": 6, "tf_context": 6, "tf_plus_chromatin": 12, "measured_contacts": 8}
+EPOCHS = 30
 SIZES = {"max_length": 1024, "token_width": 32, "stem_width": 19, "stem_filters": 24, "intermediate_dim": 128}
 TRAINING = {"batch_size": 16, "learning_rate": 3e-3, "average": 0.99}
 GUIDANCE_WEIGHT = 0.5
@@ -70,7 +70,7 @@ def fit(data, variant, seed, *, epochs=None, **changes):
         tf_context=None if variant == "sequence_only" else data["E"],
         contacts=data["M"][TRAIN] if needs else None,
         validation=np.arange(1600)[VALIDATION],
-        max_epochs=epochs or EPOCHS[variant],
+        max_epochs=epochs or EPOCHS,
         rng=seed,
         **{**TRAINING, **training},
     )

@@ -8,7 +8,14 @@ import pytest
 from flax import nnx
 
 from diffbio_sc.engines import attributions
-from diffbio_sc.engines.contextual_windows import ContextMap, WindowModel, fit_windows, strongest_contacts
+from diffbio_sc.engines.contextual_windows import (
+    ContextMap,
+    WindowModel,
+    find_motifs,
+    fit_windows,
+    neighbours,
+    strongest_contacts,
+)
 from diffbio_sc.genome.sequences import one_hot
 from diffbio_sc.operators.epigenomics import ContextualEpigenomicsConfig
 
@@ -127,6 +134,40 @@ def test_strong_contacts_are_those_beyond_their_distance():
     contacts[4, 9, 2] += 0.5
     marked = strongest_contacts(contacts, share=2 / 240)
     assert np.argwhere(marked[..., 0]).tolist() == [[4, 2], [4, 9]]
+
+
+def test_neighbours_are_beside_labels_and_have_none():
+    labels = np.zeros((2, 9), bool)
+    labels[0, [0, 3]] = labels[1, 8] = True
+    assert np.argwhere(neighbours(labels)[..., 0]).tolist() == [[0, 1], [0, 2], [0, 4], [0, 5], [1, 6], [1, 7]]
+    assert not neighbours(np.zeros((2, 9), bool)).any()
+
+
+def test_filters_begin_as_motifs_of_labels_of_what_stands_beside_them_and_of_contacts():
+    """Three words of nine bases: at labels, next to them, and at both ends of a contact."""
+    draws = np.random.default_rng(0)
+    tokens = draws.integers(0, 4, (200, 12 * WIDTH)).astype(np.int8)
+    words = draws.integers(0, 4, (3, 9))
+    targets = np.zeros((200, 2, 12), np.uint8)
+    apart = np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
+    contacts = np.repeat(1.0 / (1 + apart)[None], 200, 0)
+    for window, place in enumerate(draws.integers(1, 4, 200)):
+        for word, position in ((0, place), (1, place + 1), (2, place + 3), (2, place + 8)):
+            tokens[window, position * WIDTH : position * WIDTH + 9] = words[word]
+        targets[window, window % 2, place] = 1
+        contacts[window, [place + 3, place + 8], [place + 8, place + 3]] += draws.uniform(0.4, 0.6)
+    found = find_motifs(config(), tokens, targets, contacts)
+
+    def is_found(word):
+        """Whether a motif names seven letters of the word in a row, wherever they lie in it."""
+        parts = [strand[first : first + 7] for strand in (word, 3 - word[::-1]) for first in range(3)]
+        named = [motif.argmax(1)[first : first + 7] for motif in found for first in range(3)]
+        return any((one == part).all() for one in named for part in parts)
+
+    assert len(found) <= 9
+    assert [is_found(word) for word in words] == [True, True, True]
+    found = find_motifs(config(), tokens, targets, None)
+    assert [is_found(word) for word in words] == [True, True, False]
 
 
 @pytest.mark.parametrize("average", [True, False])
