@@ -1,10 +1,11 @@
-from . import datasets, get, io, metrics, numerics, operators, pl, pp, tl, training
+from . import benchmarks, datasets, get, io, metrics, numerics, operators, pl, pp, sources, tl, training
 from ._citation import citation
 from ._settings import settings
 
 __version__: str
 
 __all__ = [
+    "benchmarks",
     "datasets",
     "get",
     "io",
@@ -13,6 +14,7 @@ __all__ = [
     "operators",
     "pl",
     "pp",
+    "sources",
     "tl",
     "training",
     "settings",

@@ -36,6 +36,15 @@ def contact_map(bins):
     return (upper + np.triu(upper, 1).T).astype(np.float32)
 
 
+def labelled_sequences():
+    bases = np.random.default_rng(0).integers(0, 4, (5, 12))
+    return {
+        "sequence": np.eye(4, dtype=np.float32)[bases],
+        "tf_context": counts(5, 2),
+        "targets": (bases == 0).astype(np.float32),
+    }
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """An operator, a small configuration of it, inputs, and options of a short fit."""
@@ -82,10 +91,26 @@ CASES = {
         {"num_states": 3, "num_marks": 2},
         lambda: {"histone_marks": (counts(40, 2, 0.5) > 0).astype(np.float32)}, {"max_steps": 2},
     ),
+    "presence": Case(
+        "epigenomics", "MarkBinarizer", "MarkBinarizerConfig", {"num_marks": 2},
+        lambda: {"mark_counts": counts(40, 2, 2.0)}, {"steps": 2},
+    ),
+    "smoothing": Case(
+        "epigenomics", "CoverageSmoother", "CoverageSmootherConfig", {"width": 40.0, "reach": 200},
+        lambda: {"coverage": counts(2, 60, 1.0)}, {"steps": 2},
+    ),
     "contacts": Case(
         "multiomics", "HiCContactAnalysis", "HiCContactAnalysisConfig",
         {"hidden_dim": 4, "n_layers": 1, "resolution": 25_000, "max_distance": 500_000},
         lambda: {"contact_matrix": contact_map(48)}, {"steps": 2},
+    ),
+    "contextual": Case(
+        "epigenomics", "ContextualEpigenomicsOperator", "ContextualEpigenomicsConfig",
+        {
+            "hidden_dim": 8, "num_heads": 2, "num_layers": 1, "intermediate_dim": 8, "num_tf_features": 2,
+            "stem_filters": 4, "stem_width": 3, "max_length": 12,
+        },
+        labelled_sequences, {"max_epochs": 1},
     ),
 }  # fmt: skip
 
@@ -176,7 +201,7 @@ def test_missing_and_sparse_inputs_are_named(case, operator, data):
         with pytest.raises(KeyError, match=rf"{case.operator} needs data\['{key}'\]"):
             operator.apply({name: value for name, value in data.items() if name != key})
         with pytest.raises(TypeError, match=rf"data\['{key}'\] is a scipy sparse matrix"):
-            operator.apply({**data, key: sp.csr_matrix(data[key])})
+            operator.apply({**data, key: sp.csr_matrix(data[key].reshape(len(data[key]), -1))})
 
 
 def test_configurations_go_through_json(operator):

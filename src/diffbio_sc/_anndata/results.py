@@ -160,7 +160,7 @@ def _check(adata: AnnData, field: str, key: str, value: Any) -> None:
         good, expected = shape == (length, length), f"shape {(length, length)}"
     else:
         length = adata.n_obs if field.startswith("obs") else adata.n_vars
-        ranks = (1,) if field in ("obs", "var") else (1, 2)
+        ranks = (1,) if field in ("obs", "var") else (1, 2, 3)
         good, expected = shape[0] == length and len(shape) in ranks, f"{length} rows"
     if not good:
         raise ValueError(f"{field}[{key!r}] must have {expected}, found shape {shape}.")

@@ -1,7 +1,12 @@
+from ._attribution_arrays import attribution_arrays
+from ._attributions import attributions
 from ._chromatin_state_model import chromatin_state_model
 from ._chromatin_states import chromatin_states
+from ._combine_features import combine_features
 from ._compartments import compartments
 from ._contacts import contacts
+from ._contextual import contextual
+from ._crested import crested
 from ._deconvolution import deconvolution
 from ._differential_contacts import differential_contacts
 from ._expected import expected
@@ -15,10 +20,14 @@ from ._state_reproducibility import state_reproducibility
 from ._tads import tads
 
 __all__ = [
+    "attribution_arrays",
+    "attributions",
     "chromatin_state_model",
     "chromatin_states",
     "compartments",
     "contacts",
+    "contextual",
+    "crested",
     "deconvolution",
     "differential_contacts",
     "expected",
@@ -30,4 +39,5 @@ __all__ = [
     "state_enrichment",
     "state_reproducibility",
     "tads",
+    "combine_features",
 ]

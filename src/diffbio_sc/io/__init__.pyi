@@ -7,6 +7,7 @@ from ._read_bedpe import read_bedpe
 from ._read_bigwig import read_bigwig
 from ._read_chromhmm_binary import read_chromhmm_binary
 from ._read_chromhmm_model import read_chromhmm_model
+from ._read_contextual_model import read_contextual_model
 from ._read_cool import read_cool
 from ._read_fragments import read_fragments
 from ._read_hic import read_hic
@@ -19,6 +20,7 @@ from ._write_bed import write_bed
 from ._write_bigwig import write_bigwig
 from ._write_chromhmm_binary import write_chromhmm_binary
 from ._write_chromhmm_model import write_chromhmm_model
+from ._write_contextual_model import write_contextual_model
 from ._write_cool import write_cool
 from ._write_narrowpeak import write_narrowpeak
 from ._write_segments import write_segments
@@ -37,6 +39,7 @@ __all__ = [
     "read_chrom_sizes",
     "read_chromhmm_binary",
     "read_chromhmm_model",
+    "read_contextual_model",
     "read_cool",
     "read_fragments",
     "read_hic",
@@ -49,6 +52,7 @@ __all__ = [
     "write_bigwig",
     "write_chromhmm_binary",
     "write_chromhmm_model",
+    "write_contextual_model",
     "write_cool",
     "write_narrowpeak",
     "write_segments",

@@ -1,9 +1,11 @@
-from . import chains, counts, genome, latent, spatial
+from . import chains, counts, genome, latent, linear, sequence, spatial
 
 __all__ = [
     "chains",
     "counts",
     "genome",
     "latent",
+    "linear",
+    "sequence",
     "spatial",
 ]

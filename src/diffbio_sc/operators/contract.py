@@ -241,7 +241,7 @@ class Operator(nnx.Module):
         storage.write_file(path, header, storage.variables(self))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, rngs: nnx.Rngs | None = None) -> Self:
+    def load(cls, path: str | os.PathLike[str], *, rngs: nnx.Rngs | None = None, **parts: Any) -> Self:
         """Read an operator that ``save`` wrote.
 
         Parameters
@@ -251,6 +251,9 @@ class Operator(nnx.Module):
         rngs
             Random streams to build the operator with before its variables, random keys included, are replaced by
             the saved ones. Needed only if the operator keeps streams of other names than the default.
+        parts
+            Modules that the operator was built with beside its configuration, of the same structure; their variables
+            are replaced too.
 
         Returns
         -------
@@ -269,9 +272,14 @@ class Operator(nnx.Module):
             config = cls.config_class.from_dict(header["config"])
         except ValueError as error:
             raise ValueError(f"{where}, written by diffbio_sc {header['version']}: {error}") from error
-        operator = cls(config, rngs=nnx.Rngs(0) if rngs is None else rngs)
+        operator = cls.from_config(config, rngs=nnx.Rngs(0) if rngs is None else rngs, **parts)
         nnx.update(operator, storage.restore(nnx.state(operator), arrays, where=where))
         return operator
+
+    @classmethod
+    def from_config(cls, config: OperatorConfig, *, rngs: nnx.Rngs, **parts: Any) -> Self:
+        """Make an operator of its configuration (and parts), as ``load`` does before it reads the parameters."""
+        return cls(config, rngs=rngs, **parts)
 
     def identity(self) -> dict[str, Any]:
         """Return what a file needs to say about this operator: class name, package version and configuration."""

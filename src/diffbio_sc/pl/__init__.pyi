@@ -1,8 +1,10 @@
 from ._chromatin_states import chromatin_states
 from ._contact_decay import contact_decay
 from ._contacts import contacts
+from ._contextual import contextual
 from ._deconvolution import deconvolution
 from ._differential_contacts import differential_contacts
+from ._logo import logo
 from ._multiomics_vae import multiomics_vae
 from ._peaks import peaks
 from ._pileup import pileup
@@ -15,8 +17,10 @@ __all__ = [
     "chromatin_states",
     "contact_decay",
     "contacts",
+    "contextual",
     "deconvolution",
     "differential_contacts",
+    "logo",
     "multiomics_vae",
     "peaks",
     "pileup",

@@ -4,6 +4,8 @@ from ._contact_profiles import contact_profiles
 from ._coverage import coverage
 from ._parse_regions import parse_regions
 from ._pseudobulk import pseudobulk
+from ._sequences import sequences
+from ._tf_context import tf_context
 
 __all__ = [
     "binarize",
@@ -12,4 +14,6 @@ __all__ = [
     "coverage",
     "parse_regions",
     "pseudobulk",
+    "sequences",
+    "tf_context",
 ]

@@ -1,8 +1,13 @@
+from ._attributions import attributions
 from ._balance import balance
 from ._call_peaks import call_peaks
 from ._chromatin_states import chromatin_states
+from ._combine_features import combine_features
 from ._compartments import compartments
 from ._contacts import contacts
+from ._contextual import contextual
+from ._contextual_ablation import contextual_ablation
+from ._contextual_predict import contextual_predict
 from ._coverage_stats import coverage_stats
 from ._deconvolve import deconvolve
 from ._differential_contacts import differential_contacts
@@ -27,11 +32,15 @@ from ._state_reproducibility import state_reproducibility
 from ._train_peaks import train_peaks
 
 __all__ = [
+    "attributions",
     "balance",
     "call_peaks",
     "chromatin_states",
     "compartments",
     "contacts",
+    "contextual",
+    "contextual_ablation",
+    "contextual_predict",
     "coverage_stats",
     "deconvolve",
     "differential_contacts",
@@ -54,4 +63,5 @@ __all__ = [
     "state_enrichment",
     "state_reproducibility",
     "train_peaks",
+    "combine_features",
 ]

@@ -50,8 +50,8 @@ from diffbio_sc.operators.epigenomics.peak_networks import (
     PoissonDenoiser,
     SignalCorrection,
     elbo_loss,
-    poisson_deviance,
 )
+from diffbio_sc.training.losses import binary_cross_entropy, poisson_deviance
 
 _SMALLEST_RATE = 1e-6
 # Probabilities keep this distance from 0 and 1, one step of float32: a compiler may turn 1 - p + 1e-8 into 1 - p.
@@ -388,10 +388,7 @@ class DifferentiablePeakCaller(Operator):
             )
         labels = jnp.atleast_2d(labels)
         logits = self._call_logits(self._posterior(tracks, rate)[0])
-        known = ~jnp.isnan(labels)
-        labels = jnp.where(known, labels, 0.0)
-        terms = jax.nn.softplus(logits) - labels * logits
-        return jnp.where(known, terms, 0.0).sum() / jnp.maximum(known.sum(), 1)
+        return binary_cross_entropy(logits, labels)
 
     def _region_loss(self, tracks, rate, data, longest):
         if longest is None:

@@ -14,11 +14,12 @@ from jaxtyping import Array, Float
 
 from diffbio_sc.numerics.genome.background import local_background
 from diffbio_sc.operators.contract import FittedStatistic
+from diffbio_sc.training.losses import poisson_deviance
 
 if TYPE_CHECKING:
     from diffbio_sc.operators.epigenomics.peak_config import PeakCallerConfig
 
-__all__ = ["CorrectionWeight", "Denoised", "PoissonDenoiser", "SignalCorrection", "elbo_loss", "poisson_deviance"]
+__all__ = ["CorrectionWeight", "Denoised", "PoissonDenoiser", "SignalCorrection", "elbo_loss"]
 
 _DILATIONS = (1, 5, 21)  # with a kernel of 7 the reach is 81 positions, 2 kb at 25 bp
 _BLEND = 0.05
@@ -193,14 +194,6 @@ class PoissonDenoiser(nnx.Module):
         blend = jax.nn.sigmoid(self.blend_logit[...])
         around = local_background(reads, [self.window], level=0.0)
         return (1.0 - blend) * smooth + blend * around
-
-
-def poisson_deviance(counts: Array, mean: Array) -> Array:
-    """Poisson deviance of each position."""
-    mean = jnp.maximum(mean, _SMALLEST_RATE)
-    positive = counts > 0
-    ratio = jnp.where(positive, counts, 1.0) / mean
-    return 2.0 * (jnp.where(positive, counts * jnp.log(ratio), 0.0) - (counts - mean))
 
 
 def elbo_loss(counts, denoised: Denoised):

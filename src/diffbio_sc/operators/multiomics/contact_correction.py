@@ -44,7 +44,9 @@ class Correction(nnx.Module):
 
     def __call__(self, features: Float[Array, "positions inputs"]) -> Float[Array, "positions outputs"]:
         """Return the corrections."""
-        return self._network(features, "") - jax.lax.stop_gradient(self._network(features, "start_"))
+        # The start is subtracted with its gradient by the features: untrained, these have no influence. A gradient step
+        # changes none of its weights.
+        return self._network(features, "") - self._network(features, "start_")
 
     def is_zero(self) -> bool:
         """Whether the network is known to be in its initial state: not being traced, and nothing trained."""

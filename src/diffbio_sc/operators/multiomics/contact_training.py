@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from scipy.optimize import minimize
 
 from diffbio_sc.numerics.genome.loops_jax import neighbourhood_sum
+from diffbio_sc.training.losses import masked_mean, poisson_deviance
 
 PLACE = 2
 """Bins within which the place of a known loop is trusted: local maxima of the score are as far apart."""
@@ -19,23 +20,10 @@ APART = 3
 _FARTHEST = 30.0
 
 
-def mean(values: Array, counted: Bool[Array, "..."]) -> Float[Array, ""]:
-    """Mean of the values that count; 0 if none does."""
-    return jnp.where(counted, values, 0.0).sum() / jnp.maximum(counted.sum(), 1)
-
-
-def cross_entropy(logits: Array, known: Array, counted: Bool[Array, "..."]) -> Float[Array, ""]:
-    """Binary cross-entropy, the mean over what counts."""
-    known = jnp.where(counted, known, 0.0)
-    return mean(-(known * jax.nn.log_sigmoid(logits) + (1.0 - known) * jax.nn.log_sigmoid(-logits)), counted)
-
-
 def deviance(counts: Float[Array, "depth n"], expected: Float[Array, "depth n"]) -> Float[Array, ""]:
     """Poisson deviance of counts from their expectation, the mean over pairs of which something is expected."""
     good = expected > 0
-    expected = jnp.where(good, expected, 1.0)
-    logs = jnp.where(counts > 0, counts * jnp.log(jnp.where(counts > 0, counts, 1.0) / expected), 0.0)
-    return mean(2.0 * (logs - counts + expected), good)
+    return masked_mean(poisson_deviance(counts, jnp.where(good, expected, 1.0), smallest=1e-30), good)
 
 
 def loop_cross_entropy(

@@ -50,13 +50,8 @@ from diffbio_sc.numerics.genome.loops import SHRINKAGE, default_shape
 from diffbio_sc.numerics.genome.loops_jax import LoopEvidence, dispersion_by_distance, loop_evidence, z_scores
 from diffbio_sc.operators.contract import FitReport, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.multiomics.contact_correction import KERNEL, Correction
-from diffbio_sc.operators.multiomics.contact_training import (
-    calibrated,
-    cross_entropy,
-    deviance,
-    loop_cross_entropy,
-    mean,
-)
+from diffbio_sc.operators.multiomics.contact_training import calibrated, deviance, loop_cross_entropy
+from diffbio_sc.training.losses import binary_cross_entropy, masked_mean
 
 _FARTHEST, _UNBENT = 14.0, 10.0
 """Logits go no farther from 0, so that losses of one's own, as log(1 - p), stay finite in single precision; those of
@@ -457,12 +452,12 @@ class HiCContactAnalysis(Operator):
             terms.append(loop_cross_entropy(parts.loop_logits, *_targets(parts.scored, arrays)))
         if "known_boundaries" in arrays:
             known = arrays["known_boundaries"]
-            terms.append(cross_entropy(parts.boundary_logits, known, jnp.isfinite(known) & used))
+            terms.append(binary_cross_entropy(parts.boundary_logits, known, jnp.isfinite(known) & used))
         if "known_compartments" in arrays:
             known = arrays["known_compartments"]
             soft = jnp.tanh(parts.compartment_logits / jnp.exp(self.log_compartment_temperature[...]))
             counted = jnp.isfinite(known) & used
-            terms.append(mean((soft - jnp.where(counted, known, 0.0)) ** 2, counted))
+            terms.append(masked_mean((soft - jnp.where(counted, known, 0.0)) ** 2, counted))
         return sum(terms[1:], terms[0]) if terms else deviance(parts.contacts.band, parts.contacts.expected)
 
     def fit(  # type: ignore[override]

@@ -16,6 +16,7 @@ from diffbio_sc.numerics.counts import likelihoods, sparse_rows
 from diffbio_sc.operators.multiomics.multiomics_vae import posterior
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import Networks
 from diffbio_sc.training.batches import TRAINING_KEY, WEIGHT_KEY
+from diffbio_sc.training.losses import balanced_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,16 @@ def negative_bound(
     if config.use_gradnorm:
         fixed = jax.lax.stop_gradient(latent)
         slopes = [jax.grad(functools.partial(of_modality, m))(fixed) for m in range(len(counts))]
-        total = _balanced(operator, losses, weighted, slopes)
+        learned: Any = operator  # has the weights of GradNorm, which other networks lack
+        norms = jnp.stack([jnp.linalg.norm(slope, axis=1).sum() for slope in slopes])
+        total = balanced_loss(
+            losses,
+            norms,
+            learned.log_balance[...],
+            initial_losses=learned.initial_losses[...],
+            alpha=config.gradnorm_alpha,
+            weighted=weighted,
+        )
     divergence = (divergence * weight).sum() / weight.sum()
     terms = {"kl": divergence, **{f"nll_{m}": losses[m] for m in range(len(counts))}}
     return total + config.kl_weight * divergence, terms
@@ -114,20 +124,6 @@ def _tempered(operator: Any, losses: Float[Array, " modalities"]) -> Float[Array
     sizes = jnp.asarray(operator.config.modality_dims, jnp.float32)
     temperature = operator.log_temperature[...]
     return losses * jnp.exp(-temperature) + sizes * temperature
-
-
-def _balanced(operator: Any, losses: Array, weighted: Array, slopes: Sequence[Array]) -> Array:
-    """Sum of the losses in GradNorm's weights (Chen 2018), with the gradient of the imbalance for the weights alone."""
-    config, number = operator.config, len(slopes)
-    balance = number * jax.nn.softmax(operator.log_balance[...])
-    total = (jax.lax.stop_gradient(balance) * weighted).sum()
-    norms = jnp.stack([jnp.linalg.norm(slope, axis=1).sum() for slope in slopes])
-    norms = balance * jax.lax.stop_gradient(norms)
-    progress = jax.lax.stop_gradient(losses) / operator.initial_losses[...]
-    progress = (progress / progress.mean()) ** config.gradnorm_alpha
-    target = jax.lax.stop_gradient(norms.mean() * progress)
-    imbalance = jnp.abs(norms - target).sum()
-    return total + imbalance - jax.lax.stop_gradient(imbalance)
 
 
 def training_loss(

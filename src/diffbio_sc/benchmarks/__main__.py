@@ -1,0 +1,3 @@
+from diffbio_sc.benchmarks.command import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Linear models of many outputs on sparse and dense columns: ridge regression, logistic regression, their penalties."""

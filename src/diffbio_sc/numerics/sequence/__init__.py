@@ -1,0 +1,1 @@
+"""What sequences hold: k-mers and motifs."""
