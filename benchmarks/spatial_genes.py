@@ -34,8 +34,8 @@ SETS = {
 MARKERS = ["Doc2g", "Slc17a7", "Reln", "Cdhr1", "Sv2b", "Shisa3", "Plcxd2", "Nmb", "Uchl1", "Rcan2"]
 
 
-def load(name: str, rng: np.random.Generator, genes: int = 1200):
-    """Counts of well-expressed genes drawn at random, coordinates, and the depth over all genes of the file."""
+def load(name: str, rng: np.random.Generator, genes: int = 1200, reads: tuple[int, int] | None = None):
+    """Counts of genes drawn at random (well-expressed ones, or of ``reads``), coordinates, and depth over all genes."""
     file, fraction, fewest = SETS[name]
     adata = ad.read_h5ad(Path(os.environ["DIFFBIO_SC_DATA"]) / "spatial_genes" / f"{file}.h5ad")
     if name == "breast":
@@ -45,14 +45,21 @@ def load(name: str, rng: np.random.Generator, genes: int = 1200):
     kept = total > 0
     counts, places, total = counts[kept], np.asarray(adata.obsm["spatial"], float)[kept, :2], total[kept]
     spots = np.diff(counts.indptr)
-    good = np.flatnonzero((spots >= max(fraction * len(total), fewest)) & (np.asarray(counts.sum(0)).ravel() >= fewest))
+    found = np.asarray(counts.sum(0)).ravel()
+    if reads is None:
+        good = np.flatnonzero((spots >= max(fraction * len(total), fewest)) & (found >= fewest))
+    else:
+        good = np.flatnonzero((spots >= 3) & (found >= reads[0]) & (found <= reads[1]))
     chosen = np.sort(rng.choice(good, min(genes, len(good)), replace=False))
     return counts[:, chosen].tocsr(), places, total
 
 
-def run(counts, places, **options) -> pd.DataFrame:
+def run(counts, places, depth=None, **options) -> pd.DataFrame:
     adata = ad.AnnData(sp.csr_matrix(counts, dtype=np.float32))
     adata.obsm["spatial"] = places
+    if depth is not None:
+        adata.obs["depth"] = depth
+        options["total_counts_key"] = "depth"
     dbio.tl.spatial_genes(adata, **{"variance": False, **options})
     return adata.var
 
@@ -141,6 +148,43 @@ def null() -> None:
         rows.append([(p < level).mean() for level in levels])
         smallest, tests = min(smallest, p.min()), tests + len(p)
     _print_rates("50,000 resampled beads", rows, smallest, tests)
+
+
+def depth() -> None:
+    print("\n## depth: a log-normal factor on the depth of spots; share of p-values below a level (standard error)\n")
+    print("| set | variation of depth | arrangements | 0.05 | 0.01 | 0.001 | smallest of tests |\n" + "|---" * 7 + "|")
+    for name in SETS:
+        for thinned in (False, True):
+            rows, smallest, tests, variation = [], 1.0, 0, []
+            for seed in range(6):
+                rng = np.random.default_rng([600, seed])
+                counts, places, total = load(name, rng)
+                factor = rng.lognormal(0, 1.0, len(total))
+                if thinned:
+                    places = places[rng.permutation(len(places))]
+                    counts = sp.csr_matrix(rng.binomial(counts.toarray().astype(int), factor[:, None] / factor.max()))
+                    kept = np.asarray(counts.sum(1)).ravel() > 0
+                    counts, places, total = counts[kept], places[kept], (factor * total)[kept]
+                else:
+                    total = factor * total
+                    rate = np.outer(total / total.sum(), np.asarray(counts.sum(0)).ravel())
+                    counts = sp.csr_matrix(rng.poisson(rate * rng.gamma(5, 1 / 5, rate.shape)))
+                variation.append(total.std() / total.mean())
+                p = run(counts, places)["spatial_pvalue"].dropna().to_numpy()
+                rows.append([(p < level).mean() for level in (0.05, 0.01, 0.001)])
+                smallest, tests = min(smallest, p.min()), tests + len(p)
+            label = "thinned, coordinates permuted" if thinned else "constant proportion"
+            _print_rates(f"{name}, {label} | {np.mean(variation):.2f}", rows, smallest, tests)
+    for name in SETS:
+        rows, smallest, tests = [], 1.0, 0
+        for seed in range(12):
+            rng = np.random.default_rng([650, seed])
+            counts, places, total = load(name, rng, reads=(3, 9))
+            var = run(counts, places[rng.permutation(len(places))], depth=total)
+            p = var["spatial_pvalue"].dropna().to_numpy()
+            rows.append([(p < level).mean() for level in (0.05, 0.01, 0.001)])
+            smallest, tests = min(smallest, p.min()), tests + len(p)
+        _print_rates(f"{name}, genes of 3 to 9 reads, coordinates permuted | as it is", rows, smallest, tests)
 
 
 def _print_rates(name, rows, smallest, tests) -> None:
@@ -410,6 +454,6 @@ def constants() -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    parts = {f.__name__: f for f in (null, planted, fine, markers, speed, memory, variance, constants)}
+    parts = {f.__name__: f for f in (null, depth, planted, fine, markers, speed, memory, variance, constants)}
     for part in sys.argv[1:] or parts:
         parts[part]()

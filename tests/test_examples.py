@@ -77,6 +77,7 @@ def pixels_of(adata):
 FILES = {"io._read_bam": write_bam, "io._read_scool": write_scool, "io._read_hic": write_hic}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", modules_with_examples())
 def test_examples_run_as_printed(name, tmp_path, monkeypatch):
     import matplotlib.pyplot as plt

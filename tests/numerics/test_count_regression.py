@@ -106,18 +106,17 @@ def _alternating_case():
     weights = rng.dirichlet(np.full(12, 0.2), 40)
     depth = np.full(40, 2000.0)
     mean = depth[:, None] * weights @ signatures
-    counts = rng.poisson(mean * rng.gamma(3.0, 1 / 3.0, mean.shape)).astype(np.float32)
+    counts = rng.poisson(mean * rng.gamma(0.7, 1 / 0.7, mean.shape)).astype(np.float32)
     return counts, counts.sum(1), signatures.astype(np.float32)
 
 
 def test_steps_are_damped_so_that_they_settle():
     counts, depth, signatures = _alternating_case()
     answers = [np.asarray(regress(counts, depth, signatures, 0.05, steps=n, sweeps=60).weights) for n in (24, 25)]
-    assert np.abs(answers[0] - answers[1]).max() < 0.02
-    settled = np.asarray(regress(counts, depth, signatures, 0.05, steps=60, sweeps=60).weights)
-    few = np.asarray(regress(counts, depth, signatures, 0.05, steps=6, sweeps=60).weights)
-    assert np.abs(few - settled).mean() < 0.004
-    assert ((few == 0) == (settled == 0)).mean() > 0.9  # weights that belong at 0 are exactly there
+    assert np.abs(answers[0] - answers[1]).max() < 0.01
+    # Weights that belong at 0 are exactly there, and not on their way.
+    assert (answers[0] == 0).mean() > 0.3
+    assert not ((answers[0] > 0) & (answers[0] < 1e-6)).any()
 
 
 def test_excess_variance_weighs_genes_as_the_quasi_score_says(case):

@@ -518,7 +518,7 @@ def test_paths_are_no_objects(linear):
         dbio.get.multiomics_vae,
         dbio.pl.multiomics_vae,
     ):
-        with pytest.raises(TypeError, match=r"found str \(a path\): read the file first, with mudata.read_h5mu"):
+        with pytest.raises(TypeError, match="found str 'cells.h5mu': read the file first, with mudata.read_h5mu"):
             call("cells.h5mu")
 
 

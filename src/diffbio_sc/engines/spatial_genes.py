@@ -22,6 +22,7 @@ _ROWS_AT_ONCE = 256
 _VARIANCE_SPOTS = 1000  # variance components take time n^3; on 1000 spots half a minute
 _SHORTEST_FITTED = 1.0  # lengthscale, in spacings, below which spatial and other variance look alike
 _SHUFFLES = 3
+_SMALLEST_P = np.finfo(np.float64).tiny
 
 
 class Spots(NamedTuple):
@@ -228,7 +229,8 @@ class Significance(NamedTuple):
 def call_significant(log_p: np.ndarray, alpha: float, fdr: str) -> Significance:
     """Adjust p-values for the number of genes tested (Benjamini and Hochberg, or Yekutieli) and call at ``alpha``."""
     tested = np.isfinite(log_p)
-    pvalue, adjusted = np.exp(log_p), np.full(len(log_p), np.nan)
+    # Of the strongest genes p underflows, but it is never 0; their scores still tell them apart.
+    pvalue, adjusted = np.maximum(np.exp(log_p), _SMALLEST_P), np.full(len(log_p), np.nan)
     if tested.any():
         adjusted[tested] = false_discovery_control(pvalue[tested], method=fdr)
     return Significance(pvalue, adjusted, np.nan_to_num(adjusted, nan=1.0) < alpha)

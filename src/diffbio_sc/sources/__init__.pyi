@@ -5,7 +5,6 @@ from .multiomics_embeddings import MultiOmicsEmbeddingSource
 from .seqfish import SeqFISHConfig, SeqFISHSource
 
 __all__ = [
-    "ContextualEpigenomicsSource",
     "artifact_errors",
     "provenance",
     "ContextualEpigenomicsSource",

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.features import PAIR_COLUMNS
+from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.records import read_record
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc.numerics.genome.loop_merging import merge_loops as merge
@@ -114,8 +115,7 @@ def merge_loops(
 
 
 def _loops(adata: Any, key: str, number: int) -> pd.DataFrame:
-    if not hasattr(adata, "obs_names"):
-        raise TypeError(f"others[{number - 1}] must be an AnnData, found {type(adata).__name__}.")
+    require_anndata(adata, "adata" if number == 0 else f"others[{number - 1}]")
     table = read_record(adata, key, "table", "dbio.tl.loops")["table"]
     missing = [column for column in (*PAIR_COLUMNS, "qval") if column not in table]
     if missing:

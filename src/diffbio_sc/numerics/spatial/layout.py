@@ -5,7 +5,8 @@ in Fourier space, so that all fine scales together cost one transform; and into 
 small, for the wide scales. A kernel that sees cells in place of spots is a kernel too: what is tested at each scale
 stays exactly defined, only its shape is a little coarser.
 
-Spots of different groups (slides) have kernel 0: they lie side by side on the grid, beyond each other's reach.
+Spots of different groups (slides) have kernel 0: they lie side by side on the grid, beyond each other's reach. So do
+parts of a slide that are farther apart than the longest scale reaches: one far spot must not stretch the grid.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from diffbio_sc.numerics.spatial.islands import islands, main_island
 from diffbio_sc.numerics.spatial.kernels import rbf
 
 MOST_DENSE_SPOTS = 500
@@ -32,6 +34,7 @@ _FINEST, _WIDEST = 0.7, 0.5  # lengthscales: from so many spacings to such a par
 _NEIGHBOUR_DISTANCE = 1.06
 _CROWD = 600
 _REACH = 2.5  # in lengthscales: the room left around the tissue
+_NO_REACH = 4.0  # in lengthscales: a kernel of exp(-8), beyond which parts of a slide are laid out on their own
 
 
 def spot_spacing(coordinates: Float[np.ndarray, "spots axes"], groups: Int[np.ndarray, " spots"]) -> float:
@@ -53,8 +56,8 @@ def lengthscale_grid(
 ) -> Float[np.ndarray, " scales"]:
     """At most eight lengthscales, from below the spacing (neighbours only) to half the extent, even on a log scale."""
     extents = []
-    for group in np.unique(groups):
-        sizes = tissue_extent(coordinates[groups == group])
+    for places in _by_group(coordinates, groups):
+        sizes = tissue_extent(places[main_island(places)])
         sizes = sizes[sizes > 0]
         if len(sizes):
             extents.append(np.exp(np.log(sizes).mean()))
@@ -62,6 +65,10 @@ def lengthscale_grid(
     largest = max(_WIDEST * float(np.median(extents)), smallest * 1.01)
     ratio = max(np.sqrt(2.0), (largest / smallest) ** (1.0 / (_MOST_SCALES - 1)))
     return smallest * ratio ** np.arange(int(np.floor(np.log(largest / smallest) / np.log(ratio) + 1e-9)) + 1)
+
+
+def _by_group(coordinates: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    return [coordinates[groups == group] for group in np.unique(groups)]
 
 
 def tissue_extent(coordinates: Float[np.ndarray, "spots axes"]) -> Float[np.ndarray, " axes"]:
@@ -205,22 +212,26 @@ class SpotLayout:
 
     def _on_grid(self, coordinates: np.ndarray, groups: np.ndarray) -> None:
         spots, axes = coordinates.shape
-        codes, count = groups, groups.max() + 1
-        corners = np.stack([coordinates[codes == g].min(0) for g in range(count)])
-        sizes = np.stack([np.ptp(coordinates[codes == g], axis=0) for g in range(count)])
-        tissue = np.stack([tissue_extent(coordinates[codes == g]) for g in range(count)])
+        # Scales wider than the tissue itself see coarse cells at their true places, not this grid.
+        main = [np.ptp(places[main_island(places)], axis=0).max() for places in _by_group(coordinates, groups)]
+        codes = islands(coordinates, groups, _NO_REACH * min(self.lengthscales.max(), _WIDEST * max(main)))
+        members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        corners = np.stack([coordinates[spots_of].min(0) for spots_of in members])
+        sizes = np.stack([np.ptp(coordinates[spots_of], axis=0) for spots_of in members])
+        tissue = np.stack([tissue_extent(coordinates[spots_of]) for spots_of in members])
         # Half a spacing, or one; wider where far spots would make the grid much larger than the tissue.
         width = max(
             self.spacing * (0.5 if spots <= _HALF_CELL_SPOTS else 1.0),
             (np.maximum(sizes, self.spacing).prod(1).sum() / max(_MOST_GRID_CELLS, 16 * spots)) ** (1.0 / axes),
         )
         # Coarse cells of a whole number of fine ones, so many in all that their matrices stay small.
-        across = max((_COARSE_CELLS / count) ** (1.0 / axes), 3.0)
+        areas = np.maximum(tissue, self.spacing).prod(1)
+        across = max((_COARSE_CELLS * areas.max() / areas.sum()) ** (1.0 / axes), 3.0)
         factor = max(1, int(np.ceil(tissue.max() / across / width)))
         fine = self.lengthscales < 2.0 * factor * width
         room = int(np.ceil(_REACH * self.lengthscales[fine].max() / width)) if fine.any() else 0
         index = np.floor((coordinates - corners[codes]) / width + 1e-9).astype(np.int64)
-        columns = np.array([index[codes == g, 0].max() + 1 for g in range(count)])
+        columns = np.array([index[spots_of, 0].max() + 1 for spots_of in members])
         starts = np.concatenate([[0], np.cumsum(columns + room)[:-1]])
         coarse_index = index // factor
         index[:, 0] += starts[codes]
@@ -243,15 +254,16 @@ class SpotLayout:
             keys = np.column_stack([codes, coarse_index])[self.order]
             _, first, point = np.unique(keys, axis=0, return_index=True, return_inverse=True)
             point = point.ravel()
-            members = np.bincount(point)
+            spots_of_point = np.bincount(point)
             places = coordinates[self.order]
-            centres = np.stack([np.bincount(point, places[:, axis]) / members for axis in range(axes)], 1)
+            centres = np.stack([np.bincount(point, places[:, axis]) / spots_of_point for axis in range(axes)], 1)
             wide = self.lengthscales[~fine]
-            dense = DenseKernels(centres, codes[self.order][first], wide)
+            dense = DenseKernels(centres, groups[self.order][first], wide)
             self.levels.append(Level(dense, wide, point, np.ones(len(wide)), exact=False))
             point_of_cell = point[self._starts]
             self._coarse = sp.csr_array(
-                (np.ones(len(used), np.float32), (point_of_cell, np.arange(len(used)))), shape=(len(members), len(used))
+                (np.ones(len(used), np.float32), (point_of_cell, np.arange(len(used)))),
+                shape=(len(spots_of_point), len(used)),
             )
 
     def quadratic(self, values: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "scales genes"]:

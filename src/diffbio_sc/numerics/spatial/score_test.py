@@ -4,9 +4,10 @@
    covariates; intercepts by slide). Genes of similar c = alpha m share working weights w_i = 1 / (1 + c s_i),
    v_i = s_i w_i.
 2. Residuals, by weighted least squares on X = [1, z]: of the counts, e = w (y - s m), the score of the model; and of
-   their square roots, e = v s^(-1/2) sqrt(y + 0.4), for genes with enough reads. U = (I - V X (X'VX)^-1 X') e has
-   variance proportional to V without the random effect. The score is the more powerful for hot spots, the root for many
-   moderate changes; both are tested.
+   their square roots, e = v s^(-1/2) (sqrt(y + 0.4) - E sqrt(y + 0.4)), for genes with enough reads. The expectation
+   is the model's own, because that of few reads does not grow with the root of depth and X cannot take it out.
+   U = (I - V X (X'VX)^-1 X') e has variance proportional to V without the random effect. The score is the more
+   powerful for hot spots, the root for many moderate changes; both are tested.
 3. Statistic at lengthscale l: T = sum over i != j of K_ij U_i U_j. Without the diagonal it does not feel the kurtosis
    of counts. Its null law, given the sum of U^2, is that of a ratio of quadratic forms with the spectrum of
    S^(1/2) (K - I) S^(1/2), S = V - V X (X'VX)^-1 X'V: exact where matrices are small, by its cumulants on a grid.
@@ -34,6 +35,7 @@ from diffbio_sc.numerics.spatial.gene_moments import (
 )
 from diffbio_sc.numerics.spatial.layout import Level, SpotLayout
 from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
+from diffbio_sc.numerics.spatial.root_mean import RootMeans
 
 # Classes of c = alpha m that share weights, and those at which spectra are computed (interpolated between).
 _CLASSES = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 40.0])
@@ -70,6 +72,7 @@ class _Weights:
     """Working weights of a class of genes and the projection on the nuisance columns; v has mean 1."""
 
     def __init__(self, c: float, depth: np.ndarray, design: np.ndarray):
+        self.c = c
         w = 1.0 / (1.0 + c * depth)
         v = depth * w
         self.scale = v.mean()
@@ -137,6 +140,7 @@ class SpatialScoreTest:
         self.design = nuisance_columns(self.depth, self._groups, None if covariates is None else covariates[order])
         if len(depth) <= self.design.shape[1] + 2:
             raise ValueError(f"{len(depth)} spots are too few for {self.design.shape[1]} nuisance columns.")
+        self._root_means = RootMeans(self.depth, _ROOT_OFFSET)
         self._spectra = [self._class_spectra(_Weights(c, self.depth, self.design)) for c in _SPECTRUM_CLASSES]
         self._prepared: dict[int, tuple[_Weights, list[_Cumulants], list]] = {}
 
@@ -211,6 +215,7 @@ class SpatialScoreTest:
             roots.data = np.sqrt(roots.data + np.float32(_ROOT_OFFSET)) - np.float32(np.sqrt(_ROOT_OFFSET))
             dense = roots.toarray()
             dense += np.float32(np.sqrt(_ROOT_OFFSET))
+            dense -= self._root_means(mean, weights.c)
             dense *= factor
             return weights.project(dense)
         dense = counts.toarray()
