@@ -206,6 +206,27 @@ def test_contacts_equal_the_function(tmp_path):
     assert len(pd.read_csv(tmp_path / "loops.tsv", sep="\t")) == len(dbio.get.loops(contacts))
 
 
+def test_contextual_equals_the_function(tmp_path):
+    adata = dbio.datasets.simulate_regulatory_regions(n_regions=300)
+    dbio.pp.sequences(adata)
+    adata.write_h5ad(tmp_path / "regions.h5ad")
+    arguments = [str(tmp_path / "regions.h5ad"), "-o", str(tmp_path / "out.h5ad"), "--no-refine", "--no-average"]
+    assert main(["contextual", *arguments, "--table", str(tmp_path / "table.tsv")]) == 0
+    dbio.tl.contextual(adata, refine=False, average=False)
+    result = ad.read_h5ad(tmp_path / "out.h5ad")
+    np.testing.assert_allclose(result.layers["contextual_prob"], adata.layers["contextual_prob"], atol=1e-6)
+    assert len(pd.read_csv(tmp_path / "table.tsv", sep="\t")) == len(dbio.get.contextual(adata))
+
+
+def test_suites_have_their_own_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["suite", "--help"])
+    assert stop.value.code == 0
+    assert "--baseline" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert "suite" in capsys.readouterr().out
+
+
 def test_info_names_versions_and_devices(capsys):
     assert main(["info"]) == 0
     printed = capsys.readouterr().out

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from diffbio_sc._cli.commands import COMMANDS, Call, Command
+from diffbio_sc._cli.commands import COMMANDS, SUITE, Call, Command
 
 _SESSION = {"force": False, "verbose": 0, "quiet": False}
 
@@ -38,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _application(tokens: list[str]) -> int:
+    if tokens[:1] == [SUITE]:
+        from diffbio_sc.benchmarks.command import main as run_suites
+
+        return run_suites(tokens[1:])
+
     from cyclopts import App, CycloptsError
 
     from diffbio_sc import __version__
@@ -133,6 +138,7 @@ def _run(command: Command, call: Call, *, verbose: int, quiet: bool) -> int:
             settings.override(verbosity=level, progress_bar=settings.progress_bar and not quiet),
             _warnings_in_one_line(command.name, quiet),
         ):
+            assert command.run is not None
             command.run(call)
     except BrokenPipeError:
         raise

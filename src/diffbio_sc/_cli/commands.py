@@ -11,6 +11,7 @@ from typing import Any
 
 from diffbio_sc._cli import objects
 
+SUITE = "suite"
 _OBJECTS = (".h5ad", ".zarr")
 _OUTPUT = "Result: .h5ad or .zarr, with all that the input holds."
 _TABLE = "Also write the result as a table (.tsv, .csv, or - for standard output)."
@@ -43,7 +44,7 @@ class Command:
 
     name: str
     text: str
-    run: Callable[[Call], None]
+    run: Callable[[Call], None] | None
     face: str | None = None
     arguments: tuple[tuple[str, str], ...] = ()
     many: bool = False
@@ -241,6 +242,18 @@ def _contacts(call: Call) -> None:
             objects.write_table(table(data), call.own[name])
 
 
+def _contextual(call: Call) -> None:
+    from diffbio_sc import get, tl
+
+    _ready(call, "table")
+    data = objects.read_object(call.paths[0])
+    fasta = call.own["fasta"]
+    tl.contextual(data, fasta=None if fasta is None else objects.must_exist(fasta), **call.keywords)
+    objects.write_object(data, call.own["output"], force=call.force)
+    if call.own["table"] is not None:
+        objects.write_table(get.contextual(data, key=call.keywords.get("key_added", "contextual")), call.own["table"])
+
+
 def _convert(call: Call) -> None:
     from diffbio_sc import io
 
@@ -381,6 +394,26 @@ COMMANDS = (
             Option("compartments", str | None, None, "Also write the compartment of each bin."),
         ),
         examples="diffbio-sc contacts map.mcool --resolution 10000 -o contacts.h5ad --loops loops.tsv",
+    ),
+    Command(
+        "contextual",
+        "Accessibility of regions from their sequence, cell type by cell type.",
+        _contextual,
+        face="tl.contextual",
+        arguments=(("regions", "Cell types by regions, 0 and 1, with chrom, start and end: .h5ad or .zarr."),),
+        options=(
+            _output(),
+            _TABLE_OPTION,
+            Option("fasta", str | None, None, "Genome that the sequences are cut from; default: those in the object."),
+        ),
+        without=("fasta",),
+        examples="diffbio-sc contextual regions.h5ad --fasta genome.fa -o model.h5ad",
+    ),
+    Command(
+        SUITE,
+        "Benchmark suites of all systems, and what got worse since the stored run.",
+        None,  # has a parser of its own
+        examples="diffbio-sc suite --quick --suite peaks",
     ),
     Command(
         "convert",
