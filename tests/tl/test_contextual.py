@@ -474,3 +474,11 @@ def test_nothing_is_warned_of_good_data(data):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(data.copy())
+
+
+def test_a_misspelt_key_of_expression_is_not_passed_over():
+    adata = dbio.datasets.simulate_regulatory_regions(n_regions=60)
+    dbio.pp.sequences(adata)
+    with pytest.raises(KeyError, match="has no 'tf_expresion'"):
+        dbio.tl.contextual(adata, tf_context="tf_expresion")
+    assert "contextual" not in adata.uns

@@ -93,7 +93,10 @@ def read_contextual_input(
     maps = None if contacts is None else _read_window_maps(adata, regions, contacts, tracks)
     labels = read_binary_labels(adata, regions, layer) if tracks is None else _any_token(tracks)
     context = read_context(
-        adata, regions, tf_context, required=mode in ("tf_context", "tf_plus_chromatin") and tf_context is not None
+        adata,
+        regions,
+        tf_context,
+        required=tf_context is not None and (mode in ("tf_context", "tf_plus_chromatin") or tf_context != "tf_context"),
     )
     mode = settle_mode(mode, context, maps is not None, len(cell_types), stacklevel=4)
     if mode == "sequence_only":
