@@ -87,6 +87,15 @@ def run_contextual_epigenomics_suite(
     gate), ``regression_expectations``, and by dataset and task ``variants`` (metrics, medians and each seed),
     ``differences`` (paired with ``sequence_only`` and ``random_context``: median, least and largest over seeds, and
     whether all agree) and ``best_variant_by_metric``.
+
+    Examples
+    --------
+    About a minute.
+
+    >>> from diffbio_sc.benchmarks import run_contextual_epigenomics_suite
+    >>> report = run_contextual_epigenomics_suite()  # doctest: +SKIP
+    >>> report["contextual_evidence_scope"]["promotion_eligible"]  # doctest: +SKIP
+    False
     """
     return full_report(run_suite(suite(seeds=tuple(seeds)), quick=quick, strict=strict))
 
@@ -120,6 +129,11 @@ def save_contextual_epigenomics_suite_run(report: Mapping[str, Any], store: Any,
     Returns
     -------
     Path of the file, and the run.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import save_contextual_epigenomics_suite_run
+    >>> path, run = save_contextual_epigenomics_suite_run(report, "benchmark_runs")  # doctest: +SKIP
     """
     run = _as_run(report, options)
     return open_store(store).save(run), run
@@ -154,6 +168,12 @@ def check_contextual_epigenomics_suite_regressions(
     ------
     FileNotFoundError
         If the store has no baseline.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import check_contextual_epigenomics_suite_regressions
+    >>> result = check_contextual_epigenomics_suite_regressions(report, "benchmark_runs")  # doctest: +SKIP
+    >>> result.passed  # doctest: +SKIP
     """
     opened = open_store(store)
     baseline = opened.get_baseline()

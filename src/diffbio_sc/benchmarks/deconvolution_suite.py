@@ -82,6 +82,14 @@ def run_deconvolution_suite(
     Returns
     -------
     Report; its ``metadata`` holds ``modality_contract``, ``artifact_metadata`` and ``comparison``.
+
+    Examples
+    --------
+    Half a minute; with a source, ``SeqFISHSource("seqfish.h5ad")`` for instance, its cells are run instead.
+
+    >>> from diffbio_sc.benchmarks import run_deconvolution_suite
+    >>> report = run_deconvolution_suite()  # doctest: +SKIP
+    >>> report.value("pbmc_tissue", "cell_type_proportions", "diffbio_sc", "rmse")  # doctest: +SKIP
     """
     return run_suite(suite(source), quick=quick, seeds=seeds, strict=strict)
 

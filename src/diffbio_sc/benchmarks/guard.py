@@ -52,7 +52,15 @@ class Row:
 
 @dataclass(frozen=True)
 class GuardResult:
-    """What a check found: ``passed``, ``regressions`` (the rows that failed), all ``rows``, and an ``exit_code``."""
+    """What a check found: ``passed``, ``regressions`` (the rows that failed), all ``rows``, and an ``exit_code``.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import GuardResult
+    >>> result = GuardResult(rows=(), threshold=0.05, baseline_id="0" * 12, current_id="1" * 12)
+    >>> result.passed, result.exit_code
+    (True, 0)
+    """
 
     rows: tuple[Row, ...]
     threshold: float
@@ -141,6 +149,17 @@ def compare(
     ------
     ValueError
         If a tolerance is negative, or the baseline has no point of a scenario.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, as_one_run, compare, run_suite
+    >>> def suite(run):
+    ...     case = Case(dataset="data", task="task", variant="ours", run=run, seeds=(0, 1))
+    ...     return Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> stored = as_one_run([run_suite(suite(lambda seed: {"f1": 0.80 + 0.01 * seed}))])
+    >>> now = as_one_run([run_suite(suite(lambda seed: {"f1": 0.60 + 0.01 * seed}))])
+    >>> [(row.metric, row.verdict) for row in compare(now, stored).regressions]
+    [('f1', 'worse')]
     """
     run, baseline = as_run(run), as_run(baseline)
     for name, value in (("threshold", threshold), ("absolute", absolute)):

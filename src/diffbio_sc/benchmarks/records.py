@@ -33,6 +33,12 @@ class MetricDef:
         ``"higher"`` or ``"lower"``, whichever is better; ``"info"`` is never judged.
     group, priority, description
         Where it belongs, ``"primary"`` or ``"secondary"``, and a sentence on what it measures.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import MetricDef
+    >>> MetricDef(name="rmse", direction="lower").direction
+    'lower'
     """
 
     name: str
@@ -77,7 +83,15 @@ class MetricDef:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One measured value: the median over seeds, its range, and the value of each seed, in the order of the seeds."""
+    """One measured value: the median over seeds, its range, and the value of each seed, in the order of the seeds.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Metric
+    >>> metric = Metric.of([0.7, 0.9, 0.8])
+    >>> metric.value, metric.lower, metric.upper
+    (0.8, 0.7, 0.9)
+    """
 
     value: float
     lower: float | None = None
@@ -134,7 +148,16 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The metrics of one configuration, told from others by its name and tags (dataset, task, variant)."""
+    """The metrics of one configuration, told from others by its name and tags (dataset, task, variant).
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Metric, Point
+    >>> tags = {"dataset": "data", "task": "task", "variant": "ours"}
+    >>> point = Point(name="mine/data/task/ours", scenario="mine", tags=tags, metrics={"f1": Metric.of([0.8])})
+    >>> point.to_dict()["metrics"]["f1"]["value"]
+    0.8
+    """
 
     name: str
     scenario: str
@@ -190,6 +213,13 @@ class Run:
         Versions of packages and the like; what the suites say of themselves.
     metric_defs
         How to read each metric.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Metric, Point, Run
+    >>> run = Run(points=(Point(name="mine", scenario="mine", metrics={"f1": Metric.of([0.8])}),))
+    >>> len(run.id), Run.from_dict(run.to_dict()).points == run.points
+    (12, True)
     """
 
     points: tuple[Point, ...]

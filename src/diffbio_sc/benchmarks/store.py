@@ -208,6 +208,11 @@ def to_calibrax(run: Any) -> Any:
     ------
     ImportError
         Without Calibrax: ``pip install "diffbio-sc[calibrax]"``, which asks for a JAX of its own.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Store, to_calibrax
+    >>> theirs = to_calibrax(Store("benchmark_runs").latest())  # doctest: +SKIP
     """
     if importlib.util.find_spec("calibrax") is None:
         raise ImportError('this needs Calibrax: pip install "diffbio-sc[calibrax]", in an environment of its own.')
@@ -225,6 +230,14 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         If there is no such file.
     StoreError
         If it is empty, cut short, not JSON, or not a run.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Metric, Point, Run, Store, read_run
+    >>> point = Point(name="mine", scenario="mine", metrics={"f1": Metric.of([0.8])})
+    >>> path = Store("benchmark_runs").save(Run(points=(point,)))
+    >>> read_run(path).points[0].metrics["f1"].value
+    0.8
     """
     data = _read_json(Path(path))
     try:

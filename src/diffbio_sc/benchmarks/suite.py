@@ -53,6 +53,13 @@ class Case:
         where it is installed, and never judged.
     lacking
         Why the case cannot run here, such as a package or data set that is missing.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case
+    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9}, seeds=(0,))
+    >>> case.run(0)
+    {'f1': 0.9}
     """
 
     dataset: str
@@ -80,6 +87,15 @@ class Suite:
         Tag that holds the variant.
     describe
         Takes whether the run is quick and returns what the suite says of itself, as JSON values.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite
+    >>> def cases(quick):
+    ...     return [Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9})]
+    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=cases)
+    >>> suite.point_name(cases(True)[0])
+    'mine/data/task/ours'
     """
 
     name: str
@@ -99,6 +115,16 @@ class SuiteReport:
 
     ``points``, ``seeds`` of each point, ``metric_defs``, ``metadata``; ``skipped`` and ``failures`` say, by point, why
     a case did not run or what error it met.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, run_suite
+    >>> def suite(run):
+    ...     case = Case(dataset="data", task="task", variant="ours", run=run, seeds=(0, 1))
+    ...     return Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> report = run_suite(suite(lambda seed: {"f1": 0.8 + 0.1 * seed}))
+    >>> round(report.value("data", "task", "ours", "f1"), 2), report.seeds
+    (0.85, {'mine/data/task/ours': [0, 1]})
     """
 
     name: str
@@ -143,6 +169,16 @@ def run_suite(
     ------
     ValueError
         If a case returns a metric that the suite does not define.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, run_suite
+    >>> def suite(run):
+    ...     case = Case(dataset="data", task="task", variant="ours", run=run, seeds=(0, 1))
+    ...     return Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> report = run_suite(suite(lambda seed: {"f1": 0.8}), seeds=[5, 6, 7])
+    >>> report.point("data", "task", "ours").metrics["f1"].samples
+    (0.8, 0.8, 0.8)
     """
     definitions = {SECONDS.name: SECONDS, **{definition.name: definition for definition in suite.metrics}}
     points, used, skipped, failures = [], {}, {}, {}
@@ -218,6 +254,16 @@ def as_one_run(
     ------
     ValueError
         If two suites define a metric differently, or quick and full reports are mixed.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, as_one_run, run_suite
+    >>> def suite(run):
+    ...     case = Case(dataset="data", task="task", variant="ours", run=run, seeds=(0, 1))
+    ...     return Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> run = as_one_run([run_suite(suite(lambda seed: {"f1": 0.8}))])
+    >>> run.points[0].name, run.metadata["size"]
+    ('mine/data/task/ours', 'quick')
     """
     if len({report.quick for report in reports}) > 1:
         raise ValueError("reports must be all quick or all full, found both.")

@@ -46,6 +46,13 @@ class Provenance:
         Checksum of the file; empty if it was not taken.
     citation
         Publication, or its DOI.
+
+    Examples
+    --------
+    >>> from diffbio_sc.sources.provenance import Provenance
+    >>> source = Provenance(dataset_name="simulated spots", source_type="synthetic", modalities=("rna", "spatial"))
+    >>> source.promotion_eligible
+    False
     """
 
     dataset_name: str
@@ -111,6 +118,13 @@ def artifact_metadata(
     ------
     ValueError
         If the two sides of the boundary are mixed.
+
+    Examples
+    --------
+    >>> from diffbio_sc.sources.provenance import artifact_metadata
+    >>> record = artifact_metadata("embedding", artifact_type="imported_embedding", modalities=["rna"])
+    >>> record["stable_scope"]
+    'imported_foundation_model'
     """
     record: dict[str, Any] = {
         "artifact_id": artifact_id,
@@ -141,6 +155,15 @@ def validate_artifact_metadata(record: Mapping[str, Any]) -> None:
         If a field is missing.
     ValueError
         If a value is none that is known, or the two sides of the boundary are mixed.
+
+    Examples
+    --------
+    >>> from diffbio_sc.sources.provenance import artifact_metadata, validate_artifact_metadata
+    >>> record = artifact_metadata("embedding", artifact_type="imported_embedding", modalities=["rna"])
+    >>> validate_artifact_metadata(record)
+    >>> validate_artifact_metadata({**record, "promotion_eligible": True})  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: an imported embedding must have promotion_eligible=False: ...
     """
     needed = ("artifact_id", "artifact_type", "modalities", "embedding_source", "stable_scope", "promotion_eligible")
     missing = [name for name in needed if name not in record]
