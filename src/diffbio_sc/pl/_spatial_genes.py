@@ -68,8 +68,8 @@ def spatial_genes(
     color_map
         Colour map of maps; default ``settings.color_map``, for patterns (which are signed) blue to red.
     covariates
-        Covariates of the test, for ``"qq"``; default: what the test regressed out. A table that was given to the test
-        must be given again.
+        Covariates of the test, for ``"qq"``; default: what the test regressed out. A table (spots × covariates) that
+        was given to the test must be given again.
     rng
         Seed or generator of the shuffling, and of the choice of the 500 genes that are tested again, for ``"qq"``.
     ax
