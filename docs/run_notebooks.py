@@ -1,7 +1,7 @@
 """Run the notebooks and keep their outputs where the pages take them from.
 
 ``python docs/run_notebooks.py [NAME ...]`` writes ``docs/notebooks/NAME.ipynb``, all by default, two at a time. It
-fails where a cell fails, and where one warns.
+fails where a cell fails, where one warns, and where one that draws shows no picture.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ LONG = ("contextual", "deconvolution", "spatial_genes")
 def run(source: Path) -> list[str]:
     """Run one notebook, store it with its outputs, and return what is wrong with it."""
     os.environ.update(ENVIRONMENT)
+    os.environ.pop("MPLBACKEND", None)  # figures belong on the page
     begin = time.monotonic()
     notebook = nbformat.read(source, as_version=4)
     client = NotebookClient(notebook, timeout=SECONDS_OF_A_CELL, resources={"metadata": {"path": str(source.parent)}})
@@ -47,6 +48,13 @@ def run(source: Path) -> list[str]:
         for cell in notebook.cells
         for output in cell.get("outputs", [])
         if output.output_type == "stream" and output.name == "stderr" and "Warning" in output.text
+    ]
+    faults += [
+        f"{source.name}: a cell draws, and has no picture:\n{cell.source}"
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        and "dbio.pl." in cell.source
+        and not any("image/png" in output.get("data", {}) for output in cell.outputs)
     ]
     if not faults:
         nbformat.write(notebook, PAGES / source.name)

@@ -100,14 +100,36 @@ def written(monkeypatch):
     return fields
 
 
-def told(docstring):
-    """Patterns of the fields that a docstring tells of; obs stands for var too, as bins may lie along either."""
+def told(function):
+    """Patterns of the fields that a docstring tells of; obs stands for var too, as bins may lie along either.
+
+    A key that is an argument, ``.uns[key_added]``, is its default or what the example gives.
+    """
+    docstring = inspect.getdoc(function) or ""
+    defaults = {name: value.default for name, value in inspect.signature(function).parameters.items()}
+    given = dict(
+        re.findall(r"\b(\w+)=\"([^\"]+)\"", "\n".join(re.findall(r"^(?:>>>|\.\.\.) .*", docstring, re.MULTILINE)))
+    )
     found = re.findall(r"\.(obs|var|obsm|varm|obsp|varp|layers|uns)\[\"([^\"]+)\"\]", docstring)
+    for field, name in re.findall(r"\.(obs|var|obsm|varm|obsp|varp|layers|uns)\[(\w+)\]", docstring):
+        found += [(field, key) for key in (defaults.get(name), given.get(name)) if isinstance(key, str)]
+    if isinstance(defaults.get("key_added"), str) and "key_added" in given:
+        found += [(field, key.replace(defaults["key_added"], given["key_added"])) for field, key in found]
     return {(field.replace("var", "obs"), re.sub("<[^>]*>", ".+", re.escape(key))) for field, key in found}
 
 
-def not_told(fields, docstrings):
-    patterns = set().union(*map(told, docstrings))
+def functions_told_of(module):
+    """The function of a module, those that its docstring names, and those that these name."""
+    known = [value for name, value in vars(module).items() if name == module.__name__.rsplit("._")[-1]]
+    for _ in range(2):
+        text = "\n".join(inspect.getdoc(function) or "" for function in known)
+        names = re.findall(r"(?:dbio|diffbio_sc)\.(tl|pp)\.(\w+)", text)
+        known += [getattr(getattr(dbio, package), name) for package, name in set(names)]
+    return known
+
+
+def not_told(fields, functions):
+    patterns = set().union(*map(told, functions))
     return {
         (field, key)
         for field, key in fields
@@ -129,11 +151,8 @@ def test_examples_run_as_printed(name, tmp_path, monkeypatch, written):
     assert result.attempted > 0
     assert result.failed == 0
     if name.startswith(("diffbio_sc.tl.", "diffbio_sc.pp.")):
-        docstrings = [inspect.getdoc(value) or "" for value in vars(importlib.import_module(name)).values()]
-        called = re.findall(r"dbio\.(tl|pp)\.(\w+)", "\n".join(docstrings))
-        called += re.findall(r"diffbio_sc\.(tl|pp)\.(\w+)", "\n".join(docstrings))
-        docstrings += [inspect.getdoc(getattr(getattr(dbio, package), function)) for package, function in called]
-        assert not_told(written, docstrings) == set(), "fields that no docstring tells of"
+        functions = functions_told_of(importlib.import_module(name))
+        assert not_told(written, functions) == set(), "fields that no docstring tells of"
 
 
 PAGES = Path(__file__).parent.parent / "docs"
