@@ -65,7 +65,8 @@ def run(source: Path) -> list[str]:
 def main(names: Sequence[str]) -> int:
     if len(names) == 1:
         faults = run(SOURCES / f"{names[0]}.ipynb")
-        print("\n".join(faults), file=sys.stderr)
+        for fault in faults:
+            print(fault, file=sys.stderr)
         return int(bool(faults))
     names = names or sorted(source.stem for source in SOURCES.glob("*.ipynb"))
     with ThreadPoolExecutor(2) as two:
