@@ -16,21 +16,29 @@ import scipy.sparse as sp
 from diffbio_sc.blocks.steps import ColumnSums, Step
 
 
-def load(array, log, start, stop, trouble=None, pause=0.0):
-    """A chunk; every time that it is made is a file in ``log``."""
-    (Path(log) / f"{start}-{os.getpid()}-{threading.get_ident()}-{os.urandom(4).hex()}").touch()
+def load(array, log, start, stop, trouble=None, fatal=None, pause=0.0):
+    """A chunk; every time that it is made is a file in ``log``.
+
+    ``trouble`` is the first row of a chunk that cannot be read; ``fatal`` that of one that kills its worker when it is
+    made for the so-manieth time, once.
+    """
+    log = Path(log)
+    (log / f"{start}-{os.getpid()}-{threading.get_ident()}-{os.urandom(4).hex()}").touch()
     if trouble == start:
         raise OSError("checksum does not match")
     time.sleep(pause)
+    if fatal is not None and fatal[0] == start and len(list(log.glob(f"{start}-*"))) == fatal[1]:
+        (log / "dead").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
     return sp.csr_matrix(array[start:stop])
 
 
-def lazy(array, log, size=20, trouble=None, pause=0.0):
+def lazy(array, log, size=20, trouble=None, fatal=None, pause=0.0):
     log.mkdir(exist_ok=True)
     node = dask.delayed(load, pure=False)
     parts = [
         da.from_delayed(
-            node(array, str(log), start, start + size, trouble, pause),
+            node(array, str(log), start, start + size, trouble, fatal, pause),
             (min(size, len(array) - start), array.shape[1]),
             meta=sp.csr_matrix((0, 0), dtype=array.dtype),
         )
@@ -40,7 +48,7 @@ def lazy(array, log, size=20, trouble=None, pause=0.0):
 
 
 def reads(log, size=20):
-    starts = [int(path.name.split("-")[0]) for path in log.iterdir()]
+    starts = [int(path.name.split("-")[0]) for path in log.iterdir() if path.name != "dead"]
     return np.bincount(np.array(starts, int) // size) if starts else np.zeros(0, int)
 
 
