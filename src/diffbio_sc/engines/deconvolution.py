@@ -114,14 +114,14 @@ class Sample(NamedTuple):
 
     def take(self, spots: CountMatrix, columns: np.ndarray, each: int) -> np.ndarray:
         """Dense counts of the first ``each`` spots of every slide, in the order of the spots."""
-        chosen = np.sort(np.concatenate([order[:each] for order in self.order]))
-        return self._dense(spots, columns, chosen)
+        return self.dense(spots, columns, np.sort(np.concatenate([order[:each] for order in self.order])))
 
     def take_slide(self, spots: CountMatrix, columns: np.ndarray, slide: int, most: int) -> np.ndarray:
         """Dense counts of the first ``most`` spots of one slide."""
-        return self._dense(spots, columns, np.sort(self.order[slide][:most]))
+        return self.dense(spots, columns, np.sort(self.order[slide][:most]))
 
-    def _dense(self, spots: CountMatrix, columns: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    def dense(self, spots: CountMatrix, columns: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Dense counts of the spots at increasing indices; those that were not gathered are read."""
         place = np.minimum(np.searchsorted(self.rows, chosen), max(len(self.rows) - 1, 0))
         here = self.rows[place] == chosen
         result = np.empty((len(chosen), len(columns)), np.float32)
@@ -145,6 +145,11 @@ def survey_spots(spots: Spots, min_counts: int, generator: np.random.Generator) 
     depth, counts = spots.counts.reduce(RowSums(spots.columns), Gather(wanted, spots.columns), description="Depth")
     filled = depth >= max(min_counts, 1)
     return Sample(depth, filled, [order[filled[order]] for order in shuffled], np.flatnonzero(wanted), counts)
+
+
+def sampled_rows(sample: Sample) -> np.ndarray:
+    """Spots of the sample that is shared by all slides, increasing."""
+    return np.sort(np.concatenate([order[: _most(sample)] for order in sample.order]))
 
 
 def _most(sample: Sample) -> int:
@@ -373,7 +378,7 @@ def posterior_composition(
     filled = sample.filled
     # What is learned of all spots is learned as well from the sample, in the order of the spots.
     few = np.zeros(len(filled), bool)
-    few[np.concatenate([order[: _most(sample)] for order in sample.order])] = True
+    few[sampled_rows(sample)] = True
 
     def learn(rows: np.ndarray, cells: np.ndarray | None = None) -> PresencePrior:
         return learn_presence(solution.weights[rows], solution.deviation[rows], cells=cells, kept=kept)

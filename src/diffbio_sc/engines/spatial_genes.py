@@ -18,6 +18,7 @@ from diffbio_sc.numerics.spatial.representatives import representative_spots
 from diffbio_sc.numerics.spatial.score_test import SpatialScoreTest
 from diffbio_sc.numerics.spatial.variance import VarianceComponents
 
+_FEWEST_SPOTS = 3  # with reads, for a slope on depth
 _FEWEST_ON_A_SLIDE = 3  # a slide of one or two spots has neither neighbours nor a depth effect
 _GENES_A_BLOCK = 1000
 _BYTES_AN_ENTRY = 32  # of a gene in a task: its row and value as they come, turned, and in the order of the layout
@@ -54,9 +55,7 @@ class Spots(NamedTuple):
     @property
     def used(self) -> np.ndarray:
         """Spots with counts, covariates and at least two others on their slide."""
-        used = self.depth > 0
-        if self.covariates is not None:
-            used = used & np.isfinite(self.covariates).all(1)
+        used = _complete(self)
         sizes = np.bincount(self.slides[used], minlength=self.slides.max() + 1)
         return used & (sizes[self.slides] >= _FEWEST_ON_A_SLIDE)
 
@@ -116,6 +115,29 @@ def make_test(spots: Spots, lengthscales: np.ndarray | None = None) -> SpatialSc
     )
 
 
+def median_depth_slope(spots: Spots, sums: GeneSums) -> float:
+    """By how much a gene, in the median over genes, changes with the totals of the spots; NaN without variation.
+
+    The slope of a gene's share of its mean on the spots' share of theirs. Over all genes, weighted by their counts, it
+    is 1 by construction where depth is the sum of them; where few genes make up the variation of the totals, most genes
+    have slopes far below.
+    """
+    depth = spots.depth[_complete(spots)]
+    variance = depth.var() / depth.mean() ** 2
+    tested = sums.spots >= _FEWEST_SPOTS
+    if not tested.any() or variance < 1e-9:
+        return float("nan")
+    at_reads = sums.with_depth[tested] / sums.counts[tested] / depth.mean()
+    return float(np.median((at_reads - 1.0) / variance))
+
+
+def _complete(spots: Spots) -> np.ndarray:
+    complete = spots.depth > 0
+    if spots.covariates is not None:
+        complete &= np.isfinite(spots.covariates).all(1)
+    return complete
+
+
 def find_spatial_genes(
     spots: Spots,
     sums: GeneSums,
@@ -161,10 +183,7 @@ def _blocks_of(genes: np.ndarray, entries: np.ndarray) -> list[np.ndarray]:
 
 def _without_small_slides(spots: Spots, sums: GeneSums, used: np.ndarray) -> GeneSums:
     """Take the spots of slides that are too small out of the sums; which these are is known only after the pass."""
-    complete = spots.depth > 0
-    if spots.covariates is not None:
-        complete &= np.isfinite(spots.covariates).all(1)
-    rows = np.flatnonzero(complete & ~used)
+    rows = np.flatnonzero(_complete(spots) & ~used)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         some = rows[start : start + _ROWS_AT_ONCE]
         extra = sum_genes(spots.counts.take(some), spots.depth[some])

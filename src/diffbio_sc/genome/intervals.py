@@ -31,18 +31,25 @@ _SMALL = 4096
 
 
 class IntervalArrays(NamedTuple):
-    """Intervals of one chromosome, sorted by start: 0-based, half-open."""
+    """Intervals of one chromosome, sorted by start: 0-based, half-open.
+
+    Attributes
+    ----------
+    start, end
+        int32, each of shape (intervals,).
+    cell_code
+        int32 (intervals,), position in ``Intervals.barcodes``; None where the file has no barcodes.
+    count
+        int32 (intervals,), reads that support a fragment; None where not read.
+    strand
+        int8 (intervals,): 1, -1, or 0 where unknown; None for fragments.
+    """
 
     start: np.ndarray
-    """int32."""
     end: np.ndarray
-    """int32."""
     cell_code: np.ndarray | None
-    """int32, position in ``Intervals.barcodes``; None where the file has no barcodes."""
     count: np.ndarray | None  # type: ignore[assignment]
-    """int32, reads that support a fragment; None where not read."""
     strand: np.ndarray | None
-    """int8: 1, -1, or 0 where unknown; None for fragments."""
 
 
 class Intervals:
@@ -54,7 +61,7 @@ class Intervals:
     Parameters
     ----------
     columns
-        ``start`` and ``end``, optionally ``cell_code``, ``count`` and ``strand``, of all intervals.
+        ``start`` and ``end``, optionally ``cell_code``, ``count`` and ``strand``, each (intervals,).
     bounds
         First and last row of each chromosome in the columns (chromosomes, 2). Rows are sorted by start in place.
     chromosomes

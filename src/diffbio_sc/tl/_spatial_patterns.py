@@ -71,8 +71,8 @@ def spatial_patterns(
         Column of ``adata.obs`` with the slide of each spot; default: that of the test. A pattern has a map on each
         slide, and the maps of two slides are independent.
     covariates
-        What to regress out, as in the test; default: what the test regressed out. A table that was given to the test
-        must be given again.
+        What to regress out, as in the test; default: what the test regressed out. A table (spots × covariates) that
+        was given to the test must be given again.
     max_genes
         Patterns are fitted on this many of the significant genes, those with the smallest p-values; the others are then
         assigned to them.
