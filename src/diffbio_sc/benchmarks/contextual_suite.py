@@ -90,12 +90,12 @@ def run_contextual_epigenomics_suite(
 
     Examples
     --------
-    About a minute.
+    The suite takes a minute; its command is ``python -m diffbio_sc.benchmarks --suite contextual_epigenomics``.
 
-    >>> from diffbio_sc.benchmarks import run_contextual_epigenomics_suite
-    >>> report = run_contextual_epigenomics_suite()  # doctest: +SKIP
-    >>> report["contextual_evidence_scope"]["promotion_eligible"]  # doctest: +SKIP
-    False
+    >>> import diffbio_sc as dbio
+    >>> report = dbio.benchmarks.run_contextual_epigenomics_suite(seeds=(0,))  # doctest: +SKIP
+    >>> report["task_order"]  # doctest: +SKIP
+    ['contextual_peak_calling', 'chromatin_state_prediction']
     """
     return full_report(run_suite(suite(seeds=tuple(seeds)), quick=quick, strict=strict))
 
@@ -132,8 +132,11 @@ def save_contextual_epigenomics_suite_run(report: Mapping[str, Any], store: Any,
 
     Examples
     --------
-    >>> from diffbio_sc.benchmarks import save_contextual_epigenomics_suite_run
-    >>> path, run = save_contextual_epigenomics_suite_run(report, "benchmark_runs")  # doctest: +SKIP
+    The suite takes a minute; its command is ``python -m diffbio_sc.benchmarks --suite contextual_epigenomics``.
+
+    >>> import diffbio_sc as dbio
+    >>> report = dbio.benchmarks.run_contextual_epigenomics_suite(seeds=(0,))  # doctest: +SKIP
+    >>> path, run = dbio.benchmarks.save_contextual_epigenomics_suite_run(report, "runs")  # doctest: +SKIP
     """
     run = _as_run(report, options)
     return open_store(store).save(run), run
@@ -164,6 +167,10 @@ def check_contextual_epigenomics_suite_regressions(
     options
         ``commit``, ``branch``, ``environment`` and ``metadata`` of the run.
 
+    Returns
+    -------
+    A row for each metric, and whether anything got worse.
+
     Raises
     ------
     FileNotFoundError
@@ -171,9 +178,15 @@ def check_contextual_epigenomics_suite_regressions(
 
     Examples
     --------
-    >>> from diffbio_sc.benchmarks import check_contextual_epigenomics_suite_regressions
-    >>> result = check_contextual_epigenomics_suite_regressions(report, "benchmark_runs")  # doctest: +SKIP
+    The suite takes a minute; its command is ``python -m diffbio_sc.benchmarks --suite contextual_epigenomics``.
+
+    >>> import diffbio_sc as dbio
+    >>> report = dbio.benchmarks.run_contextual_epigenomics_suite(seeds=(0,))  # doctest: +SKIP
+    >>> result = dbio.benchmarks.check_contextual_epigenomics_suite_regressions(
+    ...     report, "runs", set_baseline_if_missing=True
+    ... )  # doctest: +SKIP
     >>> result.passed  # doctest: +SKIP
+    True
     """
     opened = open_store(store)
     baseline = opened.get_baseline()

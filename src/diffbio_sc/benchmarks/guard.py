@@ -52,14 +52,24 @@ class Row:
 
 @dataclass(frozen=True)
 class GuardResult:
-    """What a check found: ``passed``, ``regressions`` (the rows that failed), all ``rows``, and an ``exit_code``.
+    """What a check found.
+
+    Parameters
+    ----------
+    rows
+        Verdict on each metric.
+    threshold
+        Share of the stored median by which a metric may get worse in any case.
+    baseline_id, current_id
+        Names of the two runs.
 
     Examples
     --------
+    See :func:`compare`, which makes it.
+
     >>> from diffbio_sc.benchmarks import GuardResult
-    >>> result = GuardResult(rows=(), threshold=0.05, baseline_id="0" * 12, current_id="1" * 12)
-    >>> result.passed, result.exit_code
-    (True, 0)
+    >>> GuardResult(rows=(), threshold=0.05, baseline_id="a", current_id="b").exit_code
+    0
     """
 
     rows: tuple[Row, ...]
@@ -152,14 +162,14 @@ def compare(
 
     Examples
     --------
-    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, as_one_run, compare, run_suite
-    >>> def suite(run):
-    ...     case = Case(dataset="data", task="task", variant="ours", run=run, seeds=(0, 1))
-    ...     return Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
-    >>> stored = as_one_run([run_suite(suite(lambda seed: {"f1": 0.80 + 0.01 * seed}))])
-    >>> now = as_one_run([run_suite(suite(lambda seed: {"f1": 0.60 + 0.01 * seed}))])
-    >>> [(row.metric, row.verdict) for row in compare(now, stored).regressions]
-    [('f1', 'worse')]
+    >>> from diffbio_sc.benchmarks import Metric, MetricDef, Point, Run, compare
+    >>> def run_with(f1):
+    ...     point = Point(name="mine", scenario="mine", metrics={"f1": Metric(value=f1)})
+    ...     return Run(points=(point,), metric_defs={"f1": MetricDef(name="f1")})
+    >>> compare(run_with(0.89), run_with(0.90)).passed
+    True
+    >>> compare(run_with(0.60), run_with(0.90)).regressions[0].verdict
+    'worse'
     """
     run, baseline = as_run(run), as_run(baseline)
     for name, value in (("threshold", threshold), ("absolute", absolute)):

@@ -83,14 +83,22 @@ class MetricDef:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One measured value: the median over seeds, its range, and the value of each seed, in the order of the seeds.
+    """One measured value: the median over seeds, its range, and the value of each seed.
+
+    Parameters
+    ----------
+    value
+        The median.
+    lower, upper
+        Least and largest value of a seed, if there are several.
+    samples
+        Value of each seed, in the order of the seeds.
 
     Examples
     --------
     >>> from diffbio_sc.benchmarks import Metric
-    >>> metric = Metric.of([0.7, 0.9, 0.8])
-    >>> metric.value, metric.lower, metric.upper
-    (0.8, 0.7, 0.9)
+    >>> Metric.of([0.8, 0.9, 0.7]).value
+    0.8
     """
 
     value: float
@@ -148,15 +156,25 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The metrics of one configuration, told from others by its name and tags (dataset, task, variant).
+    """The metrics of one configuration, told from others by its name and tags.
+
+    Parameters
+    ----------
+    name
+        Suite, dataset, task and variant, as ``"peaks/planted/fragments/call_peaks"``.
+    scenario
+        Name of the suite.
+    tags
+        Dataset, task and variant by themselves, and the role of what is not the subject.
+    metrics
+        What was measured, by name.
 
     Examples
     --------
     >>> from diffbio_sc.benchmarks import Metric, Point
-    >>> tags = {"dataset": "data", "task": "task", "variant": "ours"}
-    >>> point = Point(name="mine/data/task/ours", scenario="mine", tags=tags, metrics={"f1": Metric.of([0.8])})
-    >>> point.to_dict()["metrics"]["f1"]["value"]
-    0.8
+    >>> tags = {"dataset": "planted", "task": "fragments", "variant": "ours"}
+    >>> Point(name="peaks", scenario="peaks", tags=tags, metrics={"f1": Metric(value=0.9)}).key[0]
+    'peaks'
     """
 
     name: str
@@ -216,10 +234,11 @@ class Run:
 
     Examples
     --------
-    >>> from diffbio_sc.benchmarks import Metric, Point, Run
-    >>> run = Run(points=(Point(name="mine", scenario="mine", metrics={"f1": Metric.of([0.8])}),))
-    >>> len(run.id), Run.from_dict(run.to_dict()).points == run.points
-    (12, True)
+    >>> from diffbio_sc.benchmarks import Metric, MetricDef, Point, Run
+    >>> point = Point(name="mine", scenario="mine", metrics={"f1": Metric(value=0.9)})
+    >>> run = Run(points=(point,), metric_defs={"f1": MetricDef(name="f1")})
+    >>> Run.from_dict(run.to_dict()) == run
+    True
     """
 
     points: tuple[Point, ...]

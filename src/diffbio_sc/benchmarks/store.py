@@ -204,6 +204,15 @@ def open_store(store: Any) -> Any:
 def to_calibrax(run: Any) -> Any:
     """Return a run as Calibrax's own type.
 
+    Parameters
+    ----------
+    run
+        Run of this package.
+
+    Returns
+    -------
+    ``calibrax.core.models.Run`` with the same content.
+
     Raises
     ------
     ImportError
@@ -211,8 +220,9 @@ def to_calibrax(run: Any) -> Any:
 
     Examples
     --------
-    >>> from diffbio_sc.benchmarks import Store, to_calibrax
-    >>> theirs = to_calibrax(Store("benchmark_runs").latest())  # doctest: +SKIP
+    >>> from diffbio_sc.benchmarks import Run, to_calibrax
+    >>> to_calibrax(Run(points=()))  # doctest: +SKIP
+    Run(id=...)
     """
     if importlib.util.find_spec("calibrax") is None:
         raise ImportError('this needs Calibrax: pip install "diffbio-sc[calibrax]", in an environment of its own.')
@@ -224,6 +234,15 @@ def to_calibrax(run: Any) -> Any:
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read the file of a run.
 
+    Parameters
+    ----------
+    path
+        JSON file, as a store writes it.
+
+    Returns
+    -------
+    The run.
+
     Raises
     ------
     FileNotFoundError
@@ -233,11 +252,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
     Examples
     --------
-    >>> from diffbio_sc.benchmarks import Metric, Point, Run, Store, read_run
-    >>> point = Point(name="mine", scenario="mine", metrics={"f1": Metric.of([0.8])})
-    >>> path = Store("benchmark_runs").save(Run(points=(point,)))
-    >>> read_run(path).points[0].metrics["f1"].value
-    0.8
+    >>> from diffbio_sc.benchmarks import Run, Store, read_run
+    >>> path = Store("benchmark_runs").save(Run(points=(), id="first"))
+    >>> read_run(path).id
+    'first'
     """
     data = _read_json(Path(path))
     try:

@@ -57,9 +57,8 @@ class Case:
     Examples
     --------
     >>> from diffbio_sc.benchmarks import Case
-    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9}, seeds=(0,))
-    >>> case.run(0)
-    {'f1': 0.9}
+    >>> Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9}).seeds
+    (0, 1, 2)
     """
 
     dataset: str
@@ -91,10 +90,9 @@ class Suite:
     Examples
     --------
     >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite
-    >>> def cases(quick):
-    ...     return [Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9})]
-    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=cases)
-    >>> suite.point_name(cases(True)[0])
+    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9})
+    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> suite.point_name(case)
     'mine/data/task/ours'
     """
 
@@ -113,18 +111,31 @@ class Suite:
 class SuiteReport:
     """What a suite measured.
 
-    ``points``, ``seeds`` of each point, ``metric_defs``, ``metadata``; ``skipped`` and ``failures`` say, by point, why
-    a case did not run or what error it met.
+    Parameters
+    ----------
+    name
+        Name of the suite.
+    quick
+        Whether the small bundled cases were run.
+    points
+        What was measured.
+    seeds
+        Seeds of each point, by its name.
+    metric_defs
+        How to read each metric.
+    metadata
+        What the suite says of itself.
+    skipped, failures
+        By point, why a case did not run, and what error it met.
 
     Examples
     --------
-    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, run_suite
-    >>> def suite(run):
-    ...     case = Case(dataset="data", task="task", variant="ours", run=run, seeds=(0, 1))
-    ...     return Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
-    >>> report = run_suite(suite(lambda seed: {"f1": 0.8 + 0.1 * seed}))
-    >>> round(report.value("data", "task", "ours", "f1"), 2), report.seeds
-    (0.85, {'mine/data/task/ours': [0, 1]})
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, as_one_run, run_suite
+    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9 - seed / 100})
+    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> report = run_suite(suite)
+    >>> report.value("data", "task", "ours", "f1")
+    0.89
     """
 
     name: str
@@ -165,6 +176,10 @@ def run_suite(
     strict
         Whether an error of a case is raised, or kept in ``failures``.
 
+    Returns
+    -------
+    What was measured, by point; what was skipped, and why.
+
     Raises
     ------
     ValueError
@@ -172,13 +187,12 @@ def run_suite(
 
     Examples
     --------
-    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, run_suite
-    >>> def suite(run):
-    ...     case = Case(dataset="data", task="task", variant="ours", run=run, seeds=(0, 1))
-    ...     return Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
-    >>> report = run_suite(suite(lambda seed: {"f1": 0.8}), seeds=[5, 6, 7])
-    >>> report.point("data", "task", "ours").metrics["f1"].samples
-    (0.8, 0.8, 0.8)
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, as_one_run, run_suite
+    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9 - seed / 100})
+    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> report = run_suite(suite)
+    >>> report.value("data", "task", "ours", "f1")
+    0.89
     """
     definitions = {SECONDS.name: SECONDS, **{definition.name: definition for definition in suite.metrics}}
     points, used, skipped, failures = [], {}, {}, {}
@@ -250,6 +264,10 @@ def as_one_run(
     metadata
         Added to what the suites say of themselves.
 
+    Returns
+    -------
+    Run with the points of all reports.
+
     Raises
     ------
     ValueError
@@ -258,12 +276,11 @@ def as_one_run(
     Examples
     --------
     >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, as_one_run, run_suite
-    >>> def suite(run):
-    ...     case = Case(dataset="data", task="task", variant="ours", run=run, seeds=(0, 1))
-    ...     return Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
-    >>> run = as_one_run([run_suite(suite(lambda seed: {"f1": 0.8}))])
-    >>> run.points[0].name, run.metadata["size"]
-    ('mine/data/task/ours', 'quick')
+    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9 - seed / 100})
+    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> report = run_suite(suite)
+    >>> as_one_run([report]).metadata["size"]
+    'quick'
     """
     if len({report.quick for report in reports}) > 1:
         raise ValueError("reports must be all quick or all full, found both.")

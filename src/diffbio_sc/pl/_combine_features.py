@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc.get import combine_features as feature_table
-from diffbio_sc.pl._figure import check_save, show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 from diffbio_sc.pl._heatmap import heatmap, new_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from mudata import MuData
 
 _MOST_NAMES = 80  # columns beyond which names would overlap: blocks are named alone
@@ -30,7 +31,8 @@ def combine_features(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Axes | Figure:
     """Draw combined features: their mean in each group, or the correlations of all with all.
 
     Parameters
@@ -49,6 +51,8 @@ def combine_features(
         Axes to draw on.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -99,8 +103,7 @@ def combine_features(
         alone = features["block"].map(features["block"].value_counts()) == 1
         told = np.where(alone & (features["block"] == features["feature"]), "", features["block"])
         _part(ax, list(features["block"].astype(str)), list(told), both=groupby is None)
-    show_or_save(ax.figure, show, save)  # type: ignore[arg-type]
-    return ax
+    return finish(ax, show, save, return_fig)
 
 
 def _chosen(table: pd.DataFrame, blocks: Sequence[str] | None) -> pd.DataFrame:

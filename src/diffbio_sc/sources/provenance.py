@@ -49,9 +49,9 @@ class Provenance:
 
     Examples
     --------
-    >>> from diffbio_sc.sources.provenance import Provenance
-    >>> source = Provenance(dataset_name="simulated spots", source_type="synthetic", modalities=("rna", "spatial"))
-    >>> source.promotion_eligible
+    >>> from diffbio_sc.sources import provenance
+    >>> made = provenance.Provenance(dataset_name="planted", source_type="synthetic", modalities=("rna", "spatial"))
+    >>> made.promotion_eligible
     False
     """
 
@@ -121,10 +121,13 @@ def artifact_metadata(
 
     Examples
     --------
-    >>> from diffbio_sc.sources.provenance import artifact_metadata
-    >>> record = artifact_metadata("embedding", artifact_type="imported_embedding", modalities=["rna"])
+    >>> from diffbio_sc.sources import provenance
+    >>> made = provenance.Provenance(dataset_name="planted", source_type="synthetic", modalities=("rna", "spatial"))
+    >>> record = provenance.artifact_metadata(
+    ...     "mine.proportions", artifact_type="operator_output", modalities=made.modalities, provenance=made
+    ... )
     >>> record["stable_scope"]
-    'imported_foundation_model'
+    'operator_support'
     """
     record: dict[str, Any] = {
         "artifact_id": artifact_id,
@@ -158,12 +161,13 @@ def validate_artifact_metadata(record: Mapping[str, Any]) -> None:
 
     Examples
     --------
-    >>> from diffbio_sc.sources.provenance import artifact_metadata, validate_artifact_metadata
-    >>> record = artifact_metadata("embedding", artifact_type="imported_embedding", modalities=["rna"])
-    >>> validate_artifact_metadata(record)
-    >>> validate_artifact_metadata({**record, "promotion_eligible": True})  # doctest: +ELLIPSIS
+    >>> from diffbio_sc.sources import provenance
+    >>> record = provenance.artifact_metadata("mine", artifact_type="imported_embedding", modalities=["rna"])
+    >>> provenance.validate_artifact_metadata(record)
+    >>> provenance.validate_artifact_metadata({**record, "promotion_eligible": True})
     Traceback (most recent call last):
-    ValueError: an imported embedding must have promotion_eligible=False: ...
+    ...
+    ValueError: an imported embedding must have promotion_eligible=False: imported foundation models are outside ...
     """
     needed = ("artifact_id", "artifact_type", "modalities", "embedding_source", "stable_scope", "promotion_eligible")
     missing = [name for name in needed if name not in record]

@@ -169,7 +169,7 @@ def multiomics_vae(
         report = operator.fit_matrices(
             read.matrices, present=read.present, batch=batch, max_epochs=max_epochs, rng=seed
         )
-    encoding = operator.encode(read.matrices, present=read.present, batch=batch)
+    encoding = operator.embed(read.matrices, present=read.present, batch=batch)
     layer_of = dict.fromkeys(read.names, layers) if isinstance(layers, str) else dict(layers or {})
     record = make_record(
         {
@@ -196,8 +196,7 @@ def multiomics_vae(
     )
     if copy:
         mdata = mdata.copy()
-    lengths = np.asarray(operator.axis_lengths[...])
-    write_embedding(mdata, read.names, encoding, record, lengths=lengths, key_added=key_added)
+    write_embedding(mdata, read.names, encoding, record, key_added=key_added)
     return mdata if copy else None
 
 

@@ -286,10 +286,11 @@ class _Model:
                       for m, (scores, bound) in enumerate(zip(features, noise, strict=True))]  # fmt: skip
 
     def _start(self):
-        """Singular vectors of the cells that have most modalities."""
-        number = self.present.sum(1)
-        chosen = np.flatnonzero(number == number.max())
-        known = self.present[chosen].all(0)
+        """Singular vectors of cells with most modalities, all the same ones: those of which there are most cells."""
+        number = self.patterns.sum(1)
+        cells = np.bincount(self.pattern, minlength=len(self.patterns))
+        likely = int(np.lexsort((-cells, -number))[0])
+        chosen, known = np.flatnonzero(self.pattern == likely), self.patterns[likely]
         blocks = [self.features[m][chosen] - self.features[m][chosen].mean(0) for m in np.flatnonzero(known)]
         loadings = [1e-2 * np.eye(scores.shape[1], self.n_latent) for scores in self.features]
         joined = np.concatenate(blocks, axis=1)
