@@ -6,6 +6,7 @@ python benchmarks/contextual.py neighbourhood [--seeds 5]  with where the region
 python benchmarks/contextual.py hidden                     cell types that were taken out
 python benchmarks/contextual.py context                    expression of factors against a random code
 python benchmarks/contextual.py cost                       CPU seconds, memory, prediction of all regions
+python benchmarks/contextual.py choose                     constants, without the test chromosomes
 
 The floor is a logistic regression on canonical 7-mers for each cell type, its penalty chosen on the validation
 chromosomes. Fits are kept in the folder that ``--keep`` names and found there again. ``--motifs FILE`` adds motifs in
@@ -21,6 +22,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
 import argparse
+import dataclasses
 import json
 import resource
 import tempfile
@@ -32,6 +34,7 @@ from typing import Any, NamedTuple
 import anndata as ad
 import numpy as np
 
+from diffbio_sc.engines import contextual
 from diffbio_sc.engines.contextual import RegionModel, RegionSet, fit_regions
 from diffbio_sc.engines.contextual_model import combine
 from diffbio_sc.genome.sequences import encode, one_strand, reverse_complement
@@ -238,7 +241,7 @@ def _areas(row: tuple[np.ndarray, ...], chosen: np.ndarray) -> list[float]:
     return [auroc(labels[kept], score[kept]) for score in scores]
 
 
-def context(data: Data, arguments: argparse.Namespace) -> None:
+def against_random_code(data: Data, arguments: argparse.Namespace) -> None:
     """Expression of factors against a random code of each cell type, on seen cell types."""
     labels = data.labels[data.split == 2][:, data.main]
     both: dict[str, list[np.ndarray]] = {"tf": [], "random": []}
@@ -297,9 +300,69 @@ def cost(data: Data, arguments: argparse.Namespace) -> None:
     )
 
 
+# Constants of diffbio_sc.engines.contextual, and what they are changed to.
+CHOICES = {"_CHOSEN": (1024, 4096), "_MOST_MOTIFS": (0, 48, 160), "_STEPS": (300, 600, 1200)}
+MIXES = {"network alone": (1, 0, 0), "1:1:1": (1, 1, 1), "4:1:1": (4, 1, 1), "1:0:1": (1, 0, 1), "1:1:0": (1, 1, 0)}
+
+
+def choose(data: Data, arguments: argparse.Namespace) -> None:
+    """Change one constant at a time: fitted to 16,384 training regions, judged on the validation chromosomes.
+
+    Some of the training chromosomes stop the training. Test chromosomes are not read.
+    """
+    known = data.take(np.flatnonzero(data.split < 2))
+    known = smaller(known._replace(split=np.where(known.split == 1, 2, 0)), SMALL)
+    judged = known.take(np.flatnonzero(known.split == 2))
+    labels = judged.labels[:, judged.main]
+
+    def fit(**options: Any) -> RegionModel:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return fit_regions(
+                known.tokens, known.labels, chromosome=known.chromosome, split=known.split, tf_context=known.context,
+                progress=False, rng=arguments.first, **options,
+            )  # fmt: skip
+
+    def tell(name: str, model: RegionModel, logits: np.ndarray) -> None:
+        found = measures(labels, logits[:, judged.main])
+        changes = [
+            measures(labels[rows], logits[rows][:, judged.main]) - measures(labels[rows], default[rows][:, judged.main])
+            for rows in resampled
+        ]
+        low, high = np.percentile(changes, [2.5, 97.5], axis=0)
+        seconds = model.report["cpu_seconds"]
+        show(
+            name,
+            found,
+            f"CPU s {seconds:.0f}",
+            "change",
+            *(f"[{a:+.4f} {b:+.4f}]" for a, b in zip(low, high, strict=True)),
+        )
+
+    more = fit(n_networks=5)
+    model = dataclasses.replace(more, networks=more.networks[:3])
+    resampled = blocks(judged, arguments.draws)
+    default = model.predict(judged.tokens)
+    tell(f"default, {model.report['kept']}", model, default)
+    for number in (1, 2, 5):
+        fewer = dataclasses.replace(more, networks=more.networks[:number])
+        tell(f"networks {number}", more, fewer.predict(judged.tokens))
+    if model.logistic:
+        parts = model.parts(judged.tokens, None)
+        for name, shares in MIXES.items():
+            tell(f"mix {name}", model, combine(parts, np.array(shares) / sum(shares)))
+    for constant, values in CHOICES.items():
+        kept = getattr(contextual, constant)
+        for value in values:
+            setattr(contextual, constant, value)
+            changed = fit()
+            tell(f"{constant} {value} (default {kept})", changed, changed.predict(judged.tokens))
+        setattr(contextual, constant, kept)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["sequence", "small", "neighbourhood", "hidden", "context", "cost"])
+    parser.add_argument("what", choices=["sequence", "small", "neighbourhood", "hidden", "context", "cost", "choose"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--draws", type=int, default=100, help="resamplings of the intervals; 0 for none")
@@ -317,7 +380,9 @@ def main() -> None:
         near = data.neighbourhood()
         accuracy(data, f"near{with_motifs}", arguments, "neighbourhood", motifs=motifs, neighbourhood=near)
     else:
-        {"hidden": hidden, "context": context, "cost": cost}[arguments.what](data, arguments)
+        {"hidden": hidden, "context": against_random_code, "cost": cost, "choose": choose}[arguments.what](
+            data, arguments
+        )
 
 
 if __name__ == "__main__":

@@ -220,6 +220,7 @@ def test_each_slide_gets_its_own_platform_effect(simulate):
     assert error(adata) < 0.9 * together
 
 
+@pytest.mark.slow
 def test_smoothing_helps_shallow_smooth_tissue(simulate):
     adata, reference = simulate(seed=6, spots=225, depth=150.0)
     rng = np.random.default_rng(6)

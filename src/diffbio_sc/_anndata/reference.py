@@ -10,7 +10,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.matrix import require_anndata, survey_counts
 from diffbio_sc._anndata.names import require_unique
-from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._anndata.tables import read_column, read_labels
 from diffbio_sc._logging import logger
 from diffbio_sc.blocks.steps import ColumnSquares, GroupSums, RowSums
 from diffbio_sc.numerics.counts import signatures
@@ -121,7 +121,7 @@ def _read_profiles(reference: Any, layer: str | None) -> Reference:
     else:
         if reference.n_obs > _MANY_PROFILES:
             most = reference.n_obs // 2
-            columns = [str(key) for key in reference.obs if 2 <= reference.obs[key].nunique() <= most]
+            columns = [str(key) for key in reference.obs if 2 <= read_column(reference.obs, key).nunique() <= most]
             raise ValueError(
                 f"reference has {reference.n_obs} rows; without cell_type_key each would be a cell type of its own. If "
                 f"they are cells, name the column of reference.obs with their types (columns with repeated values: "

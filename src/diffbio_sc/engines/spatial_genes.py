@@ -8,7 +8,9 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control
 
+from diffbio_sc._settings import settings
 from diffbio_sc.blocks.matrix import CountMatrix
+from diffbio_sc.blocks.plan import column_blocks
 from diffbio_sc.blocks.steps import Step
 from diffbio_sc.numerics.spatial.gene_moments import GeneSums, nuisance_columns, pearson_residuals, sum_genes
 from diffbio_sc.numerics.spatial.kriging import smooth
@@ -19,6 +21,7 @@ from diffbio_sc.numerics.spatial.variance import VarianceComponents
 _FEWEST_SPOTS = 3  # with reads, for a slope on depth
 _FEWEST_ON_A_SLIDE = 3  # a slide of one or two spots has neither neighbours nor a depth effect
 _GENES_A_BLOCK = 1000
+_BYTES_AN_ENTRY = 32  # of a gene in a task: its row and value as they come, turned, and in the order of the layout
 _ROWS_AT_ONCE = 256
 _VARIANCE_SPOTS = 1000  # variance components take time n^3; on 1000 spots half a minute
 _SHORTEST_FITTED = 1.0  # lengthscale, in spacings, below which spatial and other variance look alike
@@ -165,7 +168,7 @@ def find_spatial_genes(
     variance = None if generator is None else _variance_components(test, spots, used, generator)
     function = _TestBlock(test, used, moments.mean, moments.dispersion, classes, variance)
     log_p, fits = np.full(width, np.nan), np.full((width, 5), np.nan)
-    blocks = _blocks_of(genes)
+    blocks = _blocks_of(genes, moments.spots)
     for block, (one_log_p, one_fits) in zip(
         blocks, spots.counts.map_columns(function, blocks, description="Spatial genes"), strict=True
     ):
@@ -173,8 +176,9 @@ def find_spatial_genes(
     return Genes(log_p, moments.mean, moments.dispersion, fits)
 
 
-def _blocks_of(genes: np.ndarray) -> list[np.ndarray]:
-    return [genes[start : start + _GENES_A_BLOCK] for start in range(0, len(genes), _GENES_A_BLOCK)]
+def _blocks_of(genes: np.ndarray, entries: np.ndarray) -> list[np.ndarray]:
+    """Cut genes into blocks whose work fits into ``settings.block_bytes``, by the entries of each gene."""
+    return column_blocks(genes, entries[genes] * _BYTES_AN_ENTRY, settings.block_bytes, _GENES_A_BLOCK)
 
 
 def _without_small_slides(spots: Spots, sums: GeneSums, used: np.ndarray) -> GeneSums:
@@ -261,7 +265,7 @@ def smooth_expression(spots: Spots, genes: np.ndarray, found: Genes) -> np.ndarr
     layer = np.full(spots.counts.shape, np.nan, np.float32)
     if not len(genes):
         return layer
-    blocks = _blocks_of(genes)
+    blocks = _blocks_of(genes, np.full(spots.counts.shape[1], len(used)))
     values = spots.counts.map_columns(_SmoothBlock(spots, used, found), blocks, description="Smoothing")
     for block, part in zip(blocks, values, strict=True):
         layer[np.ix_(np.flatnonzero(used), block)] = part

@@ -81,8 +81,8 @@ def spatial_genes(
         depth effect, and spots of different slides are not neighbours.
     covariates
         What to regress out: the name of a matrix or table in ``adata.obsm`` (``"deconvolution"``: genes variable beyond
-        cell-type composition), names of columns of ``adata.obs`` (categorical ones as indicators), or a table itself.
-        Spots where one is missing are left out.
+        cell-type composition), names of columns of ``adata.obs`` (categorical ones as indicators), or a table itself
+        (spots × covariates). Spots where one is missing are left out.
     total_counts_key
         Column of ``adata.obs`` with each spot's total counts, or whatever else measures its size; default their sum
         over all genes of the matrix. Small panels whose genes share a pattern need one, and get a warning.
