@@ -378,7 +378,7 @@ class DifferentiableMultiOmicsVAE(Operator):
 
         Expected values by the decoder at the cell's own depth or, where it lacks the modality, at the one that z and
         its other modalities predict. Of proteins and other modalities of few features that are no counts of reads
-        typical values instead (:class:`~.regression.Regression`): by the kernel regression where the cell lacks the
+        typical values instead, ``expm1`` of the expected log1p count: by a kernel regression where the cell lacks the
         modality, else by the decoder, brought to the same scale.
 
         Parameters
