@@ -33,7 +33,7 @@ BATCH, LENGTH = 3, 16
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly_compiled():
-    """Compiling is what these tests cost, and code for ten numbers needs no optimisation; that of the engines has it."""
+    """Compiling is what these tests cost, and code for ten numbers needs no optimisation; that of engines has it."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
