@@ -1,6 +1,6 @@
 """Type I error, power, ranking, speed and memory of ``dbio.tl.spatial_genes``.
 
-python benchmarks/spatial_genes.py [null] [planted] [fine] [markers] [speed] [memory] [variance]
+python benchmarks/spatial_genes.py [null] [depth] [far_spot] [panel] [alternating] [planted] [fine] [markers] ...
 """
 
 from __future__ import annotations
@@ -185,6 +185,71 @@ def depth() -> None:
             rows.append([(p < level).mean() for level in (0.05, 0.01, 0.001)])
             smallest, tests = min(smallest, p.min()), tests + len(p)
         _print_rates(f"{name}, genes of 3 to 9 reads, coordinates permuted | as it is", rows, smallest, tests)
+
+
+def far_spot() -> None:
+    print("\n## far_spot: 1,024 spots of the bulb on a lattice, fold 3 planted, and one spot at 1e5\n")
+    print("| spots | tested | AUPR | smallest p without pattern | false discoveries at 5 % |\n|---|---|---|---|---|")
+    rng = np.random.default_rng(700)
+    counts, _, total = load("bulb", rng, genes=400)
+    chosen = rng.integers(counts.shape[0], size=1025)
+    lattice = np.stack([np.arange(1024) % 32, np.arange(1024) // 32], 1).astype(float)
+    places = np.concatenate([lattice, lattice[-1:] + [0, 1]])
+    dense, truth = plant(counts[chosen], [lambda r: profile(places, "hotspot", r)], 3, rng)
+    for label, last in (("without", None), ("with", [1e5, 1e5])):
+        kept = 1024 if last is None else 1025
+        at = places[:kept].copy()
+        if last is not None:
+            at[-1] = last
+        var = run(dense[:kept], at, depth=total[chosen][:kept])
+        score, called = var["spatial_score"].to_numpy(), var["is_spatial"].to_numpy()
+        smallest = var["spatial_pvalue"].to_numpy()[~truth]
+        print(
+            f"| {label} | {var['spatial_pvalue'].notna().sum()} | {average_precision(score, truth):.3f} "
+            f"| {np.nanmin(smallest):.1e} | {(called & ~truth).sum()} of {called.sum()} |",
+            flush=True,
+        )
+
+
+def panel() -> None:
+    print("\n## panel: 200 genes of which a share has one hot spot in common, 900 spots, depth +-30 %; genes found\n")
+    print("| share | fold | warned | found | false | found, depth of other genes | false |\n" + "|---" * 7 + "|")
+    side = np.arange(900)
+    places = np.stack([side % 30, side // 30], 1).astype(float)
+    hot = ((places - 12) ** 2).sum(1) < 90
+    for share in (0.0, 0.1, 0.25):
+        for fold in (2, 4):
+            rng = np.random.default_rng([800, fold])
+            truth = np.arange(200) < 200 * share
+            effect = 1 + (fold - 1) * np.outer(hot, truth)
+            mean = rng.lognormal(0, 0.3, (900, 1)) * (rng.gamma(2, 1, 200) + 0.2) * effect
+            counts = rng.poisson(mean * rng.gamma(5, 0.2, mean.shape))
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                called = run(counts, places)["is_spatial"].to_numpy()
+            warned = any("total_counts_key" in str(one.message) for one in caught)
+            given = run(counts, places, depth=counts[:, ~truth].sum(1))["is_spatial"].to_numpy()
+            found = [f"{(one & truth).sum()} of {truth.sum()} | {(one & ~truth).sum()}" for one in (called, given)]
+            print(f"| {share} | {fold} | {warned} | {found[0]} | {found[1]} |", flush=True)
+
+
+def alternating() -> None:
+    print("\n## alternating: fold 2 from spot to spot on a lattice of resampled bulb spots, 20 % of 400 genes; AUPR\n")
+    print("| spots | pattern | AUPR | false discoveries at 5 % |\n|---|---|---|---|")
+    for side in (20, 40):
+        across, down = np.arange(side**2) % side, np.arange(side**2) // side
+        for label, values in (("checkerboard", (across + down) % 2), ("rows", down % 2), ("pairs", (across // 2) % 2)):
+            rng = np.random.default_rng([900, side])
+            counts, _, _ = load("bulb", rng, genes=400)
+            counts = counts[rng.integers(counts.shape[0], size=side**2)]
+            dense, truth = plant(counts, [lambda r, values=values: values.astype(float)], 2, rng)
+            var = run(dense, np.stack([across, down], 1).astype(float))
+            called = var["is_spatial"].to_numpy()
+            print(
+                f"| {side**2} | {label} | {average_precision(var['spatial_score'].to_numpy(), truth):.3f} "
+                f"| {(called & ~truth).sum()} of {called.sum()} |",
+                flush=True,
+            )
 
 
 def _print_rates(name, rows, smallest, tests) -> None:
@@ -454,6 +519,9 @@ def constants() -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    parts = {f.__name__: f for f in (null, depth, planted, fine, markers, speed, memory, variance, constants)}
+    parts = {
+        f.__name__: f
+        for f in (null, depth, far_spot, panel, alternating, planted, fine, markers, speed, memory, variance, constants)
+    }
     for part in sys.argv[1:] or parts:
         parts[part]()

@@ -2,26 +2,42 @@
 
 import os
 import shutil
-from importlib.metadata import version as installed_version
+import sys
+from importlib.metadata import metadata
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # charts.py
 
 project = "diffbio_sc"
 author = "diffbio_sc developers"
 copyright = "2026, diffbio_sc developers"
-version = release = installed_version("diffbio-sc")
+_package = metadata("diffbio-sc")
+version = release = _package["Version"]
+_addresses = dict(entry.split(", ", 1) for entry in _package.get_all("Project-URL") or ())
 
 extensions = [
+    "charts",
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxcontrib.bibtex",
+    "sphinxext.opengraph",
 ]
+# Formulas are made MathML while the pages are built: no script, and nothing to fetch. That needs node.
+if shutil.which("node"):
+    import sphinxcontrib.katex
+
+    extensions.append("sphinxcontrib.katex")
+    sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS["output"] = "mathml"
+    katex_prerender = True
+    katex_css_path = sphinxcontrib.katex.filename_css
+else:
+    extensions.append("sphinx.ext.mathjax")
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "README.md"]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
@@ -46,14 +62,15 @@ napoleon_use_ivar = True
 bibtex_bibfiles = ["../src/diffbio_sc/references.bib"]
 bibtex_reference_style = "author_year"
 
-# The notebooks live at the top of the repository, without outputs. Read the Docs runs them and shows their outputs;
-# other builds show them as they are: the checks execute them on their own.
+# The notebooks live at the top of the repository, without outputs. docs/run_notebooks.py, which .ci/run and Read the
+# Docs call before they build, leaves them here with their outputs. One that was not run since it was changed is shown
+# as it is.
 _pages = Path(__file__).parent / "notebooks"
 for _notebook in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb"):
-    shutil.copyfile(_notebook, _pages / _notebook.name)
-nb_execution_mode = "auto" if os.environ.get("READTHEDOCS") else "off"
-nb_execution_timeout = 600
-nb_execution_raise_on_error = True
+    _page = _pages / _notebook.name
+    if not _page.exists() or _page.stat().st_mtime < _notebook.stat().st_mtime:
+        shutil.copyfile(_notebook, _page)
+nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -71,7 +88,20 @@ if os.environ.get("READTHEDOCS"):
         "squidpy": ("https://squidpy.readthedocs.io/en/stable/", None),
     }
 
+# A copied example has neither prompts nor what it prints.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
 html_theme = "sphinx_book_theme"
 html_title = project
-html_theme_options = {"show_navbar_depth": 2, "home_page_in_toc": True}
+html_theme_options = {"show_navbar_depth": 1, "home_page_in_toc": False, "navbar_persistent": []}
+html_context = {"default_mode": "auto"}
+if "Source" in _addresses:
+    html_theme_options |= {"repository_url": _addresses["Source"], "use_repository_button": True}
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 templates_path = ["_templates"]
+
+ogp_site_url = f"{_addresses['Documentation']}/en/latest/"
+ogp_image = "_static/demo.png"
+ogp_social_cards = {"enable": False}

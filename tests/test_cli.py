@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
 
@@ -267,3 +268,35 @@ def test_a_full_disk_and_a_broken_pipe_end_cleanly(fragments, tmp_path):
     writer.stdout.close()  # the reader is gone before the first line
     assert "rror" not in writer.stderr.read()  # neither a traceback nor Python's complaint at its end
     assert writer.wait() == 141
+
+
+def test_a_disk_that_fills_leaves_nothing(fragments, tmp_path):
+    path, _ = fragments
+    folder = tmp_path / "results"
+    folder.mkdir()
+    arguments = [sys.executable, "-m", "diffbio_sc", "coverage", str(path), "--bin-size", "5000"]
+    # No file may grow beyond 4 KiB: what a disk that fills is to a program.
+    limited = ["bash", "-c", 'ulimit -f 4 && exec "$@"', "bash", *arguments, "-o", str(folder / "bins.h5ad")]
+    run = subprocess.run(
+        limited, capture_output=True, text=True, check=False, env={**os.environ, "JAX_PLATFORMS": "cpu"}
+    )
+    assert run.returncode == 1
+    assert "Traceback" not in run.stderr
+    assert run.stderr.startswith("diffbio-sc coverage: error: ")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_shell_completes_commands_and_options(tmp_path):
+    home = {**os.environ, "HOME": str(tmp_path)}
+    install = [sys.executable, "-m", "diffbio_sc", "--install-completion", "--shell", "bash"]
+    subprocess.run(install, check=True, capture_output=True, env=home)
+    (script,) = tmp_path.rglob("completions/diffbio-sc")
+
+    def completed(*words):
+        line = f'source "{script}"; COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; _diffbio_sc; '
+        run = ["bash", "-c", line + 'printf "%s\\n" "${COMPREPLY[@]}"']
+        return subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()
+
+    assert completed("diffbio-sc", "spat") == ["spatial-genes"]
+    assert completed("diffbio-sc", "states", "--n-st") == ["--n-states"]
+    assert "narrow" in completed("diffbio-sc", "peaks", "--mode", "na")

@@ -7,6 +7,8 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -77,9 +79,67 @@ def pixels_of(adata):
 FILES = {"io._read_bam": write_bam, "io._read_scool": write_scool, "io._read_hic": write_hic}
 
 
+@pytest.fixture
+def written(monkeypatch):
+    """Fields of AnnData that are written while a test runs: name of the field, key."""
+    import diffbio_sc._anndata.modality_results  # noqa: F401  # all that write are loaded, and told of the recorder
+    from diffbio_sc._anndata import results
+
+    fields, original = set(), results.write_results
+
+    def recorded(adata, **values):
+        original(adata, **values)
+        fields.update((field, key) for field in values for key, value in values[field].items() if value is not None)
+
+    for package in ("tl", "pp"):
+        for name in getattr(dbio, package).__all__:
+            getattr(getattr(dbio, package), name)
+    for name, module in list(sys.modules.items()):
+        if name.startswith("diffbio_sc.") and vars(module).get("write_results") is original:
+            monkeypatch.setattr(module, "write_results", recorded)
+    return fields
+
+
+def told(function):
+    """Patterns of the fields that a docstring tells of; obs stands for var too, as bins may lie along either.
+
+    A key that is an argument, ``.uns[key_added]``, is its default or what the example gives.
+    """
+    docstring = inspect.getdoc(function) or ""
+    defaults = {name: value.default for name, value in inspect.signature(function).parameters.items()}
+    given = dict(
+        re.findall(r"\b(\w+)=\"([^\"]+)\"", "\n".join(re.findall(r"^(?:>>>|\.\.\.) .*", docstring, re.MULTILINE)))
+    )
+    found = re.findall(r"\.(obs|var|obsm|varm|obsp|varp|layers|uns)\[\"([^\"]+)\"\]", docstring)
+    for field, name in re.findall(r"\.(obs|var|obsm|varm|obsp|varp|layers|uns)\[(\w+)\]", docstring):
+        found += [(field, key) for key in (defaults.get(name), given.get(name)) if isinstance(key, str)]
+    if isinstance(defaults.get("key_added"), str) and "key_added" in given:
+        found += [(field, key.replace(defaults["key_added"], given["key_added"])) for field, key in found]
+    return {(field.replace("var", "obs"), re.sub("<[^>]*>", ".+", re.escape(key))) for field, key in found}
+
+
+def functions_told_of(module):
+    """The function of a module, those that its docstring names, and those that these name."""
+    known = [value for name, value in vars(module).items() if name == module.__name__.rsplit("._")[-1]]
+    for _ in range(2):
+        text = "\n".join(inspect.getdoc(function) or "" for function in known)
+        names = re.findall(r"(?:dbio|diffbio_sc)\.(tl|pp)\.(\w+)", text)
+        known += [getattr(getattr(dbio, package), name) for package, name in set(names)]
+    return known
+
+
+def not_told(fields, functions):
+    patterns = set().union(*map(told, functions))
+    return {
+        (field, key)
+        for field, key in fields
+        if not any(field.replace("var", "obs") == place and re.fullmatch(name, key) for place, name in patterns)
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", modules_with_examples())
-def test_examples_run_as_printed(name, tmp_path, monkeypatch):
+def test_examples_run_as_printed(name, tmp_path, monkeypatch, written):
     import matplotlib.pyplot as plt
 
     monkeypatch.chdir(tmp_path)  # examples write files
@@ -88,5 +148,26 @@ def test_examples_run_as_printed(name, tmp_path, monkeypatch):
         warnings.simplefilter("ignore")
         result = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     plt.close("all")
+    assert result.attempted > 0
+    assert result.failed == 0
+    if name.startswith(("diffbio_sc.tl.", "diffbio_sc.pp.")):
+        functions = functions_told_of(importlib.import_module(name))
+        assert not_told(written, functions) == set(), "fields that no docstring tells of"
+
+
+PAGES = Path(__file__).parent.parent / "docs"
+
+
+def pages_with_examples():
+    return [page.stem for page in sorted(PAGES.glob("*.md")) if re.search(r"^>>> ", page.read_text(), re.MULTILINE)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with_examples())
+def test_pages_run_as_printed(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (PAGES / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL)
+    examples = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, page, f"{page}.md", 0)
+    result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(examples)
     assert result.attempted > 0
     assert result.failed == 0

@@ -97,6 +97,7 @@ def _run(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=LIMIT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_blocks_on_several_threads_end():
     pytest.importorskip("distributed")
     _run(SCHEDULERS)

@@ -1,4 +1,4 @@
-from . import benchmarks, datasets, get, io, metrics, numerics, operators, pl, pp, sources, tl, training
+from . import benchmarks, datasets, get, io, metrics, numerics, operators, pl, pp, scale, sources, tl, training
 from ._citation import citation
 from ._settings import settings
 
@@ -14,6 +14,7 @@ __all__ = [
     "operators",
     "pl",
     "pp",
+    "scale",
     "sources",
     "tl",
     "training",

@@ -1,10 +1,11 @@
-"""Settings of the session: verbosity, progress bars, cache folder and plot defaults."""
+"""Settings of the session: verbosity, progress bars, cache folder, memory of blocks and plot defaults."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 _LEVELS = ("error", "warning", "info", "hint", "debug")
 _LOGGING_LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, 15, logging.DEBUG)
 logging.addLevelName(15, "HINT")
+_BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_LEAST_BLOCK = 10**6
 
 
 def _flag(text: str) -> bool:
@@ -31,6 +34,10 @@ class Settings:
     cache_dir
         Folder for files that may be rebuilt at any time; made at first use. Default
         ``$XDG_CACHE_HOME/diffbio_sc`` or ``~/.cache/diffbio_sc``.
+    block_bytes
+        Memory that a block of a matrix may take while it is worked on, as a number of bytes or a text such as
+        ``"256MB"`` (default). Matrices in files and on clusters are worked through in such blocks; smaller blocks need
+        less memory, larger ones less time.
     figure_dpi
         Resolution of saved figures, in dots per inch.
     color_map
@@ -51,6 +58,7 @@ class Settings:
         self._verbosity = 1
         self._progress_bar = _flag(os.environ.get("DIFFBIO_SC_PROGRESS", "1"))
         self._cache_dir = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffbio_sc"
+        self._block_bytes = 256_000_000
         self._figure_dpi = 150
         self._color_map = "viridis"
         self._palette = "tab20"
@@ -92,6 +100,20 @@ class Settings:
         if path.exists() and not path.is_dir():
             raise ValueError(f"settings.cache_dir must be a folder, found the file {str(path)!r}.")
         self._cache_dir = path
+
+    @property
+    def block_bytes(self) -> int:
+        return self._block_bytes
+
+    @block_bytes.setter
+    def block_bytes(self, value: int | str) -> None:
+        number = _number_of_bytes(value)
+        if number is None or number < _LEAST_BLOCK:
+            raise ValueError(
+                f"settings.block_bytes must be at least {_LEAST_BLOCK:,} bytes, or a text such as '256MB', found "
+                f"{value!r}."
+            )
+        self._block_bytes = number
 
     @property
     def figure_dpi(self) -> int:
@@ -151,6 +173,17 @@ class Settings:
 
     def __repr__(self) -> str:
         return "Settings(" + ", ".join(f"{name}={getattr(self, '_' + name)!r}" for name in self._names()) + ")"
+
+
+def _number_of_bytes(value: Any) -> int | None:
+    """Bytes of a number or a text with a unit; None for anything else."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", value)
+        units = {name.lower(): size for name, size in _BYTES.items()}
+        if found is None or found[2].lower() not in units:
+            return None
+        return int(float(found[1]) * units[found[2].lower()])
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _color_map_name(name: str, value: str) -> str:

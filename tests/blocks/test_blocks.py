@@ -59,6 +59,8 @@ def chunked(values, size, reads: Counter, *, sparse=False):
         (10, 4, [2, 2, 2, 2, 2], [[(0, 4)], [(4, 8)], [(8, 10)]], 4),  # whole chunks together
         (10, 4, [3, 3, 3, 1], [[(0, 3)], [(3, 6)], [(6, 10)]], 4),
         (13, 4, [10, 3], [[(0, 4), (4, 8), (8, 10)], [(10, 13)]], 4),  # a large chunk is read once and cut
+        (9, 4, [4, 4, 1], [[(0, 4)], [(4, 7), (7, 9)]], 4),  # a remainder goes with the chunk before it
+        (13, 4, [1, 4, 4, 1, 3], [[(0, 3), (3, 5)], [(5, 9)], [(9, 13)]], 4),
         (0, 4, None, [], 0),
         (5, 4, [5, 0], [[(0, 3), (3, 5)]], 3),
     ],
@@ -114,7 +116,7 @@ def test_taken_rows_touch_only_the_chunks_that_hold_them(tmp_path):
         read = stored.read
         stored.read = lambda start, stop: touched.append((start, stop)) or read(start, stop)
         np.testing.assert_array_equal(stored.take(rows), values[rows])
-        assert touched == [(0, 2000), (2000, 4000), (6000, 8000)]
+        assert touched == [(0, 1000), (2000, 3000), (7000, 8000)]  # one chunk each
 
 
 def test_blocks_of_columns_are_shuffled_once():

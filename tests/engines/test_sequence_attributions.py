@@ -10,6 +10,7 @@ from scipy.stats import chisquare
 from diffbio_sc.engines.sequence_attributions import (
     contributions,
     gradients,
+    importance,
     integrated_gradients,
     mutagenesis,
     shuffle_dinucleotides,
@@ -123,3 +124,14 @@ def test_contributions_are_of_the_letters_that_stand_there():
     assert found[0, 1, 3] == scores[0, 1, 3, 0]
     assert found[2, 1, 4] == scores[2, 1, 4, 2]
     assert found[1, 0, 2] == 0
+
+
+def test_a_letter_that_a_motif_dislikes_is_of_an_important_base():
+    # Two cell types, three bases: one of a motif with a letter that is disliked, one with the best, one of no motif.
+    scores = np.zeros((1, 2, 3, 4), np.float32)
+    scores[0, 1, 0] = [-1.5, 2.5, -0.5, -0.5]
+    scores[0, 1, 1] = [3.0, -1.0, -1.0, -1.0]
+    tokens = np.zeros((1, 3), np.int8)
+    np.testing.assert_array_equal(contributions(scores, tokens)[0, 1], [-1.5, 3.0, 0.0])
+    np.testing.assert_allclose(importance(scores)[0, 1], [np.sqrt(9 / 4), np.sqrt(12 / 4), 0.0])
+    assert not importance(scores)[0, 0].any()

@@ -243,6 +243,7 @@ def test_loss_and_outputs_have_finite_gradients_in_every_parameter(operator, dat
         assert np.isfinite(value).all(), path
 
 
+@pytest.mark.slow
 def test_two_threads_take_turns(case, data):
     """Compiled programs that two threads start at once can wait for each other for ever."""
     operators, failures = [case.make(), case.make()], []

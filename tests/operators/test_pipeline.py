@@ -20,9 +20,11 @@ from diffbio_sc.operators.epigenomics import (
     PeakCallerConfig,
 )
 from diffbio_sc.operators.multiomics import (
+    DifferentiableMultiOmicsVAE,
     DifferentiableSpatialGeneDetector,
     HiCContactAnalysis,
     HiCContactAnalysisConfig,
+    MultiOmicsVAEConfig,
     SpatialDeconvolution,
     SpatialDeconvolutionConfig,
     SpatialGeneDetectorConfig,
@@ -76,6 +78,53 @@ def tissue():
     mean = 3 * (share[:, None] * profiles[0] + (1 - share[:, None]) * profiles[1])
     return {"spatial_expression": RNG.poisson(mean).astype(np.float32), "reference_profiles": profiles,
             "spatial_coords": place}  # fmt: skip
+
+
+class TypeProfiles(Operator):
+    """Mean of the reconstructed cells of each type; ``tilt`` weighs them by where they lie in the latent space."""
+
+    config_class = OperatorConfig
+    required_keys = ("reconstructed", "joint_latent", "cell_types")
+
+    def __init__(self, config, *, rngs):
+        super().__init__(config, rngs=rngs)
+        self.tilt = nnx.Param(jnp.zeros((2, 2)))
+
+    def __call__(self, data):
+        weights = jnp.asarray(data["cell_types"]) * jnp.exp(data["joint_latent"] @ self.tilt[...].T)
+        return {"reference_profiles": (weights / weights.sum(0)).T @ data["reconstructed"] + 1e-3}
+
+
+def of_cells_and_spots():
+    pipeline = Pipeline(
+        {
+            "vae": DifferentiableMultiOmicsVAE(
+                MultiOmicsVAEConfig(modality_dims=(8, 10), latent_dim=2, hidden_dim=4, encoder_dim=3), rngs=nnx.Rngs(0)
+            ),
+            "profiles": TypeProfiles(OperatorConfig(), rngs=nnx.Rngs(0)),
+            "spots": SpatialDeconvolution(
+                SpatialDeconvolutionConfig(n_cell_types=2, n_genes=8, hidden_dim=0, solver_steps=40), rngs=nnx.Rngs(0)
+            ),
+        },
+        inputs={"profiles": {"reconstructed": "rna_reconstructed"}},
+        losses={"spots": 1.0},  # the cells' own bound is left out: gradients come through the profiles alone
+    )
+    cells = cells_and_spots()
+    pipeline.steps["vae"].initialize([cells["rna_counts"], cells["atac_counts"]])
+    return pipeline
+
+
+def cells_and_spots():
+    rng = np.random.default_rng(5)
+    kind = np.arange(40) % 2
+    rna, atac = rng.gamma(1.0, 4.0, (2, 8)) + 1.0, rng.gamma(1.0, 1.0, (2, 10)) + 0.2
+    share = rng.dirichlet(np.ones(2), 12)
+    return {
+        "rna_counts": rng.poisson(rna[kind] * rng.gamma(4.0, 0.25, (40, 8))).astype(np.float32),
+        "atac_counts": rng.poisson(atac[kind]).astype(np.float32),
+        "cell_types": np.eye(2, dtype=np.float32)[kind],
+        "spatial_expression": rng.poisson(5 * share @ rna * rng.lognormal(0, 0.4, 8)).astype(np.float32),
+    }
 
 
 TRACK = {"coverage": RNG.poisson(np.where(np.arange(80) // 10 == 4, 6.0, 1.0)).astype(np.float32)[None]}
@@ -157,6 +206,48 @@ def test_gradients_of_loop_labels_reach_decay_and_background_as_finite_differenc
             found = float((gradient[leaf] * direction).sum())
             assert found != 0, leaf
             np.testing.assert_allclose(found, (ends[0] - ends[1]) / 2e-6, rtol=1e-3, err_msg=leaf)
+
+
+def test_gradients_of_spots_reach_the_encoders_and_decoder_of_cells_as_finite_differences_say():
+    """Cells of two modalities -> profiles of types -> composition of spots: the VAE is trained through the spots."""
+    rng = np.random.default_rng(4)
+    with jax.enable_x64(True):
+        pipeline = of_cells_and_spots()
+        data = {key: jnp.asarray(value, jnp.float64) for key, value in cells_and_spots().items()}
+        for encoder in pipeline.steps["vae"].encoders:
+            # It starts so near zero that hidden layers hardly matter; and a unit that gets nothing is at its kink.
+            encoder.last_kernel[...] = 100 * encoder.last_kernel[...]
+            encoder.second_bias[...] = jnp.asarray(rng.normal(size=encoder.second_bias.shape), jnp.float32)
+        graph, parameters, rest = nnx.split(pipeline, nnx.Param, ...)
+        parameters, rest = (
+            jax.tree.map(lambda value: value.astype(jnp.float64) if value.dtype == jnp.float32 else value, part)
+            for part in (parameters, rest)
+        )
+        leaves, tree = jax.tree.flatten(parameters)
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(parameters)[0]]
+
+        @jax.jit
+        def loss(leaves):
+            return nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest).loss(data)
+
+        gradient = jax.jit(jax.grad(loss))(leaves)
+        reached = set()
+        for place, path in enumerate(paths):
+            direction = rng.normal(size=leaves[place].shape)
+            found = float((gradient[place] * direction).sum())
+            ends = [
+                float(loss([*leaves[:place], leaves[place] + size * direction, *leaves[place + 1 :]]))
+                for size in (3e-4, -3e-4)
+            ]
+            np.testing.assert_allclose(found, (ends[0] - ends[1]) / 6e-4, rtol=2e-3, atol=3e-7, err_msg=path)
+            if found != 0:
+                reached.add(path)
+    # All of both encoders and of the decoder of RNA; the other decoder and the dispersion have no say in the profiles.
+    for part in ("['encoders'][0]", "['encoders'][1]", "['decoders'][0]", "['tilt']", "['log_platform']"):
+        names = [path for path in paths if part in path]
+        assert names, part
+        assert [path for path in names if path not in reached and "log_inverse_dispersion" not in path] == [], part
+    assert not [path for path in reached if "['decoders'][1]" in path]
 
 
 def test_outputs_and_loss_are_those_of_the_steps_by_hand():

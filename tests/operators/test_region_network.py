@@ -10,7 +10,7 @@ from diffbio_sc.genome.sequences import one_hot, reverse_complement
 from diffbio_sc.numerics.linear.design import Design
 from diffbio_sc.numerics.sequence import kmers
 from diffbio_sc.numerics.sequence.motifs import best_scores
-from diffbio_sc.operators.epigenomics.region_network import RegionNetwork, compute_region_loss
+from diffbio_sc.operators.epigenomics.region_network import RegionNetwork, compute_region_loss, training_loss
 from diffbio_sc.operators.epigenomics.sequence_ridge import SequenceRidge
 
 PATTERNS = (kmers.contiguous(3), kmers.mirrored(1, 2))
@@ -174,6 +174,15 @@ def test_dropout_changes_what_training_sees_and_nothing_else(batch):
     noisy, quiet = network.from_batch(many, jax.random.key(1)), network.from_batch(many)
     assert float(noisy.std(0).max()) > 0.05
     assert float(quiet.std(0).max()) < 1e-5
+    # One program for both: whether anything is dropped is data.
+    kept = network.from_batch(many, jax.random.key(1), jnp.bool_(False))
+    np.testing.assert_array_equal(kept, quiet)
+    batch = {**batch, "sample_weight": jnp.ones(6)}
+    for trains in (False, True):
+        found = jax.jit(training_loss)(network, {**batch, "is_training": jnp.bool_(trains)}, jax.random.key(2))[0]
+        logits = network.from_batch(batch, jax.random.key(2) if trains else None)
+        expected = compute_region_loss(logits, batch["labels"], network.main[...], batch["sample_weight"])["total"]
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_a_network_is_its_arrays(batch):

@@ -163,6 +163,7 @@ def test_m15_fsv_is_that_of_the_dense_model(data):
         assert float(result["spatial_variance"][gene]) == pytest.approx(share * ratio * noise, rel=0.02)
 
 
+@pytest.mark.slow
 def test_m15_learnable_kernel_changes_results():
     """M15: training finds the lengthscale of the data, and the p-values follow; a fixed kernel is no parameter."""
     rng = np.random.default_rng(0)
@@ -252,6 +253,7 @@ def spatial_loss(detector, data):
     return fsv_loss + 0.1 * smooth_loss
 
 
+@pytest.mark.slow
 def test_m16_training_recipe_runs_and_cannot_inflate_pvalues():
     """M16: the recipe lowers its loss; genes without pattern keep their p-values' level."""
     genes = 200
@@ -315,6 +317,7 @@ def test_m25_spatial_genes_contract_under_jit_grad_and_vmap(counts):
     np.testing.assert_allclose(mapped["fsv"][1], plain["fsv"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_batches_of_slides_equal_slides_one_by_one(data):
     operator = make()
     shifted = {**data, "expression": data["expression"][::-1]}
@@ -472,6 +475,7 @@ def test_depth_unit_does_not_matter(counts):
         np.testing.assert_allclose(result[name], plain[name], rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_all_inducing_spots_and_two_thirds_of_them_give_nearly_the_exact_answer(data):
     exact = run(make(lengthscale=2.5), data)
     for points, tolerance in ((SPOTS, 1e-6), (80, 0.02)):
@@ -541,6 +545,7 @@ def test_bad_inputs_name_key_and_shape(data, counts):
         operator.apply({key: value[:3] for key, value in data.items()}, {}, None)
 
 
+@pytest.mark.slow
 def test_linear_kernel_finds_gradients_as_the_f_test_does():
     # Two columns beyond the mean: the score test of the linear kernel on a round slide is the test of two slopes.
     rng = np.random.default_rng(0)

@@ -52,7 +52,10 @@ def test_motifs_stand_out_where_their_factor_acts(adata, asked):
         inside[site.region, acts, site.start : site.end] = True
         clean[site.region, ~acts, site.start : site.end] = False
     values = table["contribution"].to_numpy().reshape(40, 4, 60)
-    assert roc_auc_score(inside[clean], values[clean]) > 0.7  # few regions and words of at most six or seven bases
+    contribution = roc_auc_score(inside[clean], values[clean])
+    assert contribution > 0.8  # few regions and words of at most six or seven bases
+    values = table["importance"].to_numpy().reshape(40, 4, 60)
+    assert roc_auc_score(inside[clean], values[clean]) > contribution
 
 
 def test_gradients_agree_with_substitutions(adata, asked):
@@ -158,6 +161,7 @@ def test_tables(adata, asked):
     assert row["base"] == adata.var["sequence"].iloc[3][17]
     scores = asked.uns["attributions"]["scores"][3, 1, 17]
     assert row["contribution"] == scores["ACGT".index(row["base"])]
+    assert row["importance"] == pytest.approx(np.sqrt(((scores - scores.mean()) ** 2).mean()), rel=1e-5)
     letters = dbio.get.attributions(asked, kind="letters", cell_type="cell2")
     np.testing.assert_array_equal(letters["score"].iloc[(3 * 60 + 17) * 4 :][:4], scores)
     with pytest.raises(KeyError, match="no 'factor_scores' of 'attributions'"):

@@ -134,6 +134,11 @@ def test_MuData_takes_keys_of_modalities_and_leaves_cells_without_them_missing()
     assert table.iloc[20:, 5:10].isna().all().all()
     np.testing.assert_allclose(table["rna:score:score"], rna.obs["score"], rtol=1e-6)
     assert mdata.uns["X_combined"]["provenance"]["atac:X_pca"]["source"] == "mdata['atac'].obsm['X_pca']"
+    told = dbio.get.combine_features(mdata)
+    assert told.index.tolist() == table.columns.tolist()
+    assert told["source"].iloc[0] == "mdata.obsm['joint']"
+    with pytest.raises(KeyError, match=r"mdata\.uns has no 'features' of 'none'"):
+        dbio.get.combine_features(mdata, key="none")
     with pytest.raises(KeyError, match=r"no 'X_pca'.*'modality:key' of \['rna', 'atac'\]"):
         dbio.tl.combine_features(mdata, ["X_pca"])
 

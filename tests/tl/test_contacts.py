@@ -576,6 +576,7 @@ class TestRealMaps:
         assert len(local_maxima(adata.obs["boundary_score"].to_numpy(), 5)) > 50
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:1 regions do not follow")
 def test_compartments_of_cooltools(tmp_path):
     cooler, cooltools = pytest.importorskip("cooler"), pytest.importorskip("cooltools")

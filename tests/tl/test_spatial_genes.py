@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -250,6 +252,26 @@ def test_degenerate_genes_and_spots_are_not_significant(tissue):
     assert not tissue.var["is_spatial"][30:32].any()
     assert tissue.uns["spatial_genes"]["n_spots"] == 249
     assert tissue.var["is_spatial"][:20].sum() >= 18
+
+
+def test_totals_that_are_a_pattern_of_few_genes_get_a_warning():
+    """A quarter of 200 genes shares a hot spot: other genes seem depleted there, unless depth comes from elsewhere."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform(0, 20, (400, 2))
+    hot = (((places - 8) ** 2).sum(1) < 40)[:, None]
+    truth = np.arange(200) < 50
+    mean = rng.lognormal(0, 0.2, (400, 1)) * (rng.gamma(2, 1, 200) + 0.2) * (1 + 3 * hot * truth)
+    adata = ad.AnnData(rng.poisson(mean).astype(np.float32))
+    adata.obsm["spatial"] = places
+    with pytest.warns(UserWarning, match="pattern of few genes.*total_counts_key"):
+        dbio.tl.spatial_genes(adata, variance=False)
+    assert adata.var["is_spatial"][~truth].sum() > 30
+    adata.obs["even"] = adata.X[:, ~truth].sum(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dbio.tl.spatial_genes(adata, variance=False, total_counts_key="even")
+    assert adata.var["is_spatial"][truth].sum() >= 48
+    assert adata.var["is_spatial"][~truth].sum() <= 6
 
 
 def _normalised(adata):

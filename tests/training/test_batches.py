@@ -103,3 +103,17 @@ def test_a_fingerprint_sees_values_order_and_types():
     assert batches.fingerprint(data) == batches.fingerprint(same)
     assert batches.fingerprint(data) != batches.fingerprint({**data, "a": data["a"][::-1]})
     assert batches.fingerprint(data) != batches.fingerprint({**data, "b": data["b"].astype(np.int64)})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32, np.float64])
+def test_placed_samples_are_the_users_with_zeros_behind_and_no_longer_theirs(dtype):
+    given = np.random.default_rng(0).integers(1, 9, (2051, 3)).astype(dtype)
+    expected = given.copy()
+    samples, _ = batches.place_samples({"x": given, "on_device": jnp.asarray(given)}, None, 2051, sharding=DEVICE)
+    given[:] = 0
+    assert batches.bucket_size(2051) > 2051
+    for placed in samples.values():
+        assert placed.shape == (batches.bucket_size(2051), 3)
+        assert placed.dtype == jnp.asarray(expected).dtype
+        np.testing.assert_array_equal(placed[:2051], expected)
+        assert not np.asarray(placed[2051:]).any()

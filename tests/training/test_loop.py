@@ -421,6 +421,7 @@ np.savez(sys.argv[1], weights=weights, **report.history, devices=jax.device_coun
 """
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_result_of_one(tmp_path, monkeypatch):
     results = []
     for count in (1, 2):

@@ -12,6 +12,7 @@ from diffbio_sc._anndata.spatial_test import (
 )
 from diffbio_sc._anndata.tables import (
     read_cell_numbers,
+    read_column,
     read_coordinates,
     read_covariates,
     read_labels,
@@ -28,6 +29,7 @@ __all__ = [
     "make_record",
     "prefix_of",
     "read_cell_numbers",
+    "read_column",
     "read_coordinates",
     "read_counts",
     "read_covariates",

@@ -201,7 +201,10 @@ def read_genome_axis(
     if (axis or (found[0] if found else None)) not in found:
         raise KeyError(_missing(adata, [axis] if axis else ["var", "obs"], name))
     side: Any = axis or found[0]
-    return make_genome_axis(getattr(adata, side), axis=side, name=f"{name}.{side}", allow_overlaps=allow_overlaps)
+    table = getattr(adata, side)
+    if not isinstance(table, pd.DataFrame):  # of anndata.experimental.read_lazy
+        table = table[list(COLUMNS)].to_memory()
+    return make_genome_axis(table, axis=side, name=f"{name}.{side}", allow_overlaps=allow_overlaps)
 
 
 def make_genome_axis(

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._anndata.modalities import object_name
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from mudata import MuData
 
     from diffbio_sc._anndata.genome_axis import GenomeAxis
 
@@ -25,11 +27,17 @@ def read_record(adata: AnnData, key: str, entry: str, maker: str) -> dict[str, A
         If there is no such entry.
     """
     require_anndata(adata)
-    record = adata.uns.get(key)
+    return find_record(adata, key, entry, maker)
+
+
+def find_record(data: AnnData | MuData, key: str, entry: str, maker: str) -> dict[str, Any]:
+    """:func:`read_record` of an object that may be a MuData."""
+    record = data.uns.get(key)
     if not hasattr(record, "keys") or entry not in record:
+        where = object_name(data)
         raise KeyError(
-            f"adata.uns has no {entry!r} of {key!r}: run {maker}(adata) first, or pass its key_added; keys: "
-            f"{[str(name) for name in adata.uns]}."
+            f"{where}.uns has no {entry!r} of {key!r}: run {maker}({where}) first, or pass its key_added; keys: "
+            f"{[str(name) for name in data.uns]}."
         )
     return record
 

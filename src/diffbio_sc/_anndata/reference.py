@@ -10,7 +10,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.matrix import require_anndata, survey_counts
 from diffbio_sc._anndata.names import require_unique
-from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._anndata.tables import read_column, read_labels
 from diffbio_sc._logging import logger
 from diffbio_sc.blocks.steps import ColumnSquares, GroupSums, RowSums
 from diffbio_sc.numerics.counts import signatures
@@ -18,6 +18,8 @@ from diffbio_sc.numerics.counts.cell_variation import dispersion_index, size_var
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from diffbio_sc.blocks.matrix import CountMatrix
 
 _FEW_CELLS = 5
 _MANY_PROFILES = 100  # an AnnData of more rows holds cells, not cell types
@@ -42,6 +44,8 @@ class Reference(NamedTuple):
         Squared coefficient of variation of the counts of a cell of each type; 0 for profiles.
     exact
         Whether ``sums`` are profiles, taken for exactly known.
+    cells, codes
+        Counts of the cells by all genes, and the type of each, -1 for those left out; None for profiles.
     """
 
     types: list[str]
@@ -52,6 +56,8 @@ class Reference(NamedTuple):
     dispersion_index: np.ndarray
     size_variation: np.ndarray
     exact: bool
+    cells: CountMatrix | None = None
+    codes: np.ndarray | None = None
 
 
 def read_reference(
@@ -115,7 +121,7 @@ def _read_profiles(reference: Any, layer: str | None) -> Reference:
     else:
         if reference.n_obs > _MANY_PROFILES:
             most = reference.n_obs // 2
-            columns = [str(key) for key in reference.obs if 2 <= reference.obs[key].nunique() <= most]
+            columns = [str(key) for key in reference.obs if 2 <= read_column(reference.obs, key).nunique() <= most]
             raise ValueError(
                 f"reference has {reference.n_obs} rows; without cell_type_key each would be a cell type of its own. If "
                 f"they are cells, name the column of reference.obs with their types (columns with repeated values: "
@@ -151,7 +157,7 @@ def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) ->
     if batch_key is not None:
         batches, names = read_labels(reference.obs, batch_key, name="reference.obs")
         groups, number = np.where((codes >= 0) & (batches >= 0), batches * len(types) + codes, -1), len(names)
-    _, (sums, squares, totals) = survey_counts(
+    matrix, (sums, squares, totals) = survey_counts(
         reference,
         GroupSums(groups, number * len(types)),
         ColumnSquares(groups >= 0),
@@ -185,4 +191,7 @@ def _read_cells(reference, cell_type_key, batch_key, layer, allow_fractional) ->
         cells = np.bincount(groups[groups >= 0], minlength=number * len(types)).reshape(number, len(types))
         counts_per_cell = signatures.size_without_batch_depth(sums.sum(2), cells)
         sums = signatures.remove_batch_effect(sums)
-    return Reference(types, reference.var_names, reference.var, sums, counts_per_cell, index, variation, exact=False)
+    used = np.where(groups >= 0, codes, -1)
+    return Reference(
+        types, reference.var_names, reference.var, sums, counts_per_cell, index, variation, False, matrix, used
+    )

@@ -15,7 +15,12 @@ if TYPE_CHECKING:
 def _column(frame: pd.DataFrame, key: str, name: str) -> pd.Series:
     if key not in frame:
         raise KeyError(f"{name} has no column {key!r}; columns: {list(map(str, frame.columns))}.")
-    return frame[key]
+    return read_column(frame, key)
+
+
+def read_column(table: Any, key: str) -> pd.Series:
+    """Column of a table, in memory; of a lazy table (``anndata.experimental.read_lazy``) no other is read."""
+    return table[key] if isinstance(table, pd.DataFrame) else table[[key]].to_memory()[key]
 
 
 def read_labels(frame: pd.DataFrame, key: str, *, name: str) -> tuple[np.ndarray, list[str]]:
@@ -130,9 +135,11 @@ def read_covariates(adata: AnnData, covariates: Any) -> np.ndarray:
                 f"covariates {missing} are neither in adata.obsm ({list(adata.obsm)}) nor columns of adata.obs "
                 f"({list(map(str, adata.obs.columns))})."
             )
-        table = adata.obs[names]
+        table = pd.concat([read_column(adata.obs, name) for name in names], axis=1)
     else:
         table = covariates
+    if hasattr(table, "to_memory"):
+        table = table.to_memory()
     if isinstance(table, pd.DataFrame):
         if not table.index.equals(adata.obs_names):
             raise ValueError("covariates must be a table indexed by adata.obs_names, in the same order.")

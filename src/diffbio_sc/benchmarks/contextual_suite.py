@@ -87,6 +87,15 @@ def run_contextual_epigenomics_suite(
     gate), ``regression_expectations``, and by dataset and task ``variants`` (metrics, medians and each seed),
     ``differences`` (paired with ``sequence_only`` and ``random_context``: median, least and largest over seeds, and
     whether all agree) and ``best_variant_by_metric``.
+
+    Examples
+    --------
+    The suite takes a minute; its command is ``python -m diffbio_sc.benchmarks --suite contextual_epigenomics``.
+
+    >>> import diffbio_sc as dbio
+    >>> report = dbio.benchmarks.run_contextual_epigenomics_suite(seeds=(0,))  # doctest: +SKIP
+    >>> report["task_order"]  # doctest: +SKIP
+    ['contextual_peak_calling', 'chromatin_state_prediction']
     """
     return full_report(run_suite(suite(seeds=tuple(seeds)), quick=quick, strict=strict))
 
@@ -120,6 +129,14 @@ def save_contextual_epigenomics_suite_run(report: Mapping[str, Any], store: Any,
     Returns
     -------
     Path of the file, and the run.
+
+    Examples
+    --------
+    The suite takes a minute; its command is ``python -m diffbio_sc.benchmarks --suite contextual_epigenomics``.
+
+    >>> import diffbio_sc as dbio
+    >>> report = dbio.benchmarks.run_contextual_epigenomics_suite(seeds=(0,))  # doctest: +SKIP
+    >>> path, run = dbio.benchmarks.save_contextual_epigenomics_suite_run(report, "runs")  # doctest: +SKIP
     """
     run = _as_run(report, options)
     return open_store(store).save(run), run
@@ -150,10 +167,26 @@ def check_contextual_epigenomics_suite_regressions(
     options
         ``commit``, ``branch``, ``environment`` and ``metadata`` of the run.
 
+    Returns
+    -------
+    A row for each metric, and whether anything got worse.
+
     Raises
     ------
     FileNotFoundError
         If the store has no baseline.
+
+    Examples
+    --------
+    The suite takes a minute; its command is ``python -m diffbio_sc.benchmarks --suite contextual_epigenomics``.
+
+    >>> import diffbio_sc as dbio
+    >>> report = dbio.benchmarks.run_contextual_epigenomics_suite(seeds=(0,))  # doctest: +SKIP
+    >>> result = dbio.benchmarks.check_contextual_epigenomics_suite_regressions(
+    ...     report, "runs", set_baseline_if_missing=True
+    ... )  # doctest: +SKIP
+    >>> result.passed  # doctest: +SKIP
+    True
     """
     opened = open_store(store)
     baseline = opened.get_baseline()

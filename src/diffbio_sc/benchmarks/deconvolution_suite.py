@@ -82,6 +82,19 @@ def run_deconvolution_suite(
     Returns
     -------
     Report; its ``metadata`` holds ``modality_contract``, ``artifact_metadata`` and ``comparison``.
+
+    Raises
+    ------
+    ValueError
+        If the source lacks cell types or places.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import run_deconvolution_suite
+    >>> report = run_deconvolution_suite(seeds=(0,))
+    >>> points = {point.tags["variant"]: point.metrics["rmse"].value for point in report.points}
+    >>> points["diffbio_sc"] < points["uniform"]
+    True
     """
     return run_suite(suite(source), quick=quick, seeds=seeds, strict=strict)
 

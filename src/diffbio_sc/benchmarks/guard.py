@@ -52,7 +52,25 @@ class Row:
 
 @dataclass(frozen=True)
 class GuardResult:
-    """What a check found: ``passed``, ``regressions`` (the rows that failed), all ``rows``, and an ``exit_code``."""
+    """What a check found.
+
+    Parameters
+    ----------
+    rows
+        Verdict on each metric.
+    threshold
+        Share of the stored median by which a metric may get worse in any case.
+    baseline_id, current_id
+        Names of the two runs.
+
+    Examples
+    --------
+    See :func:`compare`, which makes it.
+
+    >>> from diffbio_sc.benchmarks import GuardResult
+    >>> GuardResult(rows=(), threshold=0.05, baseline_id="a", current_id="b").exit_code
+    0
+    """
 
     rows: tuple[Row, ...]
     threshold: float
@@ -141,6 +159,17 @@ def compare(
     ------
     ValueError
         If a tolerance is negative, or the baseline has no point of a scenario.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Metric, MetricDef, Point, Run, compare
+    >>> def run_with(f1):
+    ...     point = Point(name="mine", scenario="mine", metrics={"f1": Metric(value=f1)})
+    ...     return Run(points=(point,), metric_defs={"f1": MetricDef(name="f1")})
+    >>> compare(run_with(0.89), run_with(0.90)).passed
+    True
+    >>> compare(run_with(0.60), run_with(0.90)).regressions[0].verdict
+    'worse'
     """
     run, baseline = as_run(run), as_run(baseline)
     for name, value in (("threshold", threshold), ("absolute", absolute)):

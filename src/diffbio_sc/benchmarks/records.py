@@ -33,6 +33,12 @@ class MetricDef:
         ``"higher"`` or ``"lower"``, whichever is better; ``"info"`` is never judged.
     group, priority, description
         Where it belongs, ``"primary"`` or ``"secondary"``, and a sentence on what it measures.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import MetricDef
+    >>> MetricDef(name="rmse", direction="lower").direction
+    'lower'
     """
 
     name: str
@@ -77,7 +83,23 @@ class MetricDef:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One measured value: the median over seeds, its range, and the value of each seed, in the order of the seeds."""
+    """One measured value: the median over seeds, its range, and the value of each seed.
+
+    Parameters
+    ----------
+    value
+        The median.
+    lower, upper
+        Least and largest value of a seed, if there are several.
+    samples
+        Value of each seed, in the order of the seeds.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Metric
+    >>> Metric.of([0.8, 0.9, 0.7]).value
+    0.8
+    """
 
     value: float
     lower: float | None = None
@@ -134,7 +156,26 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The metrics of one configuration, told from others by its name and tags (dataset, task, variant)."""
+    """The metrics of one configuration, told from others by its name and tags.
+
+    Parameters
+    ----------
+    name
+        Suite, dataset, task and variant, as ``"peaks/planted/fragments/call_peaks"``.
+    scenario
+        Name of the suite.
+    tags
+        Dataset, task and variant by themselves, and the role of what is not the subject.
+    metrics
+        What was measured, by name.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Metric, Point
+    >>> tags = {"dataset": "planted", "task": "fragments", "variant": "ours"}
+    >>> Point(name="peaks", scenario="peaks", tags=tags, metrics={"f1": Metric(value=0.9)}).key[0]
+    'peaks'
+    """
 
     name: str
     scenario: str
@@ -190,6 +231,14 @@ class Run:
         Versions of packages and the like; what the suites say of themselves.
     metric_defs
         How to read each metric.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Metric, MetricDef, Point, Run
+    >>> point = Point(name="mine", scenario="mine", metrics={"f1": Metric(value=0.9)})
+    >>> run = Run(points=(point,), metric_defs={"f1": MetricDef(name="f1")})
+    >>> Run.from_dict(run.to_dict()) == run
+    True
     """
 
     points: tuple[Point, ...]

@@ -204,10 +204,25 @@ def open_store(store: Any) -> Any:
 def to_calibrax(run: Any) -> Any:
     """Return a run as Calibrax's own type.
 
+    Parameters
+    ----------
+    run
+        Run of this package.
+
+    Returns
+    -------
+    ``calibrax.core.models.Run`` with the same content.
+
     Raises
     ------
     ImportError
         Without Calibrax: ``pip install "diffbio-sc[calibrax]"``, which asks for a JAX of its own.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Run, to_calibrax
+    >>> to_calibrax(Run(points=()))  # doctest: +SKIP
+    Run(id=...)
     """
     if importlib.util.find_spec("calibrax") is None:
         raise ImportError('this needs Calibrax: pip install "diffbio-sc[calibrax]", in an environment of its own.')
@@ -219,12 +234,28 @@ def to_calibrax(run: Any) -> Any:
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read the file of a run.
 
+    Parameters
+    ----------
+    path
+        JSON file, as a store writes it.
+
+    Returns
+    -------
+    The run.
+
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     StoreError
         If it is empty, cut short, not JSON, or not a run.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Run, Store, read_run
+    >>> path = Store("benchmark_runs").save(Run(points=(), id="first"))
+    >>> read_run(path).id
+    'first'
     """
     data = _read_json(Path(path))
     try:

@@ -53,6 +53,12 @@ class Case:
         where it is installed, and never judged.
     lacking
         Why the case cannot run here, such as a package or data set that is missing.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case
+    >>> Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9}).seeds
+    (0, 1, 2)
     """
 
     dataset: str
@@ -80,6 +86,14 @@ class Suite:
         Tag that holds the variant.
     describe
         Takes whether the run is quick and returns what the suite says of itself, as JSON values.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite
+    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9})
+    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> suite.point_name(case)
+    'mine/data/task/ours'
     """
 
     name: str
@@ -97,8 +111,31 @@ class Suite:
 class SuiteReport:
     """What a suite measured.
 
-    ``points``, ``seeds`` of each point, ``metric_defs``, ``metadata``; ``skipped`` and ``failures`` say, by point, why
-    a case did not run or what error it met.
+    Parameters
+    ----------
+    name
+        Name of the suite.
+    quick
+        Whether the small bundled cases were run.
+    points
+        What was measured.
+    seeds
+        Seeds of each point, by its name.
+    metric_defs
+        How to read each metric.
+    metadata
+        What the suite says of itself.
+    skipped, failures
+        By point, why a case did not run, and what error it met.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, as_one_run, run_suite
+    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9 - seed / 100})
+    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> report = run_suite(suite)
+    >>> report.value("data", "task", "ours", "f1")
+    0.89
     """
 
     name: str
@@ -139,10 +176,23 @@ def run_suite(
     strict
         Whether an error of a case is raised, or kept in ``failures``.
 
+    Returns
+    -------
+    What was measured, by point; what was skipped, and why.
+
     Raises
     ------
     ValueError
         If a case returns a metric that the suite does not define.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, as_one_run, run_suite
+    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9 - seed / 100})
+    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> report = run_suite(suite)
+    >>> report.value("data", "task", "ours", "f1")
+    0.89
     """
     definitions = {SECONDS.name: SECONDS, **{definition.name: definition for definition in suite.metrics}}
     points, used, skipped, failures = [], {}, {}, {}
@@ -214,10 +264,23 @@ def as_one_run(
     metadata
         Added to what the suites say of themselves.
 
+    Returns
+    -------
+    Run with the points of all reports.
+
     Raises
     ------
     ValueError
         If two suites define a metric differently, or quick and full reports are mixed.
+
+    Examples
+    --------
+    >>> from diffbio_sc.benchmarks import Case, MetricDef, Suite, as_one_run, run_suite
+    >>> case = Case(dataset="data", task="task", variant="ours", run=lambda seed: {"f1": 0.9 - seed / 100})
+    >>> suite = Suite(name="mine", metrics=(MetricDef(name="f1"),), cases=lambda quick: [case])
+    >>> report = run_suite(suite)
+    >>> as_one_run([report]).metadata["size"]
+    'quick'
     """
     if len({report.quick for report in reports}) > 1:
         raise ValueError("reports must be all quick or all full, found both.")

@@ -1,5 +1,6 @@
 """Matrices of any kind, in memory, in files or on a cluster, worked through in blocks of rows or columns.
 
-``matrix`` is the one interface, ``plan`` how rows fall into blocks, ``steps`` what passes over the blocks compute,
-``shuffle`` how blocks of rows become blocks of columns.
+``interface`` is what all kinds of matrices can do, ``matrix`` and ``lazy`` are the kinds, ``plan`` is how rows fall
+into blocks, ``steps`` what passes over the blocks compute, ``shuffle`` how blocks of rows become blocks of columns,
+``cluster`` who does the work.
 """

@@ -5,7 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 BLOCK_ROWS = 2048
+Task = list[tuple[int, int]]  # the blocks (first row, last row + 1) of one read
+
+
+def block_rows(columns: int, budget: int, most: int = BLOCK_ROWS) -> int:
+    """Rows of a block whose dense values in float32 take no more than ``budget`` bytes; at least one."""
+    return max(min(budget // (4 * max(columns, 1)), most), 1)
+
+
+def column_blocks(columns: np.ndarray, sizes: np.ndarray, budget: int, most: int) -> list[np.ndarray]:
+    """Cut columns, in order, into blocks of at most ``most``, and of at most ``budget`` bytes where one has fewer.
+
+    Parameters
+    ----------
+    columns
+        Indices of the columns.
+    sizes
+        Bytes of each.
+    budget, most
+        Most bytes and most columns of a block.
+    """
+    result, first, held = [], 0, 0.0
+    for place, size in enumerate(np.asarray(sizes, np.float64).tolist()):
+        if place > first and (held + size > budget or place - first == most):
+            result.append(columns[first:place])
+            first, held = place, 0.0
+        held += size
+    if len(columns):
+        result.append(columns[first:])
+    return result
 
 
 class Plan(NamedTuple):
@@ -20,7 +51,7 @@ class Plan(NamedTuple):
         Rows of the largest block, the shape to which compiled code pads all of them.
     """
 
-    tasks: list[list[tuple[int, int]]]
+    tasks: list[Task]
     rows: int
 
     @property
@@ -40,7 +71,8 @@ def plan_rows(rows: int, size: int = BLOCK_ROWS, chunks: Sequence[int] | None = 
         Most rows of a block.
     chunks
         Rows of each chunk of the storage; None if rows can be read anywhere. Whole chunks are put together up to
-        ``size``, a larger chunk is read once and cut evenly.
+        ``size``, a larger chunk is read once and cut evenly. A read of less than half of ``size`` goes with the one
+        before it (or after it, at the beginning).
 
     Notes
     -----
@@ -70,4 +102,11 @@ def _along_chunks(chunks: Sequence[int], size: int) -> list[tuple[int, int]]:
         stop += chunk
     if stop > start:
         reads.append((start, stop))
-    return reads
+    # A read of less than half a block goes with its neighbour: cut evenly, all blocks are at least half of the largest.
+    merged: list[tuple[int, int]] = []
+    for start, stop in reads:
+        if merged and 2 * min(stop - start, merged[-1][1] - merged[-1][0]) < size:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return merged

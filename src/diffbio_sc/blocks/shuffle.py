@@ -2,32 +2,173 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import scipy.sparse as sp
 
-# What waits in memory, all blocks of columns together; beyond it they go to temporary files.
-IN_MEMORY_BYTES = 2**30
+from diffbio_sc._settings import settings
+
+_HEADER = 4  # numbers before the arrays of a file: rows, columns, entries, bytes of a value
+
+
+class Piece(Protocol):
+    """Some rows of all blocks of columns: a CSC matrix, in memory or in a file."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        ...
+
+    def bounds(self, first: int, last: int) -> np.ndarray:
+        """Where the entries of the columns from ``first`` to before ``last`` begin, and where the last ones end."""
+        ...
+
+    def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and values of the entries from ``start`` to before ``stop``."""
+        ...
+
+
+class HeldPiece(NamedTuple):
+    """A piece in memory.
+
+    Attributes
+    ----------
+    rows
+        Number of rows.
+    indptr, indices, data
+        Arrays of the CSC matrix.
+    """
+
+    rows: int
+    indptr: np.ndarray
+    indices: np.ndarray
+    data: np.ndarray
+
+    @classmethod
+    def cut(cls, block: Any, columns: np.ndarray) -> HeldPiece:
+        """Take some columns of a block of rows, in their order."""
+        chosen = sp.csc_array(block)[:, columns] if sp.issparse(block) else sp.csc_array(block[:, columns])
+        if not chosen.has_sorted_indices:
+            chosen.sort_indices()
+        return cls(block.shape[0], chosen.indptr.astype(np.int64), chosen.indices.astype(np.int32), chosen.data)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the piece takes."""
+        return self.indptr.nbytes + self.indices.nbytes + self.data.nbytes
+
+    def stretch(self, first: int, last: int) -> HeldPiece:
+        """Some columns that lie beside each other."""
+        bound = self.indptr[first : last + 1]
+        indices, data = self.entries(bound[0], bound[-1])
+        return HeldPiece(self.rows, bound - bound[0], indices, data)
+
+    def bounds(self, first: int, last: int) -> np.ndarray:
+        """Where the entries of some columns begin."""
+        return self.indptr[first : last + 1]
+
+    def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and values of some entries."""
+        return self.indices[start:stop], self.data[start:stop]
+
+    def save(self, path: Path) -> FilePiece:
+        """Write the piece into a file, which is there as a whole or not at all."""
+        header = np.array([self.rows, len(self.indptr) - 1, len(self.data), self.data.itemsize], np.int64)
+        # Tasks may run twice, on two workers: each writes a file of its own, and the last one stays.
+        handle, part = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            for values in (header, self.indptr, self.indices, self.data):
+                values.tofile(file)
+        os.replace(part, path)
+        return FilePiece(path)
+
+
+class FilePiece:
+    """A piece in a file, of which no more is read than asked for."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._rows, self.columns, self.number, self.itemsize = np.fromfile(path, np.int64, _HEADER).tolist()
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self._rows
+
+    def bounds(self, first: int, last: int) -> np.ndarray:
+        """Where the entries of some columns begin."""
+        return np.fromfile(self.path, np.int64, last + 1 - first, offset=8 * (_HEADER + first))
+
+    def entries(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and values of some entries."""
+        begin = 8 * (_HEADER + self.columns + 1)
+        indices = np.fromfile(self.path, np.int32, stop - start, offset=begin + 4 * start)
+        begin += 4 * self.number + self.itemsize * start
+        return indices, np.fromfile(self.path, f"f{self.itemsize}", stop - start, offset=begin)
+
+
+def assemble(pieces: Sequence[Piece], first: int, last: int) -> sp.csc_array:
+    """Put the columns from ``first`` to before ``last`` of all pieces together, one piece below the other."""
+    rows = sum(piece.rows for piece in pieces)
+    counts = np.zeros(last - first, np.int64)
+    for piece in pieces:
+        counts += np.diff(piece.bounds(first, last))
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    free = indptr[:-1].copy()
+    indices = np.empty(indptr[-1], np.int32 if max(rows, indptr[-1]) < 2**31 else np.int64)
+    data = np.empty(indptr[-1], np.float32)
+    offset = 0
+    for piece in pieces:
+        bound = piece.bounds(first, last)
+        here, values = piece.entries(bound[0], bound[-1])
+        if values.dtype != data.dtype:
+            data = data.astype(np.promote_types(data.dtype, values.dtype), copy=False)
+        count = np.diff(bound)
+        goal = np.arange(len(here)) + np.repeat(free - (bound[:-1] - bound[0]), count)
+        indices[goal] = here + offset
+        data[goal] = values
+        free += count
+        offset += piece.rows
+    return sp.csc_array((data, indices, indptr.astype(indices.dtype)), shape=(rows, last - first))
+
+
+class ColumnBlocks:
+    """Blocks of columns as one run of columns, in which each block is a stretch.
+
+    Parameters
+    ----------
+    blocks
+        Indices of the columns of each block.
+    """
+
+    def __init__(self, blocks: Sequence[np.ndarray]):
+        self.columns = np.concatenate(blocks)
+        stops = np.cumsum([0, *map(len, blocks)]).tolist()
+        self.stretches = list(zip(stops[:-1], stops[1:], strict=True))
 
 
 class ColumnSpool:
-    """Keeps the pieces of each block of columns until all rows have been dealt out.
+    """Keeps the pieces of all blocks of columns until all rows have been dealt out.
 
     Parameters
     ----------
     blocks
         Indices of the columns of each block.
     in_memory
-        Bytes that may wait in memory.
+        Bytes that may wait in memory, by default those of a block; the rest waits in temporary files.
     """
 
-    def __init__(self, blocks: list[np.ndarray], in_memory: int = IN_MEMORY_BYTES):
-        self.blocks = blocks
-        self._files = [tempfile.SpooledTemporaryFile(max_size=max(in_memory // len(blocks), 1)) for _ in blocks]
-        self._pieces = 0
+    def __init__(self, blocks: Sequence[np.ndarray], in_memory: int | None = None):
+        self._blocks = ColumnBlocks(blocks)
+        self._free = settings.block_bytes if in_memory is None else in_memory
+        self._pieces: list[Piece] = []
+        self._folder: tempfile.TemporaryDirectory | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -35,23 +176,21 @@ class ColumnSpool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files:
-            file.close()
+        self._pieces.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def deal(self, block: Any) -> None:
         """Take the next block of rows."""
-        for indices, file in zip(self.blocks, self._files, strict=True):
-            piece = sp.csr_array(block[:, indices])
-            for part in (piece.data, piece.indices, piece.indptr):
-                np.save(file, part)
-        self._pieces += 1
+        piece = HeldPiece.cut(block, self._blocks.columns)
+        if piece.nbytes <= self._free:
+            self._free -= piece.nbytes
+            self._pieces.append(piece)
+            return
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="diffbio-sc-")
+        self._pieces.append(piece.save(Path(self._folder.name) / str(len(self._pieces))))
 
     def collect(self, number: int) -> sp.csc_array:
         """Return all rows of one block of columns."""
-        file, width = self._files[number], len(self.blocks[number])
-        file.seek(0)
-        pieces = []
-        for _ in range(self._pieces):
-            data, indices, indptr = (np.load(file) for _ in range(3))
-            pieces.append(sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, width)))
-        return sp.csc_array(sp.vstack(pieces, format="csc"))
+        return assemble(self._pieces, *self._blocks.stretches[number])

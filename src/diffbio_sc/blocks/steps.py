@@ -29,6 +29,10 @@ class Step:
         """Turn the combination of all parts into the result."""
         return total
 
+    def over(self, blocks: Iterable[tuple[int, Any]]) -> Any:
+        """Combine the parts of some blocks, in a fixed order."""
+        return combine_in_order((self(start, block) for start, block in blocks), self.combine)
+
 
 class Together(Step):
     """Several steps in one pass; the result is a tuple of theirs."""

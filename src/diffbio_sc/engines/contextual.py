@@ -47,7 +47,7 @@ from diffbio_sc.genome import region_set, sequences
 from diffbio_sc.genome.region_set import RegionSet
 from diffbio_sc.numerics.linear.design import Design
 from diffbio_sc.numerics.linear.logistic import LogisticFit, choose_logistic, cross_entropy, fit_logistic
-from diffbio_sc.numerics.linear.ridge import RidgeFit, fit_ridge
+from diffbio_sc.numerics.linear.ridge import fit_ridge
 from diffbio_sc.numerics.ranking import ranking_measures
 from diffbio_sc.numerics.sequence import kmers
 from diffbio_sc.numerics.sequence.motif_discovery import distinct_words, grow_motifs
@@ -63,12 +63,11 @@ _LONGEST_KMER = 6
 # Penalties that the search of the logistic regressions begins with.
 _FLOOR_PENALTY, _SPACED_PENALTY = 3e-3, 3e-2
 _FLOOR = (kmers.contiguous(7),)
-_GAPS = range(1, 7)
 # Motifs that are grown: from words of so many bases, so many beyond both ends, on a sample of regions.
 _WORD, _FLANK, _GROWN_ON = 6, 6, 8000
 _MOST_MOTIFS, _REGIONS_PER_MOTIF = 96, 100
 # The networks: columns that they see, and their training.
-_CHOSEN = 2048
+_CHOSEN = 1024
 _BATCH, _RATE, _AVERAGE = 256, 1e-3, 0.99
 _STEPS, _MOST_EPOCHS = 900, 20
 _SHORTEST = 12
@@ -182,7 +181,7 @@ def fit_regions(
     clock.step("motifs")
 
     columns, further = _fit_columns(problem, matrices)
-    start, ridge, out_of_fold = _fit_start(problem, further)
+    start, penalties, out_of_fold = _fit_start(problem, further)
     logits = {"start": start.logits(problem.tokens, further)}
     clock.step("start")
     training, validation = problem.rows(TRAIN), problem.rows(VALIDATION)
@@ -195,7 +194,7 @@ def fit_regions(
     seen = logits["start"].copy()
     seen[training] = out_of_fold  # what the network meets in training is what it will meet later
     columns, neighbours = _fit_neighbours(problem, columns, seen)
-    inputs = np.concatenate([further, neighbours], axis=1)
+    inputs = np.concatenate([further, neighbours], axis=1) if neighbours.shape[1] else further
 
     logistic: tuple[LinearPart, ...] = ()
     spaced: LogisticFit | None = None
@@ -254,7 +253,7 @@ def fit_regions(
         "n_test": len(problem.rows(TEST)),
         "validation_chromosomes": np.unique(problem.chromosome[validation]),
         "penalties": {
-            "ridge": ridge.penalties,
+            "ridge": penalties,
             "floor": floor.penalty,
             "spaced": float("nan") if spaced is None else spaced.penalty,
         },
@@ -400,8 +399,10 @@ def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(0).astype(np.float32), np.where(spread > 1e-6, spread, 1.0).astype(np.float32)
 
 
-def _fit_start(problem: _Problem, further: np.ndarray) -> tuple[LinearPart, RidgeFit, Float[np.ndarray, "rows cells"]]:
-    """Ridge on the training regions as logits, and its out-of-fold logits."""
+def _fit_start(
+    problem: _Problem, further: np.ndarray
+) -> tuple[LinearPart, Float[np.ndarray, " components"], Float[np.ndarray, "rows cells"]]:
+    """Ridge on the training regions as logits, the penalties of its components, and its out-of-fold logits."""
     training = problem.rows(TRAIN)
     labels = problem.labels[training].astype(np.float64)
     # No more columns than regions.
@@ -414,7 +415,7 @@ def _fit_start(problem: _Problem, further: np.ndarray) -> tuple[LinearPart, Ridg
     slope, intercept = calibrate(ridge.out_of_fold, labels)
     weights = (ridge.weights * slope).astype(np.float32)
     start = LinearPart(patterns, weights, (ridge.intercept * slope + intercept).astype(np.float32))
-    return start, ridge, (ridge.out_of_fold * slope + intercept).astype(np.float32)
+    return start, ridge.penalties, (ridge.out_of_fold * slope + intercept).astype(np.float32)
 
 
 def calibrate(
@@ -507,8 +508,7 @@ def _fit_networks(
     mean, spread = (part[chosen] for part in _column_moments(problem, spaced_patterns(problem.tokens.shape[1])))
     # One scale for all k-mers: a rare one says little, and does not become loud for being rare.
     common = max(float(np.sqrt(np.mean(spread**2))), 1e-6)
-    further = np.concatenate([inputs[training], seen[training]], axis=1)
-    further_mean, further_spread = further.mean(0), np.ones(further.shape[1])
+    further_mean = np.concatenate([inputs[training].mean(0), seen[training].mean(0)])
     data = {
         "counts": count_table(problem.tokens[rows], chosen),
         "further": inputs[rows],
@@ -526,7 +526,7 @@ def _fit_networks(
                 column_mean=mean,
                 column_scale=np.full(len(mean), 1 / common),
                 further_mean=further_mean,
-                further_scale=1 / further_spread,
+                further_scale=np.ones_like(further_mean),
                 codes=codes,
                 main=problem.main,
                 rngs=nnx.Rngs(int(generator.integers(2**31))),

@@ -12,6 +12,7 @@ from diffbio_sc.engines.interval_sample import Sample, coarse_bins, prepare_samp
 from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, Breadth, choose_mark, measure_breadth, tell_unguarded
 from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
+from diffbio_sc.genome.columns import release, row_batches
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.peak_table import PeakTable
 from diffbio_sc.numerics.genome.background_host import robust_level
@@ -246,16 +247,21 @@ def _chain(
     sample: Sample, source: Sample, model: ChainModel, background: Background, genome: float, qvalue: float
 ) -> tuple[ChainPeaks, np.ndarray]:
     histogram = PValueHistogram()
-    found = call_chain_peaks(
-        (sample.start, sample.end, sample.bounds),
-        (source.site_start, source.site_end, source.site_bounds),
-        sample.lengths,
-        model,
-        background,
-        histogram,
-        treatment_fragments=sample.paired,
-        control_fragments=source.paired,
-    )
+    parts = []
+    for batch in row_batches(sample.bounds[:, 1] - sample.bounds[:, 0]):
+        part = call_chain_peaks(
+            (sample.start, sample.end, sample.bounds[batch]),
+            (source.site_start, source.site_end, source.site_bounds[batch]),
+            sample.lengths[batch],
+            model,
+            background,
+            histogram,
+            treatment_fragments=sample.paired,
+            control_fragments=source.paired,
+        )
+        parts.append(part._replace(sequence=part.sequence + batch.start))
+        release(sample.start, sample.end, source.site_start, source.site_end)
+    found = ChainPeaks(*map(np.concatenate, zip(*parts, strict=True)))
     log10_q = histogram(found.log10_p, max(genome / model.bin_width, float(histogram.counts.sum())))
     kept = log10_q >= -np.log10(qvalue)
     return ChainPeaks(*(column[kept] for column in found)), log10_q[kept]

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.peak_settings import PeakSettings
+from diffbio_sc.genome.columns import copy_into, new_column, release, row_batches
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.numerics.genome.duplicates import drop_duplicates
 from diffbio_sc.numerics.genome.fragment_length import fragment_length_from_strands
@@ -107,10 +108,13 @@ def _fragments(
     elif limit is not None and not cells:
         bounds = bounds.copy()
         if not owned:
-            start, end = start.copy(), end.copy()
+            start, end = _copied(start), _copied(end)
         order = np.argsort(bounds[:, 0], kind="stable")
         in_file_order = bounds[order]
-        kept = drop_duplicates(start, end, in_file_order, limit)
+        kept = 0
+        for batch in row_batches(in_file_order[:, 1] - in_file_order[:, 0]):
+            kept = drop_duplicates(start, end, in_file_order[batch], limit, kept)
+            release(start, end)
         bounds[order] = in_file_order
         start, end = start[:kept], end[:kept]
     sizes = np.array([lengths[name] for name in intervals.chromosomes], np.int64)
@@ -118,6 +122,12 @@ def _fragments(
     mean = _mean_length(start, end, bounds)
     tag = mean if listed is None else listed
     return Sample(start, end, bounds, intervals.chromosomes, sizes, number, mean, tag, True, start, end, bounds)
+
+
+def _copied(column: np.ndarray) -> np.ndarray:
+    copy = new_column(len(column), column.dtype)
+    copy_into(copy, column)
+    return copy
 
 
 def _repeated(
@@ -151,9 +161,10 @@ def _read_length(intervals: Intervals) -> float:
 
 
 def _mean_length(start: np.ndarray, end: np.ndarray, bounds: np.ndarray) -> float:
-    total = sum(
-        int(np.subtract(end[first:last], start[first:last], dtype=np.int64).sum()) for first, last in bounds.tolist()
-    )
+    total = 0
+    for first, last in bounds.tolist():
+        total += int(np.subtract(end[first:last], start[first:last], dtype=np.int64).sum())
+        release(start, end)
     number = int((bounds[:, 1] - bounds[:, 0]).sum())
     return total / max(number, 1)
 
@@ -189,4 +200,5 @@ def coarse_bins(sample: Sample, width: int) -> list[np.ndarray]:
             inside = end > start
             sums = depth_sums(start[inside], end[inside], width, bins)
             result.append((sums / sample.mean_length).astype(np.float32))
+            release(sample.start, sample.end)
     return result

@@ -9,6 +9,7 @@ from numba import njit
 
 from diffbio_sc._logging import logger
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
+from diffbio_sc.genome.columns import new_column, release
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.overlap import Regions, chromosome_codes
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
@@ -70,19 +71,24 @@ def pool_intervals(parts: Sequence[Intervals], name: str = "the pooled replicate
     if len({part.paired for part in parts}) > 1:
         raise ValueError("replicates must be all of fragments or all of single reads, found both.")
     keys = [key for key in ("start", "end", "strand", "count") if all(key in part.columns for part in parts)]
-    pieces: dict[str, list[np.ndarray]] = {key: [] for key in keys}
-    lengths = []
-    for chromosome in chromosomes:
-        arrays = [part[chromosome] for part in parts if chromosome in part]
-        lengths.append(sum(len(one.start) for one in arrays))
-        for key in keys:
-            pieces[key] += [getattr(one, key) for one in arrays]
-    stops = np.cumsum([0, *lengths])
+    lengths = [[len(part[name].start) if name in part else 0 for part in parts] for name in chromosomes]
+    stops = np.cumsum([0, *map(sum, lengths)])
+    columns = {}
+    for key in keys:
+        column = columns[key] = new_column(int(stops[-1]), parts[0].columns[key].dtype)
+        place = 0
+        for chromosome in chromosomes:
+            for part in parts:
+                if chromosome in part:
+                    values = getattr(part[chromosome], key)
+                    column[place : place + len(values)] = values
+                    place += len(values)
+                    release(column, values)
     sizes = None
     if all(part.sizes is not None for part in parts):
         sizes = {key: max((part.sizes or {}).get(key, 0) for part in parts) for key in chromosomes}
     return Intervals(
-        {key: np.concatenate(values) for key, values in pieces.items()},
+        columns,
         np.stack([stops[:-1], stops[1:]], axis=1),
         chromosomes,
         sizes=sizes,

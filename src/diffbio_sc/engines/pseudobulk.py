@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc.blocks.steps import ByRow, Step
+from diffbio_sc.genome.columns import new_column, release
 from diffbio_sc.genome.interval_kernels import group_rows
 from diffbio_sc.genome.intervals import Intervals
 
@@ -65,22 +66,38 @@ def split_groups(intervals: Intervals, codes: np.ndarray, names: Sequence[str]) 
     names
         Names of the groups.
     """
-    counts = intervals.counts()
-    rows = np.arange(counts.sum()) + np.repeat(intervals.bounds[:, 0] - (np.cumsum(counts) - counts), counts)
-    label = codes[intervals.columns["cell_code"][rows]] if len(codes) else np.empty(0, np.int32)
-    kept = np.flatnonzero(label >= 0)
-    rows, label = rows[kept], label[kept]
-    chromosome = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[kept]
-    # Stable: within a group rows stay in the order of chromosomes and starts.
-    order = group_rows(label, len(names))
-    stops = np.cumsum(np.bincount(label, minlength=len(names)))
+    bounds = intervals.bounds.tolist()
+    cells = intervals.columns["cell_code"]
+    number = np.zeros((len(names), len(bounds)), np.int64)
+    for chromosome, (first, last) in enumerate(bounds):
+        label = codes[cells[first:last]] if len(codes) else np.empty(0, np.int32)
+        number[:, chromosome] = np.bincount(label[label >= 0], minlength=len(names))
+        release(cells)
+    # All groups lie in one column, one after the other, in each the chromosomes in order.
+    stops = np.cumsum(number.ravel()).reshape(number.shape)
+    keys = [key for key in intervals.columns if key != "cell_code"]
+    columns = {key: new_column(int(number.sum()), intervals.columns[key].dtype) for key in keys}
+    for chromosome, (first, last) in enumerate(bounds):
+        label = codes[cells[first:last]] if len(codes) else np.empty(0, np.int32)
+        kept = np.flatnonzero(label >= 0)
+        # Stable: within a group rows stay in the order of starts.
+        order = kept[group_rows(label[kept], len(names))]
+        here = np.cumsum(number[:, chromosome])
+        for key, target in columns.items():
+            values = intervals.columns[key][first:last][order]
+            for code in np.flatnonzero(number[:, chromosome]):
+                stop, size = stops[code, chromosome], number[code, chromosome]
+                target[stop - size : stop] = values[here[code] - size : here[code]]
+            release(target, intervals.columns[key])
+        release(cells)
     result = {}
     for code, name in enumerate(names):
-        chosen = order[stops[code - 1] if code else 0 : stops[code]]
-        ends = np.cumsum(np.bincount(chromosome[chosen], minlength=len(counts)))
+        ends = stops[code]
+        begin = int(ends[0] - number[code, 0]) if len(ends) else 0
+        inside = slice(begin, int(ends[-1]) if len(ends) else 0)
         result[name] = Intervals(
-            {key: values[rows[chosen]] for key, values in intervals.columns.items() if key != "cell_code"},
-            np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if len(ends) else np.empty((0, 2)),
+            {key: values[inside] for key, values in columns.items()},
+            np.stack([ends - number[code], ends], axis=1) - begin if len(ends) else np.empty((0, 2)),
             intervals.chromosomes,
             sizes=intervals.sizes,
             paired=intervals.paired,

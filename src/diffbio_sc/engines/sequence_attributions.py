@@ -1,7 +1,8 @@
 """What each base of a sequence adds to a prediction: by substituting it, or by gradients.
 
 Scores are hypothetical contributions (sequences, cell types, length, 4): of each letter at each position, whether it
-stands there or not. Those of the letters that stand there are the contributions. Both are what TF-MoDISco takes.
+stands there or not. Those of the letters that stand there are the contributions. Both are what TF-MoDISco takes. How
+much a base matters, whatever stands there, is its importance.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from jaxtyping import Array, Float, Int
 from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc.genome.sequences import N, one_hot
 
-__all__ = ["contributions", "gradients", "integrated_gradients", "mutagenesis", "shuffle_dinucleotides"]
+__all__ = [
+    "contributions",
+    "gradients",
+    "importance",
+    "integrated_gradients",
+    "mutagenesis",
+    "shuffle_dinucleotides",
+]
 
 _SUBSTITUTED = 8192  # sequences that are predicted together
 _DIFFERENTIATED = 32
@@ -117,6 +125,15 @@ def contributions(
 ) -> Float[np.ndarray, "n cells length"]:
     """Score of the letters that stand there; 0 of an unknown base."""
     return (hypothetical * one_hot(tokens)[:, None]).sum(axis=3)
+
+
+def importance(hypothetical: Float[np.ndarray, "n cells length 4"]) -> Float[np.ndarray, "n cells length"]:
+    """Standard deviation of the scores of the four letters: how much it matters which of them stands there.
+
+    A site may hold a letter that its motif does not like, whose contribution is negative; the base is part of the site
+    all the same, and important.
+    """
+    return hypothetical.std(axis=3)
 
 
 def shuffle_dinucleotides(

@@ -8,7 +8,9 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control
 
+from diffbio_sc._settings import settings
 from diffbio_sc.blocks.matrix import CountMatrix
+from diffbio_sc.blocks.plan import column_blocks
 from diffbio_sc.blocks.steps import Step
 from diffbio_sc.numerics.spatial.gene_moments import GeneSums, nuisance_columns, pearson_residuals, sum_genes
 from diffbio_sc.numerics.spatial.kriging import smooth
@@ -16,8 +18,10 @@ from diffbio_sc.numerics.spatial.representatives import representative_spots
 from diffbio_sc.numerics.spatial.score_test import SpatialScoreTest
 from diffbio_sc.numerics.spatial.variance import VarianceComponents
 
+_FEWEST_SPOTS = 3  # with reads, for a slope on depth
 _FEWEST_ON_A_SLIDE = 3  # a slide of one or two spots has neither neighbours nor a depth effect
 _GENES_A_BLOCK = 1000
+_BYTES_AN_ENTRY = 32  # of a gene in a task: its row and value as they come, turned, and in the order of the layout
 _ROWS_AT_ONCE = 256
 _VARIANCE_SPOTS = 1000  # variance components take time n^3; on 1000 spots half a minute
 _SHORTEST_FITTED = 1.0  # lengthscale, in spacings, below which spatial and other variance look alike
@@ -51,9 +55,7 @@ class Spots(NamedTuple):
     @property
     def used(self) -> np.ndarray:
         """Spots with counts, covariates and at least two others on their slide."""
-        used = self.depth > 0
-        if self.covariates is not None:
-            used = used & np.isfinite(self.covariates).all(1)
+        used = _complete(self)
         sizes = np.bincount(self.slides[used], minlength=self.slides.max() + 1)
         return used & (sizes[self.slides] >= _FEWEST_ON_A_SLIDE)
 
@@ -113,6 +115,29 @@ def make_test(spots: Spots, lengthscales: np.ndarray | None = None) -> SpatialSc
     )
 
 
+def median_depth_slope(spots: Spots, sums: GeneSums) -> float:
+    """By how much a gene, in the median over genes, changes with the totals of the spots; NaN without variation.
+
+    The slope of a gene's share of its mean on the spots' share of theirs. Over all genes, weighted by their counts, it
+    is 1 by construction where depth is the sum of them; where few genes make up the variation of the totals, most genes
+    have slopes far below.
+    """
+    depth = spots.depth[_complete(spots)]
+    variance = depth.var() / depth.mean() ** 2
+    tested = sums.spots >= _FEWEST_SPOTS
+    if not tested.any() or variance < 1e-9:
+        return float("nan")
+    at_reads = sums.with_depth[tested] / sums.counts[tested] / depth.mean()
+    return float(np.median((at_reads - 1.0) / variance))
+
+
+def _complete(spots: Spots) -> np.ndarray:
+    complete = spots.depth > 0
+    if spots.covariates is not None:
+        complete &= np.isfinite(spots.covariates).all(1)
+    return complete
+
+
 def find_spatial_genes(
     spots: Spots,
     sums: GeneSums,
@@ -143,7 +168,7 @@ def find_spatial_genes(
     variance = None if generator is None else _variance_components(test, spots, used, generator)
     function = _TestBlock(test, used, moments.mean, moments.dispersion, classes, variance)
     log_p, fits = np.full(width, np.nan), np.full((width, 5), np.nan)
-    blocks = _blocks_of(genes)
+    blocks = _blocks_of(genes, moments.spots)
     for block, (one_log_p, one_fits) in zip(
         blocks, spots.counts.map_columns(function, blocks, description="Spatial genes"), strict=True
     ):
@@ -151,16 +176,14 @@ def find_spatial_genes(
     return Genes(log_p, moments.mean, moments.dispersion, fits)
 
 
-def _blocks_of(genes: np.ndarray) -> list[np.ndarray]:
-    return [genes[start : start + _GENES_A_BLOCK] for start in range(0, len(genes), _GENES_A_BLOCK)]
+def _blocks_of(genes: np.ndarray, entries: np.ndarray) -> list[np.ndarray]:
+    """Cut genes into blocks whose work fits into ``settings.block_bytes``, by the entries of each gene."""
+    return column_blocks(genes, entries[genes] * _BYTES_AN_ENTRY, settings.block_bytes, _GENES_A_BLOCK)
 
 
 def _without_small_slides(spots: Spots, sums: GeneSums, used: np.ndarray) -> GeneSums:
     """Take the spots of slides that are too small out of the sums; which these are is known only after the pass."""
-    complete = spots.depth > 0
-    if spots.covariates is not None:
-        complete &= np.isfinite(spots.covariates).all(1)
-    rows = np.flatnonzero(complete & ~used)
+    rows = np.flatnonzero(_complete(spots) & ~used)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         some = rows[start : start + _ROWS_AT_ONCE]
         extra = sum_genes(spots.counts.take(some), spots.depth[some])
@@ -242,7 +265,7 @@ def smooth_expression(spots: Spots, genes: np.ndarray, found: Genes) -> np.ndarr
     layer = np.full(spots.counts.shape, np.nan, np.float32)
     if not len(genes):
         return layer
-    blocks = _blocks_of(genes)
+    blocks = _blocks_of(genes, np.full(spots.counts.shape[1], len(used)))
     values = spots.counts.map_columns(_SmoothBlock(spots, used, found), blocks, description="Smoothing")
     for block, part in zip(blocks, values, strict=True):
         layer[np.ix_(np.flatnonzero(used), block)] = part

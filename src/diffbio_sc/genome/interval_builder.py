@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from diffbio_sc._logging import logger
+from diffbio_sc.genome.columns import copy_into, new_column, release, row_batches
 from diffbio_sc.genome.interval_kernels import group_rows, move_runs
 from diffbio_sc.genome.intervals import COLUMN_TYPES, Intervals
 
@@ -44,11 +45,12 @@ class IntervalBuilder:
             foretold = int(end / max(fraction_read, 1e-3) * 1.02)
             capacity = max(end, min(foretold, 2 * end + 10_000_000) if fraction_read < 1 else end)
             for key, array in self.columns.items():
-                grown = np.empty(capacity, array.dtype)
-                grown[: self.rows] = array[: self.rows]
+                grown = new_column(capacity, array.dtype)
+                copy_into(grown, array[: self.rows])
                 self.columns[key] = grown
         for key, array in values.items():
             self.columns[key][self.rows : end] = array
+            release(self.columns[key])
         self.rows = end
 
     def finish(
@@ -78,8 +80,10 @@ class IntervalBuilder:
             columns = {}
             for key in list(self.columns):
                 source = self.columns.pop(key)
-                target = np.empty(self.rows, source.dtype)
-                move_runs(source, target, rows)
+                target = new_column(self.rows, source.dtype)
+                for batch in row_batches(rows[:, 1]):
+                    move_runs(source, target, rows[batch])
+                    release(source, target)
                 columns[key] = target
         kept = np.arange(len(names)) if sizes is not None else np.flatnonzero(total)
         bounds = np.stack([first, first + total], axis=1)[kept]

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffbio_sc._checks import counted, name_heads, require_columns, whole_number, whole_numbers
 from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes, match_regions
+from diffbio_sc.genome.columns import release, row_batches
 from diffbio_sc.genome.interval_kernels import group_rows, unsorted_groups, within_limit
 from diffbio_sc.genome.overlap import Regions
 
@@ -30,18 +31,25 @@ _SMALL = 4096
 
 
 class IntervalArrays(NamedTuple):
-    """Intervals of one chromosome, sorted by start: 0-based, half-open."""
+    """Intervals of one chromosome, sorted by start: 0-based, half-open.
+
+    Attributes
+    ----------
+    start, end
+        int32, each of shape (intervals,).
+    cell_code
+        int32 (intervals,), position in ``Intervals.barcodes``; None where the file has no barcodes.
+    count
+        int32 (intervals,), reads that support a fragment; None where not read.
+    strand
+        int8 (intervals,): 1, -1, or 0 where unknown; None for fragments.
+    """
 
     start: np.ndarray
-    """int32."""
     end: np.ndarray
-    """int32."""
     cell_code: np.ndarray | None
-    """int32, position in ``Intervals.barcodes``; None where the file has no barcodes."""
     count: np.ndarray | None  # type: ignore[assignment]
-    """int32, reads that support a fragment; None where not read."""
     strand: np.ndarray | None
-    """int8: 1, -1, or 0 where unknown; None for fragments."""
 
 
 class Intervals:
@@ -53,7 +61,7 @@ class Intervals:
     Parameters
     ----------
     columns
-        ``start`` and ``end``, optionally ``cell_code``, ``count`` and ``strand``, of all intervals.
+        ``start`` and ``end``, optionally ``cell_code``, ``count`` and ``strand``, each (intervals,).
     bounds
         First and last row of each chromosome in the columns (chromosomes, 2). Rows are sorted by start in place.
     chromosomes
@@ -253,6 +261,7 @@ class Intervals:
         start, end = self.columns["start"], self.columns["end"]
         for chromosome, (first, last) in zip(self.chromosomes, self.bounds.tolist(), strict=True):
             yield chromosome, start[first:last], end[first:last]
+            release(start, end)
 
     def keep(self, rows: Mapping[str, np.ndarray]) -> Intervals:
         """Intervals of the given rows (a mask or positions) of each chromosome; chromosomes not named are left out."""
@@ -452,7 +461,11 @@ def _first_of_kind(arrays: IntervalArrays, paired: bool, limit: int) -> np.ndarr
 def _sort_groups(columns: dict[str, np.ndarray], bounds: np.ndarray) -> None:
     """Sort the rows of each group by start, in place, where they are not."""
     first, last = bounds[:, 0], bounds[:, 1]
-    unsorted = np.flatnonzero(unsorted_groups(columns["start"], first, last))
+    found = [np.empty(0, np.bool_)]
+    for batch in row_batches(last - first):
+        found.append(unsorted_groups(columns["start"], first[batch], last[batch]))
+        release(columns["start"])
+    unsorted = np.flatnonzero(np.concatenate(found))
     small = unsorted[(last - first)[unsorted] <= _SMALL]
     if len(small):
         lengths = (last - first)[small]
@@ -474,3 +487,4 @@ def _sort_groups(columns: dict[str, np.ndarray], bounds: np.ndarray) -> None:
             order = np.argsort(columns["start"][rows], kind="stable")
             for values in columns.values():
                 values[rows] = values[rows][order]
+        release(*columns.values())

@@ -14,14 +14,19 @@ from diffbio_sc.numerics.genome.pileup import value_sums
 
 
 class SignalArrays(NamedTuple):
-    """Values of one chromosome: ``value[i]`` holds from ``start[i]`` to ``end[i]``, half-open; sorted, no overlap."""
+    """Values of one chromosome: ``value[i]`` holds from ``start[i]`` to ``end[i]``, half-open; sorted, no overlap.
+
+    Attributes
+    ----------
+    start, end
+        int32, each of shape (runs,).
+    value
+        float64 (runs,).
+    """
 
     start: np.ndarray
-    """int32."""
     end: np.ndarray
-    """int32."""
     value: np.ndarray
-    """float64."""
 
 
 class Signal:

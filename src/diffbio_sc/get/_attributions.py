@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, Attributions, read_attributions
+from diffbio_sc.engines.sequence_attributions import importance
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +39,9 @@ def attributions(
     A row for each region, cell type (``cell_type``) and
 
     - ``"bases"``: base, with its place in the window (``position``) and on its chromosome (``chrom``, ``start``,
-      0-based), the letter that stands there (``base``) and its ``contribution`` in log-odds
+      0-based), the letter that stands there (``base``), its ``contribution`` in log-odds, and the ``importance`` of
+      the base: the standard deviation of the scores of the four letters. To find the bases of a binding site take the
+      importance: a site also holds letters that its motif does not like.
     - ``"letters"``: base and each of the four letters (``letter``), with its hypothetical ``score``
     - ``"factors"``: factor, with the ``contribution`` of its expression in log-odds, as against the mean cell type
 
@@ -57,7 +60,7 @@ def attributions(
     >>> dbio.tl.contextual(adata, refine=False, average=False)
     >>> dbio.tl.attributions(adata, regions=[0], cell_types="cell1")
     >>> dbio.get.attributions(adata).shape
-    (100, 7)
+    (100, 8)
     """
     if kind not in (None, "bases", "letters", "factors"):
         raise ValueError(f"kind must be 'bases', 'letters' or 'factors', found {kind!r}.")
@@ -104,4 +107,5 @@ def _bases(found: Attributions, cells: list[str], scores: np.ndarray, *, letters
     table["base"] = _LETTERS[standing.ravel()]
     padded = np.concatenate([scores, np.zeros((*scores.shape[:3], 1), scores.dtype)], axis=3)
     table["contribution"] = np.take_along_axis(padded, standing[..., None].astype(np.int64), axis=3).ravel()
+    table["importance"] = importance(scores).ravel()
     return table

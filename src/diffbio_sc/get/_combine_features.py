@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from diffbio_sc._anndata.records import read_record
+from diffbio_sc._anndata.modalities import require_object
+from diffbio_sc._anndata.records import find_record
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -40,7 +41,8 @@ def combine_features(data: AnnData | MuData, *, key: str = "X_combined") -> pd.D
     >>> dbio.get.combine_features(spots)["block"].value_counts().to_dict()
     {'truth': 7, 'n_cells': 1}
     """
-    record = read_record(data, key, "features", "diffbio_sc.tl.combine_features")
+    require_object(data, "data")
+    record = find_record(data, key, "features", "diffbio_sc.tl.combine_features")
     table = record["features"].copy()
     provenance = record["provenance"]
     table["source"] = [str(provenance[block]["source"]) for block in table["block"]]

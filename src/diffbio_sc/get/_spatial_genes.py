@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata import result_column
+from diffbio_sc._anndata import read_column, result_column
 from diffbio_sc._anndata.matrix import require_anndata
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ def spatial_genes(
         raise ValueError(f"n_top must be a whole number of at least 1 or None, found {n_top!r}.")
     table = pd.DataFrame({"gene": adata.var_names.to_numpy()})
     for name, column in stored.items():
-        table[name] = adata.var[column].to_numpy() if column in adata.var else np.nan
+        table[name] = read_column(adata.var, column).to_numpy() if column in adata.var else np.nan
     # Patterns of another test are no part of this result.
     clustered = adata.uns.get("spatial_patterns", {}).get("params", {}).get("key", key)
     if "spatial_pattern" in adata.var and clustered == key:
-        table["spatial_pattern"] = adata.var["spatial_pattern"].array
+        table["spatial_pattern"] = read_column(adata.var, "spatial_pattern").array
     if significant:
         table = table[table["is_spatial"].to_numpy(dtype=bool)]
     pvalue, score = table["spatial_pvalue"].to_numpy(dtype=float), table["spatial_score"].to_numpy(dtype=float)

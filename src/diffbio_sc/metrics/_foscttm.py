@@ -20,7 +20,7 @@ def foscttm(first: np.ndarray, second: np.ndarray) -> float:
     first
         Cells by dimensions, for example the embedding that comes from RNA alone.
     second
-        The same cells in the same order, from the other modality.
+        The same cells in the same order by dimensions, from the other modality.
 
     Returns
     -------

@@ -51,6 +51,17 @@ def chromatin_guidance(
     Returns
     -------
     Mean over pairs of different positions of :math:`((1 + \cos(h_i, h_j)) / 2 - c_{ij})^2`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffbio_sc.operators import losses
+    >>> alike = jnp.array([[1.0, 0.0], [1.0, 0.0]])
+    >>> (
+    ...     float(losses.chromatin_guidance(alike, contacts=jnp.ones((2, 2)))),
+    ...     float(losses.chromatin_guidance(alike, contacts=jnp.zeros((2, 2)))),
+    ... )
+    (0.0, 1.0)
     """
     mask = jnp.ones(embeddings.shape[:-1], bool) if mask is None else jnp.asarray(mask) > 0
     if embeddings.ndim == 2:

@@ -41,6 +41,14 @@ class PipelineConfig(OperatorConfig):
         Step, name of its output, and name under which that is put.
     losses
         Step or output, and its weight.
+
+    Examples
+    --------
+    >>> from flax import nnx
+    >>> from diffbio_sc.operators import Pipeline, epigenomics
+    >>> smoother = epigenomics.CoverageSmoother(epigenomics.CoverageSmootherConfig(), rngs=nnx.Rngs(0))
+    >>> Pipeline({"smooth": smoother}).config.steps[0][:2]
+    ('smooth', 'CoverageSmoother')
     """
 
     steps: _Triples = ()
@@ -64,6 +72,13 @@ class Pipeline(Operator):
     losses
         Terms of the loss with their weights: the name of a step stands for its loss, that of an output for its mean.
         Default: the loss of the last step.
+
+    Notes
+    -----
+    Inputs of ``apply``: those of the steps that no earlier step puts out, in the shapes that the steps take.
+
+    Outputs: those of all steps, under the names that ``outputs`` gives them, in the shapes that the steps put out:
+    ``histone_marks`` of (length, num_marks), for example.
 
     Raises
     ------

@@ -1,4 +1,5 @@
 from ._chromatin_states import chromatin_states
+from ._combine_features import combine_features
 from ._contact_decay import contact_decay
 from ._contacts import contacts
 from ._contextual import contextual
@@ -15,6 +16,7 @@ from ._state_reproducibility import state_reproducibility
 
 __all__ = [
     "chromatin_states",
+    "combine_features",
     "contact_decay",
     "contacts",
     "contextual",

@@ -8,12 +8,13 @@ import numpy as np
 
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record, read_states, state_colors
 from diffbio_sc.get import chromatin_states as states_table
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 from diffbio_sc.pl._heatmap import heatmap, new_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Kind = Literal["emissions", "transitions", "coverage", "track"]
 
@@ -34,7 +35,8 @@ def chromatin_states(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Axes | Figure:
     """Draw chromatin states: the model's heat maps, how much of the genome each covers, or a track along a region.
 
     Parameters
@@ -55,6 +57,8 @@ def chromatin_states(
         Axes to draw on.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -75,6 +79,7 @@ def chromatin_states(
     >>> axes.get_yticklabels()[0].get_text()
     'Active promoter'
     """
+    check_save(save)
     if kind not in _KINDS:
         raise ValueError(f"kind must be one of {_KINDS}, found {kind!r}.")
     if kind == "emissions":
@@ -84,8 +89,7 @@ def chromatin_states(
     else:
         options: dict[str, Any] = {"key": key, "column": column, "cell_type_key": cell_type_key, "axis": axis}
         ax = _coverage(adata, options, ax) if kind == "coverage" else _track(adata, region, options, ax)
-    show_or_save(ax.figure, show, save)  # type: ignore[arg-type]
-    return ax
+    return finish(ax, show, save, return_fig)
 
 
 def _model(adata: AnnData, key: str):

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLORS = ("#1f4e79", "#e08e0b", "#0b7a75", "#b2402a", "#7b5aa6", "#5b5b5b", "#8aa82f", "#c45a9c")
 _MOST_LINES = 8
@@ -26,7 +27,8 @@ def contact_decay(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes | list[Axes]:
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure:
     """Draw how contacts fall with distance, P(s), and its slope in the double logarithm.
 
     Parameters
@@ -45,6 +47,8 @@ def contact_decay(
         Axes to draw P(s) on, without its slope.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -69,6 +73,7 @@ def contact_decay(
     """
     import matplotlib.pyplot as plt
 
+    check_save(save)
     from diffbio_sc.get import expected
 
     objects = adata if isinstance(adata, Mapping) else {"": adata}
@@ -79,11 +84,11 @@ def contact_decay(
             label = f"{name} {region}".strip() if regions else name
             curves.setdefault(label, []).append(part)
     if ax is None:
-        figure, (top, bottom) = plt.subplots(
+        _, (top, bottom) = plt.subplots(
             2, 1, figsize=(width, 1.25 * width), sharex=True, height_ratios=[1.6, 1.0], layout="constrained"
         )
     else:
-        figure, top, bottom = ax.figure, ax, None  # type: ignore[assignment]
+        top, bottom = ax, None
     for color, (label, parts) in zip(_COLORS, list(curves.items())[:_MOST_LINES], strict=False):
         distance, mean = _pooled(parts)
         scale = mean[np.searchsorted(distance, 1e5)] if distance[-1] >= 1e5 else mean[0]
@@ -104,8 +109,7 @@ def contact_decay(
         if panel is not None:
             for side in ("top", "right"):
                 panel.spines[side].set_visible(False)
-    show_or_save(figure, show, save)  # type: ignore[arg-type]
-    return top if bottom is None else [top, bottom]
+    return finish(top if bottom is None else [top, bottom], show, save, return_fig)
 
 
 def _pooled(parts) -> tuple[np.ndarray, np.ndarray]:

@@ -16,11 +16,12 @@ from diffbio_sc.pl._contact_panels import (
     mark_domains,
     mark_loops,
 )
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _TRACKS = ("compartment", "insulation")
 _MARKS = ("loops", "tads")
@@ -44,7 +45,8 @@ def contacts(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes | list[Axes]:
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure:
     """Draw a contact map as a triangle above the genome, with loops and domains on it and tracks under it.
 
     Parameters
@@ -75,6 +77,8 @@ def contacts(
         Axes to draw on, for the map alone (``tracks=[]``).
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -97,6 +101,7 @@ def contacts(
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm, TwoSlopeNorm
 
+    check_save(save)
     from diffbio_sc._anndata.contacts import read_contacts, read_weights
     from diffbio_sc._anndata.regions import bins_of_region, region_matrix
 
@@ -160,8 +165,7 @@ def contacts(
         _draw_track(panel, edges, name, track)
     axes[-1].set_xlabel(f"{chrom} (Mb)")
     top.set_xlim(edges[0] / 1e6, edges[-1] / 1e6)
-    show_or_save(figure, show, save)  # type: ignore[arg-type]
-    return axes[0] if panels == 1 else axes
+    return finish(axes[0] if panels == 1 else axes, show, save, return_fig)
 
 
 def _band(matrix: np.ndarray, reach: int) -> np.ndarray:

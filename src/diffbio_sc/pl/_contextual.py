@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffbio_sc.get import contextual as contextual_table
-from diffbio_sc.pl._figure import distinct_colors, show_or_save
+from diffbio_sc.pl._figure import check_save, distinct_colors, finish
 from diffbio_sc.pl._heatmap import new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MODEL, _FLOOR, _CHANCE, _ALL = "#0072b2", "#d55e00", "0.55", "0.1"
 _BINS = 10
@@ -39,7 +40,8 @@ def contextual(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Axes | Figure:
     """Draw how good a contextual sequence model is, and how it was trained.
 
     Parameters
@@ -61,6 +63,8 @@ def contextual(
         Axes to draw on.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -82,6 +86,7 @@ def contextual(
     >>> dbio.pl.contextual(adata, show=False).get_xlabel()
     'AUROC'
     """
+    check_save(save)
     kinds = ("accuracy", "reliability", "history")
     if kind not in kinds:
         raise ValueError(f"kind must be one of {kinds}, found {kind!r}.")
@@ -94,8 +99,7 @@ def contextual(
         ax = _accuracy(adata, metric, split, options, ax)
     else:
         ax = _reliability(adata, split, options, ax)
-    show_or_save(ax.figure, show, save)  # type: ignore[arg-type]
-    return ax
+    return finish(ax, show, save, return_fig)
 
 
 def _choose_split(table: pd.DataFrame, split: str | None) -> tuple[pd.DataFrame, str]:

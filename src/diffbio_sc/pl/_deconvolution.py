@@ -9,12 +9,13 @@ import pandas as pd
 
 from diffbio_sc._anndata import read_labels
 from diffbio_sc._anndata.matrix import require_anndata
-from diffbio_sc.pl._figure import check_save, distinct_colors, show_or_save
+from diffbio_sc.pl._figure import check_save, distinct_colors, finish
 from diffbio_sc.pl._spatial_maps import draw_maps
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _LEGEND_ROWS = 12
 _MANY_BARS = 2000
@@ -34,7 +35,8 @@ def deconvolution(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes | list[Axes]:
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure:
     """Draw the result of :func:`diffbio_sc.tl.deconvolve`.
 
     Parameters
@@ -65,6 +67,8 @@ def deconvolution(
         Axes to draw on; for ``"stacked"``, or maps of a single type.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -105,17 +109,14 @@ def deconvolution(
             adata, table[chosen], label="proportion", spatial_key=spatial_key, slides=slides, slide_names=names,
             n_columns=n_columns, size=size, color_map=color_map, scale="zero", together=0 if common_scale else 1, ax=ax,
         )  # fmt: skip
-        figure = axes[0].figure
     elif kind == "stacked":
         if ax is None:
             columns = -(-len(chosen) // _LEGEND_ROWS)
             _, ax = plt.subplots(figsize=(8 + 1.6 * columns, 3.2), layout="constrained")
-        axes, figure = _stacked(table[chosen], ax), ax.figure
+        axes = _stacked(table[chosen], ax)
     else:
         axes = _fit(adata, key)
-        figure = axes[0].figure
-    show_or_save(figure, show, save)
-    return axes
+    return finish(axes, show, save, return_fig)
 
 
 def _by_abundance(table: pd.DataFrame) -> list[str]:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from diffbio_sc.pl._contact_panels import A, B, draw_rotated, draw_signed, mark_loops
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _PSEUDOCOUNT = 20.0  # contacts: blocks with fewer show little of their ratio
 _MOST_BLOCKS = 200  # a side: changes are smooth, noise is not, and blocks hold more contacts
@@ -31,7 +32,8 @@ def differential_contacts(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes | list[Axes]:
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure:
     """Draw how the contacts of two groups differ, with what :func:`diffbio_sc.tl.differential_contacts` found.
 
     Parameters
@@ -60,6 +62,8 @@ def differential_contacts(
         Axes to draw on, for the map alone (``tracks=False``).
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -90,6 +94,7 @@ def differential_contacts(
     import matplotlib.pyplot as plt
     from matplotlib.colors import TwoSlopeNorm
 
+    check_save(save)
     from diffbio_sc._anndata.contacts import read_contacts
     from diffbio_sc._anndata.records import read_record
     from diffbio_sc._anndata.regions import bins_of_region
@@ -156,5 +161,4 @@ def differential_contacts(
         panel.stairs(np.nan_to_num(change), edges / 1e6, color="0.75", lw=0.7, baseline=None)
         draw_signed(panel, edges, np.where(qvalue <= max_qvalue, change, 0.0), label)
     axes[-1].set_xlabel(f"{chrom} (Mb)")
-    show_or_save(figure, show, save)  # type: ignore[arg-type]
-    return axes[0] if len(axes) == 1 else axes
+    return finish(axes[0] if len(axes) == 1 else axes, show, save, return_fig)

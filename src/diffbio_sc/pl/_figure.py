@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,6 +61,14 @@ def show_or_save(figure: Figure, show: bool | None, save: str | os.PathLike[str]
     interactive = matplotlib.get_backend().lower() not in ("agg", "pdf", "svg", "ps", "cairo")
     if show or (show is None and save is None and interactive):
         plt.show()
+
+
+def finish(axes: Any, show: bool | None, save: str | os.PathLike[str] | None, return_fig: bool) -> Any:
+    """Show or save the figure of some axes, and return them (one alone, or a list), or the figure if asked for."""
+    several = list(axes) if isinstance(axes, Sequence) else [axes]
+    figure = several[0].figure
+    show_or_save(figure, show, save)
+    return figure if return_fig else axes
 
 
 def distinct_colors(number: int) -> np.ndarray:

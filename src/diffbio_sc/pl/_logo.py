@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, Attributions, choose_cell_types, read_attributions
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Of the palette of Okabe and Ito, which colour-blind readers tell apart, as near as it comes to the usual colours.
 _COLORS = {"A": "#009e73", "C": "#0072b2", "G": "#e69f00", "T": "#d55e00"}
@@ -33,7 +34,8 @@ def logo(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes | list[Axes]:
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure:
     """Draw what each base of a region adds to its predicted activity, as a sequence logo.
 
     Letters above the line make the region more active in the cell type, letters below it less. Needs logomaker
@@ -59,6 +61,8 @@ def logo(
         Axes to draw on, of one cell type.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -84,6 +88,7 @@ def logo(
     >>> axes.get_xlabel()
     'position in the region (bases)'
     """
+    check_save(save)
     try:
         import logomaker
     except ImportError as error:
@@ -114,8 +119,7 @@ def logo(
     name = found.regions[row]
     axes[0].set_title(name if len(axes) > 1 else f"{name}, {cells[0]}", fontsize="medium")
     axes[-1].set_xlabel("position in the region (bases)")
-    show_or_save(axes[0].figure, show, save)  # type: ignore[arg-type]
-    return axes[0] if len(axes) == 1 else axes
+    return finish(axes[0] if len(axes) == 1 else axes, show, save, return_fig)
 
 
 def _row(found: Attributions, region: Any) -> int:

@@ -11,11 +11,12 @@ from diffbio_sc._anndata.multiomics_results import read_embedding, weight_column
 from diffbio_sc._logging import logger
 from diffbio_sc._random import as_generator
 from diffbio_sc._settings import settings
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from mudata import MuData
 
 _TRAINING, _VALIDATION, _PRIOR = "0.65", "#c23b22", "0.88"
@@ -39,7 +40,8 @@ def multiomics_vae(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes | list[Axes]:
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure:
     """Draw the result of :func:`diffbio_sc.tl.multiomics_vae`.
 
     Parameters
@@ -76,6 +78,8 @@ def multiomics_vae(
         Axes to draw on; for ``"weights"``, or a single panel.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -96,6 +100,7 @@ def multiomics_vae(
     >>> dbio.tl.multiomics_vae(mdata, max_epochs=5)
     >>> axes = dbio.pl.multiomics_vae(mdata, kind="umap", color="cell_type", show=False)
     """
+    check_save(save)
     if kind not in ("losses", "umap", "weights"):
         raise ValueError(f"kind must be 'losses', 'umap' or 'weights', found {kind!r}.")
     for name, value in (("n_neighbors", n_neighbors), ("n_columns", n_columns)):
@@ -115,8 +120,7 @@ def multiomics_vae(
         if len(colors) > 1:
             raise ValueError(f"kind 'weights' takes one column of groups as color=, found {colors}.")
         axes = [_weights(mdata, key, colors, ax)]
-    show_or_save(axes[0].figure, show, save)  # type: ignore[arg-type]
-    return axes[0] if len(axes) == 1 else axes
+    return finish(axes[0] if len(axes) == 1 else axes, show, save, return_fig)
 
 
 def _panels(widths: list[float], n_columns: int, height: float, ax: Axes | None) -> list[Axes]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COVERAGE, _BACKGROUND, _POSTERIOR, _PEAK = "0.72", "#1f4e79", "#e08e0b", "#c23b22"
 _LABELS = {"noPeaks": "#f6f4bf", "peaks": "#a445ee", "peakStart": "#ffafaf", "peakEnd": "#ff4c4c"}
@@ -33,7 +34,8 @@ def peaks(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes | list[Axes]:
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure:
     """Draw counts, posterior and peaks of :func:`diffbio_sc.tl.peaks` along a region, like a genome browser.
 
     Parameters
@@ -58,6 +60,8 @@ def peaks(
         Axes to draw on, for a single track.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -86,6 +90,7 @@ def peaks(
     import matplotlib.pyplot as plt
     import scipy.sparse as sp
 
+    check_save(save)
     from diffbio_sc._anndata import prefix_of, read_labels
     from diffbio_sc._anndata.genome_axis import read_genome_axis
     from diffbio_sc._anndata.peak_tables import read_peak_tables
@@ -137,7 +142,7 @@ def peaks(
         background = np.broadcast_to(mean, scores.shape)
 
     if ax is None:
-        figure, grid = plt.subplots(
+        _, grid = plt.subplots(
             len(chosen),
             1,
             figsize=(width, height * len(chosen) + 0.5),
@@ -147,7 +152,7 @@ def peaks(
         )
         axes = list(grid[:, 0])
     else:
-        figure, axes = ax.figure, [ax]  # type: ignore[assignment]
+        axes = [ax]
     for panel, name in zip(axes, chosen, strict=True):
         index = names.index(name)
         values = counts.take(np.flatnonzero(codes == index), bins).sum(0)
@@ -173,8 +178,7 @@ def peaks(
     axes[0].legend(
         handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, frameon=False, fontsize="small"
     )
-    show_or_save(figure, show, save)  # type: ignore[arg-type]
-    return axes[0] if len(axes) == 1 else axes
+    return finish(axes[0] if len(axes) == 1 else axes, show, save, return_fig)
 
 
 def _region(region, genome, tables) -> tuple[str, int, int]:

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def pileup(
@@ -22,7 +23,8 @@ def pileup(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Axes | Figure:
     """Draw the pile-up of :func:`diffbio_sc.tl.pileup`: mean contacts about loops or boundaries.
 
     Parameters
@@ -41,6 +43,8 @@ def pileup(
         Axes to draw on.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -62,6 +66,7 @@ def pileup(
     import matplotlib.pyplot as plt
     from matplotlib.colors import TwoSlopeNorm
 
+    check_save(save)
     from diffbio_sc._anndata.records import read_record
 
     record = read_record(adata, key, "mean", "dbio.tl.pileup")
@@ -86,5 +91,4 @@ def pileup(
         f"{int(params['n_features'])} {name}, enrichment {record['report']['enrichment']:.2f}", fontsize="medium"
     )
     figure.colorbar(image, ax=ax, label="log2 observed / expected", shrink=0.85)
-    show_or_save(figure, show, save)
-    return ax
+    return finish(ax, show, save, return_fig)

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata import require_anndata
-from diffbio_sc.pl._figure import check_save, show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _GENES_PERMUTED = 500
 _GREY, _COLOUR = "0.72", "#c23b22"
@@ -36,7 +37,8 @@ def spatial_genes(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes | list[Axes]:
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure:
     """Draw the result of :func:`diffbio_sc.tl.spatial_genes` or :func:`diffbio_sc.tl.spatial_patterns`.
 
     Parameters
@@ -68,14 +70,16 @@ def spatial_genes(
     color_map
         Colour map of maps; default ``settings.color_map``, for patterns (which are signed) blue to red.
     covariates
-        Covariates of the test, for ``"qq"``; default: what the test regressed out. A table that was given to the test
-        must be given again.
+        Covariates of the test, for ``"qq"``; default: what the test regressed out. A table (spots × covariates) that
+        was given to the test must be given again.
     rng
         Seed or generator of the shuffling, and of the choice of the 500 genes that are tested again, for ``"qq"``.
     ax
         Axes to draw on; for ``"volcano"`` and ``"qq"``.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -121,13 +125,11 @@ def spatial_genes(
     axes: Axes | list[Axes]
     if kind == "patterns":
         axes = _patterns(adata, patterns_key, spatial_key, library_key, n_columns, size, color_map)
-        figure = axes[0].figure
     else:
         table = read_table(adata, key=key).set_index("gene", drop=False)
         chosen = _choose(table, genes, n_top)
         if kind == "maps":
             axes = _maps(adata, table.loc[chosen], record, spatial_key, layer, key, n_columns, size, color_map)
-            figure = axes[0].figure
         else:
             if ax is None:
                 _, ax = plt.subplots(figsize=(4.8, 4), layout="constrained")
@@ -136,9 +138,7 @@ def spatial_genes(
             else:
                 permuted = _permuted_scores(adata, table, record, spatial_key, layer, covariates, rng)
                 axes = _quantiles(table["spatial_score"].dropna().to_numpy(), permuted, ax)
-            figure = ax.figure
-    show_or_save(figure, show, save)
-    return axes
+    return finish(axes, show, save, return_fig)
 
 
 def _choose(table: pd.DataFrame, genes: Sequence[str] | None, n_top: int) -> list[str]:

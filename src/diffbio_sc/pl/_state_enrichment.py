@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc.get import state_enrichment as enrichment_table
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 from diffbio_sc.pl._heatmap import heatmap, new_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def state_enrichment(
@@ -26,7 +27,8 @@ def state_enrichment(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Axes | Figure:
     """Draw enrichments of chromatin states in annotations, or around anchors, as heat maps of log2 folds.
 
     Parameters
@@ -47,6 +49,8 @@ def state_enrichment(
         Axes to draw on.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -65,6 +69,7 @@ def state_enrichment(
     >>> dbio.tl.state_enrichment(adata, {"genes": genes}, anchors={"starts": genes}, column="truth")
     >>> axes = dbio.pl.state_enrichment(adata, "neighborhood", show=False)
     """
+    check_save(save)
     table = enrichment_table(adata, key=key, kind=kind)
     overlap = "annotation" in table
     table = _chosen(table, "cell_type", cell_type)
@@ -109,8 +114,7 @@ def state_enrichment(
         ax.set_xticks(ticks, [f"{fold.columns[tick]:+,}" if fold.columns[tick] else "0" for tick in ticks])
         ax.axvline(middle, color="0.3", lw=0.8, ls=":")
         ax.set(xlabel=f"distance from {table['anchors'].iloc[0]} (bases)", title="Enrichment around anchors")
-    show_or_save(ax.figure, show, save)  # type: ignore[arg-type]
-    return ax
+    return finish(ax, show, save, return_fig)
 
 
 def _chosen(table: pd.DataFrame, column: str, name: str | None) -> pd.DataFrame:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from diffbio_sc.get import state_reproducibility as reproducibility_table
-from diffbio_sc.pl._figure import show_or_save
+from diffbio_sc.pl._figure import check_save, finish
 from diffbio_sc.pl._heatmap import heatmap, new_axes
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _POINT, _CHANCE = "#0072b2", "#d55e00"
 
@@ -26,7 +27,8 @@ def state_reproducibility(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | os.PathLike[str] | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Axes | Figure:
     """Draw how chromatin states come back in another replicate.
 
     Parameters
@@ -45,6 +47,8 @@ def state_reproducibility(
         Axes to draw on.
     show, save
         Show the figure; save it to this path.
+    return_fig
+        Return the figure instead of the axes.
 
     Returns
     -------
@@ -65,6 +69,7 @@ def state_reproducibility(
     >>> dbio.tl.state_reproducibility(adata, replicate_key="replicate")
     >>> axes = dbio.pl.state_reproducibility(adata, "reliability", show=False)
     """
+    check_save(save)
     kinds = ("states", "reliability", "overlap")
     if kind not in kinds:
         raise ValueError(f"kind must be one of {kinds}, found {kind!r}.")
@@ -74,8 +79,7 @@ def state_reproducibility(
         raise KeyError(f"no replicate {replicate!r} in the result; there are {there}.")
     table = table[table["replicate"].astype(str) == (replicate or there[0])]
     ax = {"states": _states, "reliability": _reliability, "overlap": _overlap}[kind](table, ax)
-    show_or_save(ax.figure, show, save)  # type: ignore[arg-type]
-    return ax
+    return finish(ax, show, save, return_fig)
 
 
 def _states(table: pd.DataFrame, ax: Axes | None) -> Axes:

@@ -35,8 +35,12 @@ def parse_regions(
 
     Returns
     -------
-    None, or the copy. Writes ``chrom`` (category), ``start`` and ``end`` (int64; 0-based, half-open) to ``adata.var``
-    or ``adata.obs``.
+    None, or the copy, with these fields (in ``.obs`` if the regions lie there):
+
+    `.var["chrom"]` : category
+        Chromosome.
+    `.var["start"]`, `.var["end"]` : int64
+        Borders, 0-based, half-open.
 
     Raises
     ------

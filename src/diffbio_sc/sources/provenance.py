@@ -46,6 +46,13 @@ class Provenance:
         Checksum of the file; empty if it was not taken.
     citation
         Publication, or its DOI.
+
+    Examples
+    --------
+    >>> from diffbio_sc.sources import provenance
+    >>> made = provenance.Provenance(dataset_name="planted", source_type="synthetic", modalities=("rna", "spatial"))
+    >>> made.promotion_eligible
+    False
     """
 
     dataset_name: str
@@ -111,6 +118,16 @@ def artifact_metadata(
     ------
     ValueError
         If the two sides of the boundary are mixed.
+
+    Examples
+    --------
+    >>> from diffbio_sc.sources import provenance
+    >>> made = provenance.Provenance(dataset_name="planted", source_type="synthetic", modalities=("rna", "spatial"))
+    >>> record = provenance.artifact_metadata(
+    ...     "mine.proportions", artifact_type="operator_output", modalities=made.modalities, provenance=made
+    ... )
+    >>> record["stable_scope"]
+    'operator_support'
     """
     record: dict[str, Any] = {
         "artifact_id": artifact_id,
@@ -141,6 +158,16 @@ def validate_artifact_metadata(record: Mapping[str, Any]) -> None:
         If a field is missing.
     ValueError
         If a value is none that is known, or the two sides of the boundary are mixed.
+
+    Examples
+    --------
+    >>> from diffbio_sc.sources import provenance
+    >>> record = provenance.artifact_metadata("mine", artifact_type="imported_embedding", modalities=["rna"])
+    >>> provenance.validate_artifact_metadata(record)
+    >>> provenance.validate_artifact_metadata({**record, "promotion_eligible": True})
+    Traceback (most recent call last):
+    ...
+    ValueError: an imported embedding must have promotion_eligible=False: imported foundation models are outside ...
     """
     needed = ("artifact_id", "artifact_type", "modalities", "embedding_source", "stable_scope", "promotion_eligible")
     missing = [name for name in needed if name not in record]

@@ -57,7 +57,7 @@ def attributions(
     adata
         Object with regions and their sequences.
     regions
-        Names of regions, their positions, or a mask. Default: all, of at most 5,000.
+        Names of regions, their positions, or a mask of shape (regions,). Default: all, of at most 5,000.
     cell_types
         Cell types; default all.
     method

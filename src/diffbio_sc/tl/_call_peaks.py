@@ -132,6 +132,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
     ['B cell', 'T cell']
     """
     from diffbio_sc.engines.peak_settings import PeakSettings
+    from diffbio_sc.genome.columns import columns_on_disk
 
     settings = PeakSettings(
         mode=mode,
@@ -142,19 +143,21 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
         duplicates=duplicates,
         unguarded=control is None and blacklist is None and mode != "macs",
     )
-    if hasattr(source, "obs_names"):
-        source, groupby = _fragments_of(source, groupby)
-    if isinstance(source, Mapping):
-        if groupby is not None:
-            raise ValueError("groupby is for fragments with barcodes of one sample; call the samples one by one.")
-        return _call_samples(source, settings, bool(replicate), control, blacklist)
-    if replicate:
-        raise ValueError("replicate=True needs several samples: pass a dict of them by name.")
-    if isinstance(control, Mapping):
-        raise TypeError("control must be one file or Intervals for one sample, found a mapping.")
-    if groupby is None:
-        return _call_one(source, settings, control, blacklist).to_frame()
-    return _call_cells(source, groupby, settings, control, blacklist)
+    # No more of a file than a chromosome is in memory, however many samples and groups there are.
+    with columns_on_disk():
+        if hasattr(source, "obs_names"):
+            source, groupby = _fragments_of(source, groupby)
+        if isinstance(source, Mapping):
+            if groupby is not None:
+                raise ValueError("groupby is for fragments with barcodes of one sample; call the samples one by one.")
+            return _call_samples(source, settings, bool(replicate), control, blacklist)
+        if replicate:
+            raise ValueError("replicate=True needs several samples: pass a dict of them by name.")
+        if isinstance(control, Mapping):
+            raise TypeError("control must be one file or Intervals for one sample, found a mapping.")
+        if groupby is None:
+            return _call_one(source, settings, control, blacklist).to_frame()
+        return _call_cells(source, groupby, settings, control, blacklist)
 
 
 def _fragments_of(adata: Any, groupby: Any) -> tuple[Intervals, Any]:

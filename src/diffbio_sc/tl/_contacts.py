@@ -49,7 +49,7 @@ def contacts(
     adata
         Object with bins along the axis whose table has ``chrom``, ``start`` and ``end``, and raw contact counts.
     phasing_track
-        Track that is high in A compartments; see :func:`~diffbio_sc.tl.compartments`.
+        Track that is high in A compartments, one value per bin; see :func:`~diffbio_sc.tl.compartments`.
     key, axis
         Key of the counts in ``.obsp`` or ``.varp``; which axis holds the bins, if both could.
     weight_key, divisive

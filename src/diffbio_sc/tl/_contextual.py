@@ -48,7 +48,8 @@ def contextual(
     only where held-out chromosomes gain; so the result is no worse there than the linear model. Expression of
     transcription factors makes predictions for cell types without chromatin data possible. With ``track`` regions are
     windows with labels along them, and the attention model
-    (:class:`~diffbio_sc.operators.epigenomics.ContextualEpigenomicsOperator`) is trained, which contacts can guide.
+    (:class:`~diffbio_sc.operators.epigenomics.ContextualEpigenomicsOperator`) is trained, which contacts can guide
+    :cite:p:`Gao2024`.
 
     Parameters
     ----------

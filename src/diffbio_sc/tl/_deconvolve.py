@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _MINIMUM_GENES = 10
+_NOT_PARAMETERS = ("adata", "reference", "started", "engine", "held_out_mixtures")
 
 
 def deconvolve(
@@ -45,11 +46,12 @@ def deconvolve(
     fraction_of: Literal["cells", "rna"] = "cells",
     platform_effect: bool = True,
     refine: bool = True,
+    unexplained: bool = False,
     library_key: str | None = None,
     smoothing: float = 0.0,
     spatial_key: str = "spatial",
     n_cells_key: str | None = None,
-    cell_sizes: Mapping[str, float] | None = None,
+    cell_sizes: Mapping[str, float] | str | None = None,
     min_counts: int = 10,
     allow_fractional: bool = False,
     reconstruct: bool = False,
@@ -91,6 +93,10 @@ def deconvolve(
         Whether to estimate a factor for each gene between the two platforms.
     refine
         Whether to refine the signatures on the spots, if refined ones predict further spots better.
+    unexplained
+        Whether to let one signature outside the reference take part as a further type, and give proportions among the
+        others where it makes up more than a fifth of a spot. For tissues that may hold a type that the reference lacks;
+        where it lacks none, this costs a little.
     library_key
         Column of ``adata.obs`` with the slide of each spot: each slide gets its own platform effect.
     smoothing
@@ -103,7 +109,9 @@ def deconvolve(
         are present over all spots, with a warning.
     cell_sizes
         RNA of a cell of each type, relative to each other (any unit), where it is known better than from the counts of
-        the reference's cells: from sorted cells, or from samples of known composition. Default: the reference's.
+        the reference's cells, from sorted cells for example. Or the key in ``adata.obsm`` of a table of known
+        compositions (rows × types, shares of cells; rows without a value for a type are not known): sizes are then
+        those under which these rows come out as known, and serve all rows. Default: the reference's.
     min_counts
         Spots with fewer counts get missing values.
     allow_fractional
@@ -113,8 +121,8 @@ def deconvolve(
     key_added
         Prefix of the keys written, without ``/``.
     rng
-        Seed or numpy generator, for the sample of spots that signatures are refined on (slides of over 2000 spots);
-        None draws anew in every run.
+        Seed or numpy generator, for the sample of spots that signatures are refined on (slides of over 2000 spots) and
+        for the mixtures behind the standard deviations; None draws anew in every run.
     copy
         Return a copy instead of writing into ``adata``.
 
@@ -125,13 +133,17 @@ def deconvolve(
     `.obsm["deconvolution"]` : :class:`pandas.DataFrame` (float32, spots × types)
         Proportions; rows sum to 1. Missing for spots with fewer than ``min_counts`` counts.
     `.obsm["deconvolution_std"]` : :class:`pandas.DataFrame` (float32, spots × types)
-        Their posterior standard deviations.
+        Their standard deviations: proportion ± 1.645 of them holds nine tenths of the truth, of types that are
+        present, on mixtures of held-out reference cells. With a reference of profiles, posterior ones of the counts
+        alone.
     `.obsm["deconvolution_abundance"]` : :class:`pandas.DataFrame` (float32, spots × types)
         Cells of each type: the spot's counts in units of a reference cell's, or ``n_cells_key`` times proportion.
     `.obs["deconvolution_fit"]` : float32
         1 minus the share of the spot's RNA that a signature outside the reference would take, the one signature that
         explains most of what the reference leaves over on all spots. Near 1 for a spot that the reference explains,
         lower where a type that the reference lacks is present.
+    `.obs["deconvolution_unexplained"]` : float32
+        Share of the spot of that signature, if ``unexplained``; the proportions of the others still sum to 1.
     `.var["deconvolution_log_platform_effect"]` : float32
         Natural log of the gene's factor between the platforms; missing for genes not used.
     `.layers["deconvolution_reconstructed"]` : float32
@@ -139,7 +151,8 @@ def deconvolve(
     `.uns["deconvolution"]` : dict
         ``params``, ``version``, ``report`` (history, converged, steps, seconds), ``cell_types`` (original names),
         ``genes`` used, ``presence_probability`` of each type, ``dispersion``, ``refined``: whether signatures were
-        refined.
+        refined, ``typical_error`` of each type where it is present, on mixtures of held-out reference cells,
+        ``cell_sizes``, if they were given or learned from rows of known composition.
 
     Raises
     ------
@@ -164,11 +177,10 @@ def deconvolve(
     (100, 7)
     """
     from diffbio_sc.engines import deconvolution as engine
+    from diffbio_sc.engines import held_out_mixtures
 
     started = time.perf_counter()
-    params = {
-        name: value for name, value in locals().items() if name not in ("adata", "reference", "started", "engine")
-    }
+    params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
     _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added, copy)
     generator = as_generator(rng)
     slides = read_slides(adata, library_key)
@@ -178,7 +190,10 @@ def deconvolve(
     shared, in_reference = _shared_genes(adata, table, genes)
     counts, (totals,) = survey_counts(adata, ColumnSums(), layer=layer, allow_fractional=allow_fractional)
 
-    if cell_sizes is not None:
+    known = None
+    if isinstance(cell_sizes, str):
+        known = _known_composition(adata, cell_sizes, table, fraction_of)
+    elif cell_sizes is not None:
         table = table._replace(counts_per_cell=_known_sizes(table, cell_sizes, fraction_of))
         params["cell_sizes"] = table.counts_per_cell  # names of types may hold "/", which h5ad cannot store as keys
     sums = table.sums[:, in_reference]
@@ -199,23 +214,59 @@ def deconvolve(
     spots = engine.Spots(counts, columns, slides, cells, coordinates)
     sample = engine.survey_spots(spots, min_counts, generator)
     _check_depth(sample.depth, sample.filled, min_counts, len(columns))
+    index = table.dispersion_index[in_reference][chosen]
+    size_variation = table.size_variation if fraction_of == "cells" else None
     fit = engine.fit_signatures(
         spots,
         sample,
         profiles,
-        dispersion_index=table.dispersion_index[in_reference][chosen],
+        dispersion_index=index,
         platform_effect=platform_effect,
         refine=refine,
     )
-    regressed = engine.regress_spots(spots, sample, fit, smoothing)
+    regressed = engine.regress_spots(spots, sample, fit, smoothing, unexplained=unexplained)
     found = engine.posterior_composition(
-        regressed.solution,
-        profiles,
-        sample,
-        cells,
-        kept=fit.kept,
-        size_variation=table.size_variation if fraction_of == "cells" else None,
+        regressed.solution, profiles, sample, cells, kept=fit.kept, size_variation=size_variation
     )
+    if known is not None:
+        profiles = engine.with_sizes_of_samples(profiles, found.weights, known)
+        found = engine.posterior_composition(
+            regressed.solution, profiles, sample, cells, kept=fit.kept, size_variation=size_variation
+        )
+    obs = {"fit": regressed.fit}
+    if regressed.extended is not None:
+        # Nothing is known of the size of its cells: the mean of the others'.
+        size = np.full((1, len(columns)), profiles.sum() / profiles.size, np.float32)
+        variation = None if size_variation is None else np.append(size_variation, size_variation.mean())
+        extended = engine.posterior_composition(
+            regressed.extended,
+            np.concatenate([profiles, size]),
+            sample,
+            cells,
+            kept=fit.kept,
+            size_variation=variation,
+        )
+        found, obs["unexplained"] = engine.without_unexplained(found, extended)
+    calibration = None
+    if table.cells is not None and table.codes is not None:
+        used = in_reference[chosen]
+        rows = held_out_mixtures.choose_cells(table.codes, generator)
+        calibration = held_out_mixtures.calibrate(
+            spots,
+            sample,
+            fit,
+            regressed.solution.weights,
+            found,
+            held_out_mixtures.Cells(table.cells.take(rows, used), table.codes[rows]),
+            table.sums[:, used],
+            generator,
+            fraction_of=fraction_of,
+            dispersion_index=index,
+            size_variation=size_variation,
+            platform_effect=platform_effect,
+            refine=refine,
+        )
+        found = found._replace(deviation=calibration.widen(found.deviation))
 
     if copy:
         adata = adata.copy()
@@ -235,6 +286,8 @@ def deconvolve(
         presence_probability=found.presence_probability,
         dispersion=fit.dispersion,
         refined=fit.refined,
+        **({} if calibration is None else {"typical_error": calibration.error}),
+        **({} if cell_sizes is None else {"cell_sizes": profiles.sum(1)}),
     )
     write_results(
         adata,
@@ -242,7 +295,10 @@ def deconvolve(
             f"{key_added}{suffix}": pd.DataFrame(values.astype(np.float32), index=adata.obs_names, columns=names)
             for suffix, values in tables.items()
         },
-        obs={f"{key_added}_fit": np.where(sample.filled, regressed.fit, np.nan).astype(np.float32)},
+        obs={
+            f"{key_added}_{name}": np.where(sample.filled, values, np.nan).astype(np.float32)
+            for name, values in obs.items()
+        },
         var={f"{key_added}_log_platform_effect": log_platform},
         layers=layers,
         uns={key_added: record},
@@ -287,6 +343,29 @@ def _shared_genes(adata: AnnData, reference: Reference, genes: Sequence[str] | N
         raise ValueError(f"{len(missing)} of genes are not in both adata and reference: {missing[:5]}.")
     keep = adata.var_names[columns].isin(wanted)
     return columns[keep], in_reference[keep]
+
+
+def _known_composition(adata: AnnData, key: str, table: Reference, fraction_of: str) -> np.ndarray:
+    """Shares of the types in the rows of ``adata`` of which they are known; missing in the others."""
+    if fraction_of != "cells":
+        raise ValueError("cell_sizes are for fractions of cells; leave them out for fraction_of='rna'.")
+    if key not in adata.obsm:
+        raise KeyError(
+            f"cell_sizes: adata.obsm has no table {key!r} of known compositions; it holds {list(adata.obsm)}."
+        )
+    given = adata.obsm[key]
+    if not isinstance(given, pd.DataFrame):
+        raise ValueError(f"adata.obsm[{key!r}] must be a DataFrame with a column for each cell type.")
+    missing = [name for name in table.types if not {name, name.replace("/", "|")} & set(given.columns)]
+    if missing:
+        raise ValueError(f"adata.obsm[{key!r}] must have a column for each cell type; missing: {missing[:5]}.")
+    columns = [name if name in given.columns else name.replace("/", "|") for name in table.types]
+    values = given[columns].to_numpy(np.float64)
+    complete = np.isfinite(values).all(1)
+    if not complete.any() or (values[complete] < 0).any() or (values[complete].sum(1) <= 0).any():
+        raise ValueError(f"adata.obsm[{key!r}] must hold shares of cells, not negative, of at least one row in full.")
+    values[~complete] = np.nan
+    return values / values.sum(1, keepdims=True)
 
 
 def _known_sizes(table: Reference, sizes: Mapping[str, float], fraction_of: str) -> np.ndarray:

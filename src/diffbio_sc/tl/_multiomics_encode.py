@@ -49,8 +49,9 @@ def multiomics_encode(
 
     Returns
     -------
-    None, or the copy, with the fields of :func:`~diffbio_sc.tl.multiomics_vae`. ``report`` and ``model`` of the record
-    are those of the fit, so that :func:`~diffbio_sc.tl.multiomics_impute` and
+    None, or the copy, with the fields of :func:`~diffbio_sc.tl.multiomics_vae`: ``.obsm["X_multiomics_vae"]``, its
+    variance, ``.obs["multiomics_vae_weight_<modality>"]`` and ``.uns["multiomics_vae"]``. ``report`` and
+    ``model`` of the record are those of the fit, so that :func:`~diffbio_sc.tl.multiomics_impute` and
     :func:`~diffbio_sc.tl.multiomics_score` work on the new cells.
 
     Raises

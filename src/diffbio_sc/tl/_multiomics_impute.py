@@ -31,7 +31,8 @@ def multiomics_impute(
 ) -> AnnData:
     """Expected values of a modality in every cell, also in cells that lack it.
 
-    Each cell is taken at its posterior mean, from all the modalities that it has.
+    Each cell is taken at its posterior mean, from all the modalities that it has
+    (:func:`diffbio_sc.tl.multiomics_vae`).
 
     Parameters
     ----------

@@ -25,6 +25,8 @@ def multiomics_score(
 ) -> pd.DataFrame:
     """Say how well a fitted model explains each cell, modality by modality.
 
+    The model is that of :func:`diffbio_sc.tl.multiomics_vae`.
+
     Parameters
     ----------
     mdata

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from diffbio_sc.engines.spatial_genes import Genes, Significance, Spots
 
 _FEWEST_SPOTS = 10
+# Median slope of genes on the totals: .88 and more on seven tissues, below .6 where a quarter of the genes share a hot
+# spot (benchmarks/spatial_genes.py panel).
+_LOWEST_SLOPE = 0.7
 
 
 def spatial_genes(
@@ -78,10 +81,11 @@ def spatial_genes(
         depth effect, and spots of different slides are not neighbours.
     covariates
         What to regress out: the name of a matrix or table in ``adata.obsm`` (``"deconvolution"``: genes variable beyond
-        cell-type composition), names of columns of ``adata.obs`` (categorical ones as indicators), or a table itself.
-        Spots where one is missing are left out.
+        cell-type composition), names of columns of ``adata.obs`` (categorical ones as indicators), or a table itself
+        (spots × covariates). Spots where one is missing are left out.
     total_counts_key
-        Column of ``adata.obs`` with each spot's total counts; default their sum over all genes of the matrix.
+        Column of ``adata.obs`` with each spot's total counts, or whatever else measures its size; default their sum
+        over all genes of the matrix. Small panels whose genes share a pattern need one, and get a warning.
     lengthscales
         Lengthscales to test, in units of the coordinates; default at most eight chosen from the coordinates.
     alpha
@@ -160,6 +164,8 @@ def spatial_genes(
     )
     spots = engine.Spots(counts, coordinates, slides, totals if depth is None else depth, nuisance)
     _check_spots(spots, complete, spatial_key)
+    if depth is None:
+        _check_totals(engine.median_depth_slope(spots, sums))
 
     test = engine.make_test(spots, None if lengthscales is None else np.asarray(lengthscales, np.float64))
     found = engine.find_spatial_genes(spots, sums, chosen, test, generator if variance else None)
@@ -245,6 +251,18 @@ def _check_spots(spots: Spots, complete: np.ndarray, spatial_key: str) -> None:
     slides = np.unique(spots.slides[used])
     if all(np.ptp(spots.coordinates[used & (spots.slides == slide)], axis=0).max() == 0 for slide in slides):
         raise ValueError(f"adata.obsm[{spatial_key!r}] holds the same coordinates for all spots of a slide.")
+
+
+def _check_totals(slope: float) -> None:
+    if slope < _LOWEST_SLOPE:
+        warnings.warn(
+            f"The spots' total counts are a pattern of few genes: where they double, half of the genes change by less "
+            f"than {max(slope, 0.0):.0%}. Depth correction takes that pattern out of the very genes that have it. Pass "
+            "total_counts_key with a size of spots that it does not change: the area of cells, counts beyond this "
+            "panel, the sum over genes known to be even, or ones if depth is even.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _smoothed_layer(key_added: str) -> str:

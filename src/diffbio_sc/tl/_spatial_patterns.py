@@ -13,6 +13,7 @@ from diffbio_sc._anndata import (
     covariates_given,
     covariates_of_test,
     make_record,
+    read_column,
     read_coordinates,
     read_numbers,
     read_slides,
@@ -70,8 +71,8 @@ def spatial_patterns(
         Column of ``adata.obs`` with the slide of each spot; default: that of the test. A pattern has a map on each
         slide, and the maps of two slides are independent.
     covariates
-        What to regress out, as in the test; default: what the test regressed out. A table that was given to the test
-        must be given again.
+        What to regress out, as in the test; default: what the test regressed out. A table (spots × covariates) that
+        was given to the test must be given again.
     max_genes
         Patterns are fitted on this many of the significant genes, those with the smallest p-values; the others are then
         assigned to them.
@@ -215,10 +216,10 @@ def _significant_genes(adata: AnnData, key: str) -> np.ndarray:
                 f"its key_added as key=...; columns: {list(map(str, adata.var.columns))}."
             )
     column = result_column(key, "is_spatial")
-    genes = np.flatnonzero(adata.var[column].to_numpy(dtype=bool))
+    genes = np.flatnonzero(read_column(adata.var, column).to_numpy(dtype=bool))
     if len(genes) < 2:
         raise ValueError(f"At least 2 significant genes are needed, adata.var[{column!r}] has {len(genes)}.")
-    score = adata.var[result_column(key, "spatial_score")].to_numpy(dtype=np.float64)[genes]
+    score = read_column(adata.var, result_column(key, "spatial_score")).to_numpy(dtype=np.float64)[genes]
     return genes[np.lexsort((adata.var_names[genes].to_numpy(dtype=str), -score))]
 
 
@@ -249,7 +250,7 @@ def _choose_lengthscale(adata: AnnData, key: str, genes: np.ndarray, lengthscale
     column = result_column(key, "spatial_lengthscale")
     if column not in adata.var:
         raise KeyError(f"adata.var has no column {column!r}: run diffbio_sc.tl.spatial_genes, or pass lengthscale=...")
-    values = adata.var[column].to_numpy(dtype=np.float64)[genes]
+    values = read_column(adata.var, column).to_numpy(dtype=np.float64)[genes]
     values = values[np.isfinite(values) & (values > 0)]
     if not len(values):
         raise ValueError(f"adata.var[{column!r}] has no positive value for the significant genes: pass lengthscale=...")

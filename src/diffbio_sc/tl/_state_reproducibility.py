@@ -96,7 +96,7 @@ def state_reproducibility(
     -------
     None, or the copy. Writes
 
-    - column ``key_added`` on the bins (float32; NaN without a state or a partner)
+    - ``.obs[key_added]`` (``.var`` if bins are there): float32; NaN without a state or a partner
     - ``.uns[key_added]``: ``params``, ``version``, ``report``, and the tables ``states`` (for each replicate and state:
       ``match``, ``bins``, the rate ``found`` with its standard error ``found_se`` from leaving out chromosomes, the
       rate ``by_chance`` for states placed at random, ``posterior``, the mean posterior of the call), ``reliability``

@@ -77,9 +77,9 @@ def train_peaks(
     --------
     >>> import diffbio_sc as dbio
     >>> fragments, places, _ = dbio.datasets.simulate_fragments()
-    >>> bins = dbio.pp.coverage(fragments, bin_size=50)
-    >>> labels = places.iloc[:20].assign(annotation="peaks", sample=bins.obs_names[0])
-    >>> caller = dbio.tl.train_peaks(bins, labels, steps=5)
+    >>> bins = dbio.pp.coverage(fragments, bin_size=200)
+    >>> labels = places.iloc[:10].assign(annotation="peaks", sample=bins.obs_names[0])
+    >>> caller = dbio.tl.train_peaks(bins, labels, steps=3)
     >>> dbio.tl.peaks(bins, operator=caller)
     """
     from flax import nnx

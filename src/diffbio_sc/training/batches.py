@@ -20,6 +20,8 @@ from diffbio_sc.numerics.padding import bucket_size
 
 WEIGHT_KEY = "sample_weight"
 TRAINING_KEY = "is_training"
+# Bytes: at multiples of it XLA takes memory of the host as it is.
+_ALIGNMENT = 64
 
 
 class SampleSet(NamedTuple):
@@ -86,14 +88,23 @@ def place_samples(
         if sample_keys is not None and key not in sample_keys:
             shared[key] = jax.device_put(jnp.asarray(value), sharding)
             continue
-        if not isinstance(value, jax.Array):
-            value = np.asarray(value)
-        if rows > size:
-            # Host arrays are padded on the host: the device then holds one copy.
-            library: Any = jnp if isinstance(value, jax.Array) else np
-            value = library.pad(value, [(0, rows - size)] + [(0, 0)] * (value.ndim - 1))
-        samples[key] = jax.device_put(jnp.asarray(value), sharding)
+        if isinstance(value, jax.Array):
+            value = jnp.pad(value, [(0, rows - size)] + [(0, 0)] * (value.ndim - 1)) if rows > size else value
+        else:
+            value = _padded_copy(np.asarray(value), rows)
+        samples[key] = jax.device_put(value, sharding)
     return samples, shared
+
+
+def _padded_copy(array: np.ndarray, rows: int) -> np.ndarray:
+    """Copy of an array with rows of zeros behind it, which starts where devices on the host use it without another."""
+    shape = (rows, *array.shape[1:])
+    size = int(np.prod(shape)) * array.itemsize
+    memory = np.zeros(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    padded = memory[start : start + size].view(array.dtype).reshape(shape)
+    padded[: len(array)] = array
+    return padded
 
 
 def padded_index(rows: np.ndarray, *, bucket: int = 0, sharding: jax.sharding.Sharding) -> Int[Array, " bucket"]:

@@ -23,6 +23,17 @@ def masked_mean(values: Float[Array, "..."], counted: Bool[Array, "..."] | None 
         they come from finite numbers.
     counted
         Which of them are counted, of the same shape.
+
+    Returns
+    -------
+    The mean, a scalar.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffbio_sc.operators import losses
+    >>> float(losses.masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False])))
+    2.0
     """
     if counted is None:
         return values.mean()
@@ -43,6 +54,13 @@ def entropy(probabilities: Float[Array, "... outcomes"]) -> Float[Array, ""]:
     Returns
     -------
     Mean over the distributions of :math:`-\sum_k p_k \log p_k`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffbio_sc.operators import losses
+    >>> round(float(losses.entropy(jnp.array([[0.5, 0.5], [1.0, 0.0]]))), 3)
+    0.347
     """
     positive = probabilities > 0
     logs = jnp.log(jnp.where(positive, probabilities, 1.0))
@@ -66,6 +84,13 @@ def binary_cross_entropy(
     Returns
     -------
     Mean of :math:`-y \log p - (1 - y) \log(1 - p)` with :math:`p = 1 / (1 + e^{-z})`; 0 if none is counted.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffbio_sc.operators import losses
+    >>> round(float(losses.binary_cross_entropy(jnp.array([0.0, 80.0]), jnp.array([1.0, jnp.nan]))), 3)
+    0.693
     """
     known = ~jnp.isnan(targets)
     counted = known if counted is None else known & counted
@@ -85,6 +110,17 @@ def squared_error(
         What a model expects, and what is.
     counted
         Which values are counted; default all.
+
+    Returns
+    -------
+    The mean, a scalar.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffbio_sc.operators import losses
+    >>> float(losses.squared_error(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0])))
+    2.0
     """
     counted = jnp.ones(jnp.shape(values), bool) if counted is None else counted
     return masked_mean(jnp.where(counted, reconstructed - values, 0.0) ** 2, counted)
@@ -101,6 +137,17 @@ def poisson_deviance(
         Counts, and what a model expects.
     smallest
         Means below this are taken for it.
+
+    Returns
+    -------
+    Deviance of each count, of the shape of the counts, not negative.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffbio_sc.operators import losses
+    >>> [round(float(each), 3) for each in losses.poisson_deviance(jnp.array([2.0, 0.0]), jnp.array([2.0, 1.0]))]
+    [0.0, 2.0]
     """
     mean = jnp.maximum(mean, smallest)
     positive = counts > 0
@@ -147,6 +194,14 @@ def balanced_loss(
     References
     ----------
     Chen et al. 2018, ICML: GradNorm.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffbio_sc.operators import losses
+    >>> of_tasks, norms = jnp.array([0.5, 2.0]), jnp.array([1.0, 1.0])
+    >>> float(losses.balanced_loss(of_tasks, norms, jnp.zeros(2), initial_losses=jnp.array([1.0, 2.0])))
+    2.5
     """
     weights = len(losses) * jax.nn.softmax(log_weights)
     total = (jax.lax.stop_gradient(weights) * (losses if weighted is None else weighted)).sum()

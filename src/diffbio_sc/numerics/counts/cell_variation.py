@@ -78,6 +78,19 @@ def share_beyond_counting(counts: np.ndarray, mean: np.ndarray, active: np.ndarr
     return 1.0 - 1.0 / max(float(np.median(chi_square)), 1.0)
 
 
+def variation_beyond_counting(
+    counts: np.ndarray, mean: np.ndarray, freedom: np.ndarray | float, weight: np.ndarray | float = 1.0
+) -> float:
+    """Squared coefficient of variation of counts beyond random counting, averaged over entries by their mean.
+
+    The same at any depth, and 1 / n of it in sums of n. ``freedom`` is the share of the residuals' variance that
+    fitting the mean has left; rows may have a ``weight``.
+    """
+    mean = np.maximum(np.asarray(mean, np.float64), _SMALLEST_MEAN)
+    beyond = (counts - mean) ** 2 / mean / freedom - 1.0
+    return float((weight * beyond).sum() / (weight * mean).sum())
+
+
 def size_variation(totals: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:
     """Squared coefficient of variation of the counts of a cell in each group, counting noise taken off.
 

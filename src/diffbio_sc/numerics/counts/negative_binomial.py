@@ -30,7 +30,26 @@ def negative_binomial_log_likelihood(
 def negative_binomial_deviance(
     counts: Float[Array, "..."], mean: Float[Array, "..."], dispersion: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Twice the log-likelihood ratio of the saturated model to the model of the given mean; not negative."""
+    """Twice the log-likelihood ratio of the saturated model to the model of the given mean; not negative.
+
+    Parameters
+    ----------
+    counts, mean
+        Counts, and what a model expects.
+    dispersion
+        Variance is ``mean + dispersion * mean ** 2``.
+
+    Returns
+    -------
+    Deviance of each count, of the shape to which the arguments broadcast.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffbio_sc.operators import losses
+    >>> round(float(losses.negative_binomial_deviance(jnp.array(0.0), jnp.array(3.0), jnp.array(0.5))), 3)
+    3.665
+    """
     mean = jnp.maximum(mean, SMALLEST_MEAN)
     ratio = counts / mean
     log_ratio = jnp.where(counts > 0, jnp.log(jnp.where(counts > 0, ratio, 1.0)), 0.0)

@@ -9,8 +9,7 @@ __all__ = ["drop_duplicates"]
 
 
 @njit(cache=True, nogil=True)
-def _drop_duplicates(start, end, bounds, limit):
-    place = 0
+def _drop_duplicates(start, end, bounds, limit, place):
     for q in range(len(bounds)):
         first, last = bounds[q, 0], bounds[q, 1]
         begin = place
@@ -39,7 +38,7 @@ def _drop_duplicates(start, end, bounds, limit):
     return place
 
 
-def drop_duplicates(start: np.ndarray, end: np.ndarray, bounds: np.ndarray, limit: int = 1) -> int:
+def drop_duplicates(start: np.ndarray, end: np.ndarray, bounds: np.ndarray, limit: int = 1, place: int = 0) -> int:
     """Keep at most ``limit`` equal intervals, in place and in no more memory; ``bounds`` are rewritten.
 
     Parameters
@@ -50,9 +49,11 @@ def drop_duplicates(start: np.ndarray, end: np.ndarray, bounds: np.ndarray, limi
         First and last row of each sequence (sequences, 2), int64.
     limit
         Number to keep of each.
+    place
+        Number of intervals kept of sequences before, which stand at the front of the arrays.
 
     Returns
     -------
-    Number of intervals kept, at the front of the arrays.
+    Number of intervals kept, these included, at the front of the arrays.
     """
-    return int(_drop_duplicates(start, end, bounds, limit))
+    return int(_drop_duplicates(start, end, bounds, limit, place))

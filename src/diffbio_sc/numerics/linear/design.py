@@ -31,7 +31,8 @@ class Moments(NamedTuple):
 
     def centred(self) -> Float[np.ndarray, "columns columns"]:
         """Return X'X of centred columns."""
-        return self.gram - np.outer(self.sums, self.sums / self.size)
+        result = np.outer(self.sums, self.sums / self.size)
+        return np.subtract(self.gram, result, out=result)
 
 
 class Design(NamedTuple):

@@ -138,17 +138,22 @@ def _solve(
         design, labels, known = design.take(present), labels[present], known[present]
         moments = design.moments()
     mean = moments.sums / moments.size
-    factors = {}
-    for penalty in np.unique(penalties):
+
+    def factor_of(penalty: float) -> tuple[np.ndarray, bool]:
         matrix = moments.centred()
         matrix[np.diag_indices_from(matrix)] += penalty * moments.size
-        factors[penalty] = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+        # Transposed, the symmetric matrix lies as LAPACK has it and is not copied.
+        return cho_factor(matrix.T, lower=True, overwrite_a=True, check_finite=False)
+
+    # Kept where they are needed again and again; a factor is as large as the whole matrix.
+    factors = {} if known.all() else {penalty: factor_of(penalty) for penalty in np.unique(penalties)}
 
     def complete(right: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Solve the normal equations with all labels there."""
         right = right - np.outer(mean, intercept)
-        for penalty, factor in factors.items():
+        for penalty in np.unique(penalties):
             chosen = penalties == penalty
+            factor = factors[penalty] if factors else factor_of(penalty)
             right[:, chosen] = cho_solve(factor, right[:, chosen], check_finite=False)
         return right, intercept / moments.size - mean @ right
 

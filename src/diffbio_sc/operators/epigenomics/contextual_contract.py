@@ -97,6 +97,19 @@ def validate_contextual_epigenomics_dataset(
         If an array is sparse or does not hold real numbers.
     ValueError
         If a shape, value or meaning breaks the contract; the message names the first offence.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffbio_sc.operators.epigenomics import validate_contextual_epigenomics_dataset
+    >>> data = {"sequence": np.eye(4)[np.zeros((2, 6), int)], "tf_context": np.ones((2, 3))}
+    >>> data |= {"chromatin_contacts": np.ones((2, 6, 6)), "targets": np.zeros((2, 6))}
+    >>> sizes = validate_contextual_epigenomics_dataset(data, target_semantics="binary_peak_mask")
+    >>> data["targets"][0, 0] = 2
+    >>> validate_contextual_epigenomics_dataset(data, target_semantics="binary_peak_mask")
+    Traceback (most recent call last):
+    ...
+    ValueError: ...
     """
     missing = [key for key in required_keys if key not in data]
     if missing:

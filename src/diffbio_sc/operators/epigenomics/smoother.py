@@ -61,8 +61,9 @@ class CoverageSmoother(Operator):
 
     Notes
     -----
-    Input of ``apply``: ``coverage`` (length,) or (batch, length), not negative. Output: ``smoothed_coverage`` of the
-    same shape, of the same sum but for the ends of the track.
+    Inputs of ``apply``: ``coverage`` (length,) or (batch, length), not negative.
+
+    Outputs: ``smoothed_coverage`` of the same shape, of the same sum but for the ends of the track.
 
     Examples
     --------

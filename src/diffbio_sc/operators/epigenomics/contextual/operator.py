@@ -362,6 +362,19 @@ def compute_contextual_epigenomics_loss(
         If targets or, with guidance, contacts are missing.
     ValueError
         If shapes do not fit.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> from diffbio_sc.operators import epigenomics
+    >>> config = epigenomics.ContextualEpigenomicsConfig(num_tf_features=3, max_length=24)
+    >>> operator = epigenomics.ContextualEpigenomicsOperator(config, rngs=nnx.Rngs(0))
+    >>> data = {"sequence": jnp.eye(4)[jnp.arange(24) % 4], "tf_context": jnp.ones(3), "targets": jnp.arange(24) < 12}
+    >>> operator.initialize(data)
+    >>> terms = epigenomics.compute_contextual_epigenomics_loss(operator, data)
+    >>> round(float(terms["supervised"]), 2)  # of a base rate of one half
+    0.69
     """
     return operator.loss_terms(data)
 

@@ -35,6 +35,14 @@ def product_of_experts(
     Returns
     -------
     Mean and log variance of the product (cells, latent).
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from diffbio_sc.operators.multiomics import product_of_experts
+    >>> mean, log_variance = product_of_experts(jnp.array([[[0.0]], [[3.0]]]), jnp.log(jnp.array([[[1.0]], [[0.5]]])))
+    >>> round(float(mean[0, 0]), 4), round(float(jnp.exp(log_variance)[0, 0]), 4)
+    (2.0, 0.3333)
     """
     means, log_variances = jnp.asarray(means), jnp.asarray(log_variances)
     present = jnp.ones(means.shape[:2], bool)

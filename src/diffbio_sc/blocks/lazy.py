@@ -1,0 +1,359 @@
+"""Lazy matrices: dask arrays with dense or sparse chunks, worked through here or by the workers of a cluster."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from diffbio_sc.blocks.cluster import active_client, in_order, shared_folder, workers_of
+from diffbio_sc.blocks.interface import CountMatrix, as_working, bytes_of, dense_block, no_rows, pieces_of, tell_pass
+from diffbio_sc.blocks.plan import Plan, Task, plan_rows
+from diffbio_sc.blocks.shuffle import ColumnBlocks, FilePiece, HeldPiece, assemble
+from diffbio_sc.blocks.steps import Step, combine_in_order
+
+__all__ = ["ChunkError", "Dask"]
+
+Result = TypeVar("Result")
+_LIGHT = 100_000  # bytes of what chunks share (a store, a path) that each task may carry along
+
+
+class ChunkError(RuntimeError):
+    """A chunk of a lazy matrix could not be read."""
+
+
+class Chunks:
+    """Chunks that lie beside and below each other, with the part of dask's graph that makes them.
+
+    Parameters
+    ----------
+    graph
+        What the chunks are made from.
+    keys
+        Keys of the chunks, a list for each row of chunks.
+    names
+        Where each lies, for messages.
+    """
+
+    def __init__(self, graph: dict, keys: list[list[Any]], names: list[list[str]]):
+        self.graph, self.keys, self.names = graph, keys, names
+
+    def read(self) -> Any:
+        """Make the chunks, one after the other in this thread, and put them together."""
+        import dask
+
+        parts: list[list[Any]] = []
+        for keys, names in zip(self.keys, self.names, strict=True):
+            parts.append([])
+            for key, name in zip(keys, names, strict=True):
+                try:
+                    chunk = dask.get(self.graph, key)
+                except Exception as error:
+                    raise ChunkError(f"{name} could not be read: {type(error).__name__}: {error}") from error
+                parts[-1].append(as_working(chunk))
+        return put_together(parts)
+
+
+def put_together(parts: list[list[Any]]) -> Any:
+    """Chunks in the working type, beside and below each other, as one matrix: by hand, as dask copies sparse ones."""
+    rows = [row[0] if len(row) == 1 else _join(row, 1) for row in parts]
+    return rows[0] if len(rows) == 1 else _join(rows, 0)
+
+
+def _join(parts: list[Any], axis: int) -> Any:
+    if any(sp.issparse(part) for part in parts):
+        stack = (sp.vstack, sp.hstack)[axis]
+        return sp.csr_array(stack([sp.csr_array(part) for part in parts], format="csr"))
+    return np.concatenate(parts, axis)
+
+
+class Dask(CountMatrix):
+    """A dask array, with dense or sparse chunks, of which no more is computed at once than a block needs.
+
+    With a client of ``dask.distributed`` reads are tasks of its workers, which make their chunks themselves: only
+    results travel, and a task that is lost with its worker is run again. Without one they are made here, in order.
+    """
+
+    def __init__(self, matrix: Any):
+        if any(np.isnan(size) for axis in matrix.chunks for size in axis):
+            raise ValueError("the dask array has chunks of unknown size: call .compute_chunk_sizes() on it first.")
+        self.matrix = matrix
+        self.shape, self.dtype = matrix.shape, np.dtype(matrix.dtype)
+
+    def plan(self, size: int | None = None) -> Plan:
+        """Cut the rows into blocks of at most ``size``, along the chunks."""
+        return plan_rows(self.shape[0], self._most_rows(size), self.matrix.chunks[0])
+
+    def read(self, start: int, stop: int) -> Any:
+        """Rows from ``start`` to before ``stop``; the chunks that hold them are computed whole."""
+        chunks, first = self._chunks(start, stop)
+        if self._held:
+            import dask
+
+            whole = _from_parts(dask.compute(self._tasks_of(chunks))[0])
+        else:
+            whole = chunks.read()
+        return whole if whole.shape[0] == stop - start else whole[start - first : stop - first]
+
+    @cached_property
+    def _graph(self) -> tuple[dict, str]:
+        """Dask's graph, and the name of the chunks in it."""
+        import dask
+
+        if self._held:  # dask's optimisation drops them
+            return dict(self.matrix.__dask_graph__()), self.matrix.name
+        (optimised,) = dask.optimize(self.matrix)
+        return dict(optimised.__dask_graph__()), optimised.name
+
+    @cached_property
+    def _held(self) -> bool:
+        """Whether workers of a cluster hold chunks already: the array was persisted."""
+        if "distributed" not in sys.modules:
+            return False
+        from distributed import Future
+
+        return any(
+            isinstance(getattr(node, "value", node), Future) for node in dict(self.matrix.__dask_graph__()).values()
+        )
+
+    @cached_property
+    def _stops(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the chunks end, along the rows and along the columns."""
+        rows, columns = (np.cumsum(sizes) for sizes in self.matrix.chunks)
+        return rows, columns
+
+    def _positions(self, start: int, stop: int) -> list[int]:
+        """Numbers of the chunks along the rows that hold some of the rows."""
+        first, last = np.searchsorted(self._stops[0], [start, stop - 1], side="right")
+        return [index for index in range(first, last + 1) if self.matrix.chunks[0][index]]
+
+    def _chunks(self, start: int, stop: int) -> tuple[Chunks, int]:
+        """Chunks that hold some of the rows, and the first row of the first of them."""
+        from dask.optimization import cull
+
+        graph, name = self._graph
+        positions = self._positions(start, stop)
+        beside = [index for index, size in enumerate(self.matrix.chunks[1]) if size]
+        keys = [[(name, row, column) for column in beside] for row in positions]
+        needed, _ = cull(graph, [key for row in keys for key in row])
+        names = [[self._name(row, column) for column in beside] for row in positions]
+        return Chunks(needed, keys, names), self._first(0, positions[0])
+
+    def _first(self, axis: int, index: int) -> int:
+        return int(self._stops[axis][index]) - self.matrix.chunks[axis][index]
+
+    def _name(self, row: int, column: int) -> str:
+        (top, bottom), (left, right) = (
+            (self._first(axis, index), int(self._stops[axis][index])) for axis, index in ((0, row), (1, column))
+        )
+        return (
+            f"chunk ({row}, {column}) of the dask array {self.matrix.name!r}, rows {top} to {bottom - 1} and columns "
+            f"{left} to {right - 1},"
+        )
+
+    def _sources(self, reads: list[tuple[int, int]]) -> Iterator[Any]:
+        """For each read the chunks as an argument of a task: with the graph that makes them, or as dask's own tasks.
+
+        The graph goes along where tasks have nothing in common but a store or a path. What is heavy, what several reads
+        are cut from, and what workers hold already (a persisted array) stays with dask.
+        """
+        chunks = [self._chunks(start, stop)[0] for start, stop in reads]
+        if not self._held and _independent([one.graph for one in chunks]):
+            yield from chunks
+        else:
+            yield from map(self._tasks_of, chunks)
+
+    def _tasks_of(self, chunks: Chunks) -> list[list[Any]]:
+        """Chunks as delayed values."""
+        delayed = self.matrix.to_delayed()
+        return [[delayed[key[1:]] for key in row] for row in chunks.keys]
+
+    def _submit(self, client: Any, function: Any, reads: list[tuple[int, int]], arguments: Iterable, name: str) -> list:
+        """Delayed ``function`` of each read, with an argument of its own; each returns its bytes and a result."""
+        import dask
+
+        # A node of the graph of its own: what the function holds travels to each worker once, not with every task, and
+        # is sent again to a worker that takes the place of a lost one.
+        shared, run = dask.delayed(function, pure=False, traverse=False), dask.delayed(_on_source, pure=False)
+        label, token = name.lower().replace(" ", "-"), uuid.uuid4().hex[:8]
+        return [
+            run(shared, source, argument, dask_key_name=f"{label}-rows-{start}-{stop}-{token}")
+            for (start, stop), source, argument in zip(reads, self._sources(reads), arguments, strict=True)
+        ]
+
+    def map(
+        self, function: Callable[[int, Any], Result], size: int | None = None, *, description: str | None = None
+    ) -> list[Result]:
+        """Apply ``function(first row, block)`` to all blocks; one task of a cluster for each read."""
+        client = active_client()
+        if client is None:
+            return super().map(function, size, description=description)
+        plan, name = self.plan(size), description or "Blocks"
+        tasks = self._submit(client, _Mapped(function), _spans(plan), plan.tasks, name)
+        parts = list(in_order(client, tasks, description))
+        tell_pass(name, plan, sum(size for size, _ in parts), workers_of(client))
+        return [result for _, results in parts for result in results]
+
+    def _reduce(self, step: Step, size: int | None, description: str | None) -> Any:
+        client = active_client()
+        if client is None:
+            return super()._reduce(step, size, description)
+        plan, name, total = self.plan(size), description or "Sums", 0
+
+        def parts() -> Iterator[Any]:
+            nonlocal total
+            tasks = self._submit(client, _Reduced(step), _spans(plan), plan.tasks, name)
+            for number, part in in_order(client, tasks, description):
+                total += number
+                yield part
+
+        result = combine_in_order(parts(), step.combine)
+        tell_pass(name, plan, total, workers_of(client))
+        return result
+
+    def map_columns(
+        self,
+        function: Callable[[sp.csc_array, np.ndarray], Result],
+        blocks: list[np.ndarray],
+        *,
+        description: str = "Columns",
+    ) -> list[Result]:
+        """Apply ``function(sparse columns, their indices)`` to blocks of columns, one task of a cluster each.
+
+        Every chunk is read once and cut into the blocks of columns. The pieces lie in a folder that all workers see, so
+        that a lost worker takes none with it; without such a folder the workers send them to each other.
+        """
+        client = active_client()
+        if client is None or not blocks:
+            return super().map_columns(function, blocks, description=description)
+        import dask
+
+        plan, columns = self.plan(), ColumnBlocks(blocks)
+        reads, name = _spans(plan), f"{description}: reading"
+        shared, run = dask.delayed(function, pure=False, traverse=False), dask.delayed(_on_columns, pure=False)
+        with shared_folder(client) as folder:
+            if folder is None:
+                cut = self._submit(client, _Cut(columns), reads, [None] * len(reads), name)
+                tasks = [run(shared, [part[1][k] for part in cut], None, block) for k, block in enumerate(blocks)]
+                return list(in_order(client, tasks, description))
+            paths = [folder / str(start) for start, _ in reads]
+            sizes = in_order(client, self._submit(client, _Store(columns), reads, paths, name), name)
+            tell_pass(name, plan, sum(size for size, _ in sizes), workers_of(client))
+            tasks = [
+                run(shared, paths, stretch, block) for stretch, block in zip(columns.stretches, blocks, strict=True)
+            ]
+            return list(in_order(client, tasks, description))
+
+    def take(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
+        """Dense float32 rows at increasing indices; only the chunks that hold them are computed."""
+        rows = np.asarray(rows)
+        stops = self._stops[0]
+        wanted = np.searchsorted(stops, rows, side="right")
+        positions = np.unique(wanted)
+        if not len(positions):
+            return no_rows(self.shape[1], columns)
+        reads = [(self._first(0, index), int(stops[index])) for index in positions]
+        inside = [rows[wanted == index] - start for index, (start, _) in zip(positions, reads, strict=True)]
+        function, client = _Take(columns), active_client()
+        if client is None:
+            parts = [function(self.read(*read), some)[1] for read, some in zip(reads, inside, strict=True)]
+        else:
+            tasks = self._submit(client, function, reads, inside, "Rows")
+            parts = [part for _, part in in_order(client, tasks)]
+        return np.concatenate(parts)
+
+
+def _spans(plan: Plan) -> list[tuple[int, int]]:
+    return [(task[0][0], task[-1][1]) for task in plan.tasks]
+
+
+def _independent(graphs: list[dict]) -> bool:
+    """Whether graphs share nothing but what is light to carry along."""
+    from dask._task_spec import Task as DaskTask
+
+    seen: dict[Any, Any] = {}
+    shared: dict[Any, Any] = {}
+    for graph in graphs:
+        for key, node in graph.items():
+            if key in seen:
+                shared[key] = node
+            seen[key] = node
+    if any(isinstance(node, DaskTask) for node in shared.values()):
+        return False
+    return not shared or len(pickle.dumps(shared)) <= _LIGHT
+
+
+def _on_source(function: Callable[[Any, Any], Result], source: Any, argument: Any) -> Result:
+    """Run in a worker: read the chunks, then apply the function."""
+    if isinstance(source, Chunks):
+        return function(source.read(), argument)
+    return function(_from_parts(source), argument)
+
+
+def _from_parts(parts: list[list[Any]]) -> Any:
+    return put_together([[as_working(chunk) for chunk in row] for row in parts])
+
+
+class _Mapped:
+    def __init__(self, function: Callable[[int, Any], Any]):
+        self.function = function
+
+    def __call__(self, whole: Any, task: Task) -> tuple[int, list[Any]]:
+        return bytes_of(whole), [self.function(start, block) for start, block in pieces_of(whole, task)]
+
+
+class _Reduced:
+    def __init__(self, step: Step):
+        self.step = step
+
+    def __call__(self, whole: Any, task: Task) -> tuple[int, Any]:
+        return bytes_of(whole), self.step.over(pieces_of(whole, task))
+
+
+class _Take:
+    def __init__(self, columns: np.ndarray | None):
+        self.columns = columns
+
+    def __call__(self, whole: Any, rows: np.ndarray) -> tuple[int, np.ndarray]:
+        return bytes_of(whole), dense_block(whole[rows], self.columns)
+
+
+class _Cut:
+    """Pieces of a read for each block of columns."""
+
+    def __init__(self, columns: ColumnBlocks):
+        self.columns = columns
+
+    def __call__(self, whole: Any, _: None) -> tuple[int, list[HeldPiece]]:
+        piece = HeldPiece.cut(whole, self.columns.columns)
+        return bytes_of(whole), [piece.stretch(first, last) for first, last in self.columns.stretches]
+
+
+class _Store:
+    """Pieces of a read in a file."""
+
+    def __init__(self, columns: ColumnBlocks):
+        self.columns = columns
+
+    def __call__(self, whole: Any, path: Path) -> tuple[int, None]:
+        HeldPiece.cut(whole, self.columns.columns).save(path)
+        return bytes_of(whole), None
+
+
+def _on_columns(
+    function: Callable[[sp.csc_array, np.ndarray], Result],
+    pieces: list[Any],
+    stretch: tuple[int, int] | None,
+    block: np.ndarray,
+) -> Result:
+    """Run in a worker: put the pieces of a block of columns together, then apply the function."""
+    if stretch is None:
+        return function(assemble(pieces, 0, len(block)), block)
+    return function(assemble([FilePiece(path) for path in pieces], *stretch), block)

@@ -1,0 +1,3 @@
+from ._warm import warm
+
+__all__ = ["warm"]

@@ -1,0 +1,113 @@
+"""Lazy matrices that tell what is read of them, and steps that kill their worker: importable by the workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import scipy.sparse as sp
+
+from diffbio_sc.blocks.steps import ColumnSums, Step
+
+
+def load(array, log, start, stop, trouble=None, fatal=None, pause=0.0):
+    """A chunk; every time that it is made is a file in ``log``.
+
+    ``trouble`` is the first row of a chunk that cannot be read; ``fatal`` that of one that kills its worker when it is
+    made for the so-manieth time, once.
+    """
+    log = Path(log)
+    (log / f"{start}-{os.getpid()}-{threading.get_ident()}-{os.urandom(4).hex()}").touch()
+    if trouble == start:
+        raise OSError("checksum does not match")
+    time.sleep(pause)
+    if fatal is not None and fatal[0] == start and len(list(log.glob(f"{start}-*"))) == fatal[1]:
+        (log / "dead").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sp.csr_matrix(array[start:stop])
+
+
+def lazy(array, log, size=20, trouble=None, fatal=None, pause=0.0):
+    log.mkdir(exist_ok=True)
+    node = dask.delayed(load, pure=False)
+    parts = [
+        da.from_delayed(
+            node(array, str(log), start, start + size, trouble, fatal, pause),
+            (min(size, len(array) - start), array.shape[1]),
+            meta=sp.csr_matrix((0, 0), dtype=array.dtype),
+        )
+        for start in range(0, len(array), size)
+    ]
+    return da.concatenate(parts)
+
+
+def reads(log, size=20):
+    starts = [int(path.name.split("-")[0]) for path in log.iterdir() if path.name != "dead"]
+    return np.bincount(np.array(starts, int) // size) if starts else np.zeros(0, int)
+
+
+class Rounded(Step):
+    """A sum that depends on the order in which it is made."""
+
+    def __call__(self, start, block):
+        return np.asarray(block.sum(0)).ravel().astype(np.float32) * np.float32(1.1 + start)
+
+
+def total(piece, indices):
+    return float(piece.sum()), piece.shape, indices.tolist()
+
+
+class Dies:
+    """Kills its worker at one block, once."""
+
+    def __init__(self, mark, at, function):
+        self.mark, self.at, self.function = str(mark), at, function
+
+    def __call__(self, first, second):
+        key = first if np.isscalar(first) else int(second[0])
+        if key == self.at and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.function(first, second)
+
+
+def block_sum(start, block):
+    return start, float(block.sum())
+
+
+class DyingSums(ColumnSums):
+    def __init__(self, mark, at):
+        self.mark, self.at = str(mark), at
+
+    def __call__(self, start, block):
+        return Dies(self.mark, self.at, lambda first, second: super(DyingSums, self).__call__(first, second))(
+            start, block
+        )
+
+
+def dying_chunk(block, mark, total):
+    if total and block.sum() == total and not Path(mark).exists():
+        Path(mark).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return block
+
+
+def to_dense(block):
+    return block.toarray()
+
+
+class Heavy:
+    """Something like an array that is heavy to send."""
+
+    def __init__(self, array):
+        self.array, self.ballast = array, np.zeros(100_000)
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, 2
+
+    def __getitem__(self, index):
+        return self.array[index]

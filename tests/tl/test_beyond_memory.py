@@ -1,0 +1,185 @@
+"""Functions on matrices that are read block by block: passes, lazy objects, clusters, chunks that cannot be read."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+import diffbio_sc as dbio
+from diffbio_sc.blocks import interface
+
+da = pytest.importorskip("dask.array")
+distributed = pytest.importorskip("distributed")
+lazy_blocks = pytest.importorskip("lazy_blocks", exc_type=ImportError)
+
+SPOTS, CHUNK = 480, 96
+FIELDS = {
+    "deconvolution": lambda a: a.obsm["deconvolution"].to_numpy(),
+    "spatial_genes": lambda a: column(a, "spatial_score"),
+    "variance": lambda a: column(a, "fsv"),
+    "patterns": lambda a: np.asarray(a.obsm["spatial_patterns"], np.float64),
+}
+
+
+def column(adata, key):
+    return dbio.get.spatial_genes(adata).set_index("gene")[key].reindex(adata.var_names).to_numpy()
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    spots, cells = dbio.datasets.pbmc_tissue(n_spots=SPOTS)
+    spots.obs["slide"] = pd.Categorical(np.where(np.arange(spots.n_obs) < 200, "left", "right"))
+    return spots, cells
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_blocks():
+    """Blocks of one chunk, so that there are five."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interface, "block_rows", lambda columns, budget: CHUNK)
+        yield
+
+
+def run(spots, cells, *, variance=True):
+    dbio.tl.deconvolve(spots, cells, cell_type_key="cell_type", library_key="slide", smoothing=0.2)
+    dbio.tl.spatial_genes(spots, library_key="slide", variance=variance)
+    return spots
+
+
+@pytest.fixture(scope="module")
+def expected(tissue):
+    spots, cells = tissue
+    return run(spots.copy(), cells)
+
+
+def agree(found, expected):
+    for name in ("deconvolution", "spatial_genes", "variance"):
+        np.testing.assert_allclose(FIELDS[name](found), FIELDS[name](expected), rtol=1e-6, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(
+        np.asarray(found.obs["deconvolution_fit"], np.float32), expected.obs["deconvolution_fit"], atol=1e-6
+    )
+
+
+def lazily(spots, log, size=CHUNK, **options):
+    found = spots.copy()
+    found.X = lazy_blocks.lazy(spots.X.toarray(), log, size, **options)
+    return found
+
+
+def test_chunks_are_read_three_times_and_once_more_to_smooth(tissue, expected, tmp_path):
+    spots, cells = tissue
+    lazy = lazily(spots, tmp_path / "log")
+    matrix = lazy.X
+    dbio.tl.deconvolve(lazy, cells, cell_type_key="cell_type", library_key="slide")
+    reads = lazy_blocks.reads(tmp_path / "log", CHUNK)
+    assert reads.tolist() == [3] * 5  # checks and sums, depth and sample, regression
+    dbio.tl.deconvolve(lazy, cells, cell_type_key="cell_type", library_key="slide", smoothing=0.2)
+    assert (lazy_blocks.reads(tmp_path / "log", CHUNK) - reads).tolist() == [4] * 5
+    dbio.tl.spatial_genes(lazy, library_key="slide")
+    assert (lazy_blocks.reads(tmp_path / "log", CHUNK) - reads).tolist() == [6] * 5
+    assert lazy.X is matrix
+    agree(lazy, expected)
+
+
+@pytest.mark.parametrize("genes", [2000, 20_000])
+def test_chunks_are_read_twice_whatever_the_number_of_genes(tissue, tmp_path, genes):
+    spots, _ = tissue
+    rng = np.random.default_rng(0)
+    more = sp.random_array((spots.n_obs, genes - spots.n_vars), density=0.02, rng=rng, data_sampler=rng.poisson)
+    wide = ad.AnnData(sp.hstack([spots.X, more.astype(np.float32)], format="csr"), obs=spots.obs, obsm=dict(spots.obsm))
+    lazy = lazily(wide, tmp_path / "log")
+    dbio.tl.spatial_genes(lazy, variance=False)
+    assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [2] * 5
+    dbio.tl.spatial_genes(wide, variance=False)
+    np.testing.assert_allclose(column(lazy, "spatial_score"), column(wide, "spatial_score"), rtol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["h5ad", "zarr", "elements", "from_zarr"])
+def test_lazy_objects_stay_lazy_and_give_the_same(tissue, expected, tmp_path, where):
+    zarr = pytest.importorskip("zarr")
+    experimental = pytest.importorskip("anndata.experimental")
+    pytest.importorskip("xarray")
+    spots, cells = tissue
+    path = tmp_path / ("spots.h5ad" if where == "h5ad" else "spots.zarr")
+    (spots.write_h5ad if where == "h5ad" else spots.write_zarr)(path)
+    if where in ("h5ad", "zarr"):
+        lazy = experimental.read_lazy(path)
+        assert not isinstance(lazy.obs, pd.DataFrame)
+    else:
+        lazy = spots.copy()
+        if where == "elements":
+            lazy.X = experimental.read_elem_lazy(zarr.open(path)["X"], chunks=(CHUNK, spots.n_vars))
+        else:
+            dense = zarr.create_array(tmp_path / "dense.zarr", data=spots.X.toarray(), chunks=(CHUNK, 200))
+            lazy.X = da.from_zarr(dense)  # chunked along the genes as well
+    matrix = lazy.X
+    run(lazy, cells)
+    assert lazy.X is matrix
+    agree(lazy, expected)
+    dbio.tl.spatial_patterns(lazy)
+    whole = expected.copy()
+    dbio.tl.spatial_patterns(whole)
+    np.testing.assert_allclose(FIELDS["patterns"](lazy), FIELDS["patterns"](whole), rtol=1e-4, atol=1e-4)
+    assert lazy.X is matrix
+
+
+def test_genomic_bins_of_a_lazy_object(tmp_path):
+    experimental = pytest.importorskip("anndata.experimental")
+    pytest.importorskip("xarray")
+    fragments, _, cell_types = dbio.datasets.simulate_fragments()
+    bins = dbio.pp.coverage(fragments, bin_size=50, groupby=cell_types)
+    bins.write_h5ad(tmp_path / "bins.h5ad")
+    lazy = experimental.read_lazy(tmp_path / "bins.h5ad")
+    matrix = lazy.X
+    dbio.tl.peaks(lazy, mode="narrow")
+    dbio.tl.peaks(bins, mode="narrow")
+    pd.testing.assert_frame_equal(dbio.get.peaks(lazy), dbio.get.peaks(bins))
+    assert lazy.X is matrix
+
+
+def test_threads_of_a_cluster_give_the_same(tissue, expected, tmp_path):
+    spots, cells = tissue
+    with (
+        distributed.LocalCluster(n_workers=1, threads_per_worker=4, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+    ):
+        lazy = run(lazily(spots, tmp_path / "log"), cells)
+        dbio.tl.spatial_patterns(lazy)
+    agree(lazy, expected)
+    assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [8] * 5  # 4, 2 and the patterns 2
+
+
+@pytest.mark.parametrize("function", ["deconvolve", "spatial_genes"])
+def test_a_chunk_that_cannot_be_read_is_named_and_nothing_written(tissue, tmp_path, function):
+    spots, cells = tissue
+    lazy = lazily(spots, tmp_path / "log", trouble=192)
+    arguments = {"deconvolve": {"reference": cells, "cell_type_key": "cell_type"}, "spatial_genes": {}}[function]
+    with pytest.raises(RuntimeError, match=r"chunk \(2, 0\) .*rows 192 to 287 .*checksum does not match"):
+        getattr(dbio.tl, function)(lazy, **arguments)
+    assert list(lazy.uns) == []
+    assert list(lazy.obsm) == list(spots.obsm)
+    assert list(lazy.var) == list(spots.var)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "threads"), [(2, 1), (1, 2)])
+def test_workers_give_the_same_also_when_one_is_lost_at_any_stage(tissue, expected, tmp_path, workers, threads):
+    spots, cells = tissue
+    with (
+        distributed.LocalCluster(n_workers=workers, threads_per_worker=threads, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        agree(run(lazily(spots, tmp_path / "log"), cells), expected)
+        assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [6] * 5
+        if workers == 1:
+            return
+        for stage in range(6):  # check, depth and sample, regression, smoothing; sums, shuffle
+            log = tmp_path / f"stage-{stage}"
+            found = run(lazily(spots, log, fatal=(288, stage + 1)), cells)
+            agree(found, expected)
+            assert (log / "dead").exists()
+            assert lazy_blocks.reads(log, CHUNK).sum() <= 30 + 2
+            client.wait_for_workers(2, timeout=120)
