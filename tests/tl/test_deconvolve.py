@@ -267,6 +267,53 @@ def test_known_sizes_turn_rna_into_cells(tissue):
         run(adata, reference, cell_sizes=sizes, fraction_of="rna")
 
 
+def test_rows_of_known_composition_set_the_sizes_of_all(tissue):
+    """In these spots cells of the fourth type give a quarter of the RNA that they give in the reference."""
+    adata, reference = tissue
+    names = sorted(reference.obs["cell_type"].astype(str).unique())
+    spots = adata.obsm["truth"][[name.replace("/", "|") for name in names]].to_numpy()
+    more = spots * [1.0, 1.0, 1.0, 4.0, 1.0]
+    more /= more.sum(1, keepdims=True)  # four times the cells of a type gave the same counts
+    table = pd.DataFrame(more.copy(), index=adata.obs_names, columns=names)
+    table.iloc[40:] = np.nan
+    adata.obsm["counted"] = table
+    reference_sizes = error_of(run(adata, reference), more)
+    found = run(adata, reference, cell_sizes="counted")
+    assert error_of(found[40:], more[40:]) < 0.4 * reference_sizes
+    assert adata.uns["deconvolution"]["cell_sizes"].shape == (5,)
+    for bad, message in (
+        (table.iloc[:, 1:], "column for each cell type"),
+        (table * np.nan, "at least one row"),
+        (table.to_numpy(), "DataFrame"),
+    ):
+        adata.obsm["counted"] = bad
+        with pytest.raises(ValueError, match=message):
+            run(adata, reference, cell_sizes="counted")
+    with pytest.raises(KeyError, match="known compositions"):
+        run(adata, reference, cell_sizes="not there")
+
+
+def error_of(found, true):
+    return np.sqrt(((found - true) ** 2).mean())
+
+
+def test_what_no_type_explains_is_left_out_of_the_others(simulate):
+    adata, reference = simulate(seed=8, spots=300, types=6)
+    column = adata.obsm["truth"].columns[0]
+    smaller = reference[reference.obs["cell_type"] != column].copy()
+    truth = adata.obsm["truth"].to_numpy()
+    others = truth[:, 1:].sum(1) > 0.1
+    expected = truth[others, 1:] / truth[others, 1:].sum(1, keepdims=True)
+    without = run(adata, smaller)
+    assert "deconvolution_unexplained" not in adata.obs
+    found = run(adata, smaller, unexplained=True)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+    assert error_of(found[others], expected) < 0.8 * error_of(without[others], expected)
+    share = adata.obs["deconvolution_unexplained"].to_numpy()
+    assert auroc(share, truth[:, 0] > 0.3) > 0.95
+    np.testing.assert_array_equal(found[share < 0.19], without[share < 0.19])
+
+
 def test_type_missing_from_the_reference_lowers_the_fit_of_its_spots(simulate):
     adata, reference = simulate(seed=8, spots=300, types=6)
     for name in ("Astro", "Oligo", "Sst"):

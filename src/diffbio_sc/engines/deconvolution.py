@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.spatial import cKDTree
 from diffbio_sc.blocks.matrix import CountMatrix, dense_block
 from diffbio_sc.blocks.steps import Gather, RowSums
 from diffbio_sc.numerics.counts import signatures
+from diffbio_sc.numerics.counts.cell_sizes import sizes_from_samples
 from diffbio_sc.numerics.counts.cell_variation import excess_shape
 from diffbio_sc.numerics.counts.presence import PresencePrior, learn_presence, pull_to_sum, spike_and_slab
 from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proportion_deviation
@@ -27,6 +29,9 @@ _FEWEST_SAMPLED = 50  # of each slide, however many slides share the sample
 _NEIGHBOURS = 6  # of a spot on a hexagonal lattice
 _SOLVER_STEPS = 6
 _UNKNOWN_STEPS = 3
+# Of a spot's cells. Below, a signature outside the reference rather explains that cells of a type differ
+# (benchmarks/deconvolution.py missing).
+_UNEXPLAINED_SHARE = 0.2
 
 
 def choose_genes(
@@ -158,10 +163,21 @@ def _most(sample: Sample) -> int:
 
 
 class SlideSolver(NamedTuple):
-    """Regressions of one slide: on the reference alone, and with the unknown signature added."""
+    """Regressions of one slide.
+
+    Attributes
+    ----------
+    known
+        On the reference's signatures, refined if the spots are.
+    with_unknown
+        On the reference's own and one outside it, for the fit.
+    extended
+        On those of ``known`` and the one outside.
+    """
 
     known: SpotSolver
     with_unknown: SpotSolver
+    extended: SpotSolver
 
 
 class Fit(NamedTuple):
@@ -233,8 +249,13 @@ def fit_signatures(
 
     def solver() -> SlideSolver:
         known = operator.solver(profiles, rows)
-        extended = np.concatenate([operator.platform_signatures(profiles), unknown[None]]).astype(np.float32)
-        return SlideSolver(known, SpotSolver(extended, known.dispersion, _UNKNOWN_STEPS, rows=rows))
+        own = np.concatenate([operator.platform_signatures(profiles), unknown[None]]).astype(np.float32)
+        extended = np.concatenate([known.signatures, unknown[None]]).astype(np.float32)
+        return SlideSolver(
+            known,
+            SpotSolver(own, known.dispersion, _UNKNOWN_STEPS, rows=rows),
+            dataclasses.replace(known, signatures=extended, room=0),
+        )
 
     common = operator.log_platform[...]
     if slides == 1 or not platform_effect:
@@ -251,45 +272,63 @@ def fit_signatures(
 
 
 class Regressed(NamedTuple):
-    """Regression of all spots, and the share of each that the reference explains."""
+    """Regression of all spots, the share of each that the reference explains, and the regression with one type more.
+
+    ``extended`` is None unless asked for.
+    """
 
     solution: SpotSolution
     fit: np.ndarray
+    extended: SpotSolution | None = None
 
 
-def regress_spots(spots: Spots, sample: Sample, fit: Fit, smoothing: float = 0.0) -> Regressed:
-    """Regress all spots in one pass; with ``smoothing`` in a second one, toward the first answer of the neighbours."""
-    first = spots.counts.map(_RegressBlock(fit.solvers, spots), description="Deconvolution")
-    solutions, shares = zip(*first, strict=True)
+def regress_spots(
+    spots: Spots, sample: Sample, fit: Fit, smoothing: float = 0.0, *, unexplained: bool = False
+) -> Regressed:
+    """Regress all spots in one pass; with ``smoothing`` in a second one, toward the first answer of the neighbours.
+
+    With ``unexplained`` the unknown signature takes part as a further type.
+    """
+    first = spots.counts.map(_RegressBlock(fit.solvers, spots, unexplained), description="Deconvolution")
+    solutions, shares, extended = zip(*first, strict=True)
     solution, explained = _concatenate(list(solutions)), np.concatenate(shares)
+    further = _concatenate(list(extended)) if unexplained else None
     if smoothing and spots.coordinates is not None:
-        prior = neighbour_prior(solution.weights, spots.coordinates, spots.slides, sample.filled, smoothing)
-        solution = _concatenate(spots.counts.map(_SmoothBlock(fit.solvers, spots, prior), description="Smoothing"))
-    return Regressed(solution, explained)
+        answers = [solution] if further is None else [solution, further]
+        for number, answer in enumerate(answers):
+            prior = neighbour_prior(answer.weights, spots.coordinates, spots.slides, sample.filled, smoothing)
+            block = _SmoothBlock([one.extended if number else one.known for one in fit.solvers], spots, prior)
+            answers[number] = _concatenate(spots.counts.map(block, description="Smoothing"))
+        solution, further = answers[0], answers[1] if len(answers) > 1 else None
+    return Regressed(solution, explained, further)
 
 
 class _RegressBlock:
     """Regression and fit of one block of spots, each row with the solver of its slide; picklable for dask workers."""
 
-    def __init__(self, solvers: list[SlideSolver], spots: Spots):
+    def __init__(self, solvers: list[SlideSolver], spots: Spots, unexplained: bool):
         self.solvers, self.slides, self.columns = solvers, spots.slides, spots.columns
+        self.unexplained = unexplained
 
-    def __call__(self, start: int, block) -> tuple[SpotSolution, np.ndarray]:
+    def __call__(self, start: int, block) -> tuple[SpotSolution, np.ndarray, SpotSolution | None]:
         dense = dense_block(block, self.columns)
-        parts, fits, order = [], [], []
+        parts, fits, order, extended = [], [], [], []
         for slide, rows in _by_slide(self.slides[start : start + len(dense)]):
             parts.append(self.solvers[slide].known(dense[rows]))
             weights = self.solvers[slide].with_unknown(dense[rows]).weights
             fits.append(1.0 - weights[:, -1] / np.maximum(weights.sum(1), 1e-12))
+            if self.unexplained:
+                extended.append(self.solvers[slide].extended(dense[rows]))
             order.append(rows)
         position = np.argsort(np.concatenate(order))
-        return _concatenate(parts, position), np.concatenate(fits)[position]
+        further = _concatenate(extended, position) if self.unexplained else None
+        return _concatenate(parts, position), np.concatenate(fits)[position], further
 
 
 class _SmoothBlock:
     """The regression again, drawn toward a mean of its own for each spot; picklable for dask workers."""
 
-    def __init__(self, solvers: list[SlideSolver], spots: Spots, prior: tuple[np.ndarray, np.ndarray]):
+    def __init__(self, solvers: list[SpotSolver], spots: Spots, prior: tuple[np.ndarray, np.ndarray]):
         self.solvers, self.slides, self.columns, self.prior = solvers, spots.slides, spots.columns, prior
 
     def __call__(self, start: int, block) -> SpotSolution:
@@ -297,7 +336,7 @@ class _SmoothBlock:
         mean, precision = self.prior
         parts, order = [], []
         for slide, rows in _by_slide(self.slides[start : start + len(dense)]):
-            parts.append(self.solvers[slide].known(dense[rows], mean[start + rows], precision))
+            parts.append(self.solvers[slide](dense[rows], mean[start + rows], precision))
             order.append(rows)
         return _concatenate(parts, np.argsort(np.concatenate(order)))
 
@@ -411,6 +450,37 @@ def posterior_composition(
         np.where(filled[:, None], values, np.nan) for values in (weights, proportions, deviation)
     )
     return Composition(weights, proportions, deviation, number * proportions, frequency)
+
+
+def with_sizes_of_samples(profiles: np.ndarray, weights: np.ndarray, composition: np.ndarray) -> np.ndarray:
+    """Profiles in counts a cell whose sizes suit the spots of known composition; rows not known are missing.
+
+    ``weights`` are shares of RNA, which sizes do not change.
+    """
+    known = np.isfinite(composition).all(1) & np.isfinite(weights).all(1)
+    if not known.any():
+        return profiles
+    rna = weights[known] / weights[known].sum(1, keepdims=True)
+    size = profiles.sum(1, dtype=np.float64)
+    new = sizes_from_samples(rna, composition[known], size)
+    return (profiles * (new / size)[:, None]).astype(np.float32)
+
+
+def without_unexplained(found: Composition, extended: Composition) -> tuple[Composition, np.ndarray]:
+    """Proportions among what the reference explains, and the share of each spot that it does not.
+
+    ``extended`` has the unknown signature as last type. Spots of which that makes up less than a fifth stay as they
+    are ``found`` without it.
+    """
+    share = extended.proportions[:, -1]
+    rows = np.flatnonzero((share > _UNEXPLAINED_SHARE) & (share < 1.0 - 1e-3))
+    rest = (1.0 - share[rows])[:, None]
+    parts = {name: getattr(found, name).copy() for name in ("weights", "proportions", "deviation", "abundance")}
+    parts["weights"][rows] = extended.weights[rows, :-1]
+    parts["proportions"][rows] = extended.proportions[rows, :-1] / rest
+    parts["deviation"][rows] = extended.deviation[rows, :-1] / rest
+    parts["abundance"][rows] = extended.abundance[rows, :-1]
+    return found._replace(**parts), share
 
 
 def expected_counts(spots: Spots, sample: Sample, fit: Fit, weights: np.ndarray) -> np.ndarray:

@@ -46,11 +46,12 @@ def deconvolve(
     fraction_of: Literal["cells", "rna"] = "cells",
     platform_effect: bool = True,
     refine: bool = True,
+    unexplained: bool = False,
     library_key: str | None = None,
     smoothing: float = 0.0,
     spatial_key: str = "spatial",
     n_cells_key: str | None = None,
-    cell_sizes: Mapping[str, float] | None = None,
+    cell_sizes: Mapping[str, float] | str | None = None,
     min_counts: int = 10,
     allow_fractional: bool = False,
     reconstruct: bool = False,
@@ -92,6 +93,10 @@ def deconvolve(
         Whether to estimate a factor for each gene between the two platforms.
     refine
         Whether to refine the signatures on the spots, if refined ones predict further spots better.
+    unexplained
+        Whether to let one signature outside the reference take part as a further type, and give proportions among the
+        others where it makes up more than a fifth of a spot. For tissues that may hold a type that the reference lacks;
+        where it lacks none, this costs a little.
     library_key
         Column of ``adata.obs`` with the slide of each spot: each slide gets its own platform effect.
     smoothing
@@ -104,7 +109,9 @@ def deconvolve(
         are present over all spots, with a warning.
     cell_sizes
         RNA of a cell of each type, relative to each other (any unit), where it is known better than from the counts of
-        the reference's cells: from sorted cells, or from samples of known composition. Default: the reference's.
+        the reference's cells, from sorted cells for example. Or the key in ``adata.obsm`` of a table of known
+        compositions (rows × types, shares of cells; rows without a value for a type are not known): sizes are then
+        those under which these rows come out as known, and serve all rows. Default: the reference's.
     min_counts
         Spots with fewer counts get missing values.
     allow_fractional
@@ -135,6 +142,8 @@ def deconvolve(
         1 minus the share of the spot's RNA that a signature outside the reference would take, the one signature that
         explains most of what the reference leaves over on all spots. Near 1 for a spot that the reference explains,
         lower where a type that the reference lacks is present.
+    `.obs["deconvolution_unexplained"]` : float32
+        Share of the spot of that signature, if ``unexplained``; the proportions of the others still sum to 1.
     `.var["deconvolution_log_platform_effect"]` : float32
         Natural log of the gene's factor between the platforms; missing for genes not used.
     `.layers["deconvolution_reconstructed"]` : float32
@@ -142,7 +151,8 @@ def deconvolve(
     `.uns["deconvolution"]` : dict
         ``params``, ``version``, ``report`` (history, converged, steps, seconds), ``cell_types`` (original names),
         ``genes`` used, ``presence_probability`` of each type, ``dispersion``, ``refined``: whether signatures were
-        refined, ``typical_error`` of each type where it is present, on mixtures of held-out reference cells.
+        refined, ``typical_error`` of each type where it is present, on mixtures of held-out reference cells,
+        ``cell_sizes``, if they were given or learned from rows of known composition.
 
     Raises
     ------
@@ -180,7 +190,10 @@ def deconvolve(
     shared, in_reference = _shared_genes(adata, table, genes)
     counts, (totals,) = survey_counts(adata, ColumnSums(), layer=layer, allow_fractional=allow_fractional)
 
-    if cell_sizes is not None:
+    known = None
+    if isinstance(cell_sizes, str):
+        known = _known_composition(adata, cell_sizes, table, fraction_of)
+    elif cell_sizes is not None:
         table = table._replace(counts_per_cell=_known_sizes(table, cell_sizes, fraction_of))
         params["cell_sizes"] = table.counts_per_cell  # names of types may hold "/", which h5ad cannot store as keys
     sums = table.sums[:, in_reference]
@@ -211,15 +224,29 @@ def deconvolve(
         platform_effect=platform_effect,
         refine=refine,
     )
-    regressed = engine.regress_spots(spots, sample, fit, smoothing)
+    regressed = engine.regress_spots(spots, sample, fit, smoothing, unexplained=unexplained)
     found = engine.posterior_composition(
-        regressed.solution,
-        profiles,
-        sample,
-        cells,
-        kept=fit.kept,
-        size_variation=size_variation,
+        regressed.solution, profiles, sample, cells, kept=fit.kept, size_variation=size_variation
     )
+    if known is not None:
+        profiles = engine.with_sizes_of_samples(profiles, found.weights, known)
+        found = engine.posterior_composition(
+            regressed.solution, profiles, sample, cells, kept=fit.kept, size_variation=size_variation
+        )
+    obs = {"fit": regressed.fit}
+    if regressed.extended is not None:
+        # Nothing is known of the size of its cells: the mean of the others'.
+        size = np.full((1, len(columns)), profiles.sum() / profiles.size, np.float32)
+        variation = None if size_variation is None else np.append(size_variation, size_variation.mean())
+        extended = engine.posterior_composition(
+            regressed.extended,
+            np.concatenate([profiles, size]),
+            sample,
+            cells,
+            kept=fit.kept,
+            size_variation=variation,
+        )
+        found, obs["unexplained"] = engine.without_unexplained(found, extended)
     calibration = None
     if table.cells is not None and table.codes is not None:
         used = in_reference[chosen]
@@ -260,6 +287,7 @@ def deconvolve(
         dispersion=fit.dispersion,
         refined=fit.refined,
         **({} if calibration is None else {"typical_error": calibration.error}),
+        **({} if cell_sizes is None else {"cell_sizes": profiles.sum(1)}),
     )
     write_results(
         adata,
@@ -267,7 +295,10 @@ def deconvolve(
             f"{key_added}{suffix}": pd.DataFrame(values.astype(np.float32), index=adata.obs_names, columns=names)
             for suffix, values in tables.items()
         },
-        obs={f"{key_added}_fit": np.where(sample.filled, regressed.fit, np.nan).astype(np.float32)},
+        obs={
+            f"{key_added}_{name}": np.where(sample.filled, values, np.nan).astype(np.float32)
+            for name, values in obs.items()
+        },
         var={f"{key_added}_log_platform_effect": log_platform},
         layers=layers,
         uns={key_added: record},
@@ -312,6 +343,29 @@ def _shared_genes(adata: AnnData, reference: Reference, genes: Sequence[str] | N
         raise ValueError(f"{len(missing)} of genes are not in both adata and reference: {missing[:5]}.")
     keep = adata.var_names[columns].isin(wanted)
     return columns[keep], in_reference[keep]
+
+
+def _known_composition(adata: AnnData, key: str, table: Reference, fraction_of: str) -> np.ndarray:
+    """Shares of the types in the rows of ``adata`` of which they are known; missing in the others."""
+    if fraction_of != "cells":
+        raise ValueError("cell_sizes are for fractions of cells; leave them out for fraction_of='rna'.")
+    if key not in adata.obsm:
+        raise KeyError(
+            f"cell_sizes: adata.obsm has no table {key!r} of known compositions; it holds {list(adata.obsm)}."
+        )
+    given = adata.obsm[key]
+    if not isinstance(given, pd.DataFrame):
+        raise ValueError(f"adata.obsm[{key!r}] must be a DataFrame with a column for each cell type.")
+    missing = [name for name in table.types if not {name, name.replace("/", "|")} & set(given.columns)]
+    if missing:
+        raise ValueError(f"adata.obsm[{key!r}] must have a column for each cell type; missing: {missing[:5]}.")
+    columns = [name if name in given.columns else name.replace("/", "|") for name in table.types]
+    values = given[columns].to_numpy(np.float64)
+    complete = np.isfinite(values).all(1)
+    if not complete.any() or (values[complete] < 0).any() or (values[complete].sum(1) <= 0).any():
+        raise ValueError(f"adata.obsm[{key!r}] must hold shares of cells, not negative, of at least one row in full.")
+    values[~complete] = np.nan
+    return values / values.sum(1, keepdims=True)
 
 
 def _known_sizes(table: Reference, sizes: Mapping[str, float], fraction_of: str) -> np.ndarray:
