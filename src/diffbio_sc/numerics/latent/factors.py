@@ -27,6 +27,7 @@ from scipy.cluster.vq import kmeans2
 # `benchmarks/multiomics_vae.py constants` halves and doubles each of these, and shows what would be chosen without each
 # of the sets in turn.
 LARGEST_VALUE = 10.0  # standard deviations at which transformed values are cut, as scanpy's tutorials do
+_BLOCK_ROWS = 256  # rows of a dense matrix that are squared in float64 at a time
 _LIKELY_NOISE = 0.05  # components with less held-out signal than this, in units of noise, are left out
 _SMALLEST_RESIDUAL = 0.02  # of the variance of a feature: none is weighted more than 7 times another
 
@@ -73,7 +74,7 @@ def standard_deviations(matrix: Any) -> np.ndarray:
         mean = np.asarray(matrix.sum(0), np.float64).ravel() / rows
         square = np.asarray(matrix.multiply(matrix).sum(0), np.float64).ravel() / rows
     else:
-        mean, square = matrix.mean(0, dtype=np.float64), (matrix.astype(np.float64) ** 2).mean(0)
+        mean, square = matrix.mean(0, dtype=np.float64), _column_squares(matrix) / rows
     deviation = np.sqrt(np.maximum(square - mean**2, 0.0))
     return np.where(deviation > 1e-6 * np.sqrt(np.maximum(square, 1e-30)), deviation, 1.0).astype(np.float32)
 
@@ -202,7 +203,8 @@ def unimodal_expert(
 def _column_squares(matrix: Any) -> np.ndarray:
     if sp.issparse(matrix):
         return np.asarray(matrix.multiply(matrix).sum(0), np.float64).ravel()
-    return (matrix.astype(np.float64) ** 2).sum(0)
+    blocks = (matrix[start : start + _BLOCK_ROWS] for start in range(0, len(matrix), _BLOCK_ROWS))
+    return sum(np.einsum("ij,ij->j", block, block, dtype=np.float64) for block in blocks)  # type: ignore[return-value]
 
 
 def _weights(residual: np.ndarray, squares: np.ndarray, typical_share: float) -> np.ndarray:
