@@ -183,10 +183,12 @@ def test_collinear_columns_are_dropped():
     share = rng.dirichlet(np.ones(3), 40)
     columns = nuisance_columns(depth, groups, share)
     assert columns.shape == (40, 8)  # two intercepts, two depths, and of three shares that sum to 1 two on each slide
-    assert np.linalg.matrix_rank(columns) == 6
+    assert np.linalg.matrix_rank(columns) == 8
     assert nuisance_columns(np.ones(40), groups, np.column_stack([groups, np.ones(40)])).shape == (40, 2)
     span = np.column_stack([columns, share])
-    assert np.linalg.matrix_rank(span, tol=1e-8) == 6
+    assert np.linalg.matrix_rank(span, tol=1e-8) == 8
+    shared = nuisance_columns(depth, groups, share, by_group=False)
+    assert np.linalg.matrix_rank(np.column_stack([shared, share]), tol=1e-8) == shared.shape[1] == 6
 
 
 def test_covariates_have_an_effect_of_their_own_on_each_slide():
