@@ -1,11 +1,11 @@
 """Steps trained through one another, against the same steps trained one after the other.
 
-python benchmarks/composition.py [states] [states_real] [loops] [labels_simulated] [labels] [residuals]
+python benchmarks/composition.py [states] [states_real] [loops] [labels_simulated] [labels] [residuals] [spots]
 
 Each command prints a table: the loss on held-out data after the steps were fitted in turn, after that and further
 training of the last step alone (the control: as many steps of descent as the joint training has), and after joint
 training from the fit in turn; then the paired differences over the seeds with their standard deviation. SEEDS=0:3 sets
-the seeds. ``states_real`` and ``labels`` need DIFFBIO_SC_DATA.
+the seeds. ``states_real``, ``labels`` and ``spots`` need DIFFBIO_SC_DATA.
 """
 
 from __future__ import annotations
@@ -422,7 +422,113 @@ def residuals() -> None:
     summary("residuals", *found)
 
 
-COMMANDS = (states, states_real, loops, labels_simulated, labels, residuals)
+# Cells -> latent space -> profiles of types -> spots --------------------------------------------------------------
+
+
+class TypeProfiles(Operator):
+    """Mean of the reconstructed cells of each type.
+
+    Its parameter weighs the cells of a type by where they lie in the latent space: the tissue may be nearer to some of
+    them. At the start all weigh the same.
+    """
+
+    config_class = OperatorConfig
+    required_keys = ("reconstructed", "joint_latent", "cell_types")
+
+    def __init__(self, types: int, latent: int):
+        super().__init__(OperatorConfig(), rngs=nnx.Rngs(0))
+        self.tilt = nnx.Param(jnp.zeros((types, latent)))
+
+    def __call__(self, data):
+        logits = data["joint_latent"] @ self.tilt[...].T
+        weights = nnx.softmax(jnp.where(jnp.asarray(data["cell_types"]) > 0, logits, -jnp.inf), axis=0)
+        return {"reference_profiles": weights.T @ data["reconstructed"] + 1e-4}
+
+
+def truth_set(name: str):
+    """Spots, reference cells and their types as indicators, and the true shares of the types in the spots."""
+    import anndata
+
+    spots, cells = (anndata.read_h5ad(folder() / "deconvolution" / name / f"{one}.h5ad") for one in ("spots", "ref"))
+    cells = cells[np.asarray(cells.X.sum(1)).ravel() > 0]
+    types = cells.obs["cell_type"].cat
+    truth = spots.obsm["truth"].reindex(columns=types.categories).fillna(0.0).to_numpy()
+    indicators = np.eye(len(types.categories), dtype=np.float32)[types.codes]
+    return spots.X.toarray().astype(np.float32), cells.X.toarray().astype(np.float32), indicators, truth
+
+
+def compare_spots(name: str) -> None:
+    """Half of the spots to train on, a quarter to stop by, a quarter held out, drawn for each seed."""
+    from diffbio_sc.training.optimizers import Adam
+
+    print(f"\n## spots, {name}: held-out spots, negative log-likelihood for each count; RMSE of proportions\n")
+    heading("seed", "in turn", "last step longer", "with free signatures", "joint", "RMSE of each", "CPU s")
+    found: tuple[list, list, list] = ([], [], [])
+    head = ("log_platform", "log_dispersion")
+    for seed in SEEDS:
+        started = time.process_time()
+        spots, cells, indicators, truth = truth_set(name)
+        order = np.random.default_rng(seed).permutation(len(spots))
+        parts = np.split(order, [len(order) // 2, 3 * len(order) // 4])
+        fixed = {"modality_0_counts": cells, "cell_types": indicators}
+        given, watched, held_out = ({**fixed, "spatial_expression": spots[part]} for part in parts)
+        types, genes = indicators.shape[1], spots.shape[1]
+        in_turn = Pipeline(
+            {
+                "vae": multiomics.DifferentiableMultiOmicsVAE(
+                    multiomics.MultiOmicsVAEConfig(modality_dims=(genes,), latent_dim=10), rngs=nnx.Rngs(seed)
+                ),
+                "profiles": TypeProfiles(types, 10),
+                "spots": multiomics.SpatialDeconvolution(
+                    multiomics.SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0),
+                    rngs=nnx.Rngs(0),
+                ),
+            },
+            inputs={"profiles": {"reconstructed": "modality_0_reconstructed"}},
+            # The log-likelihood of all counts, of cells (a bound) and of spots, for each count of the spots.
+            losses={"spots": 1.0, "vae": len(cells) / given["spatial_expression"].size},
+        )
+
+        def last_step(pipeline, names, epochs, rate, given=given, watched=watched):
+            arrays = []
+            for data in (given, watched):
+                profiles = np.asarray(pipeline(data)["reference_profiles"])
+                arrays.append({"spatial_expression": data["spatial_expression"], "reference_profiles": profiles})
+            train(
+                pipeline.steps["spots"], arrays[0], wrt=named(names), batch_size=None, keep_start=True,
+                sample_keys=["spatial_expression"], validation=arrays[1], max_epochs=epochs, learning_rate=rate,
+                patience=15,
+            )  # fmt: skip
+
+        in_turn.fit_in_turn(given, {"vae": {"rng": seed}, "profiles": None})
+        last_step(in_turn, head[1:], 100, 0.1)  # its own fit leaves the dispersion as it is
+        longer, free, joint = (nnx.clone(in_turn) for _ in range(3))
+        last_step(longer, head, 120, 0.02)
+        last_step(free, (*head, "log_deviation"), 120, 0.02)
+        whole = {"whole": np.zeros(1, np.float32)}
+        train(
+            joint, {**given, **whole}, loss=lambda operator, batch, key: operator.loss(batch), batch_size=None,
+            sample_keys=["whole"], validation={**watched, **whole}, keep_start=True, max_epochs=120, patience=15,
+            optimizer=Adam(0.02, (("steps/vae", 0.3),), 1e-6),
+        )  # fmt: skip
+        losses, errors = [], []
+        for one in (in_turn, longer, free, joint):
+            losses.append(float(one.loss_terms(held_out)["spots"]))
+            shares = np.asarray(one(held_out)["proportions"])
+            errors.append(f"{np.sqrt(((shares - truth[parts[2]]) ** 2).mean(1)).mean():.3f}")
+        found[0].append(losses[0])
+        found[1].append(min(losses[1:3]))
+        found[2].append(losses[3])
+        row(seed, *losses, " ".join(errors), f"{time.process_time() - started:.0f}")
+    summary(f"spots, {name}", *found)
+
+
+def spots() -> None:
+    for name in os.environ.get("SETS", "merfish_poa,pbmc_pseudospots").split(","):
+        compare_spots(name)
+
+
+COMMANDS = (states, states_real, loops, labels_simulated, labels, residuals, spots)
 
 if __name__ == "__main__":
     known = {command.__name__: command for command in COMMANDS}

@@ -208,12 +208,16 @@ def hidden(data: Data, arguments: argparse.Namespace) -> None:
                 data.tokens, seen.labels, chromosome=data.chromosome, split=data.split, tf_context=seen.context,
                 progress=False, rng=0,
             )  # fmt: skip
-            logits = model.predict(data.tokens[test])
+            validation, logits = (model.predict(data.tokens[data.split == part]) for part in (1, 2))
             nearest = model.copies._replace(softness=0.0).weights(data.context[out])
             copied = logits[:, model.copies.columns] @ nearest.T
+            # What no mixture can do better: its weights are told the hidden labels of the validation chromosomes.
+            known = np.column_stack([validation, np.ones(len(validation))])
+            weights = np.linalg.lstsq(known, data.labels[data.split == 1][:, out], rcond=None)[0]
             np.savez(
-                path, ours=logits @ model.mixing(data.context[out]).T, nearest=copied, softness=model.copies.softness
-            )
+                path, ours=logits @ model.mixing(data.context[out]).T, nearest=copied, mixture=logits @ weights[:-1],
+                softness=model.copies.softness,
+            )  # fmt: skip
         with np.load(path) as stored:
             found = {key: stored[key] for key in stored.files}
         own = fitted(data, "sequence_0", arguments.keep, tf_context=data.context, rng=0)["logits"][:, out]
@@ -221,16 +225,17 @@ def hidden(data: Data, arguments: argparse.Namespace) -> None:
         varies = (labels[:, data.main].sum(1) > 0) & (labels[:, data.main].sum(1) < data.main.sum())
         print(f"hidden {names}, softness {found['softness']}")
         for place, cell in enumerate(np.flatnonzero(out)):
-            rows.append((labels[:, cell], varies, found["ours"][:, place], found["nearest"][:, place], own[:, place]))
+            scores = (found["ours"][:, place], found["nearest"][:, place], own[:, place], found["mixture"][:, place])
+            rows.append((labels[:, cell], varies, *scores))
             print(f"  {data.cells[cell]:6s}", *(f"{v:.4f}" for v in _areas(rows[-1], np.arange(test.sum()))))
-    names = ("ours", "nearest copy", "model of the cell itself")
+    names = ("ours", "nearest copy", "model of the cell itself", "best mixture")
     everything = np.arange(test.sum())
     mean = np.mean([_areas(row, everything) for row in rows], axis=0)
     print("mean AUROC of varying regions:", *(f"{n} {v:.4f}" for n, v in zip(names, mean, strict=True)))
     draws = np.array(
         [np.mean([_areas(row, chosen) for row in rows], axis=0) for chosen in blocks(data, arguments.draws)]
     )
-    for other, name in ((1, "nearest copy"), (2, "model of the cell itself")):
+    for other, name in enumerate(names[1:], start=1):
         difference = draws[:, 0] - draws[:, other]
         print(f"ours - {name}: {mean[0] - mean[other]:.4f}, 95 %", np.round(np.percentile(difference, [2.5, 97.5]), 4))
 
@@ -301,8 +306,8 @@ def cost(data: Data, arguments: argparse.Namespace) -> None:
 
 
 # Constants of diffbio_sc.engines.contextual, and what they are changed to.
-CHOICES = {"_CHOSEN": (1024, 4096), "_MOST_MOTIFS": (0, 48, 160), "_STEPS": (300, 600, 1200)}
-MIXES = {"network alone": (1, 0, 0), "1:1:1": (1, 1, 1), "4:1:1": (4, 1, 1), "1:0:1": (1, 0, 1), "1:1:0": (1, 1, 0)}
+CHOICES = {"_CHOSEN": (512, 2048), "_MOST_MOTIFS": (0, 48, 160), "_STEPS": (300, 600, 1200)}
+MIXES = {"2:1:1": (2, 1, 1), "1:0:0": (1, 0, 0), "1:1:1": (1, 1, 1), "4:1:1": (4, 1, 1), "1:0:1": (1, 0, 1)}
 
 
 def choose(data: Data, arguments: argparse.Namespace) -> None:
@@ -313,51 +318,72 @@ def choose(data: Data, arguments: argparse.Namespace) -> None:
     known = data.take(np.flatnonzero(data.split < 2))
     known = smaller(known._replace(split=np.where(known.split == 1, 2, 0)), SMALL)
     judged = known.take(np.flatnonzero(known.split == 2))
+    found: dict[str, list[np.ndarray]] = {}
+    seconds: dict[str, list[float]] = {}
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        for name, logits in _changed(known, judged, seed, arguments.keep).items():
+            found.setdefault(name, []).append(logits[:, :-1][:, judged.main])
+            seconds.setdefault(name, []).append(float(logits[0, -1]))
     labels = judged.labels[:, judged.main]
+    default = found["default"]
+    generator = np.random.default_rng(0)
+    drawn = [(rows, generator.integers(len(default), size=len(default))) for rows in blocks(judged, arguments.draws)]
+    for name, models in found.items():
+        if len(models) < len(default):  # a mix, where some fit kept the network alone
+            continue
+        show(name, np.mean([measures(labels, one) for one in models], axis=0), f"CPU s {np.mean(seconds[name]):.0f}")
+        if name != "default":
+            changes = [
+                np.mean([measures(labels[r], models[s][r]) - measures(labels[r], default[s][r]) for s in seeds], axis=0)
+                for r, seeds in drawn
+            ]
+            for which, values in zip(
+                ("  change from", "  to"), np.percentile(changes, [2.5, 97.5], axis=0), strict=True
+            ):
+                show(which, values)
 
-    def fit(**options: Any) -> RegionModel:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return fit_regions(
-                known.tokens, known.labels, chromosome=known.chromosome, split=known.split, tf_context=known.context,
-                progress=False, rng=arguments.first, **options,
-            )  # fmt: skip
 
-    def tell(name: str, model: RegionModel, logits: np.ndarray) -> None:
-        found = measures(labels, logits[:, judged.main])
-        changes = [
-            measures(labels[rows], logits[rows][:, judged.main]) - measures(labels[rows], default[rows][:, judged.main])
-            for rows in resampled
-        ]
-        low, high = np.percentile(changes, [2.5, 97.5], axis=0)
-        seconds = model.report["cpu_seconds"]
-        show(
-            name,
-            found,
-            f"CPU s {seconds:.0f}",
-            "change",
-            *(f"[{a:+.4f} {b:+.4f}]" for a, b in zip(low, high, strict=True)),
-        )
+def _changed(known: Data, judged: Data, seed: int, keep: Path) -> dict[str, np.ndarray]:
+    """Logits of the judged regions with each constant changed, and in a last column the CPU seconds of the fit."""
 
-    more = fit(n_networks=5)
-    model = dataclasses.replace(more, networks=more.networks[:3])
-    resampled = blocks(judged, arguments.draws)
-    default = model.predict(judged.tokens)
-    tell(f"default, {model.report['kept']}", model, default)
-    for number in (1, 2, 5):
-        fewer = dataclasses.replace(more, networks=more.networks[:number])
-        tell(f"networks {number}", more, fewer.predict(judged.tokens))
-    if model.logistic:
-        parts = model.parts(judged.tokens, None)
-        for name, shares in MIXES.items():
-            tell(f"mix {name}", model, combine(parts, np.array(shares) / sum(shares)))
+    def fit(name: str, **options: Any) -> dict[str, np.ndarray]:
+        path = keep / f"choose_{name.replace(' ', '')}_{seed}.npz"
+        if not path.exists():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model = fit_regions(
+                    known.tokens, known.labels, chromosome=known.chromosome, split=known.split,
+                    tf_context=known.context, progress=False, rng=seed, **options,
+                )  # fmt: skip
+            np.savez(path, **_variants(name, model, judged.tokens))
+            print(f"seed {seed}, {name}: {model.report['kept']}", flush=True)
+        with np.load(path) as stored:
+            return {key: stored[key] for key in stored.files}
+
+    found = fit("default", n_networks=5)
     for constant, values in CHOICES.items():
         kept = getattr(contextual, constant)
         for value in values:
             setattr(contextual, constant, value)
-            changed = fit()
-            tell(f"{constant} {value} (default {kept})", changed, changed.predict(judged.tokens))
+            found |= fit(f"{constant} {value}")
         setattr(contextual, constant, kept)
+    return found
+
+
+def _variants(name: str, model: RegionModel, tokens: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits of a model by name; of the default also with other numbers of networks and other mixes."""
+
+    def of(model: RegionModel, shares: np.ndarray | None = None) -> np.ndarray:
+        logits = model.predict(tokens) if shares is None else combine(model.parts(tokens, None), shares)
+        return np.concatenate([logits, np.full((len(logits), 1), model.report["cpu_seconds"])], axis=1)
+
+    if name != "default":
+        return {name: of(model)}
+    fewer = {number: dataclasses.replace(model, networks=model.networks[:number]) for number in (1, 2, 3)}
+    found = {name: of(fewer[3]), "networks 1": of(fewer[1]), "networks 2": of(fewer[2]), "networks 5": of(model)}
+    if model.logistic:
+        found |= {f"mix {mix}": of(fewer[3], np.array(shares) / sum(shares)) for mix, shares in MIXES.items()}
+    return found
 
 
 def main() -> None:

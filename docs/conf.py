@@ -70,6 +70,10 @@ for _notebook in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb"):
     _page = _pages / _notebook.name
     if not _page.exists() or _page.stat().st_mtime < _notebook.stat().st_mtime:
         shutil.copyfile(_notebook, _page)
+    # A link to a page leads there from the repository; from among the pages the way is shorter.
+    _text = _page.read_text(encoding="utf-8")
+    if "](../docs/" in _text:
+        _page.write_text(_text.replace("](../docs/", "](../"), encoding="utf-8")
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

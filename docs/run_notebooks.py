@@ -23,10 +23,11 @@ SOURCES = ROOT / "notebooks"
 PAGES = ROOT / "docs" / "notebooks"
 
 SECONDS_OF_A_CELL = 600
-# Bars are for a person who waits. Two packages warn of themselves while they are imported.
+# Bars are for a person who waits. Three packages warn of themselves: two of their imports, one of its next default.
 ENVIRONMENT = {
     "DIFFBIO_SC_PROGRESS": "0",
-    "PYTHONWARNINGS": "ignore::SyntaxWarning:docrep.decorators,ignore::FutureWarning:muon._core.preproc",
+    "PYTHONWARNINGS": "ignore::SyntaxWarning:docrep.decorators,ignore::FutureWarning:muon._core.preproc,"
+    "ignore:Writing zarr v2 data will no longer be the default:UserWarning",
 }
 # Long ones first, so that none is left alone at the end.
 LONG = ("contextual", "deconvolution", "spatial_genes")

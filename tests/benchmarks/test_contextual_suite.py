@@ -62,7 +62,7 @@ def small():
     return report
 
 
-def test_e9_context_lifts_the_task_and_contacts_the_structure(small):
+def test_E9_context_lifts_the_task_and_contacts_the_structure(small):
     variants = small["datasets"][suite.SYNTHETIC][PEAKS]["variants"]
     values = {
         name: {key: entry["value"] for key, entry in found["metrics"].items()} for name, found in variants.items()
@@ -74,7 +74,7 @@ def test_e9_context_lifts_the_task_and_contacts_the_structure(small):
         assert 0 < found["chromatin_consistency"] <= 1
 
 
-def test_e9_stored_variants_of_both_tasks(stored):
+def test_E9_stored_variants_of_both_tasks(stored):
     assert list(stored["datasets"][suite.SYNTHETIC]) == [PEAKS, STATES]
     for task, entry in stored["datasets"][suite.SYNTHETIC].items():
         assert list(entry["variants"]) == list(suite.VARIANTS)
@@ -93,7 +93,7 @@ def test_e9_stored_variants_of_both_tasks(stored):
         }
 
 
-def test_e9_consistency_is_bounded_and_one_for_perfect_structure():
+def test_E9_consistency_is_bounded_and_one_for_perfect_structure():
     unit = np.eye(4, dtype=np.float32)[None, [0, 0, 1, 2]]
     contacts = (1 + unit @ unit.swapaxes(1, 2)) / 2
     assert suite.consistency(unit, contacts) == pytest.approx(1.0)
@@ -101,14 +101,14 @@ def test_e9_consistency_is_bounded_and_one_for_perfect_structure():
     assert suite.consistency(np.eye(4)[None].astype(np.float32), np.ones((1, 4, 4))) == pytest.approx(0.8)
 
 
-def test_e9_variants_are_one_operator_told_apart_by_flags():
+def test_E9_variants_are_one_operator_told_apart_by_flags():
     configs = [suite.configuration(variant, PEAKS) for variant in suite.ABLATIONS]
     flags = [(config.use_tf_context, config.use_chromatin_guidance) for config in configs]
     assert flags == [(False, False), (True, False), (True, True)]
     assert len({dataclasses.replace(c, use_tf_context=True, use_chromatin_guidance=True) for c in configs}) == 1
 
 
-def test_e9_random_context_tells_cell_types_apart_and_nothing_else():
+def test_E9_random_context_tells_cell_types_apart_and_nothing_else():
     training, test = suite._data(PEAKS, 0)
     one, other = (suite._random_context(part, 0) for part in (training, test))
     expressed = training["tf_context"] > 0.5
@@ -119,7 +119,7 @@ def test_e9_random_context_tells_cell_types_apart_and_nothing_else():
     assert one["targets"] is training["targets"]
 
 
-def test_e10_contract_of_the_tasks_that_ran(small):
+def test_E10_contract_of_the_tasks_that_ran(small):
     assert small["contextual_contract"] == {
         "required_keys": ["sequence", "tf_context", "chromatin_contacts", "targets"],
         "target_semantics_by_task": {PEAKS: "binary_peak_mask"},
@@ -127,7 +127,7 @@ def test_e10_contract_of_the_tasks_that_ran(small):
     }
 
 
-def test_e10_contract_is_stored_and_kept_by_the_data(stored):
+def test_E10_contract_is_stored_and_kept_by_the_data(stored):
     from diffbio_sc.operators.epigenomics.contextual_contract import validate_contextual_epigenomics_dataset
 
     contract = stored["contextual_contract"]
@@ -143,7 +143,7 @@ def test_e10_contract_is_stored_and_kept_by_the_data(stored):
             )
 
 
-def test_e11_run_is_stored_with_the_axes(tmp_path, stored):
+def test_E11_run_is_stored_with_the_axes(tmp_path, stored):
     path, run = save_contextual_epigenomics_suite_run(stored, tmp_path, commit="abc", branch="main")
     assert path == tmp_path / "runs" / f"{run.id}.json"
     data = json.loads(path.read_text())
@@ -157,7 +157,7 @@ def test_e11_run_is_stored_with_the_axes(tmp_path, stored):
     assert Store(tmp_path).query(task=PEAKS, contextual_variant="tf_context")[0].id == run.id
 
 
-def test_e11_without_a_baseline(tmp_path, stored):
+def test_E11_without_a_baseline(tmp_path, stored):
     with pytest.raises(FileNotFoundError, match="set_baseline_if_missing=True"):
         check_contextual_epigenomics_suite_regressions(stored, tmp_path)
     assert not (tmp_path / "runs").exists()
@@ -166,7 +166,7 @@ def test_e11_without_a_baseline(tmp_path, stored):
         save_contextual_epigenomics_suite_run({}, tmp_path)
 
 
-def test_e11_the_same_figures_pass(store, stored):
+def test_E11_the_same_figures_pass(store, stored):
     assert verdicts(stored, store) == []
 
 
@@ -178,26 +178,26 @@ def with_metric(point, name, value):
     return dataclasses.replace(point, metrics={**point.metrics, name: Metric.of([value] * 3)})
 
 
-def test_e11_catches_a_metric_that_is_nan(store, stored):
+def test_E11_catches_a_metric_that_is_nan(store, stored):
     here = of(PEAKS, "tf_context")
     report = changed(stored, lambda point: with_metric(point, "f1", math.nan) if here(point) else point)
     assert verdicts(report, store) == [(PEAKS, "tf_context", "f1", "not finite")]
 
 
 @pytest.mark.parametrize("variant", suite.VARIANTS)
-def test_e11_catches_a_missing_variant(store, stored, variant):
+def test_E11_catches_a_missing_variant(store, stored, variant):
     here = of(STATES, variant)
     assert verdicts(changed(stored, lambda point: None if here(point) else point), store) == [
         (STATES, variant, "", "missing")
     ]
 
 
-def test_e11_catches_a_missing_task(store, stored):
+def test_E11_catches_a_missing_task(store, stored):
     found = verdicts(changed(stored, lambda point: None if point.tags["task"] == PEAKS else point), store)
     assert found == [(PEAKS, variant, "", "missing") for variant in suite.VARIANTS]
 
 
-def test_e11_catches_a_missing_metric(store, stored):
+def test_E11_catches_a_missing_metric(store, stored):
     here = of(PEAKS, "tf_plus_chromatin")
 
     def change(point: Point) -> Point:
@@ -210,13 +210,13 @@ def test_e11_catches_a_missing_metric(store, stored):
 
 
 @pytest.mark.parametrize("variant", suite.ABLATIONS)
-def test_e11_catches_a_score_of_zero(store, stored, variant):
+def test_E11_catches_a_score_of_zero(store, stored, variant):
     here = of(PEAKS, variant)
     report = changed(stored, lambda point: with_metric(point, "f1", 0.0) if here(point) else point)
     assert verdicts(report, store) == [(PEAKS, variant, "f1", "worse")]
 
 
-def test_e12_synthetic_gains_are_regression_evidence_only(stored, small):
+def test_E12_synthetic_gains_are_regression_evidence_only(stored, small):
     for report in (stored, small):
         scope = report["contextual_evidence_scope"]
         assert scope["synthetic"] is True
@@ -239,7 +239,7 @@ def real_report(**areas):
     return SuiteReport(name=suite.NAME, quick=False, points=points, seeds={}, metric_defs={})
 
 
-def test_e12_promotion_gate_needs_real_data_and_a_gain_over_every_rival():
+def test_E12_promotion_gate_needs_real_data_and_a_gain_over_every_rival():
     others = {"sequence_only": [0.60, 0.61, 0.60], "linear": [0.61, 0.61, 0.60]}
     won = suite.promotion_gate(real_report(tf_context=[0.65, 0.66, 0.65], random_context=[0.63, 0.64, 0.63], **others))
     assert won["promotion_eligible"] is True
@@ -251,7 +251,7 @@ def test_e12_promotion_gate_needs_real_data_and_a_gain_over_every_rival():
 
 
 @pytest.mark.slow
-def test_e11_another_seed_passes_against_the_stored_baseline(store):
+def test_E11_another_seed_passes_against_the_stored_baseline(store):
     report = run_contextual_epigenomics_suite(quick=True, seeds=(21, 22, 23))
     result = check_contextual_epigenomics_suite_regressions(report, store)
     assert result.passed, result.summary()

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse as sp
 from stored_baseline import baseline
 
+import diffbio_sc as dbio
 from diffbio_sc.benchmarks import (
     Case,
     MetricDef,
@@ -17,7 +18,6 @@ from diffbio_sc.benchmarks import (
     compare,
     contacts_suite,
     peaks_suite,
-    planted,
     run_deconvolution_suite,
     run_suite,
     spatial_genes_suite,
@@ -133,7 +133,7 @@ def test_other_seeds_of_a_suite_pass_against_the_baseline():
 
 
 def test_kin_are_told_apart_by_one_modality_more_than_by_the_other():
-    mdata = planted.two_modalities(0)
+    mdata = dbio.datasets.simulate_multiomics(n_cells=300, n_genes=200, n_peaks=300, rng=0)
     labels = mdata.obs["cell_type"].astype(str).to_numpy()
     distance = {}
     for name, modality in mdata.mod.items():

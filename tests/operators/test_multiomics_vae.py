@@ -13,6 +13,7 @@ from flax import nnx
 from scipy.stats import norm
 
 from diffbio_sc.numerics.counts import likelihoods
+from diffbio_sc.numerics.padding import bucket_size
 from diffbio_sc.operators import FitReport, NotFittedWarning
 from diffbio_sc.operators.multiomics import (
     DifferentiableMultiOmicsVAE,
@@ -490,6 +491,104 @@ def test_the_start_does_not_see_held_out_cells(simulated, monkeypatch):
         make().fit_matrices(matrices, max_epochs=1, rng=5)
     for one, other in zip(*starts, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_cells_may_each_have_two_of_three_modalities():
+    """No cell has all, none of the modalities is in all cells; the factors are found all the same."""
+    matrices, factors = simulate(cells=300, dims=(40, 30, 20), depth=(400.0, 300.0, 200.0))
+    present = np.ones((300, 3), bool)
+    present[np.arange(300), np.arange(300) % 3] = False
+    vae = make((40, 30, 20))
+    report = vae.fit_matrices([matrix * present[:, [m]] for m, matrix in enumerate(matrices)], present=present,
+                              max_epochs=3)  # fmt: skip
+    assert np.isfinite(report.history["validation_loss"]).all()
+    latent = vae.encode([matrix * present[:, [m]] for m, matrix in enumerate(matrices)], present=present).mean
+    design = np.column_stack([latent, np.ones(300)])
+    for factor in factors.T:
+        fitted = design @ np.linalg.lstsq(design, factor, rcond=None)[0]
+        assert np.corrcoef(fitted, factor)[0, 1] > LEAST_CORRELATION
+
+
+def test_the_prior_of_the_slopes_counts_all_cells(simulated, monkeypatch):
+    """Also those beyond the number that the start is computed from."""
+    monkeypatch.setattr("diffbio_sc.operators.multiomics.multiomics_vae.operator._FACTOR_CELLS", 100)
+    vae = make()
+    vae.initialize(simulated[0])
+    assert float(vae.n_cells[...]) == CELLS
+
+
+def test_entries_of_a_few_cells_more_or_fewer_have_room_in_the_same_arrays():
+    """Of 590 and of 600 cells of equal depth, where the numbers of their entries lie in two buckets."""
+    rng = np.random.default_rng(0)
+    for density in (0.367, 0.458):
+        matrix = sp.csr_array((rng.random((600, 300)) < density).astype(np.float32))
+        assert bucket_size(matrix[:590].nnz) < bucket_size(matrix.nnz)
+        vae = make((300, 300))
+        shapes = set()
+        for cells in (590, 600):
+            parts = [matrix[:cells], matrix[:cells]]
+            present, batch = np.ones((cells, 2), bool), np.zeros(cells, int)
+            data, *_ = fitting.training_data(vae, parts, present, batch, np.arange(60), 64)
+            shapes.add(tuple(np.shape(data[f"indices_{m}"]) for m in range(2)))
+            assert np.shape(data["indices_0"])[0] >= parts[0].nnz
+        assert len(shapes) == 1
+
+
+def proteins(seed=0, cells=300):
+    """Two batches; proteins that a factor switches on, in the first alone."""
+    (genes, _), factors = simulate(seed, cells=cells)
+    rng = np.random.default_rng(seed + 1)
+    batch = (np.arange(cells) % 3 == 0).astype(np.int32)
+    genes = np.where(batch[:, None] == 1, rng.poisson(genes * rng.lognormal(0, 0.8, GENES)), genes).astype(np.float32)
+    rates = 20 + 400 * (factors @ rng.normal(size=(2, 8)) > 0.5)
+    return genes, rng.poisson(rates).astype(np.float32), rates, batch
+
+
+def test_proteins_are_imputed_by_a_regression_that_beats_the_decoder():
+    genes, counts, rates, batch = proteins()
+    present = np.stack([np.ones(300, bool), batch == 0], axis=1)
+    present[::4, 1] = False
+    vae = make((GENES, 8), likelihoods=("negative_binomial", "protein_mixture"), n_batches=2)
+    matrices = [genes, counts * present[:, [1]]]
+    vae.initialize(matrices, present=present, batch=batch)
+    imputed, log_size = vae.impute(1, matrices, present=present, batch=batch)
+    decoded = vae.expected(1, vae.encode(matrices, present=present, batch=batch).mean, batch=batch, log_size=log_size)
+
+    def error(values, cells):
+        return ((np.log1p(values[cells]) - np.log1p(rates[cells])) ** 2).mean()
+
+    spread, alone = np.log1p(rates).var(0).mean(), np.stack([np.ones(300, bool), np.zeros(300, bool)], axis=1)
+    place = vae.embed(matrices, present=alone, batch=batch).mean
+    near = ((place[:, None] - place[present[:, 1]]) ** 2).sum(-1).argsort(1)[:, :15]
+    neighbors = np.expm1(np.log1p(counts[present[:, 1]])[near].mean(1))
+    for code in (0, 1):  # cells of the first batch that lack the proteins, and a batch in which no cell has them
+        hidden = ~present[:, 1] & (batch == code)
+        assert error(imputed, hidden) < 0.75 * spread
+        assert code == 1 or error(imputed, hidden) < error(neighbors, hidden)
+        assert error(imputed, hidden) < 0.8 * error(decoded, hidden)
+    # Cells that have proteins are told on the same scale.
+    assert error(imputed, present[:, 1]) < 0.75 * spread
+    few, _ = vae.impute(1, matrices, present=present, batch=batch, columns=np.array([5, 2]))
+    np.testing.assert_allclose(few, imputed[:, [5, 2]], rtol=1e-6)
+    # The twin on arrays.
+    regression, hidden = vae.regressions[0], ~present[:, 1]
+    place = vae.encode(matrices, present=present, batch=batch).mean[hidden] * np.asarray(vae.axis_lengths[...])
+    sizes = np.column_stack([np.log(genes.sum(1)), np.full(300, np.nan)])[hidden]
+    twin = regression.imputed(jnp.asarray(place), jnp.asarray(sizes, jnp.float32), jnp.asarray(batch[hidden]))
+    np.testing.assert_allclose(np.log1p(twin), np.log1p(imputed[hidden]), rtol=0.02, atol=0.02)
+
+
+def test_embedding_lays_batches_onto_each_other():
+    genes, counts, _, batch = proteins()
+    vae = make((GENES, 8), likelihoods=("negative_binomial", "protein_mixture"), n_batches=2)
+    present = np.stack([np.ones(300, bool), batch == 0], axis=1)
+    vae.initialize([genes, counts], present=present, batch=batch)
+    encoding = vae.encode([genes, counts], present=present, batch=batch)
+    place = vae.embed([genes, counts], present=present, batch=batch).mean
+    apart = [np.linalg.norm((z[batch == 0].mean(0) - z[batch == 1].mean(0)) / z.std(0)) for z in (encoding.mean, place)]
+    assert apart[1] < 0.15
+    twin = vae.embedding(jnp.asarray(encoding.mean), jnp.asarray(batch))
+    np.testing.assert_allclose(twin, place, rtol=1e-3, atol=1e-3)
 
 
 def test_saved_operator_is_the_same(fitted, data, tmp_path):

@@ -9,11 +9,13 @@ import pytest
 import scipy.sparse as sp
 
 import diffbio_sc as dbio
+from diffbio_sc.blocks import interface
 
 da = pytest.importorskip("dask.array")
 distributed = pytest.importorskip("distributed")
 lazy_blocks = pytest.importorskip("lazy_blocks", exc_type=ImportError)
 
+SPOTS, CHUNK = 480, 96
 FIELDS = {
     "deconvolution": lambda a: a.obsm["deconvolution"].to_numpy(),
     "spatial_genes": lambda a: column(a, "spatial_score"),
@@ -28,15 +30,16 @@ def column(adata, key):
 
 @pytest.fixture(scope="module")
 def tissue():
-    spots, cells = dbio.datasets.pbmc_tissue(n_spots=600)
-    spots.obs["slide"] = pd.Categorical(np.where(np.arange(spots.n_obs) < 250, "left", "right"))
+    spots, cells = dbio.datasets.pbmc_tissue(n_spots=SPOTS)
+    spots.obs["slide"] = pd.Categorical(np.where(np.arange(spots.n_obs) < 200, "left", "right"))
     return spots, cells
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
 def small_blocks():
-    """Blocks of some hundred spots of these few genes, so that there are several."""
-    with dbio.settings.override(block_bytes="1 MB"):
+    """Blocks of one chunk, so that there are five."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interface, "block_rows", lambda columns, budget: CHUNK)
         yield
 
 
@@ -60,23 +63,23 @@ def agree(found, expected):
     )
 
 
-def lazily(spots, log, size=120, **options):
+def lazily(spots, log, size=CHUNK, **options):
     found = spots.copy()
     found.X = lazy_blocks.lazy(spots.X.toarray(), log, size, **options)
     return found
 
 
-def test_chunks_are_read_three_times_and_once_more_to_smooth(tissue, expected, tmp_path, small_blocks):
+def test_chunks_are_read_three_times_and_once_more_to_smooth(tissue, expected, tmp_path):
     spots, cells = tissue
     lazy = lazily(spots, tmp_path / "log")
     matrix = lazy.X
     dbio.tl.deconvolve(lazy, cells, cell_type_key="cell_type", library_key="slide")
-    reads = lazy_blocks.reads(tmp_path / "log", 120)
+    reads = lazy_blocks.reads(tmp_path / "log", CHUNK)
     assert reads.tolist() == [3] * 5  # checks and sums, depth and sample, regression
     dbio.tl.deconvolve(lazy, cells, cell_type_key="cell_type", library_key="slide", smoothing=0.2)
-    assert (lazy_blocks.reads(tmp_path / "log", 120) - reads).tolist() == [4] * 5
+    assert (lazy_blocks.reads(tmp_path / "log", CHUNK) - reads).tolist() == [4] * 5
     dbio.tl.spatial_genes(lazy, library_key="slide")
-    assert (lazy_blocks.reads(tmp_path / "log", 120) - reads).tolist() == [6] * 5
+    assert (lazy_blocks.reads(tmp_path / "log", CHUNK) - reads).tolist() == [6] * 5
     assert lazy.X is matrix
     agree(lazy, expected)
 
@@ -89,13 +92,13 @@ def test_chunks_are_read_twice_whatever_the_number_of_genes(tissue, tmp_path, ge
     wide = ad.AnnData(sp.hstack([spots.X, more.astype(np.float32)], format="csr"), obs=spots.obs, obsm=dict(spots.obsm))
     lazy = lazily(wide, tmp_path / "log")
     dbio.tl.spatial_genes(lazy, variance=False)
-    assert lazy_blocks.reads(tmp_path / "log", 120).tolist() == [2] * 5
+    assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [2] * 5
     dbio.tl.spatial_genes(wide, variance=False)
     np.testing.assert_allclose(column(lazy, "spatial_score"), column(wide, "spatial_score"), rtol=1e-6)
 
 
 @pytest.mark.parametrize("where", ["h5ad", "zarr", "elements", "from_zarr"])
-def test_lazy_objects_stay_lazy_and_give_the_same(tissue, expected, tmp_path, small_blocks, where):
+def test_lazy_objects_stay_lazy_and_give_the_same(tissue, expected, tmp_path, where):
     zarr = pytest.importorskip("zarr")
     experimental = pytest.importorskip("anndata.experimental")
     pytest.importorskip("xarray")
@@ -108,9 +111,9 @@ def test_lazy_objects_stay_lazy_and_give_the_same(tissue, expected, tmp_path, sm
     else:
         lazy = spots.copy()
         if where == "elements":
-            lazy.X = experimental.read_elem_lazy(zarr.open(path)["X"], chunks=(120, spots.n_vars))
+            lazy.X = experimental.read_elem_lazy(zarr.open(path)["X"], chunks=(CHUNK, spots.n_vars))
         else:
-            dense = zarr.create_array(tmp_path / "dense.zarr", data=spots.X.toarray(), chunks=(130, 200))
+            dense = zarr.create_array(tmp_path / "dense.zarr", data=spots.X.toarray(), chunks=(CHUNK, 200))
             lazy.X = da.from_zarr(dense)  # chunked along the genes as well
     matrix = lazy.X
     run(lazy, cells)
@@ -137,7 +140,7 @@ def test_genomic_bins_of_a_lazy_object(tmp_path):
     assert lazy.X is matrix
 
 
-def test_threads_of_a_cluster_give_the_same(tissue, expected, tmp_path, small_blocks):
+def test_threads_of_a_cluster_give_the_same(tissue, expected, tmp_path):
     spots, cells = tissue
     with (
         distributed.LocalCluster(n_workers=1, threads_per_worker=4, processes=False, dashboard_address=None) as cluster,
@@ -146,15 +149,15 @@ def test_threads_of_a_cluster_give_the_same(tissue, expected, tmp_path, small_bl
         lazy = run(lazily(spots, tmp_path / "log"), cells)
         dbio.tl.spatial_patterns(lazy)
     agree(lazy, expected)
-    assert lazy_blocks.reads(tmp_path / "log", 120).tolist() == [7] * 5
+    assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [8] * 5  # 4, 2 and the patterns 2
 
 
 @pytest.mark.parametrize("function", ["deconvolve", "spatial_genes"])
 def test_a_chunk_that_cannot_be_read_is_named_and_nothing_written(tissue, tmp_path, function):
     spots, cells = tissue
-    lazy = lazily(spots, tmp_path / "log", trouble=240)
+    lazy = lazily(spots, tmp_path / "log", trouble=192)
     arguments = {"deconvolve": {"reference": cells, "cell_type_key": "cell_type"}, "spatial_genes": {}}[function]
-    with pytest.raises(RuntimeError, match=r"chunk \(2, 0\) .*rows 240 to 359 .*checksum does not match"):
+    with pytest.raises(RuntimeError, match=r"chunk \(2, 0\) .*rows 192 to 287 .*checksum does not match"):
         getattr(dbio.tl, function)(lazy, **arguments)
     assert list(lazy.uns) == []
     assert list(lazy.obsm) == list(spots.obsm)
@@ -163,22 +166,20 @@ def test_a_chunk_that_cannot_be_read_is_named_and_nothing_written(tissue, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "threads"), [(2, 1), (1, 2)])
-def test_workers_give_the_same_also_when_one_is_lost_at_any_stage(
-    tissue, expected, tmp_path, workers, threads, small_blocks
-):
+def test_workers_give_the_same_also_when_one_is_lost_at_any_stage(tissue, expected, tmp_path, workers, threads):
     spots, cells = tissue
     with (
         distributed.LocalCluster(n_workers=workers, threads_per_worker=threads, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
     ):
         agree(run(lazily(spots, tmp_path / "log"), cells), expected)
-        assert lazy_blocks.reads(tmp_path / "log", 120).tolist() == [6] * 5
+        assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [6] * 5
         if workers == 1:
             return
         for stage in range(6):  # check, depth and sample, regression, smoothing; sums, shuffle
             log = tmp_path / f"stage-{stage}"
-            found = run(lazily(spots, log, fatal=(360, stage + 1)), cells)
+            found = run(lazily(spots, log, fatal=(288, stage + 1)), cells)
             agree(found, expected)
             assert (log / "dead").exists()
-            assert lazy_blocks.reads(log, 120).sum() <= 30 + 2
+            assert lazy_blocks.reads(log, CHUNK).sum() <= 30 + 2
             client.wait_for_workers(2, timeout=120)

@@ -467,6 +467,14 @@ def no_cells(mdata):
         part.X[3] = 0
 
 
+def test_a_batch_for_each_cell_is_refused():
+    mdata = paired()
+    mdata.obs["cell"] = mdata.obs_names
+    with pytest.raises(ValueError, match="another batch for each of the 240 cells"):
+        dbio.tl.multiomics_vae(mdata, batch_key="cell", max_epochs=0)
+    assert "multiomics_vae" not in mdata.uns
+
+
 @pytest.mark.filterwarnings("ignore:.*no counts in modality:UserWarning")
 @pytest.mark.parametrize(
     ("change", "options", "error", "message"),

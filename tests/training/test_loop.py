@@ -477,3 +477,22 @@ def test_missing_keys_are_named_before_training(make_linear, make_data):
         train(make_linear(), {"features": data["features"]})
     with pytest.raises(KeyError, match=r"\['targets'\] are not in validation data"):
         train(make_linear(), data, validation={"features": data["features"]})
+
+
+def test_epochs_that_raise_the_validation_loss_are_taken_back_with_half_the_steps(make_linear, make_data):
+    """Steps far too large: without going back the loss rises first, with it the loss that is kept never does."""
+    data, options = make_data(64), {"batch_size": 16, "max_epochs": 30, "validation": 0.25, "keep_start": True}
+    data["features"][:, 0] *= 0.1
+    plain, kept = make_linear(), make_linear()
+    rising = train(plain, data, optimizer=Adam(8.0), **options).history["validation_loss"]
+    report = train(kept, data, optimizer=Adam(8.0), backtracks=True, **options)
+    curve, taken = report.history["validation_loss"], report.history["taken_back"]
+    assert rising[0] > 1.5 * rising[-1]
+    assert (rising[1:] > 1.05 * rising[:-1]).any()
+    assert 0 < taken.sum() < 30
+    best = np.minimum.accumulate(curve)
+    assert (curve <= 1.002 * best).all()
+    assert curve[-1] < 0.2 * rising.min() + 0.1
+    again = make_linear()
+    train(again, data, optimizer=Adam(8.0), backtracks=True, **options)
+    np.testing.assert_array_equal(parameters(kept), parameters(again))

@@ -25,3 +25,9 @@ def test_a_loss_that_is_not_finite_is_never_the_best():
 
 def test_without_patience_it_never_stops():
     assert follow(EarlyStopping(None), [1] * 100) == (None, [1])
+
+
+def test_small_falls_are_kept_but_do_not_renew_patience():
+    stopping = EarlyStopping(3, min_progress=0.1)
+    assert follow(stopping, [10, 8.9, 8.8, 8.7, 8.6, 1]) == (5, [1, 2, 3, 4, 5])
+    assert stopping.best == 8.6

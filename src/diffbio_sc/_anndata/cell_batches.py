@@ -28,7 +28,7 @@ def read_batches(data: MuData | AnnData, key: str) -> tuple[np.ndarray, list[str
     KeyError
         If neither exists.
     ValueError
-        If a cell has no batch, or two modalities disagree about it.
+        If a cell has no batch, each cell has a batch of its own, or two modalities disagree about it.
     """
     owner = object_name(data)
     table = data.obs
@@ -51,6 +51,11 @@ def read_batches(data: MuData | AnnData, key: str) -> tuple[np.ndarray, list[str
         )
     cells = np.bincount(codes, minlength=len(names))
     lonely = [name for name, number in zip(names, cells, strict=True) if number == 1]
+    if len(lonely) == len(codes) > 1:
+        raise ValueError(
+            f"{owner}.obs[{key!r}] names another batch for each of the {len(codes)} cells, whose effect cannot be told "
+            "from the cell: name a column that several cells share, such as the sample, or leave batch_key out."
+        )
     if lonely:
         warnings.warn(
             f"Batches of a single cell, whose effect cannot be told from the cell: {lonely}.", UserWarning, stacklevel=3

@@ -106,7 +106,7 @@ def survey_counts(
     with np.errstate(
         all="ignore"
     ):  # a matrix that does not hold counts is refused below, whatever the steps made of it
-        found, *results = counts.reduce(CountCheck(), *steps)
+        found, *results = counts.reduce(CountCheck(), *steps, description="Counts")
     if found is not None:
         problem, row, column, value = found
         message = (

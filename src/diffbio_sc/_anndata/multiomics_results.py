@@ -41,19 +41,15 @@ def write_embedding(
     encoding: Encoding,
     record: Mapping[str, Any],
     *,
-    lengths: np.ndarray,
     key_added: str,
 ) -> None:
-    """Write the posterior of all cells, jointly and from each modality alone, and the record.
-
-    Axes are stretched by ``lengths``, the operator's ``axis_lengths``.
-    """
+    """Write the posterior of all cells in the embedding, jointly and from each modality alone, and the record."""
     prefix = record_key(key_added)
     stored = storable_names(names)
     obs, obsm, modality_obsm = _earlier_modalities(data, prefix, key_added)
-    obsm |= {key_added: encoding.mean * lengths, f"{key_added}_var": encoding.variance * lengths**2}
+    obsm |= {key_added: encoding.mean, f"{key_added}_var": encoding.variance}
     for index, (name, label) in enumerate(zip(names, stored, strict=True)):
-        alone = np.asarray(encoding.modality_mean[index] * lengths, np.float32)
+        alone = np.asarray(encoding.modality_mean[index], np.float32)
         if not is_mudata(data):
             obsm[f"{key_added}_{label}"] = alone
         elif name in data.mod:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffbio_sc.benchmarks import planted
 from diffbio_sc.benchmarks.records import MetricDef
 from diffbio_sc.benchmarks.suite import Case, Suite, data_folder, lacking_data
 
@@ -40,7 +39,7 @@ _NEAREST = 15
 
 def _cases(quick: bool) -> list[Case]:
     if quick:
-        return _variants("two_modalities", planted.two_modalities, (0, 1, 2))
+        return _variants("two_modalities", _simulated, (0, 1, 2))
     return [
         case
         for name, (file, key) in REAL.items()
@@ -134,6 +133,13 @@ def _missing(data, seed: int) -> dict[str, float]:
     varying = np.ptp(means[0], axis=0) > 0.3
     r = np.corrcoef(centred[0][:, varying].ravel(), centred[1][:, varying].ravel())[0, 1]
     return {"alignment": 1 - metrics.foscttm(*places), "imputation": float(r)}
+
+
+@lru_cache(maxsize=8)
+def _simulated(seed: int) -> MuData:
+    from diffbio_sc import datasets
+
+    return datasets.simulate_multiomics(n_cells=300, n_genes=200, n_peaks=300, rng=seed)
 
 
 @lru_cache(maxsize=1)

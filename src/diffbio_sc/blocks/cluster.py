@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,10 @@ def in_order(client: Any, tasks: list[Any], description: str | None = None) -> I
     """
     from distributed import as_completed
 
-    futures = client.compute(tasks)
+    with warnings.catch_warnings():
+        # What a step holds is one node of the graph, sent once: no data that might have been loaded by the workers.
+        warnings.filterwarnings("ignore", "Sending large graph")
+        futures = client.compute(tasks)
     place = {future.key: number for number, future in enumerate(futures)}
     completed: Any = as_completed(futures, with_results=True)
     del futures

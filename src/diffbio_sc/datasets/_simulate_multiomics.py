@@ -20,10 +20,11 @@ def simulate_multiomics(
     n_types: int = 6,
     rng: int | np.random.Generator = 0,
 ) -> MuData:
-    """Simulate cells with RNA and chromatin, whose types only both modalities together tell apart.
+    """Simulate shallow cells with RNA and chromatin, whose types only both modalities together tell well.
 
-    Two types each share their RNA programme, and other two their chromatin. RNA counts are negative binomial
-    (dispersion 0.25), accessibility is binary, and cells differ in depth (log-normal, 0.3) in each modality.
+    Types come in pairs of kin, which differ less than other types do: every other pair in RNA mostly, the others in
+    chromatin. RNA counts are negative binomial (dispersion 0.25), accessibility is binary, and cells differ in depth
+    (log-normal, 0.3) in each modality.
 
     Parameters
     ----------
@@ -63,19 +64,23 @@ def simulate_multiomics(
     sizes = {"rna": whole_number(n_genes, "n_genes"), "atac": whole_number(n_peaks, "n_peaks")}
     generator = as_generator(rng)
     types = generator.integers(0, n_types, n_cells)
-    programme = {"rna": types // 2, "atac": (types + 1) // 2 % (n_types // 2)}
-    names = [f"cell{i}" for i in range(n_cells)]
-    obs = pd.DataFrame({"cell_type": pd.Categorical([f"type{k}" for k in types])}, index=names)
+    kin = np.arange(n_types) // 2
+    obs = pd.DataFrame(
+        {"cell_type": pd.Categorical([f"type{k}" for k in types])}, index=[f"cell{i}" for i in range(n_cells)]
+    )
     modalities = {}
-    for name, size in sizes.items():
-        level = generator.normal(0, 0.7, (n_types, size)) * (generator.random((n_types, size)) < 0.2)
-        base = generator.normal(-0.5 if name == "rna" else -1.5, 1.0, size)
+    for (name, size), base in zip(sizes.items(), (-1.0, -2.5), strict=True):
+        shared, own = (
+            generator.normal(0, 1.0, (n_types, size)) * (generator.random((n_types, size)) < 0.3) for _ in range(2)
+        )
+        weight = np.where((kin % 2 == 0) == (name == "rna"), 0.7, 0.3)[:, None]
+        level = (shared[kin] + weight * own)[types]
         depth = generator.lognormal(0, 0.3, (n_cells, 1))
-        log_rate = base + 2.0 * level[programme[name]]
+        rate = depth * np.exp(generator.normal(base, 0.8, size) + level)
         if name == "rna":
-            counts = generator.poisson(depth * np.exp(log_rate) * generator.gamma(4.0, 1 / 4, (n_cells, size)))
+            counts = generator.poisson(rate * generator.gamma(4.0, 1 / 4, rate.shape))
         else:
-            counts = generator.random((n_cells, size)) < 1 - np.exp(-depth * np.exp(log_rate))
+            counts = generator.random(rate.shape) < 1 - np.exp(-rate)
         var = pd.DataFrame(index=[f"{name}{i}" for i in range(size)])
         modalities[name] = anndata.AnnData(counts.astype(np.float32), obs=obs.copy(), var=var)
     mdata = mudata.MuData(modalities)

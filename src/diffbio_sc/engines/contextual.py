@@ -67,7 +67,7 @@ _FLOOR = (kmers.contiguous(7),)
 _WORD, _FLANK, _GROWN_ON = 6, 6, 8000
 _MOST_MOTIFS, _REGIONS_PER_MOTIF = 96, 100
 # The networks: columns that they see, and their training.
-_CHOSEN = 2048
+_CHOSEN = 1024
 _BATCH, _RATE, _AVERAGE = 256, 1e-3, 0.99
 _STEPS, _MOST_EPOCHS = 900, 20
 _SHORTEST = 12

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 
 from diffbio_sc.operators.multiomics import DifferentiableMultiOmicsVAE
 from diffbio_sc.operators.multiomics.multiomics_vae import Encoding
-from diffbio_sc.operators.multiomics.multiomics_vae.features import log_sizes
 
 Result = TypeVar("Result", bound=Mapping[str, np.ndarray])
 
@@ -24,7 +23,7 @@ def encode(
     present: Bool[np.ndarray, "cells modalities"],
     batch: Int[np.ndarray, " cells"],
 ) -> Encoding:
-    """Posterior of each cell.
+    """Posterior of each cell in the embedding.
 
     Parameters
     ----------
@@ -40,7 +39,7 @@ def encode(
     """
 
     def of(batch: np.ndarray) -> dict[str, np.ndarray]:
-        return operator.encode(matrices, present=present, batch=batch)._asdict()
+        return operator.embed(matrices, present=present, batch=batch)._asdict()
 
     return Encoding(**over_batches(of, batch, operator.config.n_batches, cell_axes={"modality_mean": 1}))
 
@@ -62,20 +61,17 @@ def impute(
     batch: np.ndarray,
     columns: Int[np.ndarray, " columns"],
 ) -> tuple[Float[np.ndarray, "cells columns"], Float[np.ndarray, " cells"]]:
-    """Expected values of some features of a modality at each cell's posterior mean, and the log of the depth taken.
+    """Values of some features of a modality, and the log of the depth taken, as ``operator.impute`` gives them.
 
-    The depth is the cell's own or, where it lacks the modality, the one that z and its other modalities predict.
     Parameters as of :func:`encode`.
     """
-    mean = encode(operator, matrices, present, batch).mean
-    known = np.where(present, log_sizes(matrices, operator.config.modality_likelihoods), np.nan)
-    predicted = operator.predict_log_size(modality, mean, known)
-    log_size = np.where(present[:, modality], known[:, modality], predicted).astype(np.float32)
 
     def of(codes: np.ndarray) -> dict[str, np.ndarray]:
-        return {"values": operator.expected(modality, mean, batch=codes, log_size=log_size, columns=columns)}
+        values, log_size = operator.impute(modality, matrices, present=present, batch=codes, columns=columns)
+        return {"values": values, "log_size": log_size}
 
-    return over_batches(of, batch, operator.config.n_batches)["values"], log_size
+    found = over_batches(of, batch, operator.config.n_batches)
+    return found["values"], found["log_size"]
 
 
 def over_batches(

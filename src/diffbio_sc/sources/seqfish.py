@@ -53,6 +53,12 @@ class SeqFISHConfig:
         Labels that are no cell types.
     rng
         Seed of the draw of reference cells.
+
+    Examples
+    --------
+    >>> from diffbio_sc.sources import SeqFISHConfig
+    >>> SeqFISHConfig(cells_per_spot=5).label_key
+    'celltype_mapped_refined'
     """
 
     label_key: str = "celltype_mapped_refined"

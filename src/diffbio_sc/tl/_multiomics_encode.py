@@ -3,8 +3,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from diffbio_sc._anndata import make_record
 from diffbio_sc._anndata.modalities import object_name, require_object
 from diffbio_sc._anndata.multiomics_model import read_model_input, read_multiomics_model
@@ -102,7 +100,6 @@ def multiomics_encode(
         model.modalities,
         encoding,
         {**record, "model": model.record["model"]},
-        lengths=np.asarray(model.operator.axis_lengths[...]),
         key_added=key_added,
     )
     return mdata if copy else None

@@ -72,13 +72,14 @@ def multiomics_vae(
         learned uncertainty of each :cite:p:`Kendall2018`. ``"gradnorm"``: so that all pull equally hard on the
         embedding :cite:p:`Chen2018`.
     batch_key
-        Column of ``mdata.obs`` with batches, whose effects are kept out of the embedding. If only the modalities have
-        the column, those are taken together.
+        Column of ``mdata.obs`` with batches, whose effects are kept out of the embedding, also where a batch lacks a
+        modality: what the model leaves is taken off within clusters, as Harmony does :cite:p:`Korsunsky2019`. If only
+        the modalities have the column, those are taken together.
     layers
         Layer with the counts, by modality or one name for all; default ``X``.
     max_epochs
-        Largest number of epochs; by default set by the number of cells, with early stopping. 0 leaves the factor
-        analysis as it is.
+        Largest number of epochs; by default so many (up to 500) that training ends where the loss of held-out cells no
+        longer falls. 0 leaves the factor analysis as it is.
     rng
         Seed, generator, or None for fresh entropy. The same seed gives the same result bit for bit on the same machine.
     key_added
@@ -113,7 +114,8 @@ def multiomics_vae(
     TypeError
         If the object is neither MuData nor AnnData.
     ValueError
-        If values are not counts (or not finite), a cell has no modality, no cell has two modalities, names are
+        If values are not counts (or not finite), a cell has no modality, no cell has two modalities, each cell has a
+        batch of its own, names are
         duplicated, there are fewer than 10 cells or a modality has one feature, or an argument is out of range. Nothing
         has been written then.
 
@@ -169,7 +171,7 @@ def multiomics_vae(
         report = operator.fit_matrices(
             read.matrices, present=read.present, batch=batch, max_epochs=max_epochs, rng=seed
         )
-    encoding = operator.encode(read.matrices, present=read.present, batch=batch)
+    encoding = operator.embed(read.matrices, present=read.present, batch=batch)
     layer_of = dict.fromkeys(read.names, layers) if isinstance(layers, str) else dict(layers or {})
     record = make_record(
         {
@@ -196,8 +198,7 @@ def multiomics_vae(
     )
     if copy:
         mdata = mdata.copy()
-    lengths = np.asarray(operator.axis_lengths[...])
-    write_embedding(mdata, read.names, encoding, record, lengths=lengths, key_added=key_added)
+    write_embedding(mdata, read.names, encoding, record, key_added=key_added)
     return mdata if copy else None
 
 

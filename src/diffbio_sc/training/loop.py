@@ -51,6 +51,8 @@ from diffbio_sc.training.vectors import Layout, Vectors
 
 __all__ = ["Loss", "train"]
 
+_NOISE = 1e-3  # share of the held-out loss by which it may rise in an epoch that is not taken back
+
 
 @one_thread_at_a_time
 def train(
@@ -70,6 +72,8 @@ def train(
     validation: Validation | None = None,
     patience: int | None = None,
     keep_start: bool = False,
+    backtracks: bool = False,
+    min_progress: float = 0.0,
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     description: str = "training",
 ) -> FitReport:
@@ -117,6 +121,13 @@ def train(
         after which to stop. Default: never.
     keep_start
         Whether the parameters at the start count as an epoch for validation: they are given back if no epoch is better.
+    backtracks
+        Whether an epoch after which the validation loss is above the lowest by more than a thousandth of it was a step
+        too far: its parameters go back to those of the lowest loss, and all later learning rates of ``Adam`` are
+        halved. The history then has ``taken_back``, and of such an epoch the validation losses of what was kept.
+    min_progress
+        Share of the watched loss by which it has to fall for patience to begin anew; the parameters kept are those of
+        the lowest loss in any case.
     checkpoint
         File to keep the state of the run in, from which a run that was cut off goes on; or a
         :class:`~diffbio_sc.training.checkpoint.Checkpoint`, which also says how often.
@@ -200,9 +211,10 @@ def train(
     # of an epoch without their effect. It costs a gradient that is not used; compiling costs that many times over.
     run.shares_code = weighted and len(parts.held_out) > 0 and plan.training == plan.evaluation
 
-    stopping = EarlyStopping(patience)
+    stopping = EarlyStopping(patience, min_progress=min_progress)
     history: dict[str, list[float]] = {}
     best: tuple[Vectors, nnx.State] | None = None
+    kept_losses: dict[str, float] = {}
     first_epoch, seconds_before = 0, 0.0
     store = Checkpoint.of(checkpoint)
     identity = {
@@ -220,27 +232,36 @@ def train(
         variables, best = jax.device_put(from_trees(plan.layout, trees), placement.replicated)
         variables = copied(variables)
         history, first_epoch, seconds_before = found["history"], found["epochs"], found["seconds"]
-        stopping.best, stopping.waited = found["stopping"]
+        stopping.best, stopping.waited, stopping.reference = found["stopping"]
 
     def elapsed() -> float:
         return seconds_before + time.perf_counter() - started
 
     if keep_start and first_epoch == 0:
-        variables, record = run.validate(variables)
-        if stopping.update(record["validation_loss"]):
+        variables, kept_losses = run.validate(variables)
+        if stopping.update(kept_losses["validation_loss"]):
             best = copied(variables.judged)
         stopping.waited = 0
     epochs = first_epoch
     for epoch in progress(range(first_epoch, max_epochs), description):
         if stopping.stops:
             break
-        variables, record = run.train(variables, epoch)
+        pace = 0.5 ** sum(history.get("taken_back", []))
+        variables, record = run.train(variables, epoch, pace)
         in_a_row = int(run.failures.in_a_row)
         if in_a_row >= MOST_NONFINITE_STEPS:
             _put_back(operator, plan.layout, variables.judged, home)
             raise FloatingPointError(_nonfinite_message(in_a_row, epoch, float(run.failures.last_loss)))
         if validation_set is not None:
             variables, found = run.validate(variables)
+            if backtracks:
+                rises = best is not None and not found["validation_loss"] <= stopping.best + _NOISE * abs(stopping.best)
+                if rises and best is not None:
+                    variables = copied(variables._replace(trained=best[0], other=best[1]))
+                    found = kept_losses or found
+                elif found["validation_loss"] < stopping.best:
+                    kept_losses = found
+                record["taken_back"] = float(rises)
             record |= found
         record["nonfinite_steps"] = int(run.failures.count)
         for name, value in record.items():
@@ -253,7 +274,7 @@ def train(
                 "epochs": epochs,
                 "history": history,
                 "seconds": elapsed(),
-                "stopping": [stopping.best, stopping.waited],
+                "stopping": [stopping.best, stopping.waited, stopping.reference],
             }
             kept = (variables.judged if best is None else best) if watches else None
             write_checkpoint(store.path, identity, state, as_trees(plan.layout, variables, kept))
@@ -294,12 +315,12 @@ class _Run:
         # As many as a data set of the bucket has.
         self.most_steps = number_of_steps(len(training_set.index), plan.batch_size, weighted=True)
 
-    def train(self, variables: Variables, epoch: int) -> tuple[Variables, dict[str, float]]:
-        """Go once through the training samples."""
+    def train(self, variables: Variables, epoch: int, pace: float) -> tuple[Variables, dict[str, float]]:
+        """Go once through the training samples, at ``pace`` times the learning rates of ``Adam``."""
         steps = number_of_steps(self.training_set.size, self.plan.batch_size, weighted=self.plan.weighted)
         paces = np.ones(self.most_steps, np.float32)
         if isinstance(self.optimizer, Adam):
-            paces = self.optimizer.paces(epoch * steps, self.most_steps)
+            paces = self.optimizer.paces(epoch * steps, self.most_steps) * np.float32(pace)
         variables, self.failures, averages = run_epoch(
             self.plan, variables, self.failures, self.training_set, epoch, paces, self.order_key, self.loss_key, True
         )

@@ -86,14 +86,17 @@ def place_sparse(
         CSR matrix or array in canonical form: columns ascending within each row, none twice. Stored zeros are allowed.
     n_rows
         Rows to make room for, at least those of the matrix; the rest is empty. By default the rows of the matrix,
-        padded to a bucket.
+        padded to a bucket. If given, there is room for the mean number of entries in each of them, rounded up to a
+        bucket: a matrix of the same kind with some rows more or fewer, which has the same mean, then meets the same
+        code.
     sharding
         Where to put the arrays.
 
     Returns
     -------
-    The matrix, in arrays whose lengths are at most an eighth above those of the matrix, so that a matrix of a similar
-    size meets the same compiled code. An entry takes 3 to 8 bytes.
+    The matrix, in arrays whose lengths are at most an eighth above those of the matrix (entries of ``n_rows`` rows: at
+    most an eighth above theirs), so that a matrix of a similar size meets the same compiled code. An entry takes 3 to 8
+    bytes.
 
     Raises
     ------
@@ -121,6 +124,8 @@ def place_sparse(
     if rows < size:
         raise ValueError(f"n_rows is {n_rows}, the matrix has {size} rows: n_rows must not be less.")
     capacity = bucket_size(max(number, 1))
+    if n_rows is not None:
+        capacity = min(bucket_size(max(-(-number // max(size, 1)), 1)) * max(rows, 1), _MOST_ENTRIES)
     index_dtype = np.uint16 if n_columns <= 2**16 else np.int32
     return SparseRows(
         indptr=jax.device_put(_padded(indptr, rows + 1, np.int32, fill=number), sharding),

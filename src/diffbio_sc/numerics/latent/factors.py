@@ -27,6 +27,7 @@ from scipy.cluster.vq import kmeans2
 # `benchmarks/multiomics_vae.py constants` halves and doubles each of these, and shows what would be chosen without each
 # of the sets in turn.
 LARGEST_VALUE = 10.0  # standard deviations at which transformed values are cut, as scanpy's tutorials do
+_BLOCK_ROWS = 256  # rows of a dense matrix that are squared in float64 at a time
 _LIKELY_NOISE = 0.05  # components with less held-out signal than this, in units of noise, are left out
 _SMALLEST_RESIDUAL = 0.02  # of the variance of a feature: none is weighted more than 7 times another
 
@@ -73,7 +74,7 @@ def standard_deviations(matrix: Any) -> np.ndarray:
         mean = np.asarray(matrix.sum(0), np.float64).ravel() / rows
         square = np.asarray(matrix.multiply(matrix).sum(0), np.float64).ravel() / rows
     else:
-        mean, square = matrix.mean(0, dtype=np.float64), (matrix.astype(np.float64) ** 2).mean(0)
+        mean, square = matrix.mean(0, dtype=np.float64), _column_squares(matrix) / rows
     deviation = np.sqrt(np.maximum(square - mean**2, 0.0))
     return np.where(deviation > 1e-6 * np.sqrt(np.maximum(square, 1e-30)), deviation, 1.0).astype(np.float32)
 
@@ -202,7 +203,8 @@ def unimodal_expert(
 def _column_squares(matrix: Any) -> np.ndarray:
     if sp.issparse(matrix):
         return np.asarray(matrix.multiply(matrix).sum(0), np.float64).ravel()
-    return (matrix.astype(np.float64) ** 2).sum(0)
+    blocks = (matrix[start : start + _BLOCK_ROWS] for start in range(0, len(matrix), _BLOCK_ROWS))
+    return sum(np.einsum("ij,ij->j", block, block, dtype=np.float64) for block in blocks)  # type: ignore[return-value]
 
 
 def _weights(residual: np.ndarray, squares: np.ndarray, typical_share: float) -> np.ndarray:
@@ -286,10 +288,11 @@ class _Model:
                       for m, (scores, bound) in enumerate(zip(features, noise, strict=True))]  # fmt: skip
 
     def _start(self):
-        """Singular vectors of the cells that have most modalities."""
-        number = self.present.sum(1)
-        chosen = np.flatnonzero(number == number.max())
-        known = self.present[chosen].all(0)
+        """Singular vectors of cells with most modalities, all the same ones: those of which there are most cells."""
+        number = self.patterns.sum(1)
+        cells = np.bincount(self.pattern, minlength=len(self.patterns))
+        likely = int(np.lexsort((-cells, -number))[0])
+        chosen, known = np.flatnonzero(self.pattern == likely), self.patterns[likely]
         blocks = [self.features[m][chosen] - self.features[m][chosen].mean(0) for m in np.flatnonzero(known)]
         loadings = [1e-2 * np.eye(scores.shape[1], self.n_latent) for scores in self.features]
         joined = np.concatenate(blocks, axis=1)

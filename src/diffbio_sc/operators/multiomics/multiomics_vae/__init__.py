@@ -18,7 +18,8 @@ al. 2023, Nature Methods 20:1222) and totalVI (Gayoso et al. 2021, Nature Method
 
 One story a file: ``config`` (settings), ``features`` (counts as the encoders read them), ``networks`` (encoders and
 decoders), ``start`` (the solution in closed form), ``posterior`` (experts and their fusion), ``bound`` (the loss),
-``sizes`` (total counts of modalities that a cell lacks), ``blocks`` (runs over blocks of cells), ``fitting`` (how
+``sizes`` (total counts of modalities that a cell lacks), ``embedding`` (axes stretched, batches laid onto each other),
+``regression`` (proteins from the other modalities), ``blocks`` (runs over blocks of cells), ``fitting`` (how
 matrices are trained on), ``operator`` (the operator itself).
 """
 

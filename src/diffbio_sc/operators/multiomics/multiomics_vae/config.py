@@ -9,6 +9,7 @@ from diffbio_sc.operators.config import OperatorConfig
 
 FUSIONS = ("poe", "moe", "mean")
 WEIGHT_MODES = ("equal", "learnable")
+MOST_REGRESSED = 1024  # proteins of a modality that is imputed by regression
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,10 @@ class MultiOmicsVAEConfig(OperatorConfig):
         Precision of the Gaussian prior on the decoders' slopes.
     n_sampled
         Number of features that stand for all of them in the multinomial during training; 0 takes all.
+    n_clusters
+        Largest number of clusters within which batches are laid onto each other in the embedding.
+    n_centres
+        Largest number of cells that the regression for imputed proteins takes its kernel to.
     """
 
     modality_dims: tuple[int, ...] = (2000, 500)
@@ -70,6 +75,8 @@ class MultiOmicsVAEConfig(OperatorConfig):
     kl_weight: float = 1.0
     slope_precision: float = 40.0
     n_sampled: int = 0
+    n_clusters: int = 50
+    n_centres: int = 1024
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, if a value is not allowed."""
@@ -77,7 +84,7 @@ class MultiOmicsVAEConfig(OperatorConfig):
         good = isinstance(dims, tuple) and len(dims) >= 1
         good = good and all(isinstance(size, int) and not isinstance(size, bool) and size >= 2 for size in dims)
         self.require("modality_dims", good, "a sequence of integers of at least 2, one for each modality")
-        self.require_integers("latent_dim", "hidden_dim", "n_batches", "encoder_dim")
+        self.require_integers("latent_dim", "hidden_dim", "n_batches", "encoder_dim", "n_clusters", "n_centres")
         self.require_integers("n_sampled", minimum=0)
         self.require("modality_weight_mode", self.modality_weight_mode in WEIGHT_MODES, f"one of {WEIGHT_MODES}")
         self.require("fusion", self.fusion in FUSIONS, f"one of {FUSIONS}")
@@ -107,6 +114,14 @@ class MultiOmicsVAEConfig(OperatorConfig):
         if len(self.modality_dims) == 2:
             return ("rna", "atac")
         return tuple(f"modality_{i}" for i in range(len(self.modality_dims)))
+
+    @property
+    def regressed(self) -> tuple[int, ...]:
+        """Numbers of the modalities that are imputed by regression: those of proteins."""
+        if len(self.modality_dims) < 2:
+            return ()
+        kinds = zip(self.modality_likelihoods, self.modality_dims, strict=True)
+        return tuple(m for m, (name, size) in enumerate(kinds) if name == "protein_mixture" and size <= MOST_REGRESSED)
 
     @property
     def feature_dim(self) -> int:

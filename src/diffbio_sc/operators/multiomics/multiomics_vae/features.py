@@ -15,6 +15,7 @@ from diffbio_sc.operators.multiomics.multiomics_vae.networks import ModalityEnco
 #: Likelihoods of chromatin: features by TF-IDF.
 ACCESSIBILITY = ("multinomial", "poisson", "bernoulli")
 _BLOCK_ROWS = 8192
+_DENSE_ROWS = 512  # of modalities without zeros
 
 
 def as_dense(matrix: Any) -> np.ndarray:
@@ -64,8 +65,9 @@ def read_features(
     scale, limit = np.asarray(encoder.scale[...]), np.asarray(encoder.limit[...])
     basis, offsets = np.asarray(encoder.basis[...]), np.asarray(encoder.offsets[...])
     blocks = []
-    for start in range(0, matrix.shape[0], _BLOCK_ROWS):
-        values, regressors = transformed(encoder, likelihood, matrix[start : start + _BLOCK_ROWS], linked=linked)
+    number = _BLOCK_ROWS if likelihood != "gaussian" else _DENSE_ROWS
+    for start in range(0, matrix.shape[0], number):
+        values, regressors = transformed(encoder, likelihood, matrix[start : start + number], linked=linked)
         blocks.append(scaled(values, scale, limit) @ basis - regressors.astype(np.float32) @ offsets)
     return np.concatenate(blocks).astype(np.float32)
 
@@ -105,7 +107,8 @@ def scaled(values: Any, scale: np.ndarray, limit: np.ndarray) -> Any:
     if sp.issparse(values):
         data = np.minimum(values.data * scale[values.indices], limit[values.indices])
         return sp.csr_array((data.astype(np.float32), values.indices, values.indptr), shape=values.shape)
-    return np.minimum(values * scale, limit).astype(np.float32)
+    result = np.multiply(values, scale, dtype=np.float32)
+    return np.minimum(result, np.asarray(limit, np.float32), out=result)
 
 
 def dense_features(

@@ -19,7 +19,9 @@ from diffbio_sc.training.loop import Loss
 from diffbio_sc.training.optimizers import Adam
 
 _MANY_CELLS = 2000  # from which an epoch is long enough to be judged by itself
-_STEPS = 1500
+_STEPS = 15_000  # an end that few fits reach: the held-out loss flattens before
+#: Share by which the held-out loss has to fall within the epochs of patience.
+MIN_PROGRESS = 1e-4
 _ADAM_EPSILON = 1e-6
 _READS_A_FEATURE = 1000.0  # reads of a feature below which its modality learns more slowly
 
@@ -57,8 +59,8 @@ def default_patience(cells: int) -> int:
 
 
 def default_epochs(trained: int, batch_size: int) -> int:
-    """So many epochs that there are about 1500 steps, but between 20 and 200."""
-    return int(np.clip(-(-_STEPS // max(trained // batch_size, 1)), 20, 200))
+    """So many epochs that there are about 15,000 steps, but between 20 and 500."""
+    return int(np.clip(-(-_STEPS // max(trained // batch_size, 1)), 20, 500))
 
 
 def learning_rates(

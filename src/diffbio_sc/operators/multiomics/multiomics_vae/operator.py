@@ -26,18 +26,22 @@ from diffbio_sc.operators.contract import (
 from diffbio_sc.operators.multiomics.multiomics_vae import blocks, fitting, posterior, sizes
 from diffbio_sc.operators.multiomics.multiomics_vae.bound import Draws, negative_bound
 from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
+from diffbio_sc.operators.multiomics.multiomics_vae.embedding import Aligned, of_others
 from diffbio_sc.operators.multiomics.multiomics_vae.features import (
     as_canonical,
+    as_dense,
     dense_features,
     dense_log_size,
     log_sizes,
 )
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import ModalityDecoder, ModalityEncoder, filled
+from diffbio_sc.operators.multiomics.multiomics_vae.regression import Regression
 from diffbio_sc.operators.multiomics.multiomics_vae.start import start
 from diffbio_sc.training.loop import train
 
 _LOSS_CELLS = 512  # cells from which the losses at the start are averaged
 _FACTOR_CELLS = 20_000  # cells that the factor analysis is computed from
+_READING_CELLS = 10_000  # cells that alignment and regressions are computed from
 
 
 class DifferentiableMultiOmicsVAE(Operator):
@@ -102,6 +106,8 @@ class DifferentiableMultiOmicsVAE(Operator):
         # Log size of a modality from z and the other modalities' log sizes: see sizes.fit_size_model.
         self.size_model = FittedStatistic(filled((modalities, 1 + config.latent_dim + modalities), 0.0))
         self.size_means = FittedStatistic(filled(modalities, 0.0))
+        self.aligned = Aligned(config)
+        self.regressions = nnx.List([Regression(m, config) for m in config.regressed])
 
     # --- on arrays ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +194,8 @@ class DifferentiableMultiOmicsVAE(Operator):
         batch
             Code of each cell's batch. Default: one batch.
         max_epochs
-            Largest number of epochs; by default as many as make 1500 steps, but between 20 and 200.
+            Largest number of epochs; by default as many as make 15,000 steps, but between 20 and 500. Training ends
+            before where the held-out loss no longer falls.
         batch_size
             Number of cells in each step; default 128, 64 below 2000 cells.
         learning_rate
@@ -200,8 +207,9 @@ class DifferentiableMultiOmicsVAE(Operator):
         validation_fraction
             Share of the cells that are held out, of the start too; 0 holds none out.
         patience
-            Number of epochs without progress on the held-out cells after which to stop (default 5, but 20 below 2000
-            cells, where an epoch is a few steps). The best parameters are kept, those at the start if no epoch is
+            Number of epochs in which the held-out loss falls by less than a ten-thousandth after which to stop (default
+            5, but 20 below 2000 cells, where an epoch is a few steps). An epoch after which it has risen is taken back,
+            and the learning rates are halved. The best parameters are kept, those at the start if no epoch is
             better.
         rng
             Seed or generator.
@@ -222,9 +230,10 @@ class DifferentiableMultiOmicsVAE(Operator):
         cells, held_out = len(present), None
         if validation_fraction:
             held_out = fitting.hold_out(present, batch, validation_fraction, generator)
+            held_out = held_out if len(held_out) else None  # each batch or modality is one cell
         trained = np.arange(cells) if held_out is None else np.delete(np.arange(cells), held_out)
         if initialize:
-            self._initialize([matrix[trained] for matrix in matrices], present[trained], batch[trained], generator)
+            self._start([matrix[trained] for matrix in matrices], present[trained], batch[trained], generator)
         batch_size = min(batch_size or fitting.default_batch_size(cells), cells)
         data, of_cells, kept_apart, loss = fitting.training_data(self, matrices, present, batch, held_out, batch_size)
         report = train(
@@ -241,10 +250,12 @@ class DifferentiableMultiOmicsVAE(Operator):
             validation=kept_apart,
             patience=None if held_out is None else patience or fitting.default_patience(cells),
             keep_start=held_out is not None,
+            backtracks=held_out is not None,
+            min_progress=0.0 if held_out is None else fitting.MIN_PROGRESS,
             checkpoint=checkpoint,
             description=description,
         )
-        self._fit_sizes(matrices, present, batch)
+        self._fit_readings(matrices, present, batch, generator)
         self.mark_fitted()
         return report._replace(seconds=time.perf_counter() - started)
 
@@ -267,11 +278,16 @@ class DifferentiableMultiOmicsVAE(Operator):
             Seed or generator of the random projections.
         """
         matrices, present, batch = self._check_matrices(matrices, present, batch)
-        self._initialize(matrices, present, batch, as_generator(rng))
+        generator = as_generator(rng)
+        self._start(matrices, present, batch, generator)
+        self._fit_readings(matrices, present, batch, generator)
+        self.mark_fitted()
 
-    def _initialize(
+    def _start(
         self, matrices: list[sp.csr_array], present: np.ndarray, batch: np.ndarray, generator: np.random.Generator
     ) -> None:
+        """The linear solution."""
+        self.n_cells[...] = jnp.float32(len(present))
         chosen = np.arange(len(present))
         if len(chosen) > _FACTOR_CELLS:
             chosen = np.sort(generator.choice(len(chosen), _FACTOR_CELLS, replace=False))
@@ -280,17 +296,18 @@ class DifferentiableMultiOmicsVAE(Operator):
         log_size = log_sizes(matrices, self.config.modality_likelihoods)
         lengths = start(self.encoders, self.decoders, self.config, matrices, present, batch, log_size, rng=generator)
         self.axis_lengths[...] = jnp.asarray(lengths, jnp.float32)
-        self.n_cells[...] = jnp.float32(len(present))
-        self._fit_sizes(matrices, present, batch)
         if self.config.use_gradnorm:
             few = slice(0, _LOSS_CELLS)
             found = blocks.score(self, [matrix[few] for matrix in matrices], present[few], batch[few])
             values = [found[f"log_likelihood_{m}"] for m in range(len(matrices))]
             losses = [-np.nanmean(value) if np.isfinite(value).any() else 1.0 for value in values]
             self.initial_losses[...] = jnp.asarray(losses, jnp.float32)
-        self.mark_fitted()
 
-    def _fit_sizes(self, matrices: list[sp.csr_array], present: np.ndarray, batch: np.ndarray) -> None:
+    def _fit_readings(
+        self, matrices: list[sp.csr_array], present: np.ndarray, batch: np.ndarray, generator: np.random.Generator
+    ) -> None:
+        """All that is read off the latent vectors in closed form: sizes, the embedding, regressions."""
+
         def latent_without(modality: int, cells: np.ndarray, others: np.ndarray) -> np.ndarray:
             return blocks.encode(self, [matrix[cells] for matrix in matrices], others, batch[cells]).mean
 
@@ -298,6 +315,27 @@ class DifferentiableMultiOmicsVAE(Operator):
         model, means = sizes.fit_size_model(log_size, present, self.config.latent_dim, latent_without)
         self.size_model[...] = jnp.asarray(model, jnp.float32)
         self.size_means[...] = jnp.asarray(means, jnp.float32)
+        if self.config.n_batches == 1 and not self.config.regressed:
+            return
+        if len(present) > _READING_CELLS:
+            chosen = np.sort(generator.choice(len(present), _READING_CELLS, replace=False))
+            matrices, log_size = [matrix[chosen] for matrix in matrices], log_size[chosen]
+            present, batch = present[chosen], batch[chosen]
+        lengths = np.asarray(self.axis_lengths[...], np.float64)
+        latent = blocks.encode(self, matrices, present, batch).mean
+        self.aligned.fit(latent * lengths, batch, generator)
+        for regression in self.regressions:
+            m = regression.modality
+            others = of_others(present, m)
+            known = np.flatnonzero(others.any(1))
+            targets = present[known, m]
+            place = latent_without(m, known, others[known]) * lengths if len(known) else latent[:0]
+            sizes_known = np.where(others, log_size, np.nan)[known]
+            values = as_dense(matrices[m][known[targets]])
+            regression.fit(place, sizes_known, batch[known], np.flatnonzero(targets), values, generator)
+            has = np.flatnonzero(present[:, m])
+            decoded = self.expected(m, latent[has], batch=batch[has], log_size=log_size[has, m])
+            regression.calibrate(decoded, as_dense(matrices[m][has]))
 
     # --- on matrices --------------------------------------------------------------------------------------------------
 
@@ -306,6 +344,67 @@ class DifferentiableMultiOmicsVAE(Operator):
     ) -> blocks.Encoding:
         """Return the posterior of each cell, computed in blocks of rows; arguments as of :meth:`fit_matrices`."""
         return blocks.encode(self, *self._check_matrices(matrices, present, batch))
+
+    def embed(
+        self, matrices: Sequence[Any], *, present: np.ndarray | None = None, batch: np.ndarray | None = None
+    ) -> blocks.Encoding:
+        """Return the posterior of each cell in the embedding: :meth:`encode` after :meth:`embedding`."""
+        matrices, present, batch = self._check_matrices(matrices, present, batch)
+        encoding, lengths = blocks.encode(self, matrices, present, batch), np.asarray(self.axis_lengths[...])
+
+        def placed(latent: np.ndarray) -> np.ndarray:
+            return np.asarray(self.aligned(latent * lengths, batch, library=np), np.float32)
+
+        return encoding._replace(
+            mean=placed(encoding.mean),
+            variance=encoding.variance * lengths**2,
+            modality_mean=np.stack([placed(latent) for latent in encoding.modality_mean]),
+        )
+
+    def embedding(self, latent: Float[Array, "cells latent"], batch: Array) -> Float[Array, "cells latent"]:
+        """Return latent vectors with their axes stretched and batches laid onto each other; differentiable."""
+        return self.aligned(latent * self.axis_lengths[...], batch)
+
+    def impute(
+        self,
+        modality: int,
+        matrices: Sequence[Any],
+        *,
+        present: np.ndarray | None = None,
+        batch: np.ndarray | None = None,
+        columns: np.ndarray | None = None,
+    ) -> tuple[Float[np.ndarray, "cells columns"], Float[np.ndarray, " cells"]]:
+        """Return values of a modality at each cell's posterior mean, and the log of the depth taken.
+
+        Expected values by the decoder at the cell's own depth or, where it lacks the modality, at the one that z and
+        its other modalities predict. Of proteins typical counts instead, ``expm1`` of the expected log1p
+        count: by a kernel regression where the cell lacks the modality, else by the decoder, brought to that scale.
+
+        Parameters
+        ----------
+        modality
+            Number of the modality.
+        matrices, present, batch
+            As of :meth:`fit_matrices`.
+        columns
+            Numbers of the features to return; default all.
+        """
+        matrices, present, batch = self._check_matrices(matrices, present, batch)
+        columns = np.arange(self.config.modality_dims[modality]) if columns is None else np.asarray(columns)
+        mean = blocks.encode(self, matrices, present, batch).mean
+        known = np.where(present, log_sizes(matrices, self.config.modality_likelihoods), np.nan)
+        lacking = ~present[:, modality]
+        log_size = np.where(lacking, self.predict_log_size(modality, mean, known), known[:, modality])
+        log_size = log_size.astype(np.float32)
+        regression = next((one for one in self.regressions if one.modality == modality), None)
+        if regression is None or not float(regression.is_fitted[...]):
+            return self.expected(modality, mean, batch=batch, log_size=log_size, columns=columns), log_size
+        decoded = self.expected(modality, mean, batch=batch, log_size=log_size)
+        values = regression.calibrated(decoded, library=np)
+        if lacking.any():
+            place = mean[lacking] * np.asarray(self.axis_lengths[...])
+            values[lacking] = regression.imputed(place, known[lacking], batch[lacking], library=np)
+        return values[:, columns].astype(np.float32), log_size
 
     def score(
         self, matrices: Sequence[Any], *, present: np.ndarray | None = None, batch: np.ndarray | None = None

@@ -36,6 +36,7 @@ _LOWEST_RATE = 1e-9  # below one read in all the reads of a large data set
 _BACKGROUND = 2.0  # log fold by which the antibody background starts below the mean
 _TYPICAL_SHARE = 0.7  # of the median noise, added to that of each gene or protein
 _STRETCH = 1 / 3  # power of the precision by which the axes of the embedding are stretched, see start
+_BLOCK_ROWS = 512
 _FEW_FEATURES = 4096  # up to which a dense product is quicker
 
 
@@ -80,7 +81,7 @@ def start(
     scores, noise = [], []
     for m, matrix in enumerate(matrices):
         known = np.flatnonzero(present[:, m])
-        components = _fit_transform(encoders[m], names[m], config, matrix[known], rng)
+        components = _fit_transform(encoders[m], names[m], config, _rows(matrix, known), rng)
         read = read_features(encoders[m], names[m], matrix, linked=False)
         scores.append(read[:, : len(components.noise)].astype(np.float64))
         noise.append(components.noise)
@@ -98,9 +99,9 @@ def start(
             zero_padded(np.full(len(spread), 1.0 / max(np.sqrt((spread**2).mean()), 1e-6)), (inputs,))
         )
         if names[m] in ACCESSIBILITY:
-            _link(encoder, config, matrix[known], joint.latent[known], batch[known])
+            _link(encoder, config, _rows(matrix, known), joint.latent[known], batch[known])
         start_decoder(
-            decoders[m], names[m], config, matrix[known], joint.latent[known], batch[known], log_size[known, m]
+            decoders[m], names[m], config, _rows(matrix, known), joint.latent[known], batch[known], log_size[known, m]
         )
     precision = 1.0 + sum(np.exp(np.asarray(encoder.log_precision[...], np.float64)) for encoder in encoders)
     return precision**_STRETCH
@@ -178,12 +179,16 @@ def start_decoder(
 ) -> None:
     """Intercepts of each batch, and one Newton step of the regression on the latent vectors for the slopes."""
     if name == "gaussian":
-        values = as_dense(matrix).astype(np.float64)
         number = np.maximum(np.bincount(batch, minlength=config.n_batches), 1)
-        centre = np.asarray(_by_batch(batch, config.n_batches) @ values) / number[:, None]
-        residual = values - centre[batch]
-        slopes = np.linalg.solve(latent.T @ latent + np.eye(latent.shape[1]), latent.T @ residual)
-        variance = np.maximum(((residual - latent @ slopes) ** 2).mean(0), 1e-6)
+        centre = as_dense(_by_batch(batch, config.n_batches) @ matrix).astype(np.float64) / number[:, None]
+        # In blocks: what is sparse for the others is dense here.
+        blocks = [slice(first, first + _BLOCK_ROWS) for first in range(0, len(batch), _BLOCK_ROWS)]
+        cross = sum(latent[rows].T @ (as_dense(matrix[rows]) - centre[batch[rows]]) for rows in blocks)
+        slopes = np.linalg.solve(latent.T @ latent + np.eye(latent.shape[1]), cross)
+        squares = sum(
+            ((as_dense(matrix[rows]) - centre[batch[rows]] - latent[rows] @ slopes) ** 2).sum(0) for rows in blocks
+        )
+        variance = np.maximum(squares / len(batch), 1e-6)
         decoder.intercept[...] = jnp.asarray(centre, jnp.float32)
         decoder.slopes[...] = jnp.asarray(slopes.T, jnp.float32)
         decoder.log_variance[...] = jnp.asarray(np.log(variance), jnp.float32)
@@ -197,6 +202,11 @@ def start_decoder(
     decoder.slopes[...] = jnp.asarray(slopes.T, jnp.float32)
     if name == "protein_mixture":
         decoder.log_background[...] = jnp.asarray(intercept - _BACKGROUND, jnp.float32)
+
+
+def _rows(matrix: Any, rows: np.ndarray) -> Any:
+    """Some of the rows, ascending; the matrix itself if those are all."""
+    return matrix if len(rows) == matrix.shape[0] else matrix[rows]
 
 
 def _by_batch(batch: np.ndarray, n_batches: int) -> sp.csr_array:
