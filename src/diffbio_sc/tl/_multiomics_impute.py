@@ -51,9 +51,9 @@ def multiomics_impute(
 
     `.X` : float32
         Expected values: counts at the cell's own depth or, where it lacks the modality, at the depth that its embedding
-        and its other modalities predict; probabilities for ``"bernoulli"``. Of proteins (and Gaussian modalities of at
-        most 1,024 features) what a kernel ridge regression on the embedding by the other modalities tells: typical
-        counts, ``expm1`` of the expected log1p count.
+        and its other modalities predict; probabilities for ``"bernoulli"``. Of proteins (at most 1,024) what a
+        kernel ridge regression on the embedding by the other modalities tells: typical counts, ``expm1`` of the
+        expected log1p count.
     `.obs["observed"]` : bool
         Whether the cell has the modality. If so, the expected values draw on its own.
     `.obs["log_size"]` : float32

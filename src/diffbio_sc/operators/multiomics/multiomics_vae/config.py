@@ -9,8 +9,7 @@ from diffbio_sc.operators.config import OperatorConfig
 
 FUSIONS = ("poe", "moe", "mean")
 WEIGHT_MODES = ("equal", "learnable")
-REGRESSED = ("protein_mixture", "gaussian")  # likelihoods of modalities that are imputed by regression
-MOST_REGRESSED = 1024  # features of such a modality
+MOST_REGRESSED = 1024  # proteins of a modality that is imputed by regression
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,11 +117,11 @@ class MultiOmicsVAEConfig(OperatorConfig):
 
     @property
     def regressed(self) -> tuple[int, ...]:
-        """Numbers of the modalities that are imputed by regression: few features that are not counts of reads."""
+        """Numbers of the modalities that are imputed by regression: those of proteins."""
         if len(self.modality_dims) < 2:
             return ()
         kinds = zip(self.modality_likelihoods, self.modality_dims, strict=True)
-        return tuple(m for m, (name, size) in enumerate(kinds) if name in REGRESSED and size <= MOST_REGRESSED)
+        return tuple(m for m, (name, size) in enumerate(kinds) if name == "protein_mixture" and size <= MOST_REGRESSED)
 
     @property
     def feature_dim(self) -> int:

@@ -377,9 +377,8 @@ class DifferentiableMultiOmicsVAE(Operator):
         """Return values of a modality at each cell's posterior mean, and the log of the depth taken.
 
         Expected values by the decoder at the cell's own depth or, where it lacks the modality, at the one that z and
-        its other modalities predict. Of proteins and other modalities of few features that are no counts of reads
-        typical values instead, ``expm1`` of the expected log1p count: by a kernel regression where the cell lacks the
-        modality, else by the decoder, brought to the same scale.
+        its other modalities predict. Of proteins typical counts instead, ``expm1`` of the expected log1p
+        count: by a kernel regression where the cell lacks the modality, else by the decoder, brought to that scale.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """What the other modalities say of proteins: a kernel regression on the embedding, in closed form.
 
 The decoder is one map for all cells, and fitted to counts, in which cells with many reads count most. The regression
-predicts log1p counts (of Gaussian modalities the values) from the place that the other modalities give a cell and from
+predicts log1p counts from the place that the other modalities give a cell and from
 their depths, and follows what differs between kinds of cells. Its settings come from cells left out one by one.
 """
 
@@ -22,10 +22,11 @@ from diffbio_sc.operators.multiomics.multiomics_vae.embedding import Aligned
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import filled
 
 _FEWEST_CELLS = 20  # below which the decoder alone is taken
+_TRIAL_CENTRES = 256  # of the kernel, to see whether depth helps
 
 
 class Regression(nnx.Module):
-    """Expected log1p counts of one modality (Gaussian: values) from the embedding by the others.
+    """Expected log1p counts of one modality from the embedding by the others.
 
     Parameters
     ----------
@@ -39,12 +40,11 @@ class Regression(nnx.Module):
         features, modalities = config.modality_dims[modality], len(config.modality_dims)
         inputs = config.latent_dim + modalities
         self.modality = modality
-        self.logarithmic = config.modality_likelihoods[modality] != "gaussian"
         self.aligned = Aligned(config)
         self.is_fitted = FittedStatistic(jnp.float32(0.0))
         # Depths of the other modalities less their means in the batch, in units of the embedding.
         self.size_means = FittedStatistic(filled((config.n_batches, modalities), 0.0))
-        self.size_scale = FittedStatistic(filled(modalities, 0.0))
+        self.size_scale = FittedStatistic(filled((config.n_batches, modalities), 0.0))
         self.centres = FittedStatistic(filled((config.n_centres, inputs), 0.0))
         self.squared_scale = FittedStatistic(jnp.float32(1.0))
         self.coefficients = FittedStatistic(filled((config.n_centres, features), 0.0))
@@ -75,7 +75,7 @@ class Regression(nnx.Module):
         targets
             Which of the cells have the modality too.
         values
-            Counts of those (Gaussian: values).
+            Counts of those.
         rng
             Generator of clusters and centres.
         """
@@ -83,24 +83,19 @@ class Regression(nnx.Module):
         if len(targets) < _FEWEST_CELLS:
             return
         self.aligned.fit(embedding, batch, rng)
-        batches, modalities = self.size_means.shape
-        known = np.isfinite(sizes)
-        means = np.zeros((batches, modalities))
-        overall = np.where(known, sizes, 0.0).sum(0) / np.maximum(known.sum(0), 1)
-        for code in range(batches):
-            here = batch == code
-            number = known[here].sum(0)
-            means[code] = np.where(
-                number > 0, np.where(known, sizes, 0.0)[here].sum(0) / np.maximum(number, 1), overall
-            )
-        deviation = np.where(known, sizes - means[batch], np.nan)
-        spread = np.sqrt(np.nan_to_num(np.nansum(deviation**2, 0) / np.maximum(known.sum(0), 1)))
+        means, spread = _moments(sizes, batch, len(self.size_means[...]))
         self.size_means[...] = jnp.asarray(means, jnp.float32)
-        # A standard deviation of depth is as long as one along a typical axis.
-        unit = embedding.std()
-        self.size_scale[...] = jnp.asarray(np.where(spread > 1e-6, unit / np.maximum(spread, 1e-6), 0.0), jnp.float32)
-        inputs = self._inputs(embedding[targets], sizes[targets], batch[targets], np)
-        fitted = fit_kernel_ridge(inputs, self.transformed(values), len(self.centres[...]), rng)
+        # A standard deviation of depth, within the batch, is as long as one along a typical axis.
+        scale = np.where(spread > 1e-6, embedding.std() / np.maximum(spread, 1e-6), 0.0)
+        outputs, chosen = _transformed(values), []
+        for factor in (0.0, 1.0):  # depth is read where it helps cells left out
+            self.size_scale[...] = jnp.asarray(factor * scale, jnp.float32)
+            inputs = self._inputs(embedding[targets], sizes[targets], batch[targets], np)
+            trial = fit_kernel_ridge(inputs, outputs, _TRIAL_CENTRES, np.random.default_rng(0))
+            chosen.append((trial.explained.mean(), factor, inputs))
+        _, factor, inputs = max(chosen, key=lambda one: one[0])
+        self.size_scale[...] = jnp.asarray(factor * scale, jnp.float32)
+        fitted = fit_kernel_ridge(inputs, outputs, len(self.centres[...]), rng)
         self.centres[...] = jnp.asarray(zero_padded(fitted.centres, self.centres.shape))
         self.coefficients[...] = jnp.asarray(zero_padded(fitted.coefficients, self.coefficients.shape))
         self.squared_scale[...] = jnp.float32(fitted.squared_scale)
@@ -111,37 +106,53 @@ class Regression(nnx.Module):
         self, decoded: Float[np.ndarray, "cells features"], values: Float[np.ndarray, "cells features"]
     ) -> None:
         """Least squares of each feature's transformed values by those that the decoder gives the same cells."""
-        told, wanted = self.transformed(decoded), self.transformed(values)
+        told, wanted = _transformed(decoded), _transformed(values)
         deviation = told - told.mean(0)
         slope = (deviation * wanted).sum(0) / np.maximum((deviation**2).sum(0), 1e-9)
         slope = np.maximum(slope, 0.0)
         self.calibration[...] = jnp.asarray(np.stack([wanted.mean(0) - slope * told.mean(0), slope]), jnp.float32)
 
-    def transformed(self, values: Float[np.ndarray, "cells features"]) -> Float[np.ndarray, "cells features"]:
-        """Values on the scale of the regression."""
-        values = np.asarray(values, np.float64)
-        return np.log1p(np.maximum(values, 0.0)) if self.logarithmic else values
-
     def imputed(self, embedding: Any, sizes: Any, batch: Any, *, library: Any = jnp) -> Any:
-        """Typical values of cells that lack the modality, by ``library``, jax.numpy or numpy.
+        """Typical counts of cells that lack the modality, by ``library``, jax.numpy or numpy.
 
-        Of counts those are ``expm1`` of the expected log1p counts: what half of such cells exceed, more or less, where
+        Those are ``expm1`` of the expected log1p counts: what half of such cells exceed, more or less, where
         the mean count is set by the few cells with the most.
         """
         parts = [self.centres, self.squared_scale, self.coefficients, self.constant, self.explained]
         ridge = KernelRidge(*(library.asarray(part[...]) for part in parts))
         result = ridge.predict(self._inputs(embedding, sizes, batch, library), library=library)
-        return library.expm1(library.maximum(result, 0.0)) if self.logarithmic else result
+        return library.expm1(library.maximum(result, 0.0))
 
     def calibrated(self, decoded: Any, *, library: Any = jnp) -> Any:
         """The decoder's values on the scale of :meth:`imputed`."""
         constant, slope = library.asarray(self.calibration[...])
-        if not self.logarithmic:
-            return constant + slope * decoded
         return library.expm1(library.maximum(constant + slope * library.log1p(library.maximum(decoded, 0.0)), 0.0))
 
     def _inputs(self, embedding: Any, sizes: Any, batch: Any, library: Any) -> Any:
         means, scale = (library.asarray(part[...]) for part in (self.size_means, self.size_scale))
         known = library.isfinite(sizes)
-        depth = library.where(known, (library.where(known, sizes, 0.0) - means[batch]) * scale, 0.0)
+        depth = library.where(known, (library.where(known, sizes, 0.0) - means[batch]) * scale[batch], 0.0)
         return library.concatenate([self.aligned(embedding, batch, library=library), depth], axis=1)
+
+
+def _transformed(counts: Float[np.ndarray, "cells features"]) -> Float[np.ndarray, "cells features"]:
+    return np.log1p(np.maximum(np.asarray(counts, np.float64), 0.0))
+
+
+def _moments(
+    sizes: Float[np.ndarray, "cells modalities"], batch: Int[np.ndarray, " cells"], batches: int
+) -> tuple[Float[np.ndarray, "batches modalities"], Float[np.ndarray, "batches modalities"]]:
+    """Mean and standard deviation of each modality's sizes in each batch; of all cells where a batch has under 2."""
+
+    def of(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        known = np.isfinite(sizes[chosen])
+        number = np.maximum(known.sum(0), 1)
+        values = np.where(known, sizes[chosen], 0.0)
+        mean = values.sum(0) / number
+        deviation = np.where(known, values - mean, 0.0)
+        return mean, np.sqrt((deviation**2).sum(0) / number), known.sum(0) > 1
+
+    overall = of(np.ones(len(batch), bool))
+    found = [of(batch == code) for code in range(batches)]
+    means = np.stack([np.where(enough, mean, overall[0]) for mean, _, enough in found])
+    return means, np.stack([np.where(enough, spread, overall[1]) for _, spread, enough in found])

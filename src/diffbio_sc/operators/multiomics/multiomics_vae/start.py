@@ -180,7 +180,7 @@ def start_decoder(
     """Intercepts of each batch, and one Newton step of the regression on the latent vectors for the slopes."""
     if name == "gaussian":
         number = np.maximum(np.bincount(batch, minlength=config.n_batches), 1)
-        centre = np.asarray(_by_batch(batch, config.n_batches) @ matrix, np.float64) / number[:, None]
+        centre = as_dense(_by_batch(batch, config.n_batches) @ matrix).astype(np.float64) / number[:, None]
         # In blocks: what is sparse for the others is dense here.
         blocks = [slice(first, first + _BLOCK_ROWS) for first in range(0, len(batch), _BLOCK_ROWS)]
         cross = sum(latent[rows].T @ (as_dense(matrix[rows]) - centre[batch[rows]]) for rows in blocks)
