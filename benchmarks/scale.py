@@ -1,6 +1,6 @@
 """What work block by block costs: CPU, memory, passes and compilation, here, lazily and on workers.
 
-python benchmarks/scale.py [cost] [memory] [peaks] [compile] [--rows 30000] [--sizes 7500,30000,120000]
+python benchmarks/scale.py [cost] [memory] [peaks] [compile] [--rows 30000] [--sizes 7500,30000,120000] [--block 256MB]
 
 Every row is a process of its own, which first runs the function on a toy. CPU seconds are of the process and its
 workers; memory is the peak of resident memory during the call over that before it (Linux).
@@ -134,23 +134,22 @@ def toy(function: str) -> None:
         call(function, ad.AnnData(counts, var=pd.DataFrame(index=table.columns), obsm={"spatial": places}))
 
 
-def row(function: str, source: str, rows: int, folder: Path, cap: float | None, result: Path) -> dict:
+def row(function: str, source: str, rows: int, folder: Path, block: str, result: Path) -> dict:
     """One row: the function on one kind of source, twice."""
     from contextlib import ExitStack
 
-    if cap:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(cap * 1e9),) * 2)
+    import diffbio_sc as dbio
+
+    dbio.settings.block_bytes = block
     path = (
         make_tissue(folder, rows) if not (folder / f"tissue_{rows}.zarr").exists() else folder / f"tissue_{rows}.zarr"
     )
     toy(function)
-    found: dict = {"function": function, "source": source, "rows": rows}
+    found: dict = {"function": function, "source": source, "rows": rows, "block": block}
     with ExitStack() as stack:
         client = None
         if source.startswith("workers"):
             import distributed
-
-            import diffbio_sc as dbio
 
             number = int(source.split()[1])
             cluster = distributed.LocalCluster(n_workers=number, threads_per_worker=1, dashboard_address=None)
@@ -193,19 +192,19 @@ def show(found: dict) -> None:
     print(json.dumps(found), flush=True)
 
 
-def cost(folder: Path, rows: int) -> None:
+def cost(folder: Path, rows: int, block: str) -> None:
     make_tissue(folder, rows)
     for function in FUNCTIONS:
         for source in ("memory", "lazy", "workers 1 warm", "workers 2 warm"):
-            show(run_row(function, source, rows, folder, 0, folder / f"{function}_{rows}.npy"))
+            show(run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy"))
 
 
-def grow(folder: Path, sizes: list[int], cap: float) -> None:
+def grow(folder: Path, sizes: list[int], block: str) -> None:
     for function in FUNCTIONS:
         for rows in sizes:
             make_tissue(folder, rows)
             for source in ("lazy", "workers 2 warm"):
-                show(run_row(function, source, rows, folder, cap, folder / f"{function}_{rows}.npy"))
+                show(run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy"))
 
 
 def make_fragments(folder: Path, millions: int) -> Path:
@@ -406,8 +405,8 @@ def main() -> None:
         if arguments[0] == "peaks":
             show(peak_row(Path(arguments[1]), int(arguments[2]), arguments[3]))
             return
-        function, source, rows, folder, cap, result = arguments
-        show(row(function, source, int(rows), Path(folder), float(cap), Path(result)))
+        function, source, rows, folder, block, result = arguments
+        show(row(function, source, int(rows), Path(folder), block, Path(result)))
         return
     if sys.argv[1:2] == ["compiled"]:
         show(compiled(sys.argv[2]))
@@ -417,16 +416,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=30_000)
     parser.add_argument("--sizes", default="7500,30000,120000")
     parser.add_argument("--millions", default="2,8", help="millions of fragments")
-    parser.add_argument("--cap", type=float, default=0, help="gigabytes of data that a process may hold")
+    parser.add_argument("--block", default="256MB", help="memory of a block")
     parser.add_argument("--folder", type=Path, help="where tissues are kept; default: a temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if "cost" in options.tables:
-            cost(folder, options.rows)
+            cost(folder, options.rows, options.block)
         if "memory" in options.tables:
-            grow(folder, [int(size) for size in options.sizes.split(",")], options.cap)
+            grow(folder, [int(size) for size in options.sizes.split(",")], options.block)
         if "peaks" in options.tables:
             peaks(folder, [int(number) for number in options.millions.split(",")])
         if "compile" in options.tables:

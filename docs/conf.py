@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import metadata
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # charts.py
+sys.path.insert(0, str(Path(__file__).parent))  # charts.py, formulas.py
 
 project = "diffbio_sc"
 author = "diffbio_sc developers"
@@ -30,12 +30,9 @@ extensions = [
 ]
 # Formulas are made MathML while the pages are built: no script, and nothing to fetch. That needs node.
 if shutil.which("node"):
-    import sphinxcontrib.katex
-
-    extensions.append("sphinxcontrib.katex")
-    sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS["output"] = "mathml"
+    extensions.append("formulas")
     katex_prerender = True
-    katex_css_path = sphinxcontrib.katex.filename_css
+    katex_css_path = "katex-math.css"
 else:
     extensions.append("sphinx.ext.mathjax")
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "README.md"]
@@ -70,6 +67,10 @@ for _notebook in (Path(__file__).parent.parent / "notebooks").glob("*.ipynb"):
     _page = _pages / _notebook.name
     if not _page.exists() or _page.stat().st_mtime < _notebook.stat().st_mtime:
         shutil.copyfile(_notebook, _page)
+    # A link to a page leads there from the repository; from among the pages the way is shorter.
+    _text = _page.read_text(encoding="utf-8")
+    if "](../docs/" in _text:
+        _page.write_text(_text.replace("](../docs/", "](../"), encoding="utf-8")
 nb_execution_mode = "off"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -23,6 +23,7 @@ BENEATH = (
     "sources.provenance",
     "benchmarks",
     "training",
+    "scale",
 )
 
 PAGES = Path(__file__).parent.parent / "docs"
@@ -153,6 +154,11 @@ def _has_source(docstring):
 @pytest.fixture(scope="module")
 def shown():
     return shown_in_examples()
+
+
+def test_no_package_is_forgotten():
+    packages = {name for name in dbio.__all__ if inspect.ismodule(getattr(dbio, name))}
+    assert packages - {"numerics"} <= {package.split(".")[0] for package in (*FACES, *BENEATH)}
 
 
 @pytest.mark.parametrize("package", [*FACES, *BENEATH])

@@ -49,6 +49,14 @@ def test_narrowpeak_round_trip(tmp_path, name):
     pd.testing.assert_frame_equal(found, expected, check_dtype=False)
 
 
+def test_names_of_peaks_hold_no_white_space(tmp_path):
+    table = pd.DataFrame({"chrom": "chr1", "start": [10, 50], "end": [20, 60], "name": ["B cell_1", "T\u00a0 reg_1"]})
+    write_narrowpeak(table, tmp_path / "peaks.narrowPeak")
+    lines = (tmp_path / "peaks.narrowPeak").read_text().splitlines()
+    assert [line.split()[3] for line in lines] == ["B_cell_1", "T_reg_1"]
+    assert [len(line.split()) for line in lines] == [10, 10]
+
+
 def test_narrowpeak_of_coordinates_alone(tmp_path):
     write_narrowpeak(_peaks()[["chrom", "start", "end"]], tmp_path / "a")
     assert (tmp_path / "a").read_text().splitlines()[1] == "chrX\t200\t1200\tpeak_2\t0\t.\t-1\t-1\t-1\t-1"

@@ -93,6 +93,15 @@ def test_squares_of_a_lattice_meet_and_other_spots_are_circles(result):
     assert type(axis.collections[0]).__name__ == "EllipseCollection"
 
 
+def test_maps_of_a_wide_tissue_fit_a_page(result):
+    wide = result.copy()
+    wide.obsm["spatial"] = wide.obsm["spatial"] * np.array([6.0, 1.0])
+    for tissue in (result, wide):
+        figure = dbio.pl.deconvolution(tissue, show=False, return_fig=True)
+        assert figure.get_figwidth() <= 13.3
+        assert figure.get_figheight() >= 2
+
+
 def test_slides_lie_side_by_side_under_their_names(result):
     adata = result.copy()
     adata.obs["slide"] = np.where(np.arange(64) % 2, "second", "first")

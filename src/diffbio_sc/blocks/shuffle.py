@@ -161,12 +161,12 @@ class ColumnSpool:
     blocks
         Indices of the columns of each block.
     in_memory
-        Bytes that may wait in memory, by default those of a block; the rest waits in temporary files.
+        Bytes that may wait in memory, by default a quarter of a block; the rest waits in temporary files.
     """
 
     def __init__(self, blocks: Sequence[np.ndarray], in_memory: int | None = None):
         self._blocks = ColumnBlocks(blocks)
-        self._free = settings.block_bytes if in_memory is None else in_memory
+        self._free = settings.block_bytes // 4 if in_memory is None else in_memory
         self._pieces: list[Piece] = []
         self._folder: tempfile.TemporaryDirectory | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,8 @@ from diffbio_sc.io._region_tables import checked_regions, write_regions
 if TYPE_CHECKING:
     import pandas as pd
 
+_SPACES = re.compile("[ \u00a0]+")
+
 
 def write_narrowpeak(peaks: pd.DataFrame, path: PathLike) -> None:
     """Write peaks in the narrowPeak format (BED6+4), which genome browsers and most tools read.
@@ -23,7 +26,8 @@ def write_narrowpeak(peaks: pd.DataFrame, path: PathLike) -> None:
     peaks
         A table with columns ``chrom``, ``start`` and ``end``, and ``name``, ``score``, ``strand``, ``signalValue``,
         ``pValue``, ``qValue`` (-log10) and ``peak`` (summit as offset from the start) where known. Whatever is missing
-        is written as the format says: names are numbered, the score is 0, the strand ``.``, other numbers -1.
+        is written as the format says: names are numbered, the score is 0, the strand ``.``, other numbers -1. Spaces
+        in names become ``_``: many tools split lines at them.
     path
         File to write; compressed by gzip if its name ends with ``.gz``.
 
@@ -54,6 +58,7 @@ def write_narrowpeak(peaks: pd.DataFrame, path: PathLike) -> None:
     table = checked_regions(peaks)
     frame = table[["chrom", "start", "end"]].copy()
     frame["name"] = [f"peak_{number}" for number in range(1, len(table) + 1)] if "name" not in table else table["name"]
+    frame["name"] = frame["name"].map(lambda name: "_".join(_SPACES.split(name)) if isinstance(name, str) else name)
     for key in ("score", "signalValue", "pValue", "qValue", "peak"):
         missing = 0 if key == "score" else -1
         values = pd.to_numeric(table[key]) if key in table else pd.Series(missing, table.index)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _GAP = 0.08  # between slides, of the width of a slide
 _MISSING = "0.82"
+_FIGURE_WIDTH = 13.2  # inches of a figure with several maps in a row
 _MANY = 5000  # spots beyond which a vector file holds the map as a picture
 _DIVERGING = "RdBu_r"
 
@@ -206,7 +207,10 @@ def _grid(plt, number: int, n_columns: int, coordinates: np.ndarray) -> list[Axe
     rows, columns = -(-number // n_columns), min(n_columns, number)
     extent = np.ptp(coordinates, axis=0)
     shape = float(extent[0] / max(extent[1], 1e-300))
-    width, height = float(np.clip(2.4 * shape, 1.6, 5.0)), float(np.clip(5.0 / max(shape, 1e-300), 1.2, 2.4))
+    # Wide tissues share the width of a page, so that letters stay readable on it.
+    widest = max(_FIGURE_WIDTH / columns - 0.8, 1.6)
+    width = float(np.clip(2.4 * shape, 1.6, min(5.0, widest)))
+    height = float(np.clip(min(5.0, widest) / max(shape, 1e-300), 0.9, 2.4))
     figure, grid = plt.subplots(
         rows, columns, figsize=((width + 0.8) * columns, (height + 0.4) * rows), squeeze=False, layout="constrained"
     )
