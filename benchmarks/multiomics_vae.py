@@ -240,7 +240,7 @@ def ours(mdata: md.MuData, seed: int, **options) -> Fit:
     dbio.tl.multiomics_vae(mdata, rng=seed, **options)
     seconds = clock() - started
     history = mdata.uns["multiomics_vae"]["report"]["history"]
-    return Fit(mdata.obsm["X_multiomics_vae"], seconds, len(next(iter(history.values()))))
+    return Fit(mdata.obsm["X_multiomics_vae"], seconds, len(next(iter(history.values()), ())))
 
 
 def ours_with_batch(mdata: md.MuData, seed: int) -> Fit:

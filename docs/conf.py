@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import metadata
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # charts.py
+sys.path.insert(0, str(Path(__file__).parent))  # charts.py, formulas.py
 
 project = "diffbio_sc"
 author = "diffbio_sc developers"
@@ -30,12 +30,9 @@ extensions = [
 ]
 # Formulas are made MathML while the pages are built: no script, and nothing to fetch. That needs node.
 if shutil.which("node"):
-    import sphinxcontrib.katex
-
-    extensions.append("sphinxcontrib.katex")
-    sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS["output"] = "mathml"
+    extensions.append("formulas")
     katex_prerender = True
-    katex_css_path = sphinxcontrib.katex.filename_css
+    katex_css_path = "katex-math.css"
 else:
     extensions.append("sphinx.ext.mathjax")
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "README.md"]

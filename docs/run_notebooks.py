@@ -23,12 +23,15 @@ SOURCES = ROOT / "notebooks"
 PAGES = ROOT / "docs" / "notebooks"
 
 SECONDS_OF_A_CELL = 600
-# Bars are for a person who waits. Three packages warn of themselves: two of their imports, one of its next default.
-ENVIRONMENT = {
-    "DIFFBIO_SC_PROGRESS": "0",
-    "PYTHONWARNINGS": "ignore::SyntaxWarning:docrep.decorators,ignore::FutureWarning:muon._core.preproc,"
+# Bars are for a person who waits. What other packages say of themselves is left out: of their imports, their updates
+# and their next defaults.
+QUIET = (
+    "ignore::SyntaxWarning:docrep.decorators",
+    "ignore::FutureWarning:muon._core.preproc",
+    "ignore::FutureWarning:mudata._core.mudata",
     "ignore:Writing zarr v2 data will no longer be the default:UserWarning",
-}
+)
+ENVIRONMENT = {"DIFFBIO_SC_PROGRESS": "0", "PYTHONWARNINGS": ",".join(QUIET)}
 # Long ones first, so that none is left alone at the end.
 LONG = ("contextual", "deconvolution", "spatial_genes")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -111,3 +112,14 @@ class Heavy:
 
     def __getitem__(self, index):
         return self.array[index]
+
+
+def compiled_store():
+    """Where programs of this process are stored, threads of its pool, and whether the engines are loaded."""
+    import jax
+
+    return (
+        jax.config.jax_compilation_cache_dir,
+        os.environ.get("NPROC"),
+        "diffbio_sc.engines.deconvolution" in sys.modules,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import subprocess
 import sys
 
@@ -270,20 +271,20 @@ def test_a_full_disk_and_a_broken_pipe_end_cleanly(fragments, tmp_path):
     assert writer.wait() == 141
 
 
-def test_a_disk_that_fills_leaves_nothing(fragments, tmp_path):
-    path, _ = fragments
-    folder = tmp_path / "results"
-    folder.mkdir()
-    arguments = [sys.executable, "-m", "diffbio_sc", "coverage", str(path), "--bin-size", "5000"]
-    # No file may grow beyond 4 KiB: what a disk that fills is to a program.
-    limited = ["bash", "-c", 'ulimit -f 4 && exec "$@"', "bash", *arguments, "-o", str(folder / "bins.h5ad")]
-    run = subprocess.run(
-        limited, capture_output=True, text=True, check=False, env={**os.environ, "JAX_PLATFORMS": "cpu"}
-    )
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    assert run.stderr.startswith("diffbio-sc coverage: error: ")
-    assert list(folder.iterdir()) == []
+def test_a_disk_without_room_for_the_result_is_told_before_it_is_written(tissue, tmp_path, monkeypatch, capsys):
+    folder, spots, _ = tissue
+    usage = shutil.disk_usage(tmp_path)
+    arguments = ["convert", str(folder / "spots.h5ad"), str(tmp_path / "copy.h5ad")]
+    matrix = spots.X.data.nbytes + spots.X.indices.nbytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=matrix - 1))
+    assert main(arguments) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("diffbio-sc convert: error: No space left on device")
+    assert "copy.h5ad" in printed
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert main(arguments) == 0
+    assert ad.read_h5ad(tmp_path / "copy.h5ad").shape == spots.shape
 
 
 def test_a_shell_completes_commands_and_options(tmp_path):

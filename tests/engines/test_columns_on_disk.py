@@ -67,7 +67,7 @@ def test_tables_are_the_same_from_files_and_from_memory(tmp_path, on_disk, mode,
     for disk in (False, True):
         on_disk(disk)
         one = dbio.tl.call_peaks(path, mode=mode)
-        assert len(one) > 2
+        assert len(one) >= 2
         results.append(
             [
                 one,

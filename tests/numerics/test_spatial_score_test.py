@@ -182,8 +182,28 @@ def test_collinear_columns_are_dropped():
     depth, groups = rng.lognormal(0, 0.5, 40), np.repeat([0, 1], 20)
     share = rng.dirichlet(np.ones(3), 40)
     columns = nuisance_columns(depth, groups, share)
-    assert columns.shape == (40, 6)  # two intercepts, two depths, and two of three shares that sum to 1
-    assert np.linalg.matrix_rank(columns) == 6
+    assert columns.shape == (40, 8)  # two intercepts, two depths, and of three shares that sum to 1 two on each slide
+    assert np.linalg.matrix_rank(columns) == 8
     assert nuisance_columns(np.ones(40), groups, np.column_stack([groups, np.ones(40)])).shape == (40, 2)
     span = np.column_stack([columns, share])
-    assert np.linalg.matrix_rank(span, tol=1e-8) == 6
+    assert np.linalg.matrix_rank(span, tol=1e-8) == 8
+    shared = nuisance_columns(depth, groups, share, by_group=False)
+    assert np.linalg.matrix_rank(np.column_stack([shared, share]), tol=1e-8) == shared.shape[1] == 6
+
+
+def test_covariates_have_an_effect_of_their_own_on_each_slide():
+    """The same composition raises a gene on one slide and lowers it on the other: no pattern is left beyond it."""
+    rng = np.random.default_rng(3)
+    place = np.stack([np.arange(400) % 20, np.arange(400) // 20], 1).astype(float)
+    wave = np.sin(place[:, 0] / 3)
+    slides = np.repeat([0, 1], 400)
+    slope = np.where(slides == 0, 0.6, -0.6)
+    rate = 4 * (1 + slope * np.tile(wave, 2))
+    counts = rng.poisson(np.repeat(rate[:, None], 200, 1)).astype(float)
+    places, depth = np.tile(place, (2, 1)), np.ones(800)
+    test = SpatialScoreTest(places, depth, groups=slides, covariates=np.tile(wave, 2)[:, None])
+    moments = test.moments(sp.csc_array(counts))
+    found = np.exp(test.test(sp.csc_array(counts), moments.mean, test.classes(moments)).log_p)
+    assert 0.01 < (found < 0.05).mean() < 0.11  # binomial standard error .015
+    columns = test.design
+    assert (np.abs(columns[:400]).sum(0) * np.abs(columns[400:]).sum(0) < 1e-6).all()

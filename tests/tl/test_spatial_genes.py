@@ -265,13 +265,13 @@ def test_totals_that_are_a_pattern_of_few_genes_get_a_warning():
     adata.obsm["spatial"] = places
     with pytest.warns(UserWarning, match="pattern of few genes.*total_counts_key"):
         dbio.tl.spatial_genes(adata, variance=False)
-    assert adata.var["is_spatial"][~truth].sum() > 30
+    harmed = adata.var["is_spatial"][~truth].sum()
     adata.obs["even"] = adata.X[:, ~truth].sum(1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dbio.tl.spatial_genes(adata, variance=False, total_counts_key="even")
     assert adata.var["is_spatial"][truth].sum() >= 48
-    assert adata.var["is_spatial"][~truth].sum() <= 6
+    assert adata.var["is_spatial"][~truth].sum() <= min(6, harmed / 2)
 
 
 def _normalised(adata):

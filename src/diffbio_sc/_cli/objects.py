@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -84,8 +85,20 @@ def write_object(data: AnnData | MuData, path: str, *, force: bool = False) -> N
     expected = ".h5mu" if multimodal else ".h5ad"
     if kind != expected:
         raise ValueError(f"a {type(data).__name__} is written to {expected} or .zarr, found {path!r}.")
+    _check_room(data, path)
     with replacing(path) as temporary:
         data.write_h5mu(temporary) if multimodal else data.write_h5ad(temporary)
+
+
+def _check_room(data: AnnData | MuData, path: str) -> None:
+    """Raise OSError where the matrices alone do not fit: HDF5 takes the process down when a write fails midway."""
+    needed = 0
+    for part in data.mod.values() if hasattr(data, "mod") else [data]:
+        for array in (part.X, *part.layers.values(), *part.obsm.values(), *part.obsp.values(), *part.varp.values()):
+            arrays = (array.data, array.indices) if hasattr(array, "indptr") else (array,)
+            needed += sum(int(each.nbytes) for each in arrays if isinstance(getattr(each, "nbytes", None), int))
+    if needed > shutil.disk_usage(os.path.dirname(os.path.abspath(path))).free:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, {needed / 1e9:.3g} GB are needed", path)
 
 
 def check_object_path(path: str | None, endings: tuple[str, ...]) -> None:

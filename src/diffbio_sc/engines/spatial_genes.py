@@ -25,6 +25,7 @@ _BYTES_AN_ENTRY = 32  # of a gene in a task: its row and value as they come, tur
 _ROWS_AT_ONCE = 256
 _VARIANCE_SPOTS = 1000  # variance components take time n^3; on 1000 spots half a minute
 _SHORTEST_FITTED = 1.0  # lengthscale, in spacings, below which spatial and other variance look alike
+_LARGEST_SHARE_OF_COLUMNS = 0.25  # of covariates by slide, in spots whose variance is estimated
 _SHUFFLES = 3
 _SMALLEST_P = np.finfo(np.float64).tiny
 
@@ -207,7 +208,9 @@ def _variance_components(
     depth = np.empty_like(test.depth)
     depth[test.layout.order] = test.depth
     covariates = None if spots.covariates is None else spots.covariates[used][chosen]
-    design = nuisance_columns(depth[chosen], slides[chosen], covariates)
+    columns = 0 if covariates is None else covariates.shape[1] * len(np.unique(slides[chosen]))
+    by_group = columns < _LARGEST_SHARE_OF_COLUMNS * len(chosen)
+    design = nuisance_columns(depth[chosen], slides[chosen], covariates, by_group=by_group)
     longest = test.lengthscales.max()
     shortest = min(_SHORTEST_FITTED * test.layout.spacing, longest / 2)
     scales = np.geomspace(shortest, longest, max(3, int(np.ceil(np.log(longest / shortest) / np.log(1.5))) + 1))

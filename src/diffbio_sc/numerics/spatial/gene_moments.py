@@ -85,9 +85,13 @@ def pearson_residuals(counts: np.ndarray, depth: np.ndarray, mean: np.ndarray, d
 
 
 def nuisance_columns(
-    depth: np.ndarray, groups: np.ndarray, covariates: np.ndarray | None = None
+    depth: np.ndarray, groups: np.ndarray, covariates: np.ndarray | None = None, *, by_group: bool = True
 ) -> Float[np.ndarray, "spots columns"]:
-    """Intercept and standardised log depth of each group, and covariates; columns that others span are left out."""
+    """Intercept and standardised log depth of each group, and covariates; columns that others span are left out.
+
+    Groups have effects of their own (``by_group``): where a gene's level differs between slides, so does by how much a
+    cell type changes it.
+    """
     columns = []
     for group in np.unique(groups):
         inside = groups == group
@@ -100,7 +104,9 @@ def nuisance_columns(
     basis = np.linalg.qr(np.column_stack(columns))[0]
     if covariates is None:
         return np.column_stack(columns)
-    for column in np.asarray(covariates, np.float64).T:
+    covariates = np.asarray(covariates, np.float64)
+    insides = [groups == group for group in np.unique(groups)] if by_group else [np.ones(len(depth), bool)]
+    for column in (np.where(inside, values, 0.0) for values in covariates.T for inside in insides):
         scale = np.linalg.norm(column)
         rest = column - basis @ (basis.T @ column)
         rest = rest - basis @ (basis.T @ rest)

@@ -58,9 +58,13 @@ def default_patience(cells: int) -> int:
     return 5 if cells >= _MANY_CELLS else 20
 
 
-def default_epochs(trained: int, batch_size: int) -> int:
-    """So many epochs that there are about 15,000 steps, but between 20 and 500."""
-    return int(np.clip(-(-_STEPS // max(trained // batch_size, 1)), 20, 500))
+def default_epochs(trained: int, batch_size: int, *, judged: bool = True) -> int:
+    """So many epochs that there are about 15,000 steps, but between 20 and 500.
+
+    Where no cells are held out by which to end before, so many that there are 1500 steps, but between 20 and 200.
+    """
+    steps, most = (_STEPS, 500) if judged else (_STEPS // 10, 200)
+    return int(np.clip(-(-steps // max(trained // batch_size, 1)), 20, most))
 
 
 def learning_rates(

@@ -194,8 +194,9 @@ class DifferentiableMultiOmicsVAE(Operator):
         batch
             Code of each cell's batch. Default: one batch.
         max_epochs
-            Largest number of epochs; by default as many as make 15,000 steps, but between 20 and 500. Training ends
-            before where the held-out loss no longer falls.
+            Largest number of epochs; by default as many as make 15,000 steps, but between 20 and 500 (a tenth of the
+            steps and at most 200 where no cells are held out). Training ends before where the held-out loss no longer
+            falls.
         batch_size
             Number of cells in each step; default 128, 64 below 2000 cells.
         learning_rate
@@ -235,6 +236,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         if initialize:
             self._start([matrix[trained] for matrix in matrices], present[trained], batch[trained], generator)
         batch_size = min(batch_size or fitting.default_batch_size(cells), cells)
+        most = fitting.default_epochs(len(trained), batch_size, judged=held_out is not None)
         data, of_cells, kept_apart, loss = fitting.training_data(self, matrices, present, batch, held_out, batch_size)
         report = train(
             self,
@@ -245,7 +247,7 @@ class DifferentiableMultiOmicsVAE(Operator):
             optimizer=fitting.learning_rates(self, matrices, present, learning_rate, encoder_rate),
             batch_size=batch_size,
             stratified=True,
-            max_epochs=fitting.default_epochs(len(trained), batch_size) if max_epochs is None else max_epochs,
+            max_epochs=most if max_epochs is None else max_epochs,
             rng=generator,
             validation=kept_apart,
             patience=None if held_out is None else patience or fitting.default_patience(cells),
