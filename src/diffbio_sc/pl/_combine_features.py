@@ -74,7 +74,7 @@ def combine_features(
     >>> dbio.tl.combine_features(spots, ["truth", "n_cells"])
     >>> axes = dbio.pl.combine_features(spots, groupby="dense", show=False)
     >>> [label.get_text() for label in axes.get_yticklabels()]
-    ['few cells (58)', 'many cells (42)']
+    ['few cells (60)', 'many cells (40)']
     """
     check_save(save)
     features = _chosen(feature_table(data, key=key), blocks)

@@ -167,7 +167,8 @@ def validate_artifact_metadata(record: Mapping[str, Any]) -> None:
     >>> provenance.validate_artifact_metadata({**record, "promotion_eligible": True})
     Traceback (most recent call last):
     ...
-    ValueError: an imported embedding must have promotion_eligible=False: imported foundation models are outside ...
+    ValueError: an imported embedding must have promotion_eligible=False: imported foundation models are outside the
+    stable scope until benchmark evidence is attached.
     """
     needed = ("artifact_id", "artifact_type", "modalities", "embedding_source", "stable_scope", "promotion_eligible")
     missing = [name for name in needed if name not in record]

@@ -109,7 +109,7 @@ def validate_contextual_epigenomics_dataset(
     >>> validate_contextual_epigenomics_dataset(data, target_semantics="binary_peak_mask")
     Traceback (most recent call last):
     ...
-    ValueError: ...
+    ValueError: data['targets'] must be 0 or 1 for binary_peak_mask, found 2.0 at (0, 0).
     """
     missing = [key for key in required_keys if key not in data]
     if missing:
