@@ -51,6 +51,7 @@ UNLABELLED = {
     "pbmc": ("pbmc_two_batches", "", {"rna": "rna", "prot": "protein"}),
     "hto": ("cite_hto500", "", {"rna": "rna", "prot": "protein", "hto": "protein"}),
 }
+SETS_HELP = f"{', '.join(SETS)}; of impute and curves also {', '.join(UNLABELLED)}"
 LEIDEN_SEEDS = 5
 SCORES = {
     "nmi": "NMI",
@@ -920,7 +921,7 @@ if __name__ == "__main__":
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all without")
-    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS), help=", ".join(SETS))
+    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS), help=SETS_HELP)
     parser.add_argument("--methods", type=lambda text: text.split(";"), help="beginnings of names, apart by semicolons")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="of scale")

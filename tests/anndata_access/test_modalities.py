@@ -242,6 +242,21 @@ def test_normalised_values_are_gaussian_with_a_warning():
     assert read_modalities(mdata, likelihoods={"rna": "gaussian"}).likelihoods[0] == "gaussian"
 
 
+def test_normalised_values_without_zeros_are_read_as_they_are():
+    mdata = paired()
+    values = np.random.default_rng(0).normal(size=mdata["rna"].shape).astype(np.float32)
+    mdata["rna"].X = values
+    read = read_modalities(mdata, likelihoods={"rna": "gaussian"})
+    assert np.shares_memory(read.matrices[0], mdata["rna"].X)
+    part = md.MuData({"rna": mdata["rna"][5::-1].copy(), "atac": mdata["atac"].copy()})
+    with pytest.raises(ValueError, match="has 6 cells"):
+        read_modalities(part, likelihoods={"rna": "gaussian"})
+    part = md.MuData({"rna": mdata["rna"][11::-1].copy(), "atac": mdata["atac"].copy()})
+    placed = read_modalities(part, likelihoods={"rna": "gaussian"}).matrices[0]
+    expected = pd.DataFrame(values[:12], mdata.obs_names[:12]).reindex(part.obs_names).fillna(0.0)
+    np.testing.assert_array_equal(placed, expected)
+
+
 def test_cells_without_counts_lack_the_modality():
     mdata = paired()
     counts = mdata["atac"].X.toarray()

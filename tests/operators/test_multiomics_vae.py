@@ -20,6 +20,7 @@ from diffbio_sc.operators.multiomics import (
     MultiOmicsVAEConfig,
     product_of_experts,
 )
+from diffbio_sc.operators.multiomics.multiomics_vae import features as reading
 from diffbio_sc.operators.multiomics.multiomics_vae import fitting, posterior
 from diffbio_sc.operators.multiomics.multiomics_vae.features import dense_features, read_features
 from diffbio_sc.operators.multiomics.multiomics_vae.start import start_decoder
@@ -357,6 +358,26 @@ def test_every_parameter_has_a_gradient(simulated):
     for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
         assert np.isfinite(np.asarray(leaf)).all(), path
         assert np.abs(np.asarray(leaf)).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_gaussian_values_are_fitted_alike_from_dense_and_from_sparse_rows(simulated, monkeypatch):
+    rng = np.random.default_rng(0)
+    rna, atac = (sp.csr_matrix(matrix, dtype=np.float32) for matrix in simulated[0])
+    values = np.log1p(rna.toarray()) @ rng.normal(size=(GENES, 40)) + rng.normal(size=(rna.shape[0], 40))
+    values = values.astype(np.float32)
+    found = []
+    for matrix, share in ((values, 0.5), (sp.csr_matrix(values), 0.5), (sp.csr_matrix(values), 2.0)):
+        monkeypatch.setattr(reading, "_DENSE_SHARE", share)
+        vae = make(dims=(40, PEAKS), likelihoods=("gaussian", "multinomial"))
+        report = vae.fit_matrices([matrix, atac], max_epochs=2)
+        found.append((report.history["validation_loss"], vae.embed([matrix, atac]).mean))
+    np.testing.assert_array_equal(found[0][1], found[1][1])  # both are dense
+    np.testing.assert_allclose(found[0][0], found[2][0], rtol=1e-4)
+    np.testing.assert_allclose(found[0][1], found[2][1], atol=2e-3)
+    matrix = values.copy()
+    matrix[3, 4] = np.nan
+    with pytest.raises(ValueError, match="matrix 0 holds NaN"):
+        make(dims=(40, PEAKS), likelihoods=("gaussian", "multinomial")).fit_matrices([matrix, atac], max_epochs=1)
 
 
 def test_gradient_by_counts_matches_finite_differences(started, data):

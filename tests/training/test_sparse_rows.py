@@ -60,6 +60,13 @@ def test_empty_rows_repeated_rows_and_rows_of_the_padding(matrix, which):
     np.testing.assert_array_equal(scatter_dense(entries), padded[which])
 
 
+def test_a_batch_of_many_entries_is_gathered_as_scipy_does():
+    matrix = sp.random_array((40, 20_000), density=0.6, format="csr", dtype=np.float32, rng=np.random.default_rng(0))
+    which = np.array([7, 3, 39, 0, 21] * 6)
+    found = sparse_rows.scatter_dense(gather(place_sparse(matrix), which, capacity=370_000))
+    np.testing.assert_array_equal(found, matrix[which].toarray())
+
+
 def test_capacity_may_be_exactly_full_and_never_drops(matrix):
     which = np.array([1, 2, 3])
     number = matrix[which].nnz

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from diffbio_sc._anndata.modality_values import FEATURE_TYPES, choose_or_check, read_values, to_features
+from diffbio_sc._anndata.modality_values import FEATURE_TYPES, as_read, choose_or_check, read_values, to_features
 from diffbio_sc._anndata.name_lists import difference_of_names
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.tables import read_labels
@@ -34,7 +34,8 @@ class Modalities(NamedTuple):
     names
         Modalities: those of a MuData, or the feature types of an AnnData.
     matrices
-        Float32 CSR matrix (cells, features) of each; rows of cells without the modality are empty.
+        Float32 values (cells, features) of each, CSR, or dense where they are Gaussian and mostly other than 0; rows of
+        cells without the modality are 0.
     present
         Which cells have which modality (cells, modalities).
     features
@@ -44,7 +45,7 @@ class Modalities(NamedTuple):
     """
 
     names: list[str]
-    matrices: list[sp.csr_array]
+    matrices: list[Any]
     present: np.ndarray
     features: list[pd.Index]
     likelihoods: list[str]
@@ -299,13 +300,18 @@ def _where(data, name: str, layer: str | None) -> str:
     return f"{part}.X" if layer is None else f"{part}.layers[{layer!r}]"
 
 
-def _place(data, parts: Mapping[str, AnnData], matrices, likelihoods) -> tuple[list[sp.csr_array], np.ndarray]:
+def _place(data, parts: Mapping[str, AnnData], matrices, likelihoods) -> tuple[list[Any], np.ndarray]:
     """Rows in the order of the object, and which cells have which modality."""
     placed, present = [], np.zeros((data.n_obs, len(parts)), bool)
     for index, (name, part) in enumerate(parts.items()):
-        matrix, likelihood = matrices[index], likelihoods[index]
+        likelihood = likelihoods[index]
+        matrix = as_read(matrices[index], likelihood)
         row = part.obs_names.get_indexer(data.obs_names)
-        if not np.array_equal(row, np.arange(matrix.shape[0])):
+        if not np.array_equal(row, np.arange(matrix.shape[0])) and not sp.issparse(matrix):
+            dense = np.zeros((len(row), matrix.shape[1]), np.float32)
+            dense[row >= 0] = matrix[row[row >= 0]]
+            matrix = dense
+        elif not np.array_equal(row, np.arange(matrix.shape[0])):
             # One more row, empty, for the cells without the modality.
             indptr = np.append(matrix.indptr, matrix.indptr[-1])
             shape = (matrix.shape[0] + 1, matrix.shape[1])
@@ -314,7 +320,7 @@ def _place(data, parts: Mapping[str, AnnData], matrices, likelihoods) -> tuple[l
             ]
         has = row >= 0
         # A cell of normalised values may be all zero; one of counts was not measured.
-        empty = has & (np.diff(matrix.indptr) == 0) if likelihood != "gaussian" else np.zeros_like(has)
+        empty = np.zeros_like(has) if likelihood == "gaussian" else has & (np.diff(matrix.indptr) == 0)
         if empty.any():
             warnings.warn(
                 f"{int(empty.sum())} cells have no counts in modality {name!r}, it is taken as missing in them: "

@@ -24,8 +24,8 @@ _CHUNK = 1 << 22  # values that are looked at together
 _MOSTLY = 0.5  # share of fractional values above which a matrix is normalised, not counts with some bad values
 
 
-def read_values(part: AnnData, layer: str | None, where: str) -> sp.csr_array:
-    """Values as canonical CSR in float32 that shares nothing that is changed; finite."""
+def read_values(part: AnnData, layer: str | None, where: str) -> Any:
+    """Finite float32 values that share nothing that is changed: canonical CSR, or an array that is no counts."""
     layers = _layer_names(part)
     if layer is not None and layer not in part.layers:
         raise KeyError(f"{where.rsplit('[', 1)[0]} has no {layer!r}; layers: {layers}.")
@@ -38,11 +38,13 @@ def read_values(part: AnnData, layer: str | None, where: str) -> sp.csr_array:
         raise ValueError(f"{where} must hold real numbers, found dtype {values.dtype}.")
     if sp.issparse(values):
         matrix = _as_csr(values)  # the object's own arrays, where they are of this kind
+    elif _is_normalised(values):
+        matrix = np.asarray(values, np.float32)
     else:
         source = as_count_matrix(values)
         pieces = source.map(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
         matrix = pieces[0] if len(pieces) == 1 else sp.csr_array(sp.vstack(pieces, format="csr"))
-    if not matrix.has_canonical_format or np.count_nonzero(matrix.data) < matrix.nnz:
+    if sp.issparse(matrix) and (not matrix.has_canonical_format or np.count_nonzero(matrix.data) < matrix.nnz):
         matrix = matrix.copy()
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
@@ -55,8 +57,27 @@ def read_values(part: AnnData, layer: str | None, where: str) -> sp.csr_array:
     return matrix
 
 
-def _count_problem(matrix: sp.csr_array) -> tuple[str, int, int, float] | None:
+def _is_normalised(values: Any) -> bool:
+    """Whether it is an array in memory, mostly other than 0, of values that are not counts."""
+    if not isinstance(values, np.ndarray) or np.count_nonzero(values) <= _MOSTLY * values.size:
+        return False
+    return _count_problem(values) is not None
+
+
+def as_read(matrix: Any, likelihood: str) -> Any:
+    """Values as the model takes them: dense if Gaussian and mostly other than 0."""
+    mostly = sp.issparse(matrix) and matrix.nnz > _MOSTLY * matrix.shape[0] * matrix.shape[1]
+    return matrix.toarray() if mostly and likelihood == "gaussian" else matrix
+
+
+def _count_problem(matrix: Any) -> tuple[str, int, int, float] | None:
     """First value that is not a count, looked for in blocks of rows: what the search needs is as long as its input."""
+    if not sp.issparse(matrix):
+        size = max(_CHUNK // matrix.shape[1], 1)
+        starts = range(0, len(matrix), size)
+        problems = (CountCheck()(start, np.asarray(matrix[start : start + size])) for start in starts)
+        found = [problem for problem in problems if problem is not None]
+        return min(found, key=lambda problem: _PROBLEMS.index(problem[0]), default=None)
     found = []
     for start in range(0, matrix.shape[0], BLOCK_ROWS):
         indptr = matrix.indptr[start : start + BLOCK_ROWS + 1]
@@ -88,14 +109,14 @@ def _layer_names(part: AnnData) -> list[str]:
 
 
 def choose_or_check(
-    part: AnnData, name: str, matrix: sp.csr_array, layer: str | None, given: str, where: str, *, fitted: bool = False
+    part: AnnData, name: str, matrix: Any, layer: str | None, given: str, where: str, *, fitted: bool = False
 ) -> str:
     """Likelihood of the modality, after checking that the values are what it is for."""
     if given == "gaussian":
         return given
     problem = _count_problem(matrix)
     if problem is not None:
-        fractional = float((matrix.data != np.floor(matrix.data)).mean())
+        fractional = _fractional_share(matrix)
         counts = [f"layers={{{name!r}: {key!r}}}" for key in _other_counts(part, layer)]
         advice = f"Counts are elsewhere: pass {' or '.join(counts)}. " if counts else ""
         if given != "auto" or counts or fractional < _MOSTLY:
@@ -124,6 +145,17 @@ def choose_or_check(
     return choice.likelihood
 
 
+def _fractional_share(matrix: Any) -> float:
+    """Share of the values other than 0 that are not whole."""
+    values = _values(matrix)
+    chunks = (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
+    return sum(int((chunk != np.floor(chunk)).sum()) for chunk in chunks) / np.count_nonzero(values)
+
+
+def _values(matrix: Any) -> np.ndarray:
+    return matrix.data if sp.issparse(matrix) else matrix.ravel()
+
+
 def _other_counts(part: AnnData, layer: str | None) -> list[str]:
     """Layers other than the one read that hold counts."""
     found = []
@@ -133,9 +165,10 @@ def _other_counts(part: AnnData, layer: str | None) -> list[str]:
     return found
 
 
-def _summary(part: AnnData, name: str, matrix: sp.csr_array) -> ModalitySummary:
-    entries, size = matrix.nnz, matrix.shape[0] * matrix.shape[1]
-    values = matrix.data if entries else np.zeros(1, np.float32)
+def _summary(part: AnnData, name: str, matrix: Any) -> ModalitySummary:
+    values, size = _values(matrix), matrix.shape[0] * matrix.shape[1]
+    entries = np.count_nonzero(values)
+    values = values if entries else np.zeros(1, np.float32)
     chunks = [values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK)]
     kinds = set(part.var[FEATURE_TYPES].dropna().astype(str)) if FEATURE_TYPES in part.var else set()
     return ModalitySummary(
@@ -157,7 +190,7 @@ def _first(problem: tuple[str, int, int, float], part: AnnData) -> str:
     )
 
 
-def to_features(matrix: sp.csr_array, found: pd.Index, wanted: pd.Index, name: str) -> sp.csr_array:
+def to_features(matrix: Any, found: pd.Index, wanted: pd.Index, name: str) -> Any:
     """Columns of the features that a model knows; zero for those not found."""
     if found.equals(wanted):
         return matrix
@@ -178,6 +211,10 @@ def to_features(matrix: sp.csr_array, found: pd.Index, wanted: pd.Index, name: s
         )
     if known < len(found):
         logger.info(f"{name}: {len(found) - known} features that the model does not know are not used.")
+    if not sp.issparse(matrix):
+        placed = np.zeros((len(matrix), len(wanted)), np.float32)
+        placed[:, column[column >= 0]] = matrix[:, column >= 0]
+        return placed
     kept = column[matrix.indices] >= 0
     indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
     result = sp.csr_array(

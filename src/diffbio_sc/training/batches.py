@@ -91,12 +91,12 @@ def place_samples(
         if isinstance(value, jax.Array):
             value = jnp.pad(value, [(0, rows - size)] + [(0, 0)] * (value.ndim - 1)) if rows > size else value
         else:
-            value = _padded_copy(np.asarray(value), rows)
+            value = padded_copy(np.asarray(value), rows)
         samples[key] = jax.device_put(value, sharding)
     return samples, shared
 
 
-def _padded_copy(array: np.ndarray, rows: int) -> np.ndarray:
+def padded_copy(array: np.ndarray, rows: int) -> np.ndarray:
     """Copy of an array with rows of zeros behind it, which starts where devices on the host use it without another."""
     shape = (rows, *array.shape[1:])
     size = int(np.prod(shape)) * array.itemsize

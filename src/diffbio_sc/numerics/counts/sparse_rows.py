@@ -23,6 +23,7 @@ _MOST_ENTRIES = 2**31 - 1
 _CHUNK = 1 << 22
 # Multiplications of a dense product in the time of one of a sparse product (one CPU core, 128 rows, 128 columns).
 _DENSE_IS_FASTER = 25
+_MOST_BLOCKS = 2048  # whose running sum is a comparison of each with each
 
 
 @jax.tree_util.register_dataclass
@@ -217,8 +218,11 @@ def _counted(values: Float[Array, " n"]) -> Float[Array, " n"]:
     width = 128
     blocks = jnp.pad(values, (0, -len(values) % width)).reshape(-1, width)
     within = jnp.matmul(blocks, np.triu(np.ones((width, width), np.float32)), precision="highest")
-    number = jnp.arange(len(blocks))
-    before = jnp.where(number[:, None] > number, within[:, -1], 0.0).sum(1)
+    if len(blocks) > _MOST_BLOCKS:
+        before = _counted(within[:, -1]) - within[:, -1]
+    else:
+        number = jnp.arange(len(blocks))
+        before = jnp.where(number[:, None] > number, within[:, -1], 0.0).sum(1)
     return (within + before[:, None]).reshape(-1)[: len(values)]
 
 

@@ -109,7 +109,7 @@ def fit_components(
     """
     cells, features = matrix.shape
     n_components = min(n_components, features - 1, max((cells - 1) // 2, 1))
-    offsets = np.linalg.solve(regressors.T @ regressors, np.asarray(matrix.T @ regressors, np.float64).T)
+    offsets = np.linalg.solve(regressors.T @ regressors, _column_products(matrix, regressors).T)
     total = _column_squares(matrix) / cells - (offsets * (regressors.T @ regressors / cells @ offsets)).sum(0)
     total = np.maximum(total, 0.0)
     squares = np.ones(features) if deviations is None else np.asarray(deviations, np.float64) ** 2
@@ -205,6 +205,14 @@ def _column_squares(matrix: Any) -> np.ndarray:
         return np.asarray(matrix.multiply(matrix).sum(0), np.float64).ravel()
     blocks = (matrix[start : start + _BLOCK_ROWS] for start in range(0, len(matrix), _BLOCK_ROWS))
     return sum(np.einsum("ij,ij->j", block, block, dtype=np.float64) for block in blocks)  # type: ignore[return-value]
+
+
+def _column_products(matrix: Any, vectors: np.ndarray) -> np.ndarray:
+    """``matrix.T @ vectors`` in float64, without a copy of a dense matrix in it."""
+    if sp.issparse(matrix):
+        return np.asarray(matrix.T @ vectors, np.float64)
+    parts = (slice(start, start + _BLOCK_ROWS) for start in range(0, len(matrix), _BLOCK_ROWS))
+    return sum(matrix[rows].T @ vectors[rows] for rows in parts)  # type: ignore[return-value]
 
 
 def _weights(residual: np.ndarray, squares: np.ndarray, typical_share: float) -> np.ndarray:

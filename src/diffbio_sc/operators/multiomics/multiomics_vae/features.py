@@ -16,6 +16,7 @@ from diffbio_sc.operators.multiomics.multiomics_vae.networks import ModalityEnco
 ACCESSIBILITY = ("multinomial", "poisson", "bernoulli")
 _BLOCK_ROWS = 8192
 _DENSE_ROWS = 512  # of modalities without zeros
+_DENSE_SHARE = 0.5  # of values other than 0, above which a sparse matrix takes more memory than a dense one
 
 
 def as_dense(matrix: Any) -> np.ndarray:
@@ -23,13 +24,23 @@ def as_dense(matrix: Any) -> np.ndarray:
     return matrix.toarray() if sp.issparse(matrix) else np.asarray(matrix)
 
 
-def as_canonical(matrix: Any) -> sp.csr_array:
-    """Return a float32 CSR matrix in canonical form that shares nothing that is changed."""
+def as_values(matrix: Any, likelihood: str) -> Any:
+    """Return float32 values that share nothing that is changed: canonical CSR, or dense if Gaussian."""
+    if likelihood == "gaussian":
+        if not sp.issparse(matrix):
+            return np.asarray(matrix, np.float32)
+        if matrix.nnz > _DENSE_SHARE * matrix.shape[0] * matrix.shape[1]:
+            return sp.csr_array(matrix, dtype=np.float32).toarray()
     matrix = sp.csr_array(matrix, dtype=np.float32)
     if not matrix.has_canonical_format:
         matrix = matrix.copy()
         matrix.sum_duplicates()
     return matrix
+
+
+def take_rows(matrix: Any, rows: np.ndarray) -> Any:
+    """Return some of the rows, ascending; the matrix itself if those are all."""
+    return matrix if len(rows) == matrix.shape[0] else matrix[rows]
 
 
 def depth(matrix: Any) -> Float[np.ndarray, " cells"]:

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Array, Bool, Int
@@ -15,6 +17,7 @@ from diffbio_sc.numerics.padding import bucket_size
 from diffbio_sc.operators.multiomics.multiomics_vae.bound import training_loss
 from diffbio_sc.operators.multiomics.multiomics_vae.features import log_sizes, read_features
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import Networks
+from diffbio_sc.training.batches import padded_copy
 from diffbio_sc.training.loop import Loss
 from diffbio_sc.training.optimizers import Adam
 
@@ -69,7 +72,7 @@ def default_epochs(trained: int, batch_size: int, *, judged: bool = True) -> int
 
 def learning_rates(
     networks: Networks,
-    matrices: Sequence[sp.csr_array],
+    matrices: Sequence[Any],
     present: Bool[np.ndarray, "cells modalities"],
     learning_rate: float,
     encoder_rate: float | None,
@@ -94,7 +97,7 @@ def learning_rates(
 
 def training_data(
     networks: Networks,
-    matrices: Sequence[sp.csr_array],
+    matrices: Sequence[Any],
     present: Bool[np.ndarray, "cells modalities"],
     batch: Int[np.ndarray, " cells"],
     held_out: Int[np.ndarray, " held_out"] | None,
@@ -106,7 +109,7 @@ def training_data(
     than mean room for its entries.
     """
     config, cells = networks.config, len(present)
-    lengths = np.stack([np.diff(matrix.indptr) for matrix in matrices], axis=1)
+    lengths = np.stack([_entries(matrix) for matrix in matrices], axis=1)
     order = np.argsort(lengths.sum(1), kind="stable").astype(np.int32)
     place = np.empty(cells, np.int64)
     place[order] = np.arange(cells)
@@ -124,6 +127,12 @@ def training_data(
     parts = [np.arange(cells)] if kept_apart is None else [np.delete(np.arange(cells), kept_apart), kept_apart]
     capacities = []
     for m, matrix in enumerate(matrices):
+        if not sp.issparse(matrix):
+            if not all(np.isfinite(row).all() for row in matrix):
+                raise ValueError(f"matrix {m} holds NaN or infinite values: replace or remove them.")
+            data[f"values_{m}"] = jax.device_put(padded_copy(matrix, bucket_size(cells)))
+            capacities.append(0)
+            continue
         rows = sparse_rows.place_sparse(matrix, n_rows=bucket_size(cells))
         data.update({f"indptr_{m}": rows.indptr, f"indices_{m}": rows.indices, f"values_{m}": rows.data})
         sizes = lengths[order, m]
@@ -131,13 +140,21 @@ def training_data(
     return data, of_cells, kept_apart, _sparse_loss(tuple(capacities), config.modality_dims)
 
 
+def _entries(matrix: Any) -> Int[np.ndarray, " cells"]:
+    """Number of entries of each row; none of a dense matrix, whose rows need no room."""
+    return np.diff(matrix.indptr) if sp.issparse(matrix) else np.zeros(len(matrix), np.int32)
+
+
 @functools.lru_cache(maxsize=32)
 def _sparse_loss(capacities: tuple[int, ...], dims: tuple[int, ...]) -> Loss:
-    """Loss on batches of sparse rows; one function for each set of sizes, so that compiled code is found again."""
+    """Loss on batches of sparse rows, of dense ones where the capacity is 0; one function for each set of sizes."""
 
     def loss(operator: Any, batch: dict[str, Array], key: Array) -> Any:
         counts: list[Any] = []
         for m, (capacity, columns) in enumerate(zip(capacities, dims, strict=True)):
+            if not capacity:
+                counts.append(jnp.take(batch[f"values_{m}"], batch["row"], axis=0))
+                continue
             rows = sparse_rows.SparseRows(batch[f"indptr_{m}"], batch[f"indices_{m}"], batch[f"values_{m}"], columns)
             entries = sparse_rows.gather(rows, batch["row"], capacity=capacity)
             dense = operator.config.modality_likelihoods[m] in ("protein_mixture", "gaussian")

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -28,11 +27,12 @@ from diffbio_sc.operators.multiomics.multiomics_vae.bound import Draws, negative
 from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
 from diffbio_sc.operators.multiomics.multiomics_vae.embedding import Aligned, of_others
 from diffbio_sc.operators.multiomics.multiomics_vae.features import (
-    as_canonical,
     as_dense,
+    as_values,
     dense_features,
     dense_log_size,
     log_sizes,
+    take_rows,
 )
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import ModalityDecoder, ModalityEncoder, filled
 from diffbio_sc.operators.multiomics.multiomics_vae.regression import Regression
@@ -234,7 +234,9 @@ class DifferentiableMultiOmicsVAE(Operator):
             held_out = held_out if len(held_out) else None  # each batch or modality is one cell
         trained = np.arange(cells) if held_out is None else np.delete(np.arange(cells), held_out)
         if initialize:
-            self._start([matrix[trained] for matrix in matrices], present[trained], batch[trained], generator)
+            seen = [take_rows(matrix, trained) for matrix in matrices]
+            self._start(seen, present[trained], batch[trained], generator)
+            del seen
         batch_size = min(batch_size or fitting.default_batch_size(cells), cells)
         most = fitting.default_epochs(len(trained), batch_size, judged=held_out is not None)
         data, of_cells, kept_apart, loss = fitting.training_data(self, matrices, present, batch, held_out, batch_size)
@@ -286,7 +288,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         self.mark_fitted()
 
     def _start(
-        self, matrices: list[sp.csr_array], present: np.ndarray, batch: np.ndarray, generator: np.random.Generator
+        self, matrices: list[Any], present: np.ndarray, batch: np.ndarray, generator: np.random.Generator
     ) -> None:
         """The linear solution."""
         self.n_cells[...] = jnp.float32(len(present))
@@ -306,12 +308,13 @@ class DifferentiableMultiOmicsVAE(Operator):
             self.initial_losses[...] = jnp.asarray(losses, jnp.float32)
 
     def _fit_readings(
-        self, matrices: list[sp.csr_array], present: np.ndarray, batch: np.ndarray, generator: np.random.Generator
+        self, matrices: list[Any], present: np.ndarray, batch: np.ndarray, generator: np.random.Generator
     ) -> None:
         """All that is read off the latent vectors in closed form: sizes, the embedding, regressions."""
 
         def latent_without(modality: int, cells: np.ndarray, others: np.ndarray) -> np.ndarray:
-            return blocks.encode(self, [matrix[cells] for matrix in matrices], others, batch[cells]).mean
+            taken = [take_rows(matrix, cells) for matrix in matrices]
+            return blocks.encode(self, taken, others, batch[cells]).mean
 
         log_size = log_sizes(matrices, self.config.modality_likelihoods)
         model, means = sizes.fit_size_model(log_size, present, self.config.latent_dim, latent_without)
@@ -481,7 +484,7 @@ class DifferentiableMultiOmicsVAE(Operator):
 
     def _check_matrices(
         self, matrices: Sequence[Any], present: np.ndarray | None, batch: np.ndarray | None
-    ) -> tuple[list[sp.csr_array], np.ndarray, np.ndarray]:
+    ) -> tuple[list[Any], np.ndarray, np.ndarray]:
         dims = self.config.modality_dims
         if len(matrices) != len(dims):
             raise ValueError(f"expected {len(dims)} matrices (config.modality_dims), found {len(matrices)}.")
@@ -498,7 +501,8 @@ class DifferentiableMultiOmicsVAE(Operator):
                 f"batch must hold a code from 0 to config.n_batches - 1 = {self.config.n_batches - 1} for each of the "
                 f"{cells} cells."
             )
-        return [as_canonical(matrix) for matrix in matrices], present, batch
+        values = [as_values(*parts) for parts in zip(matrices, self.config.modality_likelihoods, strict=True)]
+        return values, present, batch
 
 
 @jax.jit

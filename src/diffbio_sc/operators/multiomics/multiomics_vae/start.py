@@ -19,6 +19,7 @@ from diffbio_sc.operators.multiomics.multiomics_vae.features import (
     depth,
     read_features,
     scaled,
+    take_rows,
     transformed,
 )
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import ModalityDecoder, ModalityEncoder
@@ -36,7 +37,7 @@ _LOWEST_RATE = 1e-9  # below one read in all the reads of a large data set
 _BACKGROUND = 2.0  # log fold by which the antibody background starts below the mean
 _TYPICAL_SHARE = 0.7  # of the median noise, added to that of each gene or protein
 _STRETCH = 1 / 3  # power of the precision by which the axes of the embedding are stretched, see start
-_BLOCK_ROWS = 512
+_BLOCK_VALUES = 1 << 20
 _FEW_FEATURES = 4096  # up to which a dense product is quicker
 
 
@@ -81,7 +82,7 @@ def start(
     scores, noise = [], []
     for m, matrix in enumerate(matrices):
         known = np.flatnonzero(present[:, m])
-        components = _fit_transform(encoders[m], names[m], config, _rows(matrix, known), rng)
+        components = _fit_transform(encoders[m], names[m], config, take_rows(matrix, known), rng)
         read = read_features(encoders[m], names[m], matrix, linked=False)
         scores.append(read[:, : len(components.noise)].astype(np.float64))
         noise.append(components.noise)
@@ -99,9 +100,15 @@ def start(
             zero_padded(np.full(len(spread), 1.0 / max(np.sqrt((spread**2).mean()), 1e-6)), (inputs,))
         )
         if names[m] in ACCESSIBILITY:
-            _link(encoder, config, _rows(matrix, known), joint.latent[known], batch[known])
+            _link(encoder, config, take_rows(matrix, known), joint.latent[known], batch[known])
         start_decoder(
-            decoders[m], names[m], config, _rows(matrix, known), joint.latent[known], batch[known], log_size[known, m]
+            decoders[m],
+            names[m],
+            config,
+            take_rows(matrix, known),
+            joint.latent[known],
+            batch[known],
+            log_size[known, m],
         )
     precision = 1.0 + sum(np.exp(np.asarray(encoder.log_precision[...], np.float64)) for encoder in encoders)
     return precision**_STRETCH
@@ -180,9 +187,11 @@ def start_decoder(
     """Intercepts of each batch, and one Newton step of the regression on the latent vectors for the slopes."""
     if name == "gaussian":
         number = np.maximum(np.bincount(batch, minlength=config.n_batches), 1)
-        centre = as_dense(_by_batch(batch, config.n_batches) @ matrix).astype(np.float64) / number[:, None]
-        # In blocks: what is sparse for the others is dense here.
-        blocks = [slice(first, first + _BLOCK_ROWS) for first in range(0, len(batch), _BLOCK_ROWS)]
+        # In blocks: what is sparse for the others is dense here, and in float64.
+        size = max(_BLOCK_VALUES // matrix.shape[1], 1)
+        blocks = [slice(first, first + size) for first in range(0, len(batch), size)]
+        totals = sum(_by_batch(batch[rows], config.n_batches) @ as_dense(matrix[rows]) for rows in blocks)
+        centre = np.asarray(totals, np.float64) / number[:, None]
         cross = sum(latent[rows].T @ (as_dense(matrix[rows]) - centre[batch[rows]]) for rows in blocks)
         slopes = np.linalg.solve(latent.T @ latent + np.eye(latent.shape[1]), cross)
         squares = sum(
@@ -202,11 +211,6 @@ def start_decoder(
     decoder.slopes[...] = jnp.asarray(slopes.T, jnp.float32)
     if name == "protein_mixture":
         decoder.log_background[...] = jnp.asarray(intercept - _BACKGROUND, jnp.float32)
-
-
-def _rows(matrix: Any, rows: np.ndarray) -> Any:
-    """Some of the rows, ascending; the matrix itself if those are all."""
-    return matrix if len(rows) == matrix.shape[0] else matrix[rows]
 
 
 def _by_batch(batch: np.ndarray, n_batches: int) -> sp.csr_array:
