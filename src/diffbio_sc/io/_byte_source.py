@@ -32,7 +32,7 @@ _MAGIC = {
     b"\x89HDF": "an HDF5 file",
 }
 # Every bgzip file ends with this empty block (SAM specification, section 4.1.2).
-_LAST_BLOCK = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+LAST_BLOCK = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 class ByteSource:
@@ -76,8 +76,8 @@ def open_bytes(path: PathLike) -> Iterator[ByteSource]:
             yield ByteSource(raw, raw, where)
             return
         if head[3] & 4 and head[12:14] == b"BC":
-            raw.seek(max(os.fstat(raw.fileno()).st_size - len(_LAST_BLOCK), 0))
-            if raw.read() != _LAST_BLOCK:
+            raw.seek(max(os.fstat(raw.fileno()).st_size - len(LAST_BLOCK), 0))
+            if raw.read() != LAST_BLOCK:
                 warnings.warn(
                     f"{where} lacks the block that ends every bgzip and BAM file: it is probably cut short. Get the "
                     "file again, or make sure that nothing is missing.",
