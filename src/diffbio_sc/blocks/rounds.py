@@ -86,11 +86,11 @@ class Workers:
         from distributed import as_completed
 
         places: dict[str, tuple[int, int]] = {}  # flow and task of each future
-        rounds: dict[int, list[Any]] = {}  # results of the round that a flow waits for
+        rounds: dict[int, list[Any]] = {}  # results of the rounds that flows wait for
         missing: dict[int, int] = {}
-        waiting = iter(enumerate(flows))
+        waiting = iter(range(len(flows)))
         completed: Any = as_completed(loop=self.client.loop)
-        active = max(_FLOWS_PER_THREAD * sum(self.client.nthreads().values()), 1)
+        most = max(_FLOWS_PER_THREAD * sum(self.client.nthreads().values()), 1)
 
         def advance(number: int, results: list[Any] | None) -> list[tuple[int, Result]]:
             """Submit the next round of a flow; its result if there is none."""
@@ -111,24 +111,18 @@ class Workers:
             return []
 
         try:
-            for number, _ in (found for found, _ in zip(waiting, range(active), strict=False)):
-                yield from advance(number, None)
-            while not completed.is_empty():
+            while True:
+                while len(rounds) < most and (following := next(waiting, None)) is not None:
+                    yield from advance(following, None)
+                if not rounds:
+                    return
                 future = next(completed)
                 number, task = places.pop(future.key)
                 rounds[number][task] = future.result()
                 future.release()
                 missing[number] -= 1
-                if missing[number]:
-                    continue
-                ended = advance(number, rounds.pop(number))
-                yield from ended
-                while ended:
-                    following = next(waiting, None)
-                    if following is None:
-                        break
-                    ended = advance(following[0], None)
-                    yield from ended
+                if not missing[number]:
+                    yield from advance(number, rounds.pop(number))
         finally:
             completed.clear()
             for flow in flows:
