@@ -1,8 +1,8 @@
 """The same functions on the CPU and on JAX's default device: how far results differ, and what a call takes.
 
 ``python benchmarks/devices.py`` runs each function twice in a process that sees the CPU alone, and twice in one that
-sees JAX's default device, a GPU where its build is installed. It prints seconds of the second call (wall, since a GPU
-spends no CPU) and the largest and mean differences of each result, beside the result's standard deviation.
+sees JAX's default device, a GPU where its build is installed. It prints seconds of both calls (wall, since a GPU
+spends no CPU; the first compiles) and the largest and mean differences of each result, beside the result's standard deviation.
 ``--precision default`` shows what the device's own precision of products would give.
 """
 
@@ -147,7 +147,11 @@ def main() -> None:
             continue
         difference = np.abs(device[key] - cpu[key])
         figures = {"largest": np.nanmax(difference), "mean": np.nanmean(difference), "spread": np.nanstd(cpu[key])}
-        times = {where: float(one[f"{name}|seconds 2"]) for where, one in (("CPU, s", cpu), ("device, s", device))}
+        times = {
+            f"{where}, {word} call": float(one[f"{name}|seconds {turn}"])
+            for where, one in (("CPU", cpu), ("device", device))
+            for turn, word in ((1, "first"), (2, "second"))
+        }
         rows.append({"call": name, "result": result, **{k: f"{v:.2g}" for k, v in figures.items()}, **times})
     print(pd.DataFrame(rows).round(2).to_string(index=False))
 
