@@ -2,8 +2,8 @@
 
 ``python benchmarks/devices.py`` runs each function twice in a process that sees the CPU alone, and twice in one that
 sees JAX's default device, a GPU where its build is installed. It prints seconds of both calls (wall, since a GPU
-spends no CPU; the first compiles) and the largest and mean differences of each result, beside the result's standard deviation.
-``--precision default`` shows what the device's own precision of products would give.
+spends no CPU; the first compiles) and the largest and mean differences of each result, beside the result's standard
+deviation. ``--precision default`` shows what the device's own precision of products would give.
 """
 
 from __future__ import annotations
