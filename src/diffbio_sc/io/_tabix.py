@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import IO, NamedTuple
 
 from diffbio_sc._logging import logger
@@ -99,19 +100,25 @@ def _read_index(index: str) -> list[FileRange]:
 
 def _covers(ranges: list[FileRange], path: str) -> bool:
     """Whether the ranges follow each other up to the block that ends the file; only comments may stand before."""
+    if not ranges or any(one.end != other.begin for one, other in pairwise(ranges)):
+        return False
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - len(LAST_BLOCK), 0))
-        if not ranges or file.read() != LAST_BLOCK:
+        if file.read() != LAST_BLOCK:
             return False
-        joined = all(one.end == other.begin for one, other in zip(ranges, ranges[1:], strict=False))
-        if not joined or not _is_end(file, ranges[-1].end, size - len(LAST_BLOCK)):
-            return False
-        head = BlockReader(file, 0, ranges[0].begin)
-        before = bytearray()
-        while block := head.next_block():
-            before += block
-        return all(line.startswith(b"#") for line in before.split(b"\n") if line)
+        try:
+            return _is_end(file, ranges[-1].end, size - len(LAST_BLOCK)) and _is_comment(file, ranges[0].begin)
+        except (EOFError, struct.error, zlib.error):
+            return False  # the index is of another file
+
+
+def _is_comment(file: IO[bytes], end: int) -> bool:
+    """Whether nothing but comments stands before a virtual offset."""
+    head, before = BlockReader(file, 0, end), bytearray()
+    while block := head.next_block():
+        before += block
+    return all(line.startswith(b"#") for line in before.split(b"\n") if line)
 
 
 def _is_end(file: IO[bytes], place: int, last: int) -> bool:
