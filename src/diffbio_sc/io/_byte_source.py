@@ -51,7 +51,7 @@ class ByteSource:
                 if not count:
                     break
                 filled += count
-        except (EOFError, zlib.error, OSError) as error:
+        except (EOFError, zlib.error, OSError, *library_errors()) as error:
             raise ValueError(
                 f"{self.path} cannot be decompressed ({error}): it is cut short or damaged. Get the file again."
             ) from error
@@ -60,6 +60,16 @@ class ByteSource:
     def fraction(self) -> float:
         """Part of the file that has been read."""
         return min(self.raw.tell() / self.size, 1.0) if self.size else 1.0
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """What the faster library raises in place of :class:`zlib.error`, where it is installed."""
+    try:
+        from isal import igzip_lib
+    except ImportError:
+        return ()
+    found: Any = igzip_lib.IsalError  # its stub takes it for a value
+    return (found,)
 
 
 @contextmanager

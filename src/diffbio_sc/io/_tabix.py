@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import IO, NamedTuple
 
 from diffbio_sc._logging import logger
-from diffbio_sc.io._byte_source import LAST_BLOCK, ByteSource, PathLike, existing_file
+from diffbio_sc.io._byte_source import LAST_BLOCK, ByteSource, PathLike, existing_file, library_errors
 
 _TBI_PSEUDO_BIN = 37450
 _LEAST_BYTES = 1 << 20  # compressed; chromosomes with fewer are read together
@@ -144,7 +144,10 @@ def _inflate(values: bytes) -> bytes:
         from isal import isal_zlib  # several times as fast as zlib
     except ImportError:
         return zlib.decompress(values, -15)
-    return isal_zlib.decompress(values, -15)
+    try:
+        return isal_zlib.decompress(values, -15)
+    except library_errors() as error:
+        raise zlib.error(str(error)) from error
 
 
 class BlockReader:
