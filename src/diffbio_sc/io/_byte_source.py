@@ -44,6 +44,7 @@ class ByteSource:
 
     def readinto(self, target: memoryview) -> int:
         """Fill ``target`` as far as possible; returns the number of bytes, 0 at the end."""
+        damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, OSError, *library_errors())
         filled = 0
         try:
             while filled < len(target):
@@ -51,7 +52,7 @@ class ByteSource:
                 if not count:
                     break
                 filled += count
-        except (EOFError, zlib.error, OSError, *library_errors()) as error:
+        except damaged as error:
             raise ValueError(
                 f"{self.path} cannot be decompressed ({error}): it is cut short or damaged. Get the file again."
             ) from error
