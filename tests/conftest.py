@@ -14,10 +14,10 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
-# Compiling is two thirds of what the tests cost, and three quarters of that is machine code made faster than a test
-# needs: the quick machine code below differs in rounding alone. Slow tests, pages and benchmarks run what users run:
-# give XLA_FLAGS, empty or not, for the tests to do so too. The second flag is not in every XLA, and one that it does not
-# know ends a process: tried in another one, and by the first process only.
+# Compiling is most of what the tests cost, and most of that is optimisation of machine code, which changes rounding
+# alone: the tests do without. Benchmarks, notebooks and the demo run what users run; give XLA_FLAGS, empty or not, for
+# the tests to do so too. Not every XLA has the second flag, and one that it does not know ends a process: it is tried
+# in another one, by the first process only.
 if "XLA_FLAGS" not in os.environ:
     _PLAIN = "--xla_backend_optimization_level=0"
     _QUICK = f"{_PLAIN} --xla_cpu_use_fusion_emitters=false"
