@@ -13,7 +13,7 @@ from compiled_programs import compiled_programs
 import diffbio_sc as dbio
 
 SPOTS, MORE_SPOTS = 300, 320  # 7 % more; both are padded to 320
-CELLS, MORE_CELLS = 260, 278  # padded to 288
+CELLS, MORE_CELLS = 322, 345  # padded to 352, of which 320 to train on
 
 
 def signatures(genes=250, types=4):
@@ -31,7 +31,7 @@ def tissue(spots):
 
 
 def cells(number):
-    return dbio.datasets.simulate_multiomics(n_cells=number, n_genes=60, n_peaks=80, n_types=4)
+    return dbio.datasets.simulate_multiomics(n_cells=number, n_genes=60, n_peaks=84, n_types=4)
 
 
 def fitted(number):
