@@ -225,10 +225,9 @@ def _evaluate(
     steps = number_of_steps(size, batch_size, weighted=plan.weighted)
 
     def summed(number: Array, taken: int) -> dict[str, Array]:
-        sharding = plan.sharding if taken == plan.batch_size else None
         batch, count = batches.take_batch(
             data.samples, data.shared, data.index, order, number * batch_size, taken, size,
-            weighted=plan.weighted, sharding=sharding,
+            weighted=plan.weighted, sharding=plan.sharding, divided=taken == plan.batch_size,
         )  # fmt: skip
         batch[batches.TRAINING_KEY] = jnp.bool_(False)
         operator = _merge(plan.evaluation, trained, other)

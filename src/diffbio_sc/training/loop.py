@@ -30,7 +30,7 @@ from diffbio_sc.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from diffbio_sc.training.devices import Placement, place_training
+from diffbio_sc.training.devices import Placement, bring_home, place_training
 from diffbio_sc.training.epoch import (
     MOST_NONFINITE_STEPS,
     Failures,
@@ -84,7 +84,8 @@ def train(
     operator
         Operator to train; left in evaluation mode (``operator.eval()``).
     data
-        Arrays by name, held on the device for the whole run.
+        Arrays by name, held on the devices for the whole run; sparse ones as
+        :class:`~diffbio_sc.training.batches.Samples`, of which a batch has the entries.
     loss
         ``loss(operator, batch, key)``, a scalar that averages over the samples of the batch, or a pair of it and a
         dict of scalars to record beside it. ``key`` is fresh in each step, ``batch["is_training"]`` a boolean. Default:
@@ -130,7 +131,8 @@ def train(
         the lowest loss in any case.
     checkpoint
         File to keep the state of the run in, from which a run that was cut off goes on; or a
-        :class:`~diffbio_sc.training.checkpoint.Checkpoint`, which also says how often.
+        :class:`~diffbio_sc.training.checkpoint.Checkpoint`, which also says how often. Of several hosts the first
+        writes it, and all must see it.
     description
         Name on the progress bar.
 
@@ -160,7 +162,9 @@ def train(
     (an eighth, :func:`~diffbio_sc.numerics.padding.bucket_size`), except that a loss without weights compiles for each
     batch larger than the data and each remainder of validation samples.
 
-    With several visible devices each batch is divided among them; the result is the same up to rounding.
+    With several visible devices the samples are divided among them, and each batch; the result is the same up to
+    rounding. So it is with several hosts: start ``jax.distributed`` and call with the same data and ``rng`` on each. If
+    the devices do not divide a batch equally, some of them are not used; the log says how many.
 
     Examples
     --------
@@ -199,7 +203,7 @@ def train(
     largest = validating.largest_batch(len(parts.rows), weighted=weighted)
     batch_size = largest if batch_size is None else min(batch_size, largest)
     placement = place_training(batch_size)
-    training_set, validation_set = validating.place(data, sample_keys, size, parts, sharding=placement.replicated)
+    training_set, validation_set = validating.place(data, sample_keys, size, parts, placement=placement)
 
     optimizer = Adam(learning_rate) if optimizer is None else optimizer
     plan, variables, home = _prepared(
@@ -229,7 +233,7 @@ def train(
     if store is not None and store.resume and os.path.exists(store.path):
         templates = as_trees(plan.layout, variables, variables.judged if watches else None)
         found, trees = read_checkpoint(store.path, identity, templates)
-        variables, best = jax.device_put(from_trees(plan.layout, trees), placement.replicated)
+        variables, best = placement.put(from_trees(plan.layout, trees))
         variables = copied(variables)
         history, first_epoch, seconds_before = found["history"], found["epochs"], found["seconds"]
         stopping.best, stopping.waited, stopping.reference = found["stopping"]
@@ -277,7 +281,8 @@ def train(
                 "stopping": [stopping.best, stopping.waited, stopping.reference],
             }
             kept = (variables.judged if best is None else best) if watches else None
-            write_checkpoint(store.path, identity, state, as_trees(plan.layout, variables, kept))
+            if jax.process_index() == 0:
+                write_checkpoint(store.path, identity, state, as_trees(plan.layout, variables, kept))
 
     skipped = int(sum(history["nonfinite_steps"]))
     if skipped:
@@ -307,10 +312,10 @@ class _Run:
         training_set: batches.SampleSet,
         validation_set: batches.SampleSet | None,
     ):
-        self.plan, self.optimizer, self.place = plan, optimizer, placement.replicated
-        self.order_key, self.loss_key = jax.device_put((order_key, loss_key), self.place)
+        self.plan, self.optimizer, self.placement = plan, optimizer, placement
+        self.order_key, self.loss_key = placement.put((order_key, loss_key))
         self.training_set, self.validation_set = training_set, validation_set
-        self.failures = jax.device_put(Failures.none(), self.place)
+        self.failures = placement.put(Failures.none())
         self.shares_code = False
         # As many as a data set of the bucket has.
         self.most_steps = number_of_steps(len(training_set.index), plan.batch_size, weighted=True)
@@ -334,7 +339,7 @@ class _Run:
         else:
             own = variables.judged[0] is variables.trained
             seen = variables if own else copied(variables._replace(trained=variables.judged[0]))
-            none = jax.device_put(Failures.none(), self.place)
+            none = self.placement.put(Failures.none())
             paces = np.ones(self.most_steps, np.float32)
             seen, _, averages = run_epoch(
                 self.plan, seen, none, self.validation_set, 0, paces, self.order_key, self.loss_key, False
@@ -372,13 +377,13 @@ def _prepared(
     # The epoch gives its variables away; the operator's own arrays may be shared with clones of it, so they are copied.
     home = jax.tree.map(lambda leaf: leaf.sharding, (trained, other))
     variables = Variables(layout.join(trained, library=np), other, optimizer.init(trained))
-    return plan, copied(jax.device_put(variables, placement.replicated)), home
+    return plan, copied(placement.put(variables)), home
 
 
 def _put_back(operator: Trainable, layout: Layout, states: tuple[Vectors, nnx.State], home: tuple[Any, Any]) -> None:
     """Give the operator its variables, on the devices where they were."""
     for state, shardings in zip((on_host(layout, states[0]), states[1]), home, strict=True):
-        nnx.update(operator, jax.tree.map(jax.device_put, state, shardings))
+        nnx.update(operator, jax.tree.map(bring_home, state, shardings))
 
 
 def _operator_loss(operator: Trainable, batch: dict[str, Array], key: Array) -> Float[Array, ""]:
