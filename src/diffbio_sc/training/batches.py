@@ -42,12 +42,15 @@ class Samples(NamedTuple):
         Entries that a batch has at most; of a CSR matrix.
     room
         Entries to make room for, of a CSR matrix; None for those of its padded rows.
+    dtype
+        Type of the values of a CSR matrix on the devices, which must hold them; None for the smallest that does.
     """
 
     values: Any
     order: np.ndarray | None = None
     capacity: int = 0
     room: int | None = None
+    dtype: Any = None
 
     @property
     def is_sparse(self) -> bool:
@@ -153,8 +156,8 @@ def place_samples(
             value = jnp.pad(value, [(0, rows - size)] + [(0, 0)] * (value.ndim - 1)) if rows > size else value
             samples[key] = jax.device_put(value, placement.samples)
         elif isinstance(value, Samples) and value.is_sparse:
-            matrix, order, capacity, room = value
-            placed = place_sparse(matrix, n_rows=rows, order=order, room=room, sharding=placement.samples)
+            matrix, order, capacity, room, dtype = value
+            placed = place_sparse(matrix, n_rows=rows, order=order, room=room, dtype=dtype, sharding=placement.samples)
             samples[key] = PlacedEntries(placed, capacity)
         else:
             values, order = value[:2] if isinstance(value, Samples) else (value, None)

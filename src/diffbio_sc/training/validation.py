@@ -51,6 +51,23 @@ def split(validation: Validation | None, size: int, key: Array) -> Split:
     return Split(rows, held_out, None)
 
 
+def only_own(validation: Validation | None) -> Split:
+    """Samples of a source, which cannot be divided: validation data are given apart.
+
+    Raises
+    ------
+    ValueError
+        If they are not.
+    """
+    if validation is not None and not isinstance(validation, Mapping):
+        raise ValueError(
+            "samples of a source come part by part and are not divided: give validation data of their own, a dict of "
+            "arrays."
+        )
+    none = np.zeros(0, np.int64)
+    return Split(none, none, validation)
+
+
 def place(
     data: Mapping[str, Any],
     sample_keys: Collection[str] | None,

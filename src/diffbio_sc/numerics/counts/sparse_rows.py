@@ -84,6 +84,7 @@ def place_sparse(
     n_rows: int | None = None,
     order: Int[np.ndarray, " rows"] | None = None,
     room: int | None = None,
+    dtype: Any = None,
     sharding: jax.sharding.Sharding | None = None,
 ) -> SparseRows:
     """Put a scipy CSR matrix on the device, or divide its entries among several.
@@ -101,6 +102,8 @@ def place_sparse(
         Rows of the matrix in the order in which they are put there, each once. Default: as they are.
     room
         Entries to make room for, instead.
+    dtype
+        Type of the values, which must hold them. Default: the smallest that does.
     sharding
         Where to put the entries. If it divides them, each device has an equal part of them, and the starts of all rows.
 
@@ -158,7 +161,7 @@ def place_sparse(
     return SparseRows(
         indptr=put_pieces((rows + 1,), np.int32, copies, lambda piece, _: np.copyto(piece, starts)),
         indices=entries(indices, index_dtype),
-        data=entries(data, _smallest_dtype(data)),
+        data=entries(data, _smallest_dtype(data) if dtype is None else dtype),
         n_columns=int(n_columns),
     )
 

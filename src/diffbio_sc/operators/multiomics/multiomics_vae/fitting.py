@@ -22,6 +22,7 @@ _STEPS = 15_000  # an end that few fits reach: the held-out loss flattens before
 #: Share by which the held-out loss has to fall within the epochs of patience.
 MIN_PROGRESS = 1e-4
 _ADAM_EPSILON = 1e-6
+_MOST_HELD_OUT = 10_000  # cells of data on disk, by which the loss is known to a few thousandths
 _READS_A_FEATURE = 1000.0  # reads of a feature below which its modality learns more slowly
 
 
@@ -45,6 +46,11 @@ def hold_out(
             members = np.flatnonzero(group == code)
             allowed[members[: -(-len(members) // 2)]] = False
     return np.sort(order[allowed][: max(round(fraction * cells), 1)])
+
+
+def held_out_share(fraction: float, cells: int, *, on_disk: bool) -> float:
+    """Share of the cells to hold out: of data on disk no more cells than are kept in memory."""
+    return min(fraction, _MOST_HELD_OUT / cells) if on_disk else fraction
 
 
 def default_batch_size(cells: int) -> int:

@@ -1,0 +1,156 @@
+"""Rows of a matrix in temporary files: its source is read once, then any rows can be read, as often as one likes."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+_GAP = 32  # rows that are not asked for, up to which reading on is quicker than beginning anew
+_COPY = 1 << 22  # values that are written anew at a time
+_TYPES = (np.uint8, np.uint16, np.float32)  # of values, from the smallest
+
+
+class RowStore:
+    """A CSR matrix in files, in the smallest types that hold it; indexed by rows, it gives CSR in float32.
+
+    An entry takes 3 to 8 bytes on disk. In memory are the place and the sum of each row alone. The files lie where
+    temporary ones do (``TMPDIR``) and go with the object.
+
+    Parameters
+    ----------
+    blocks
+        CSR blocks of rows in order, canonical and without stored zeros.
+    n_columns
+        Number of columns.
+    """
+
+    def __init__(self, blocks: Iterable[sp.csr_array], n_columns: int):
+        self._folder = tempfile.TemporaryDirectory(prefix="diffbio_sc_rows_")
+        self._columns, self._values = (Path(self._folder.name) / name for name in ("columns", "values"))
+        self._column_type = np.uint16 if n_columns <= 2**16 else np.int32
+        self.dtype = np.dtype(_TYPES[0])
+        lengths, sums = [], []
+        with open(self._columns, "wb") as file:
+            for block in blocks:
+                block.indices.astype(self._column_type).tofile(file)
+                self._append(block.data)
+                lengths.append(np.diff(block.indptr))
+                sums.append(np.asarray(block.sum(1), np.float64).ravel())
+        # A row more, without entries: what a row that is missing reads.
+        self._starts = np.concatenate([[0], *lengths, [0]]).cumsum()
+        self._sums = np.concatenate([*sums, [0.0]])
+        self._rows: np.ndarray | None = None
+        self.is_dense = False
+        self.n_columns = n_columns
+
+    def _append(self, values: np.ndarray) -> None:
+        needed = _smallest_type(values)
+        if _TYPES.index(needed) > _TYPES.index(self.dtype.type):
+            self._widen(needed)
+        with open(self._values, "ab") as file:
+            values.astype(self.dtype).tofile(file)
+
+    def _widen(self, dtype: Any) -> None:
+        """Write the values so far in a larger type."""
+        wider = self._values.with_suffix(".wider")
+        with open(wider, "wb") as target:
+            if self._values.exists():
+                with open(self._values, "rb") as source:
+                    while len(part := np.fromfile(source, self.dtype, _COPY)):
+                        part.astype(dtype).tofile(target)
+        wider.replace(self._values)
+        self.dtype = np.dtype(dtype)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self._starts) - 2 if self._rows is None else len(self._rows), self.n_columns
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Number of entries of each row."""
+        lengths = np.diff(self._starts)
+        return lengths[:-1] if self._rows is None else lengths[self._rows]
+
+    @property
+    def nnz(self) -> int:
+        """Number of entries."""
+        return int(self.lengths.sum())
+
+    def sum(self, axis: int | None = None) -> Any:
+        """Sum of each row (``axis=1``), or of all."""
+        sums = self._sums[:-1] if self._rows is None else self._sums[self._rows]
+        if axis == 1:
+            return sums
+        if axis is not None:
+            raise ValueError(f"axis must be 1 or None, found {axis}.")
+        return sums.sum()
+
+    def placed(self, rows: np.ndarray) -> RowStore:
+        """Return the same files seen as other rows: ``rows`` of the stored ones, empty ones where it is -1."""
+        view = copy.copy(self)
+        view._rows = np.where(rows < 0, len(self._starts) - 2, rows)
+        return view
+
+    def dense(self) -> RowStore:
+        """Return the same files, whose rows are given as arrays."""
+        view = copy.copy(self)
+        view.is_dense = True
+        return view
+
+    def to_memory(self) -> Any:
+        """Return all rows."""
+        return self[:]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> Any:
+        """Return rows as CSR in float32, or as an array."""
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(self.shape[0]))
+        rows = np.asarray(rows)
+        if rows.dtype == bool:
+            rows = np.flatnonzero(rows)
+        matrix = self._read(rows if self._rows is None else self._rows[rows])
+        return matrix.toarray() if self.is_dense else matrix
+
+    def _read(self, rows: np.ndarray) -> sp.csr_array:
+        shape = (len(rows), self.n_columns)
+        wanted, place = np.unique(rows, return_inverse=True)
+        if not len(wanted):
+            return sp.csr_array(shape, dtype=np.float32)
+        breaks = np.flatnonzero(np.diff(wanted) > _GAP) + 1
+        first = wanted[np.concatenate([[0], breaks])]
+        last = wanted[np.concatenate([breaks - 1, [-1]])] + 1
+        starts, stops = self._starts[first], self._starts[last]
+        columns = np.empty(int((stops - starts).sum()), np.int32)
+        values = np.empty(len(columns), np.float32)
+        end = 0
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            here = slice(end, end + stop - start)
+            columns[here] = _part(self._columns, self._column_type, start, stop)
+            values[here] = _part(self._values, self.dtype, start, stop)
+            end = here.stop
+        # Rows that were read, one after the other, and where among them are those that were asked for.
+        number = last - first
+        read = np.arange(number.sum()) + np.repeat(first - np.concatenate([[0], np.cumsum(number)[:-1]]), number)
+        indptr = np.concatenate([[0], np.cumsum(self._starts[read + 1] - self._starts[read])])
+        matrix = sp.csr_array((values, columns, indptr.astype(np.int32)), shape=(len(read), self.n_columns))
+        position = np.searchsorted(read, wanted)[place.ravel()]
+        return matrix if np.array_equal(position, np.arange(len(read))) else matrix[position]
+
+
+def _part(path: Path, dtype: Any, start: int, stop: int) -> np.ndarray:
+    return np.fromfile(path, dtype, stop - start, offset=start * np.dtype(dtype).itemsize)
+
+
+def _smallest_type(values: np.ndarray) -> Any:
+    """Type that holds the values without loss, or float32."""
+    if len(values) == 0:
+        return _TYPES[0]
+    whole = values.min() >= 0 and values.max() < 2**16 and np.array_equal(np.rint(values), values)
+    return (_TYPES[0] if values.max() < 2**8 else _TYPES[1]) if whole else _TYPES[2]
