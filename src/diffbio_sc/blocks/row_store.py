@@ -24,48 +24,64 @@ class RowStore:
 
     Parameters
     ----------
-    blocks
-        CSR blocks of rows in order, canonical and without stored zeros.
     n_columns
         Number of columns.
     """
 
-    def __init__(self, blocks: Iterable[sp.csr_array], n_columns: int):
+    def __init__(self, n_columns: int):
         self._folder = tempfile.TemporaryDirectory(prefix="diffbio_sc_rows_")
         self._columns, self._values = (Path(self._folder.name) / name for name in ("columns", "values"))
+        self._columns.touch()
+        self._values.touch()
         self._column_type = np.uint16 if n_columns <= 2**16 else np.int32
-        self.dtype = np.dtype(_TYPES[0])
-        lengths, sums = [], []
-        with open(self._columns, "wb") as file:
-            for block in blocks:
-                block.indices.astype(self._column_type).tofile(file)
-                self._append(block.data)
-                lengths.append(np.diff(block.indptr))
-                sums.append(np.asarray(block.sum(1), np.float64).ravel())
+        self._type = np.dtype(_TYPES[0])
         # A row more, without entries: what a row that is missing reads.
-        self._starts = np.concatenate([[0], *lengths, [0]]).cumsum()
-        self._sums = np.concatenate([*sums, [0.0]])
+        self.dtype = np.dtype(np.float32)
+        self._starts, self._sums = np.zeros(2, np.int64), np.zeros(1)
+        self._written: list[tuple[np.ndarray, np.ndarray]] = []
         self._rows: np.ndarray | None = None
         self.is_dense = False
         self.n_columns = n_columns
 
+    @classmethod
+    def of(cls, blocks: Iterable[sp.csr_array], n_columns: int) -> RowStore:
+        """Write blocks of rows, in order."""
+        store = cls(n_columns)
+        for block in blocks:
+            store.append(block)
+        return store.finish()
+
+    def append(self, block: sp.csr_array) -> None:
+        """Write the next rows: CSR, canonical and without stored zeros."""
+        with open(self._columns, "ab") as file:
+            block.indices.astype(self._column_type).tofile(file)
+        self._append(block.data)
+        self._written.append((np.diff(block.indptr), np.asarray(block.sum(1), np.float64).ravel()))
+
+    def finish(self) -> RowStore:
+        """Return the store, which now can be read."""
+        lengths = [lengths for lengths, _ in self._written]
+        self._starts = np.concatenate([[0], *lengths, [0]]).cumsum()
+        self._sums = np.concatenate([*(sums for _, sums in self._written), [0.0]])
+        self._written = []
+        return self
+
     def _append(self, values: np.ndarray) -> None:
         needed = _smallest_type(values)
-        if _TYPES.index(needed) > _TYPES.index(self.dtype.type):
+        if _TYPES.index(needed) > _TYPES.index(self._type.type):
             self._widen(needed)
         with open(self._values, "ab") as file:
-            values.astype(self.dtype).tofile(file)
+            values.astype(self._type).tofile(file)
 
     def _widen(self, dtype: Any) -> None:
         """Write the values so far in a larger type."""
         wider = self._values.with_suffix(".wider")
         with open(wider, "wb") as target:
-            if self._values.exists():
-                with open(self._values, "rb") as source:
-                    while len(part := np.fromfile(source, self.dtype, _COPY)):
-                        part.astype(dtype).tofile(target)
+            with open(self._values, "rb") as source:
+                while len(part := np.fromfile(source, self._type, _COPY)):
+                    part.astype(dtype).tofile(target)
         wider.replace(self._values)
-        self.dtype = np.dtype(dtype)
+        self._type = np.dtype(dtype)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -133,7 +149,7 @@ class RowStore:
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             here = slice(end, end + stop - start)
             columns[here] = _part(self._columns, self._column_type, start, stop)
-            values[here] = _part(self._values, self.dtype, start, stop)
+            values[here] = _part(self._values, self._type, start, stop)
             end = here.stop
         # Rows that were read, one after the other, and where among them are those that were asked for.
         number = last - first
@@ -154,3 +170,8 @@ def _smallest_type(values: np.ndarray) -> Any:
         return _TYPES[0]
     whole = values.min() >= 0 and values.max() < 2**16 and np.array_equal(np.rint(values), values)
     return (_TYPES[0] if values.max() < 2**8 else _TYPES[1]) if whole else _TYPES[2]
+
+
+def entries_of_rows(matrix: Any) -> np.ndarray:
+    """Number of entries of each row, of a CSR matrix in memory or in files."""
+    return matrix.lengths if isinstance(matrix, RowStore) else np.diff(matrix.indptr)

@@ -41,6 +41,7 @@ from diffbio_sc.training.loop import train
 
 _LOSS_CELLS = 512  # cells from which the losses at the start are averaged
 _FACTOR_CELLS = 20_000  # cells that the factor analysis is computed from
+_PLACED_CELLS = 1 << 14
 _READING_CELLS = 10_000  # cells that alignment and regressions are computed from
 
 
@@ -241,6 +242,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         batch_size = min(batch_size or fitting.default_batch_size(cells), cells)
         most = fitting.default_epochs(len(trained), batch_size, judged=held_out is not None)
         data: Any
+        loss: Any
         if on_disk:
             data = streaming.CellSource(self, matrices, present, batch, trained, generator)
             of_cells, loss = None, fitting.batch_loss
@@ -369,15 +371,12 @@ class DifferentiableMultiOmicsVAE(Operator):
         """Return the posterior of each cell in the embedding: :meth:`encode` after :meth:`embedding`."""
         matrices, present, batch = self._check_matrices(matrices, present, batch)
         encoding, lengths = blocks.encode(self, matrices, present, batch), np.asarray(self.axis_lengths[...])
-
-        def placed(latent: np.ndarray) -> np.ndarray:
-            return np.asarray(self.aligned(latent * lengths, batch, library=np), np.float32)
-
-        return encoding._replace(
-            mean=placed(encoding.mean),
-            variance=encoding.variance * lengths**2,
-            modality_mean=np.stack([placed(latent) for latent in encoding.modality_mean]),
-        )
+        for latent in (encoding.mean, *encoding.modality_mean):
+            for first in range(0, len(latent), _PLACED_CELLS):  # in their place: these are as long as the data
+                rows = slice(first, first + _PLACED_CELLS)
+                latent[rows] = self.aligned(latent[rows] * lengths, batch[rows], library=np)
+        encoding.variance[...] *= lengths**2
+        return encoding
 
     def embedding(self, latent: Float[Array, "cells latent"], batch: Array) -> Float[Array, "cells latent"]:
         """Return latent vectors with their axes stretched and batches laid onto each other; differentiable."""
