@@ -2,11 +2,11 @@
 
 python benchmarks/scale_training.py [devices] [disk] [quality] [accelerator] [--cells 50000,200000] [--epochs 2]
 
-``devices``: peak of resident memory and bytes of samples on 1, 2 and 4 devices of the host, and how far the loss is from
-that of one. ``disk``: ``tl.multiomics_vae`` on a zarr store, lazily and in memory: peak of resident memory, CPU seconds
-of a further epoch. ``quality``: loss and neighbours after equal epochs, from disk, in memory and with another seed.
-``accelerator``: the same model on the default device and on the host, in memory and from parts. Every row is a process
-of its own.
+``devices``: peak of resident memory and bytes of samples on 1, 2 and 4 devices of the host, and how far the loss is
+from that of one. ``disk``: ``tl.multiomics_vae`` on a zarr store, lazily and in memory: peak of resident memory, CPU
+seconds of a further epoch. ``quality``: loss and neighbours after equal epochs, from disk, in memory and with another
+seed. ``accelerator``: the same model on the default device and on the host, in memory and from parts. Every row is a
+process of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_store(path: Path, cells: int) -> None:
     import anndata as ad
     import pandas as pd
     import zarr
-    from anndata.experimental import write_elem
+    from anndata.io import write_elem
 
     group = zarr.open_group(path, mode="w")
     write_elem(group, "X", counts(0, CHUNK))
@@ -242,7 +242,10 @@ def accelerator(options, _: Path) -> None:
     """The default device against the host."""
     cells = options.sizes[0]
     print(f"\n## accelerator: {cells:,} cells, {FEATURES:,} features, {options.epochs} epochs\n")
-    print("| device | source | s of the first fit (1 epoch) | s of a further epoch | held-out loss |\n|---|---|---|---|---|")
+    print(
+        "| device | source | s of the first fit (1 epoch) | s of a further epoch | held-out loss |\n"
+        "|---|---|---|---|---|"
+    )
     for platform in ("", "cpu"):
         for parts in (False, True):
             environment = {"JAX_PLATFORMS": platform} if platform else {}
