@@ -84,3 +84,17 @@ def test_an_entry_takes_three_bytes_and_the_files_go_with_the_object(matrix):
     assert view.to_memory().shape == (10, 60)
     del view
     assert not folder.exists()
+
+
+def test_blocks_of_any_kind_are_written_and_stay_as_they_are(matrix):
+    unsorted = sp.csr_matrix(matrix[70:140].toarray()[:, ::-1])[:, ::-1]
+    unsorted.has_sorted_indices = False
+    zeros = sp.csr_array(np.ones((70, 60)))
+    zeros.data[:] = matrix[140:210].toarray().ravel()
+    blocks = [matrix[:70].toarray(), unsorted, zeros, sp.csc_array(matrix[210:].astype(np.int64))]
+    store = RowStore.of(iter(blocks), 60)
+    np.testing.assert_array_equal(store.to_memory().toarray(), matrix.toarray())
+    assert store.nnz == matrix.nnz
+    assert zeros.nnz == 70 * 60
+    with pytest.raises(ValueError, match="a block of rows has 59 columns, 60 were announced"):
+        RowStore.of([matrix[:, :59]], 60)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import optax
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -91,6 +92,28 @@ def test_batches_of_any_size_become_parts(make_linear, make_data):
         return ({key: value[a:b] for key, value in data.items()} for a, b in zip(cuts, cuts[1:], strict=False))
 
     train(found, IteratorSource(loader, 70, part_rows=24), optimizer=SGD, batch_size=8, max_epochs=2)
+    np.testing.assert_array_equal(found.weights[...], expected.weights[...])
+
+
+def test_a_loader_of_annbatch_trains_as_arrays_do(make_linear, make_data):
+    """Its batches are dicts of a sparse ``X``, a table ``obs`` and an ``index``; each iteration is an epoch."""
+    data = make_data(64)
+
+    class Loader:
+        n_obs = 64
+
+        def __iter__(self):
+            for start in range(0, 64, 10):
+                rows = slice(start, min(start + 10, 64))
+                obs = pd.DataFrame({"target": data["targets"][rows]})
+                yield {"X": sp.csr_matrix(data["features"][rows]), "obs": obs, "index": None}
+
+    def convert(batch):
+        return {"features": batch["X"].toarray(), "targets": batch["obs"]["target"]}
+
+    loader, expected, found = Loader(), make_linear(), make_linear()
+    train(expected, data, optimizer=SGD, batch_size=8, max_epochs=2)
+    train(found, IteratorSource(loader, loader.n_obs, convert=convert), optimizer=SGD, batch_size=8, max_epochs=2)
     np.testing.assert_array_equal(found.weights[...], expected.weights[...])
 
 

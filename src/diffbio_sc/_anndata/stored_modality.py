@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata.matrix import CountCheck
 from diffbio_sc.blocks.interface import CountMatrix
-from diffbio_sc.blocks.row_store import RowStore
+from diffbio_sc.blocks.row_store import RowStore, canonical
 
 PROBLEMS = ("non-numeric", "missing or infinite", "negative", "non-integer")  # of counts, the worst first
 
@@ -89,20 +89,7 @@ def store_values(
     found = [StoredModality(RowStore(width)) for width in widths]
     for start, block in source.blocks(description=description):
         for group, modality in zip(groups, found, strict=True):
-            modality.append(start, _canonical(block if group is None else block[:, group]))
+            modality.append(start, canonical(block if group is None else block[:, group]))
     for modality in found:
         modality.rows.finish()
     return found
-
-
-def _canonical(block: Any) -> sp.csr_array:
-    """Float32 CSR without stored zeros."""
-    given = block
-    block = sp.csr_array(block, dtype=np.float32)
-    if not block.has_canonical_format:
-        block = block.copy() if block.data is getattr(given, "data", None) else block
-        block.sum_duplicates()
-    if np.count_nonzero(block.data) < block.nnz:
-        block = block.copy()
-        block.eliminate_zeros()
-    return block

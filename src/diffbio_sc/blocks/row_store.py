@@ -44,15 +44,18 @@ class RowStore:
         self.n_columns = n_columns
 
     @classmethod
-    def of(cls, blocks: Iterable[sp.csr_array], n_columns: int) -> RowStore:
-        """Write blocks of rows, in order."""
+    def of(cls, blocks: Iterable[Any], n_columns: int) -> RowStore:
+        """Write blocks of rows, dense or sparse, in order."""
         store = cls(n_columns)
         for block in blocks:
             store.append(block)
         return store.finish()
 
-    def append(self, block: sp.csr_array) -> None:
-        """Write the next rows: CSR, canonical and without stored zeros."""
+    def append(self, block: Any) -> None:
+        """Write the next rows, dense or sparse."""
+        block = canonical(block)
+        if block.shape[1] != self.n_columns:
+            raise ValueError(f"a block of rows has {block.shape[1]} columns, {self.n_columns} were announced.")
         with open(self._columns, "ab") as file:
             block.indices.astype(self._column_type).tofile(file)
         self._append(block.data)
@@ -175,3 +178,14 @@ def _smallest_type(values: np.ndarray) -> Any:
 def entries_of_rows(matrix: Any) -> np.ndarray:
     """Number of entries of each row, of a CSR matrix in memory or in files."""
     return matrix.lengths if isinstance(matrix, RowStore) else np.diff(matrix.indptr)
+
+
+def canonical(block: Any) -> sp.csr_array:
+    """Return float32 CSR, canonical and without stored zeros, of a dense or sparse block, which stays as it is."""
+    matrix = sp.csr_array(block, dtype=np.float32)
+    if matrix.has_canonical_format and np.count_nonzero(matrix.data) == matrix.nnz:
+        return matrix
+    matrix = matrix.copy()
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix

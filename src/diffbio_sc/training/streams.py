@@ -173,6 +173,17 @@ class Rooms:
         return Samples(matrix, order, capacity, room, _DTYPES[known])
 
 
+def _as_rows(values: Any) -> Any:
+    """Canonical CSR, or an array."""
+    if not sp.issparse(values):
+        return np.asarray(values)
+    matrix = sp.csr_array(values)
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    return matrix
+
+
 def _kind(values: np.ndarray) -> int:
     """Number of the smallest type that holds the values."""
     if len(values) == 0:
