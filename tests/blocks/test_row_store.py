@@ -36,7 +36,9 @@ def matrix():
         np.zeros(0, int),
     ],
 )
-def test_rows_are_those_of_the_matrix(matrix, rows):
+@pytest.mark.parametrize("most", [1, 100, 1 << 22])
+def test_rows_are_those_of_the_matrix(matrix, rows, most, monkeypatch):
+    monkeypatch.setattr("diffbio_sc.blocks.row_store._MOST_READ", most)
     store = RowStore.of(cut(matrix), 60)
     found = store[rows]
     assert found.dtype == np.float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 _GAP = 32  # rows that are not asked for, up to which reading on is quicker than beginning anew
+_MOST_READ = 1 << 22  # entries that are read at once to find some rows among them
 _COPY = 1 << 22  # values that are written anew at a time
 _TYPES = (np.uint8, np.uint16, np.float32)  # of values, from the smallest
 
@@ -138,29 +139,46 @@ class RowStore:
         return matrix.toarray() if self.is_dense else matrix
 
     def _read(self, rows: np.ndarray) -> sp.csr_array:
-        shape = (len(rows), self.n_columns)
         wanted, place = np.unique(rows, return_inverse=True)
-        if not len(wanted):
-            return sp.csr_array(shape, dtype=np.float32)
+        indptr = np.concatenate([[0], np.cumsum(self._starts[wanted + 1] - self._starts[wanted])])
+        columns, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+        for first, last in self._pieces(wanted):
+            here = slice(indptr[first], indptr[last])
+            self._read_piece(wanted[first:last], columns[here], values[here])
+        shape = (len(wanted), self.n_columns)
+        matrix = sp.csr_array((values, columns, indptr.astype(np.int32)), shape=shape)
+        place = place.ravel()
+        return matrix if np.array_equal(place, np.arange(len(wanted))) else matrix[place]
+
+    def _pieces(self, wanted: np.ndarray) -> Iterator[tuple[int, int]]:
+        """Cut rows, ascending, where what lies between them would be too much to read at once."""
+        first = 0
+        while first < len(wanted):
+            limit = self._starts[wanted[first]] + _MOST_READ
+            last = max(int(np.searchsorted(self._starts[wanted + 1], limit, side="right")), first + 1)
+            yield first, last
+            first = last
+
+    def _read_piece(self, wanted: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        """Read rows, ascending, and what lies in small gaps between them; keep the rows."""
         breaks = np.flatnonzero(np.diff(wanted) > _GAP) + 1
-        first = wanted[np.concatenate([[0], breaks])]
-        last = wanted[np.concatenate([breaks - 1, [-1]])] + 1
-        starts, stops = self._starts[first], self._starts[last]
-        columns = np.empty(int((stops - starts).sum()), np.int32)
-        values = np.empty(len(columns), np.float32)
+        first, last = wanted[np.concatenate([[0], breaks])], wanted[np.concatenate([breaks - 1, [-1]])] + 1
         end = 0
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            here = slice(end, end + stop - start)
-            columns[here] = _part(self._columns, self._column_type, start, stop)
-            values[here] = _part(self._values, self._type, start, stop)
-            end = here.stop
-        # Rows that were read, one after the other, and where among them are those that were asked for.
-        number = last - first
-        read = np.arange(number.sum()) + np.repeat(first - np.concatenate([[0], np.cumsum(number)[:-1]]), number)
-        indptr = np.concatenate([[0], np.cumsum(self._starts[read + 1] - self._starts[read])])
-        matrix = sp.csr_array((values, columns, indptr.astype(np.int32)), shape=(len(read), self.n_columns))
-        position = np.searchsorted(read, wanted)[place.ravel()]
-        return matrix if np.array_equal(position, np.arange(len(read))) else matrix[position]
+        for start, stop in zip(first.tolist(), last.tolist(), strict=True):
+            inside = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)]
+            bounds = (int(self._starts[start]), int(self._starts[stop]))
+            kept: Any = slice(None)
+            if len(inside) < stop - start:
+                marked = np.zeros(stop - start, bool)
+                marked[inside - start] = True
+                kept = np.repeat(marked, np.diff(self._starts[start : stop + 1]))
+            for path, kind, target in (
+                (self._columns, self._column_type, columns),
+                (self._values, self._type, values),
+            ):
+                found = _part(path, kind, *bounds)[kept]
+                target[end : end + len(found)] = found
+            end += len(found)
 
 
 def _part(path: Path, dtype: Any, start: int, stop: int) -> np.ndarray:

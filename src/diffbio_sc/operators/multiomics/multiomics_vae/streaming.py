@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from diffbio_sc._logging import logger
 from diffbio_sc._settings import settings
 from diffbio_sc.blocks.row_store import RowStore
 from diffbio_sc.operators.multiomics.multiomics_vae.features import log_sizes, read_features
@@ -77,6 +78,14 @@ class CellSource(BatchSource):
         self.present, self.batch, self.cells = present, batch.astype(np.int32), cells
         self.size, self.part_rows = len(cells), part_rows(matrices)
         self.seed = int(rng.integers(2**32))
+
+    def begin(self, batch_size: int, *, stratified: bool) -> None:
+        """Say in the log how the cells will be read."""
+        super().begin(batch_size, stratified=stratified)
+        logger.info(
+            f"{self.size} cells are trained on from disk, in each epoch in {self.n_parts} parts of at most "
+            f"{self.part_rows}."
+        )
 
     def order(self, epoch: int) -> Int[np.ndarray, " trained"]:
         """Cells of an epoch in the order in which they are read."""
