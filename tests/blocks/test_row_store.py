@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from diffbio_sc.blocks.row_store import RowStore
+from diffbio_sc.blocks.row_store import ArrayStore, RowStore
 
 
 def cut(matrix, size=70):
@@ -100,3 +100,10 @@ def test_blocks_of_any_kind_are_written_and_stay_as_they_are(matrix):
     assert zeros.nnz == 70 * 60
     with pytest.raises(ValueError, match="a block of rows has 59 columns, 60 were announced"):
         RowStore.of([matrix[:, :59]], 60)
+
+
+@pytest.mark.parametrize("rows", [[], [3], [0, 1, 2, 9, 30, 31, 98, 99], list(range(100))])
+def test_rows_of_an_array_are_those_that_were_written(rows):
+    array = np.random.default_rng(0).normal(size=(100, 2, 5)).astype(np.float32)
+    store = ArrayStore(array[start : start + 30] for start in range(0, 100, 30))
+    np.testing.assert_array_equal(store[np.array(rows, int)], array[rows])

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from flax import nnx
 from scipy.spatial import cKDTree
 
 import diffbio_sc as dbio
 from diffbio_sc.blocks.row_store import RowStore
+from diffbio_sc.operators.multiomics import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig
 from diffbio_sc.operators.multiomics.multiomics_vae import fitting, streaming
 
 pytest.importorskip("dask.array")
@@ -183,7 +185,9 @@ def test_runs_are_cut_anew_in_each_epoch_and_hold_every_cell_once():
     rng = np.random.default_rng(0)
     cells = np.delete(np.arange(3000), rng.choice(3000, 300, replace=False))
     matrix = RowStore.of([sp.csr_array(rng.poisson(1.0, (3000, 9)).astype(np.float32))], 9)
-    source = streaming.CellSource(None, [matrix], np.ones((3000, 1), bool), np.zeros(3000, int), cells, rng)
+    config = MultiOmicsVAEConfig(modality_dims=(9,), latent_dim=2, likelihoods=("negative_binomial",))
+    vae = DifferentiableMultiOmicsVAE(config, rngs=nnx.Rngs(0))
+    source = streaming.CellSource(vae, [matrix], np.ones((3000, 1), bool), np.zeros(3000, int), cells, rng)
     first, second = source.order(0), source.order(1)
     np.testing.assert_array_equal(np.sort(first), cells)
     np.testing.assert_array_equal(source.order(0), first)

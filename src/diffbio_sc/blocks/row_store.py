@@ -181,6 +181,35 @@ class RowStore:
             end += len(found)
 
 
+class ArrayStore:
+    """Rows of an array in a temporary file, which goes with the object; indexed by ascending rows.
+
+    Parameters
+    ----------
+    blocks
+        Blocks of rows in order, all of one type and width.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray]):
+        self._folder = tempfile.TemporaryDirectory(prefix="diffbio_sc_rows_")
+        self._path = Path(self._folder.name) / "values"
+        with open(self._path, "wb") as file:
+            for block in blocks:
+                self._shape, self.dtype = block.shape[1:], block.dtype
+                block.tofile(file)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows at ascending indices."""
+        result = np.empty((len(rows), *self._shape), self.dtype)
+        width = int(np.prod(self._shape))
+        for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+            if len(part):
+                start = int(rows[part[0]]) * width
+                found = _part(self._path, self.dtype, start, start + len(part) * width)
+                result[part[0] : part[-1] + 1] = found.reshape(len(part), *self._shape)
+        return result
+
+
 def _part(path: Path, dtype: Any, start: int, stop: int) -> np.ndarray:
     return np.fromfile(path, dtype, stop - start, offset=start * np.dtype(dtype).itemsize)
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from diffbio_sc._logging import logger
 from diffbio_sc._settings import settings
-from diffbio_sc.blocks.row_store import RowStore
+from diffbio_sc.blocks.row_store import ArrayStore, RowStore
 from diffbio_sc.operators.multiomics.multiomics_vae.features import log_sizes, read_features
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import Networks
 from diffbio_sc.training.batches import Samples
@@ -20,6 +20,7 @@ from diffbio_sc.training.streams import BatchSource
 _RUN = 64  # neighbours that are read together; a part has hundreds of such runs
 _MOST_ROWS = 16_384  # of a part: more make no better shuffle
 _FEWEST_ROWS = 2_048
+_FEATURE_ROWS = 8_192  # at a time
 _COPIES = 6  # of a part's entries, at 8 bytes each, that are in memory while it is read, sorted and put on a device
 
 
@@ -78,6 +79,14 @@ class CellSource(BatchSource):
         self.present, self.batch, self.cells = present, batch.astype(np.int32), cells
         self.size, self.part_rows = len(cells), part_rows(matrices)
         self.seed = int(rng.integers(2**32))
+        # What the encoders read stays the same: it is made once.
+        blocks = (slice(start, start + _FEATURE_ROWS) for start in range(0, len(present), _FEATURE_ROWS))
+        self.features = ArrayStore(self._features(rows) for rows in blocks)
+
+    def _features(self, rows: slice) -> np.ndarray:
+        names = self.networks.config.modality_likelihoods
+        parts = zip(self.networks.encoders, names, self.matrices, strict=True)
+        return np.stack([read_features(encoder, name, matrix[rows]) for encoder, name, matrix in parts], axis=1)
 
     def begin(self, batch_size: int, *, stratified: bool) -> None:
         """Say in the log how the cells will be read."""
@@ -104,12 +113,11 @@ class CellSource(BatchSource):
         """What the loss needs of some cells, in ascending order."""
         names = self.networks.config.modality_likelihoods
         matrices = [matrix[cells] for matrix in self.matrices]
-        features = [read_features(*parts) for parts in zip(self.networks.encoders, names, matrices, strict=True)]
         return {
             "present": self.present[cells],
             "batch": self.batch[cells],
             "log_size": log_sizes(matrices, names),
-            "features": np.stack(features, axis=1),
+            "features": self.features[cells],
             **{f"counts_{m}": matrix for m, matrix in enumerate(matrices)},
         }
 
