@@ -7,8 +7,9 @@ batches. All parts are padded to one shape.
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -202,11 +203,20 @@ def _stack(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return {key: joined([part[key] for part in parts]) for key in parts[0]}
 
 
+@functools.cache
+def _reader() -> ThreadPoolExecutor:
+    """The one thread that reads ahead: each new one would take memory of its own from the system and leave it."""
+    return ThreadPoolExecutor(1, thread_name_prefix="diffbio_sc_reader")
+
+
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
     """Yield items, while the next one is made in another thread."""
     end = object()
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(next, items, end)
+    pending = _reader().submit(next, items, end)
+    try:
         while (item := pending.result()) is not end:
-            pending = pool.submit(next, items, end)
+            pending = _reader().submit(next, items, end)
             yield item  # type: ignore[misc]
+            del item
+    finally:
+        wait([pending])
