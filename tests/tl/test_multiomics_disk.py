@@ -114,7 +114,7 @@ def test_few_lazy_cells_are_held_and_give_the_result_of_memory(tmp_path, expecte
     np.testing.assert_array_equal(backed.obsm["X_multiomics_vae"], expected.obsm["X_multiomics_vae"])
 
 
-@pytest.mark.parametrize("kind", ["lazy", "backed"])
+@pytest.mark.parametrize("kind", ["lazy", "backed", "read_lazy"])
 def test_modalities_of_one_matrix_are_read_together(tmp_path, small_parts, between_seeds, kind, monkeypatch):
     values, _ = counts()
     values = {name: np.maximum(array, 0) for name, array in values.items()}
@@ -130,13 +130,18 @@ def test_modalities_of_one_matrix_are_read_together(tmp_path, small_parts, betwe
     read = []
     if kind == "lazy":
         other.X = lazy_blocks.lazy(matrix, tmp_path / "log", CHUNK)
+    elif kind == "read_lazy":
+        other.write_zarr(tmp_path / "cells.zarr")
+        other = ad.experimental.read_lazy(tmp_path / "cells.zarr")
+        assert not isinstance(other.var, pd.DataFrame)
     else:
         other.write_h5ad(tmp_path / "cells.h5ad")
         other = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
-    original = RowStore.append
+    source, original = other.X, RowStore.append
     monkeypatch.setattr(RowStore, "append", lambda self, block: (read.append(block.shape), original(self, block))[1])
     for data in (adata, other):
         fitted(data)
+    assert kind == "backed" or other.X is source
     if kind == "lazy":
         assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [1] * (CELLS // CHUNK)
     assert sum(rows for rows, _ in read) == 2 * CELLS

@@ -11,9 +11,10 @@ import scipy.sparse as sp
 from flax import nnx
 
 import diffbio_sc as dbio
+from diffbio_sc.numerics.counts.sparse_rows import scatter_dense
 from diffbio_sc.operators import Operator, OperatorConfig
 from diffbio_sc.operators.multiomics import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig
-from diffbio_sc.training import batches, train
+from diffbio_sc.training import IteratorSource, batches, train
 from diffbio_sc.training.devices import place_training
 
 
@@ -42,6 +43,23 @@ def line(batch_size):
     weights = operator.weights[...]
     assert len(weights.devices()) == 1
     return {"weights": weights, **{f"line/{name}": curve for name, curve in report.history.items()}}
+
+
+def parts(batch_size):
+    """Train on samples, some of them sparse, that come in three parts from a loader."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(90, 3)).astype(np.float32)
+    counts = sp.random_array((90, 40), density=0.3, format="csr", dtype=np.float32, rng=random)
+    loader = [{"features": features[rows], "counts": counts[rows]} for rows in (slice(0, 50), slice(50, 90))]
+
+    def loss(operator, batch, key):
+        targets = scatter_dense(batch["counts"]).sum(1)
+        squares = (batch["features"] @ operator.weights[...] - targets) ** 2
+        return jnp.sum(batch["sample_weight"] * squares) / jnp.sum(batch["sample_weight"])
+
+    source, operator = IteratorSource(loader, 90, part_rows=32), Linear(OperatorConfig(), rngs=nnx.Rngs(0))
+    report = train(operator, source, loss=loss, weighted=True, batch_size=batch_size, stratified=True, max_epochs=4)
+    return {f"parts/{name}": curve for name, curve in report.history.items()}
 
 
 def vae(batch_size):
@@ -84,7 +102,7 @@ def main():
         jax.distributed.initialize(f"localhost:{host[0]}", num_processes=2, process_id=int(host[1]))
     dbio.settings.verbosity = "info"
     size = int(batch_size)
-    np.savez(path, devices=jax.device_count(), **line(size), **vae(size), **sizes(size))
+    np.savez(path, devices=jax.device_count(), **line(size), **parts(size), **vae(size), **sizes(size))
 
 
 if __name__ == "__main__":

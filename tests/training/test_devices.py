@@ -41,8 +41,8 @@ def one_device(tmp_path_factory):
 
 
 def assert_equal_runs(found, expected):
-    curves = [name for name in expected if name.startswith(("line/", "vae/"))]
-    assert {"line/loss", "line/validation_loss", "vae/loss", "vae/validation_nll_1"} <= set(curves)
+    curves = [name for name in expected if name.startswith(("line/", "parts/", "vae/"))]
+    assert {"line/loss", "line/validation_loss", "parts/loss", "vae/loss", "vae/validation_nll_1"} <= set(curves)
     for name in curves:
         assert np.isfinite(expected[name]).all()
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7, err_msg=name)

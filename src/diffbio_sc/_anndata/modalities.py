@@ -211,9 +211,9 @@ class _Together:
         values = self.data.X if layer is None else self.data.layers[layer]
         if not is_stored(values) or np.dtype(values.dtype).kind not in "biuf" or 0 in values.shape:
             return None
-        types = self.data.var[FEATURE_TYPES].astype(str).to_numpy()
+        codes, types = read_labels(self.data.var, FEATURE_TYPES, name="adata.var")
         names = [one for one, key in self.layer_of.items() if key == layer]
-        stored = store_values(as_count_matrix(values), [np.flatnonzero(types == one) for one in names])
+        stored = store_values(as_count_matrix(values), [np.flatnonzero(codes == types.index(one)) for one in names])
         self._found |= dict(zip(names, stored, strict=True))
         return self._found[name]
 

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata.matrix import CountCheck
 from diffbio_sc._anndata.stored_modality import StoredModality, store_values
+from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
 from diffbio_sc.blocks.matrix import BLOCK_ROWS, as_count_matrix
@@ -187,7 +188,7 @@ def _other_counts(part: AnnData, layer: str | None) -> list[str]:
 def _summary(part: AnnData, name: str, matrix: Any) -> ModalitySummary:
     found = matrix if isinstance(matrix, StoredModality) else _described(matrix)
     size = found.rows.shape[0] * found.rows.shape[1]
-    kinds = set(part.var[FEATURE_TYPES].dropna().astype(str)) if FEATURE_TYPES in part.var else set()
+    kinds = set(read_labels(part.var, FEATURE_TYPES, name="var")[1]) if FEATURE_TYPES in part.var else set()
     return ModalitySummary(
         n_features=found.rows.shape[1],
         integer=not found.fractional,
