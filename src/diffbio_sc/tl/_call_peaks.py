@@ -59,7 +59,8 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
     position, from a control where there is one :cite:p:`Zhang2008`. The most probable path of a chain of two states,
     background and peak, is the segmentation, with a penalty for each change :cite:p:`Hocking2015`. Borders and summits
     of peaks are then found to the base pair. Chromosomes are worked through one after the other, and no matrix of the
-    genome is made. :func:`diffbio_sc.tl.peaks` calls the peaks of counts in bins.
+    genome is made. With an active client of ``dask.distributed`` its workers read the files and work on the
+    chromosomes. :func:`diffbio_sc.tl.peaks` calls the peaks of counts in bins.
 
     Parameters
     ----------
