@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,17 @@ def test_tables_are_the_same_from_files_and_from_memory(tmp_path, on_disk, mode,
         )
     for expected, found in zip(*results, strict=True):
         same(found, expected)
+
+
+def test_two_threads_call_at_once(tmp_path, on_disk):
+    on_disk()
+    paths = [write(tmp_path / f"{seed}.tsv.gz", seed) for seed in (0, 1)]
+    expected = [dbio.tl.call_peaks(path, mode="narrow", groupby=CELLS) for path in paths]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(2):
+            found = threads.map(lambda path: dbio.tl.call_peaks(path, mode="narrow", groupby=CELLS), paths)
+            for one, known in zip(found, expected, strict=True):
+                same(one, known)
 
 
 def test_columns_in_files_are_arrays_that_keep_their_values(tmp_path, on_disk):
