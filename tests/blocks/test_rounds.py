@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from dying_tasks import double, fails, process
+from dying_tasks import double, fails, nested, process
 
 from diffbio_sc.blocks import cluster as engine
 from diffbio_sc.blocks.rounds import Here, Processes, Round, Workers, run_here, task_runner
@@ -58,7 +58,7 @@ def test_flows_on_workers(monkeypatch, caplog):
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        distributed.Client(cluster),
+        distributed.Client(cluster) as client,
     ):
         with task_runner() as runner:
             assert isinstance(runner, Workers)
@@ -72,6 +72,8 @@ def test_flows_on_workers(monkeypatch, caplog):
         assert not runner.folder.exists()
         with task_runner(spread=False) as here:
             assert isinstance(here, Here)
+        # A task of the cluster that calls the same stays in its process, and waits for no others.
+        assert client.submit(nested, pure=False).result(timeout=60) == [8, 16]
         monkeypatch.setattr(engine, "_sees", lambda folder, token: False)
         with task_runner() as here:
             assert isinstance(here, Here)
