@@ -294,13 +294,14 @@ def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
             client.run(ready_peaks, str(toy))
         call_fragments(toy, kind)
         before, started, wall = forget_peak(), cpu(), time.perf_counter()
-        theirs = sum(client.run(cpu).values()) if client is not None else 0.0
+        theirs = client.run(cpu) if client is not None else {}
         held = client.run(forget_peak) if client is not None else {}
         number = call_fragments(path, kind)
         found = {"peaks": kind, "workers": workers, "wall s": round(time.perf_counter() - wall, 1)}
         found |= {"CPU s": round(cpu() - started, 1), "MB": round(peak() - before), "number": number}
         if client is not None:
-            found["workers CPU s"] = round(sum(client.run(cpu).values()) - theirs, 1)
+            used = [round(value - theirs[key], 1) for key, value in client.run(cpu).items()]
+            found["CPU s of each worker"] = used
             found["worker MB"] = round(max(value - held[key] for key, value in client.run(peak).items()))
     return found
 
