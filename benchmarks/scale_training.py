@@ -234,10 +234,19 @@ def quality(options, folder: Path) -> None:
 
 def neighbours_shared(left: np.ndarray, right: np.ndarray, cells: np.ndarray, number: int = 15) -> float:
     """Share of the nearest cells of some cells that two embeddings have in common."""
-    from scipy.spatial import cKDTree
 
-    found = [cKDTree(points).query(points[cells], number + 1)[1][:, 1:] for points in (left, right)]
-    return float(np.mean([len(np.intersect1d(*pair)) / number for pair in zip(*found, strict=True)]))
+    def nearest(points: np.ndarray) -> np.ndarray:
+        """Rows of the nearest other cells."""
+        squares = (points**2).sum(1)
+        found = []
+        for some in np.array_split(cells, 20):
+            distance = squares - 2 * points[some] @ points.T
+            distance[np.arange(len(some)), some] = np.inf
+            found.append(np.argpartition(distance, number, axis=1)[:, :number])
+        return np.concatenate(found)
+
+    pairs = zip(nearest(left), nearest(right), strict=True)
+    return float(np.mean([len(np.intersect1d(*pair)) / number for pair in pairs]))
 
 
 def accelerator(options, _: Path) -> None:
