@@ -151,11 +151,12 @@ def train_accelerated(cells: int, epochs: int, parts: bool) -> dict:
     matrix = RowStore.of(blocks, FEATURES) if parts else sp.csr_array(sp.vstack(list(blocks), format="csr"))
     config = MultiOmicsVAEConfig(modality_dims=(FEATURES,), latent_dim=20, likelihoods=("negative_binomial",))
     figures = {"device": jax.devices()[0].device_kind}
-    for name, number in (("first", 1), ("more", epochs)):
+    for name, number in (("first", 1), ("again", 1), ("more", epochs)):
         vae = DifferentiableMultiOmicsVAE(config, rngs=nnx.Rngs(0))
         started = time.perf_counter()
         report = vae.fit_matrices([matrix], max_epochs=number, patience=epochs + 1)
         figures[name] = time.perf_counter() - started
+    figures["epoch"] = (figures["more"] - figures["again"]) / (epochs - 1)
     figures["loss"] = [float(value) for value in report.history["validation_loss"]]
     return figures
 
@@ -262,8 +263,8 @@ def accelerator(options, _: Path) -> None:
     cells = options.sizes[0]
     print(f"\n## accelerator: {cells:,} cells, {FEATURES:,} features, {options.epochs} epochs\n")
     print(
-        "| device | source | s of the first fit (1 epoch) | s of a further epoch | held-out loss |\n"
-        "|---|---|---|---|---|"
+        "| device | source | s of a fit of 1 epoch | again | s of a further epoch | held-out loss |\n"
+        "|---|---|---|---|---|---|"
     )
     for platform in ("", "cpu"):
         for parts in (False, True):
@@ -272,7 +273,7 @@ def accelerator(options, _: Path) -> None:
             loss = " ".join(f"{value:.4f}" for value in found["loss"])
             print(
                 f"| {found['device']} | {'disk' if parts else 'memory'} | {found['first']:.1f} "
-                f"| {(found['more'] - found['first']) / max(options.epochs - 1, 1):.2f} | {loss} |",
+                f"| {found['again']:.1f} | {found['epoch']:.2f} | {loss} |",
                 flush=True,
             )
 
