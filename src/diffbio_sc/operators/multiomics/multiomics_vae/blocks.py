@@ -137,7 +137,7 @@ def _dense_rows(features: int) -> int:
 
 def _fresh(tree: Any) -> Any:
     """Fresh arrays: code is compiled anew for those that training bound to a device."""
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)), tree)
 
 
 def _cells(
