@@ -57,8 +57,8 @@ class BatchSource(abc.ABC):
     def parts(self, epoch: int) -> Iterator[Mapping[str, Any]]:
         """Yield arrays by name, with one row a sample, of one part after the other.
 
-        Each part but the last has ``part_rows`` samples. ``self.rooms.arranged(arrays)`` pads sparse arrays, CSR, to one
-        shape.
+        Each part but the last has ``part_rows`` samples. ``self.rooms.arranged(arrays)`` makes room in sparse ones,
+        CSR, as in the parts before.
         """
 
     def identity(self) -> Any:
