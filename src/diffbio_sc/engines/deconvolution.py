@@ -214,6 +214,7 @@ def fit_signatures(
     profiles: np.ndarray,
     *,
     dispersion_index: np.ndarray | None = None,
+    signature_error: np.ndarray | None = None,
     platform_effect: bool = True,
     refine: bool = True,
 ) -> Fit:
@@ -227,6 +228,8 @@ def fit_signatures(
         Types by genes used.
     dispersion_index
         Variance over mean of these genes between reference cells of a type; None if not known.
+    signature_error
+        Squared relative errors of the profiles; None if they are exact.
     platform_effect, refine
         Whether to estimate the genes' factors between the platforms, and the types' own deviations (if these let spots
         be predicted better).
@@ -243,6 +246,7 @@ def fit_signatures(
         platform_effect=platform_effect,
         refine=refine,
         excess_shape=None if dispersion_index is None else excess_shape(dispersion_index),
+        signature_error=signature_error,
     )
     unknown = operator.unknown_signature(few, profiles)
     rows = counts.plan().rows
@@ -251,10 +255,11 @@ def fit_signatures(
         known = operator.solver(profiles, rows)
         own = np.concatenate([operator.platform_signatures(profiles), unknown[None]]).astype(np.float32)
         extended = np.concatenate([known.signatures, unknown[None]]).astype(np.float32)
+        error = None if known.error is None else np.concatenate([known.error, np.zeros((1, genes))])
         return SlideSolver(
             known,
             SpotSolver(own, known.dispersion, _UNKNOWN_STEPS, rows=rows),
-            dataclasses.replace(known, signatures=extended, room=0),
+            dataclasses.replace(known, signatures=extended, error=error, room=0),
         )
 
     common = operator.log_platform[...]

@@ -198,6 +198,7 @@ def calibrate(
     *,
     fraction_of: str,
     dispersion_index: np.ndarray,
+    sampling_index: np.ndarray,
     size_variation: np.ndarray | None,
     platform_effect: bool,
     refine: bool,
@@ -214,7 +215,7 @@ def calibrate(
         Counts of all reference cells in the genes used, summed by type.
     generator
         Draws compositions, numbers and cells.
-    fraction_of, dispersion_index, size_variation, platform_effect, refine
+    fraction_of, dispersion_index, sampling_index, size_variation, platform_effect, refine
         As the spots were deconvolved.
     """
     types, genes = sums.shape
@@ -268,6 +269,7 @@ def calibrate(
             platform_effect=platform_effect,
             refine=refine,
             excess_shape=excess_shape(dispersion_index),
+            signature_error=signatures.relative_error(left, sampling_index),
         )
         solution = operator.solver(profiles)(mixtures.counts)
         order = np.flatnonzero(filled)

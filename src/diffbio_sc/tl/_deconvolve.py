@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _MINIMUM_GENES = 10
-_NOT_PARAMETERS = ("adata", "reference", "started", "engine", "held_out_mixtures")
+_NOT_PARAMETERS = ("adata", "reference", "started", "engine", "held_out_mixtures", "relative_error", "sampling_index")
 
 
 def deconvolve(
@@ -178,6 +178,7 @@ def deconvolve(
     """
     from diffbio_sc.engines import deconvolution as engine
     from diffbio_sc.engines import held_out_mixtures
+    from diffbio_sc.numerics.counts.signatures import relative_error, sampling_index
 
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
@@ -215,12 +216,15 @@ def deconvolve(
     sample = engine.survey_spots(spots, min_counts, generator)
     _check_depth(sample.depth, sample.filled, min_counts, len(columns))
     index = table.dispersion_index[in_reference][chosen]
+    cells_of_type = 0 if table.codes is None else np.bincount(table.codes[table.codes >= 0], minlength=len(table.types))
+    sampling = sampling_index(index, sums[:, chosen], cells_of_type, table.size_variation)
     size_variation = table.size_variation if fraction_of == "cells" else None
     fit = engine.fit_signatures(
         spots,
         sample,
         profiles,
         dispersion_index=index,
+        signature_error=None if table.exact else relative_error(sums[:, chosen], sampling),
         platform_effect=platform_effect,
         refine=refine,
     )
@@ -262,6 +266,7 @@ def deconvolve(
             generator,
             fraction_of=fraction_of,
             dispersion_index=index,
+            sampling_index=sampling,
             size_variation=size_variation,
             platform_effect=platform_effect,
             refine=refine,
