@@ -505,7 +505,7 @@ CANDIDATES = (
     ("operators.multiomics.spatial_deconvolution", "_KEPT_POWER", (0.5, 1.0, 4.0)),
     ("operators.multiomics.spatial_deconvolution", "_STANDARD_ERRORS", (0.0, 2.0)),
     ("numerics.counts.cell_variation", "SHAPE_POWER", (0.0, 1.0)),
-    ("numerics.counts.refinement", "_UNEXPLAINED_ONLY", (0.1, 0.5)),
+    ("numerics.counts.refinement", "_UNEXPLAINED_ONLY", (0.03, 0.3, 0.5)),
 )
 COMPILED_IN = ("_UNEXPLAINED_ONLY",)
 

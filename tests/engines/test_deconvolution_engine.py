@@ -125,8 +125,7 @@ def test_refinement_leaves_to_the_weights_what_other_signatures_explain():
     basis = np.linalg.qr((base * weight).T)[0]
     whitened = (deviation * weight).T
     explained = np.square(basis.T @ whitened).sum() / np.square(whitened).sum()
-    print("explained", explained)
-    assert explained < 0.02
+    assert explained < 0.06  # .093 if nothing were taken out, .02 with three tenths instead of one
 
 
 def test_shared_signatures_are_chosen_by_the_usual_rule():

@@ -17,7 +17,7 @@ _DAMPING = 0.5  # of the platform step, against the alternation between two stat
 # What the constants below do to the error, set by set: benchmarks/deconvolution.py constants, left_out.
 _CLIPPED_RESIDUAL = 1.0  # in units of the spread of gamma, the width of its robust prior
 _RESIDUAL_NOISE = 0.15  # of a gene's log ratio, from what sampling and model error leave
-_UNEXPLAINED_ONLY = 0.3  # of the part of a deviation that other signatures explain as well, how much is taken out
+_UNEXPLAINED_ONLY = 0.1  # of the part of a deviation that other signatures explain as well, how much is taken out
 
 
 def _masked_median(values, used):
