@@ -199,9 +199,9 @@ def test_batch_effect_in_the_reference_is_removed(simulate):
         factor = np.where((batch == "b")[:, None], rng.lognormal(0, 1.0, reference.n_vars), 1.0)
         reference.X = sp.csr_matrix(rng.poisson(reference.X.toarray() * factor).astype(np.float32))
         reference.obs["batch"] = batch
-        run(adata, reference)
+        run(adata, reference, refine=False)  # which would mend a part of it
         ignored.append(error(adata))
-        run(adata, reference, batch_key="batch")
+        run(adata, reference, batch_key="batch", refine=False)
         removed.append(error(adata))
     assert np.mean(removed) < 0.8 * np.mean(ignored), (removed, ignored)
 
@@ -505,7 +505,7 @@ TARGETS = {
     "merfish_poa": (0.0682, 0.0974, 0.918),
     "starmap_cortex": (0.0662, 0.1627, 0.801),
     "pbmc_pseudospots": (0.0868, 0.1327, 0.893),
-    "cellmix_celseq2": (0.1057, 0.04405, 0.982),
+    "cellmix_celseq2": (0.1061, 0.0445, 0.982),
     "osmfish_ssctx": (0.064, 0.270, 0.645),
     "starmap_mpfc": (0.088, 0.205, 0.75),
 }

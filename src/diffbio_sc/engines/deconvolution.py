@@ -192,8 +192,8 @@ class Fit(NamedTuple):
     kept
         Share of the sum of weights that the posterior keeps, see
         :func:`~diffbio_sc.numerics.counts.presence.pull_to_sum`.
-    refined
-        Whether signatures were refined on the spots.
+    refined, corrected
+        Whether signatures were refined on the spots, and weights corrected for the signatures' errors.
     solvers
         Regression of each slide.
     report
@@ -204,6 +204,7 @@ class Fit(NamedTuple):
     dispersion: float
     kept: float
     refined: bool
+    corrected: bool
     solvers: list[SlideSolver]
     report: FitReport
 
@@ -272,8 +273,8 @@ def fit_signatures(
                 operator.adapt_platform(sample.take_slide(counts, columns, slide, FIT_SPOTS), profiles)
             solvers.append(solver())
             operator.log_platform[...] = common
-    refined = bool(np.any(operator.log_deviation[...]))
-    return Fit(np.asarray(common), config.dispersion, float(operator.kept[...]), refined, solvers, report)
+    refined, corrected = (bool(np.any(part[...])) for part in (operator.log_deviation, operator.signature_error))
+    return Fit(np.asarray(common), config.dispersion, float(operator.kept[...]), refined, corrected, solvers, report)
 
 
 class Regressed(NamedTuple):

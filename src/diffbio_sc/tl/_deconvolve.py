@@ -151,8 +151,9 @@ def deconvolve(
     `.uns["deconvolution"]` : dict
         ``params``, ``version``, ``report`` (history, converged, steps, seconds), ``cell_types`` (original names),
         ``genes`` used, ``presence_probability`` of each type, ``dispersion``, ``refined``: whether signatures were
-        refined, ``typical_error`` of each type where it is present, on mixtures of held-out reference cells,
-        ``cell_sizes``, if they were given or learned from rows of known composition.
+        refined, ``corrected``: whether weights were corrected for the signatures' sampling error, ``typical_error`` of
+        each type where it is present, on mixtures of held-out reference cells, ``cell_sizes``, if they were given or
+        learned from rows of known composition.
 
     Raises
     ------
@@ -269,7 +270,6 @@ def deconvolve(
             sampling_index=sampling,
             size_variation=size_variation,
             platform_effect=platform_effect,
-            refine=refine,
         )
         found = found._replace(deviation=calibration.widen(found.deviation))
 
@@ -291,6 +291,7 @@ def deconvolve(
         presence_probability=found.presence_probability,
         dispersion=fit.dispersion,
         refined=fit.refined,
+        corrected=fit.corrected,
         **({} if calibration is None else {"typical_error": calibration.error}),
         **({} if cell_sizes is None else {"cell_sizes": profiles.sum(1)}),
     )

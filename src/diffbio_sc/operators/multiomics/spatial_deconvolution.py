@@ -280,11 +280,15 @@ class SpatialDeconvolution(Operator):
         refine: bool = True,
         excess_shape: np.ndarray | None = None,
         signature_error: np.ndarray | None = None,
+        decide: bool = True,
     ) -> FitReport:
-        """Estimate gamma, theta and excess variance alone, on exactly these spots (all with counts)."""
+        """Estimate gamma, theta and excess variance alone, on exactly these spots (all with counts).
+
+        Without ``decide`` signatures are refined, or their errors corrected for, without asking whether that pays.
+        """
         started = time.perf_counter()
         history, converged = self._fit_signatures(
-            counts, jnp.asarray(profiles), platform_effect, refine, excess_shape, signature_error
+            counts, jnp.asarray(profiles), platform_effect, refine, excess_shape, signature_error, decide
         )
         return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
 
@@ -422,7 +426,7 @@ class SpatialDeconvolution(Operator):
             )
         return jnp.maximum(counts, 0.0), profiles
 
-    def _fit_signatures(self, counts, profiles, platform_effect, refine, excess_shape, signature_error):
+    def _fit_signatures(self, counts, profiles, platform_effect, refine, excess_shape, signature_error, decide=True):
         counts = np.asarray(counts, np.float32)
         base = np.asarray(profiles / profiles.sum(-1, keepdims=True))
         shape = np.ones(counts.shape[1]) if excess_shape is None else np.asarray(excess_shape, np.float64)
@@ -437,11 +441,11 @@ class SpatialDeconvolution(Operator):
         self.signature_error[...] = jnp.zeros(base.shape)
         start, _, _ = self._rounds(counts, base, refine=False, **platform)
         self._fit_excess(counts, base * np.exp(start), start, shape)
-        refine = refine and self._refinement_pays(counts, base, platform)
+        refine = refine and (not decide or self._refinement_pays(counts, base, platform))
         # Refined signatures follow the spots: the reference's sampling error is not theirs.
         if signature_error is not None and not refine:
             error = np.asarray(signature_error, np.float32)
-            if self._correction_pays(counts, base * np.exp(start), error):
+            if not decide or self._correction_pays(counts, base * np.exp(start), error):
                 self.signature_error[...] = jnp.asarray(error)
         log_platform, log_deviation, history = self._rounds(counts, base, refine=refine, **platform)
         self.log_platform[...] = jnp.asarray(log_platform)
