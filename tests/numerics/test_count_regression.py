@@ -169,3 +169,22 @@ def test_corrected_regression_is_the_root_of_the_corrected_score(case):
     assert slope[np.asarray(found) == 0].max() < 0.5
     plain = regress(counts, depth, signatures, jnp.float32(DISPERSION), steps=60, sweeps=60, excess=0.3).weights
     assert np.abs(np.asarray(plain) - np.asarray(found)).max() > 0.005
+
+
+def test_small_inverses_are_not_spread_over_threads(case, monkeypatch):
+    """BLAS threads that wait actively for the next small matrix cost up to fourteen times the CPU."""
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    from diffbio_sc.numerics.counts import spot_regression
+
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    seen = []
+    solve = spot_regression._solve_block
+    monkeypatch.setattr(spot_regression, "_solve_block", lambda *inputs: (seen.append(threads()), solve(*inputs))[1])
+    counts, _, signatures = case
+    with threadpool_limits(2, user_api="blas"):
+        spot_regression.SpotSolver(signatures, DISPERSION, 6)(counts)
+        assert set(threads()) == {2}
+    assert set(seen[0]) == {1}

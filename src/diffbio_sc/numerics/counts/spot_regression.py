@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffbio_sc._compiled import one_thread_at_a_time
+from diffbio_sc._compiled import one_blas_thread, one_thread_at_a_time
 from diffbio_sc.numerics.counts import regression
 from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
 
@@ -74,6 +74,7 @@ class SpotSolver:
     error: np.ndarray | None = None
 
     @one_thread_at_a_time
+    @one_blas_thread()
     def __call__(
         self,
         counts: np.ndarray,

@@ -40,7 +40,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc._compiled import one_thread_at_a_time
+from diffbio_sc._compiled import one_blas_thread, one_thread_at_a_time
 from diffbio_sc._random import as_generator
 from diffbio_sc.numerics.counts import negative_binomial, regression, signatures
 from diffbio_sc.numerics.counts.cell_variation import fit_excess, share_beyond_counting
@@ -206,6 +206,7 @@ class SpatialDeconvolution(Operator):
         return -negative_binomial.negative_binomial_log_likelihood(counts, mean, dispersion).mean()
 
     @one_thread_at_a_time
+    @one_blas_thread()
     def fit(
         self,
         data: Mapping[str, Any],
@@ -271,6 +272,7 @@ class SpatialDeconvolution(Operator):
         return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
 
     @one_thread_at_a_time
+    @one_blas_thread()
     def fit_signatures(
         self,
         counts: np.ndarray,
@@ -293,6 +295,7 @@ class SpatialDeconvolution(Operator):
         return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
 
     @one_thread_at_a_time
+    @one_blas_thread()
     def adapt_platform(self, counts: np.ndarray, profiles: np.ndarray) -> None:
         """Re-estimate gamma alone on one slide, starting from, and shrunk toward, the present one."""
         counts = np.asarray(counts, np.float32)
@@ -329,6 +332,7 @@ class SpatialDeconvolution(Operator):
         )
 
     @one_thread_at_a_time
+    @one_blas_thread()
     def unknown_signature(
         self, counts: np.ndarray, profiles: Float[Array, "types genes"], rounds: int = 10
     ) -> np.ndarray:
