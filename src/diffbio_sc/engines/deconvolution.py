@@ -31,7 +31,7 @@ _SOLVER_STEPS = 6
 _UNKNOWN_STEPS = 3
 # Of a spot's cells. Below, a signature outside the reference rather explains that cells of a type differ
 # (benchmarks/deconvolution.py missing).
-_UNEXPLAINED_SHARE = 0.2
+_UNEXPLAINED_SHARE = 0.3
 
 
 def choose_genes(
@@ -475,8 +475,8 @@ def with_sizes_of_samples(profiles: np.ndarray, weights: np.ndarray, composition
 def without_unexplained(found: Composition, extended: Composition) -> tuple[Composition, np.ndarray]:
     """Proportions among what the reference explains, and the share of each spot that it does not.
 
-    ``extended`` has the unknown signature as last type. Spots of which that makes up less than a fifth stay as they
-    are ``found`` without it.
+    ``extended`` has the unknown signature as last type. Spots of which that makes up less than three tenths stay as
+    they are ``found`` without it.
     """
     share = extended.proportions[:, -1]
     rows = np.flatnonzero((share > _UNEXPLAINED_SHARE) & (share < 1.0 - 1e-3))

@@ -95,8 +95,8 @@ def deconvolve(
         Whether to refine the signatures on the spots, if refined ones predict further spots better.
     unexplained
         Whether to let one signature outside the reference take part as a further type, and give proportions among the
-        others where it makes up more than a fifth of a spot. For tissues that may hold a type that the reference lacks;
-        where it lacks none, this costs a little.
+        others where it makes up more than three tenths of a spot. For tissues that may hold a type that the reference
+        lacks; where it lacks none, this costs a little.
     library_key
         Column of ``adata.obs`` with the slide of each spot: each slide gets its own platform effect.
     smoothing
