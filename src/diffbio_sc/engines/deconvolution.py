@@ -273,7 +273,9 @@ def fit_signatures(
                 operator.adapt_platform(sample.take_slide(counts, columns, slide, FIT_SPOTS), profiles)
             solvers.append(solver())
             operator.log_platform[...] = common
-    refined, corrected = (bool(np.any(part[...])) for part in (operator.log_deviation, operator.signature_error))
+    refined, corrected = (
+        bool(np.any(np.asarray(part[...]))) for part in (operator.log_deviation, operator.signature_error)
+    )
     return Fit(np.asarray(common), config.dispersion, float(operator.kept[...]), refined, corrected, solvers, report)
 
 
