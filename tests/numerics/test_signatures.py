@@ -98,6 +98,5 @@ def test_error_of_a_profile_is_its_variance_over_draws_of_cells():
         errors.append(relative_error(sums, sampling_index(index, sums, cells, np.full(2, size_variation))))
     expected = np.var(drawn, 0) / np.mean(drawn, 0) ** 2
     ratio = np.mean(errors, 0) / expected
-    # A gene's index is pooled over types: each type's mean over genes is right, single entries nearly.
     for group in (varying == 0, varying > 0):
         np.testing.assert_allclose(np.median(ratio[:, group], 1), 1.0, rtol=0.2)

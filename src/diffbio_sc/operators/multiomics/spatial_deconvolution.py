@@ -504,9 +504,10 @@ class SpatialDeconvolution(Operator):
         with and without the correction, and the second is known.
 
         With information H, of which the signatures' errors make up D, uncorrected weights have the bias H^-1 D w, and
-        it costs w'D H^-1 (H - D) H^-1 D w: at most a quarter of w'Dw, as r (1 - r) is. A larger gain comes from
-        something else that the correction happens to mend, a wrong platform factor for example, and is not believed.
-        Nor can there be a correction where the errors make up all of the difference between some signatures.
+        it costs w'D H^-1 (H - D) H^-1 D w: at most a quarter of w'Dw, as r (1 - r) is. A gain that is not smaller, by
+        one standard error, comes from something else that the correction happens to mend, a wrong platform factor for
+        example, and is not believed. Nor can there be a correction where the errors make up all of the difference
+        between some signatures.
         """
         counts, fold = self._decision_sample(counts)
         depth = counts.sum(1, keepdims=True, dtype=np.float64)
@@ -530,7 +531,7 @@ class SpatialDeconvolution(Operator):
                 loss[number] += squared.sum(1) - errors
                 from_errors += 0.5 * errors
         gain = loss[0] - loss[1]
-        return _pays(gain) and not _pays(gain - 0.25 * from_errors)
+        return _pays(gain) and _pays(0.25 * from_errors - gain)
 
     @staticmethod
     def _decision_sample(counts):
