@@ -17,12 +17,13 @@ class VarianceModel:
     Parameters
     ----------
     covariates
-        Of each spot; columns that others span do no harm.
+        Of each spot; columns that others span are left out.
     """
 
     def __init__(self, covariates: Float[np.ndarray, "spots columns"]):
         columns = np.column_stack([np.ones(len(covariates)), covariates / np.abs(covariates).max(0).clip(1e-300)])
-        self._design = np.linalg.qr(columns)[0].astype(np.float32)
+        basis, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+        self._design = basis[:, sizes > 1e-6 * sizes[0]].astype(np.float32)
 
     def __call__(
         self, squared: Float[np.ndarray, "genes spots"], expected: Float[np.ndarray, " spots"]
