@@ -71,7 +71,8 @@ def deconvolve(adata) -> None:
 
 
 def multiomics(more: float = 1.0):
-    return run_dataset("simulate_multiomics", n_cells=int(590 * more))
+    cells = run_dataset("simulate_multiomics", n_cells=int(590 * MORE))
+    return cells[: int(590 * more)].copy()
 
 
 def run_dataset(name: str, **options: Any) -> Any:

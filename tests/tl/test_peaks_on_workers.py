@@ -146,6 +146,11 @@ def test_threads_of_one_process(files, small_parts):
             same(one(), expected)
 
 
+def test_processes_of_a_call(files, small_parts):
+    for one in ({"mode": "auto", "groupby": CELLS}, {"mode": "narrow", "duplicates": 1}):
+        same(dbio.tl.call_peaks(files["a"], n_jobs=2, **one), dbio.tl.call_peaks(files["a"], **one))
+
+
 def test_what_is_in_memory_stays_here(files, workers, monkeypatch):
     fragments = dbio.io.read_fragments(files["a"])
     here = dbio.tl.call_peaks(fragments, mode="narrow")

@@ -55,7 +55,11 @@ class BatchSource(abc.ABC):
 
     @abc.abstractmethod
     def parts(self, epoch: int) -> Iterator[Mapping[str, Any]]:
-        """Arrays by name of one part after the other, with one row a sample; sparse ones as ``Samples``."""
+        """Yield arrays by name, with one row a sample, of one part after the other.
+
+        Each part but the last has ``part_rows`` samples. ``self.rooms.arranged(arrays)`` makes room in sparse ones,
+        CSR, as in the parts before.
+        """
 
     def identity(self) -> Any:
         """Return what a checkpoint compares."""
