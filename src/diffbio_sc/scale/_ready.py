@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 _ENGINES = ("deconvolution", "interval_peaks", "spatial_genes", "spatial_patterns")
-_LEAST_SECONDS = 0.1  # of compilation that are worth a file
+_LEAST_SECONDS = 0.0  # of compilation that are worth a file: a first call has dozens of small programs
 
 
 def make_ready(folder: str) -> None:
