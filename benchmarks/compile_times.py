@@ -118,7 +118,7 @@ def contact_map(more: float = 1.0, **options: Any):
 
 def compare_contacts(adata) -> None:
     groups = {name: [f"contacts_{name}_{k}" for k in (1, 2)] for name in "ab"}
-    run("tl.differential_contacts", adata, groups=groups, loops=adata.uns["truth"]["loops"])
+    run("tl.differential_contacts", adata, groups=groups, features=["loops"], loops=adata.uns["truth"]["loops"])
 
 
 def states(more: float = 1.0, **options: Any):
