@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc._compiled import compiled_turn, one_thread_at_a_time
+from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc._random import as_generator
 from diffbio_sc.operators.contract import (
     FitReport,
@@ -460,9 +460,9 @@ class DifferentiableMultiOmicsVAE(Operator):
 
         It is predicted from z and the log sizes of the other modalities (NaN where a cell lacks one).
         """
-        latent, log_sizes = jnp.asarray(latent, jnp.float32), jnp.asarray(log_sizes, jnp.float32)
-        with compiled_turn():
-            return np.asarray(self._log_size(modality, latent, log_sizes))
+        latent, log_sizes = np.asarray(latent, np.float32), np.asarray(log_sizes, np.float32)
+        model, means = np.asarray(self.size_model[...])[modality], np.asarray(self.size_means[...])
+        return sizes.predicted_log_size(model, means, modality, latent, log_sizes, library=np)
 
     def _log_size(self, modality: int, latent: Array, log_sizes: Array) -> Array:
         model = self.size_model[...][modality]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 _MOST_CELLS = 20_000  # that a regression of a few dozen numbers needs
 
@@ -56,13 +57,19 @@ def fit_size_model(
 
 
 def predicted_log_size(
-    coefficients: Float[Array, " columns"],
-    means: Float[Array, " modalities"],
+    coefficients: Float[Any, " columns"],
+    means: Float[Any, " modalities"],
     modality: int,
-    latent: Float[Array, "cells latent"],
-    log_sizes: Float[Array, "cells modalities"],
-) -> Float[Array, " cells"]:
-    """Log size of a modality; ``log_sizes`` of the others, NaN where a cell lacks them."""
-    deviation = jnp.where(jnp.isnan(log_sizes), 0.0, log_sizes - means).at[:, modality].set(0.0)
+    latent: Float[Any, "cells latent"],
+    log_sizes: Float[Any, "cells modalities"],
+    *,
+    library: Any = jnp,
+) -> Float[Any, " cells"]:
+    """Log size of a modality; ``log_sizes`` of the others, NaN where a cell lacks them.
+
+    By ``library``: numpy where it is asked for as such, for JAX compiles each line for each number of cells.
+    """
+    is_other = np.arange(len(means)) != modality
+    deviation = library.where(library.isnan(log_sizes) | ~is_other, 0.0, log_sizes - means)
     width = latent.shape[1]
     return coefficients[0] + latent @ coefficients[1 : 1 + width] + deviation @ coefficients[1 + width :]
