@@ -500,7 +500,7 @@ def test_epochs_that_raise_the_validation_loss_are_taken_back_with_half_the_step
 
 
 def test_an_average_of_weights_begins_anew_where_an_epoch_is_taken_back(make_linear, make_data):
-    """Else it would go on from the weights that were too far, and the next epoch, of half the steps, be judged by them."""
+    """Else it would go on from weights that were too far, and the next epoch, of half the steps, be judged by them."""
     data, options = make_data(64), {"batch_size": 16, "validation": 0.25, "keep_start": True, "backtracks": True}
     optimizer = Adam(8.0, average=0.999)
     taken = train(make_linear(), data, optimizer=optimizer, max_epochs=30, **options).history["taken_back"]

@@ -95,7 +95,8 @@ def fit_components(
     Parameters
     ----------
     matrix
-        Cells by features, sparse, dense or dense in blocks (:class:`ScaledRows`), each column with standard deviation 1 (not centred).
+        Cells by features, sparse, dense or dense in blocks (:class:`ScaledRows`), each column with standard deviation 1
+        (not centred).
     regressors
         Cells by regressors, the first column constant, the others standardised and uncorrelated with it.
     n_components
