@@ -469,8 +469,8 @@ def rates(options) -> None:
     fitting.learning_rates = kept
     for left_out in options.sets:
         others = [name for name in options.sets if name != left_out]
-        # Among those that nowhere end above the loss of the slowest, the one that takes the fewest epochs back, as those
-        # were steps too far; of such the quickest.
+        # Of those that nowhere end above the loss of the slowest, the one that takes the fewest epochs back (steps too
+        # far); of such the quickest.
         fit = [s for s in RATES if all(table[s, name]["loss"] <= table[RATES[0], name]["loss"] for name in others)]
 
         def cost_of(setting, others=others):
