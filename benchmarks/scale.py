@@ -1,6 +1,7 @@
 """What work block by block costs: CPU, memory, passes and compilation, here, lazily and on workers.
 
-python benchmarks/scale.py [cost] [memory] [peaks] [compile] [--rows 30000] [--sizes 7500,30000,120000] [--block 256MB]
+python benchmarks/scale.py [cost] [memory] [peaks] [workers] [compile] [--rows 30000] [--sizes 7500,30000,120000]
+    [--millions 2,8,32] [--block 256MB]
 
 Every row is a process of its own, which first runs the function on a toy. CPU seconds are of the process and its
 workers; memory is the peak of resident memory during the call over that before it (Linux).
@@ -23,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
+import compile_times
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -207,195 +209,114 @@ def grow(folder: Path, sizes: list[int], block: str) -> None:
                 show(run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy"))
 
 
-def make_fragments(folder: Path, millions: int) -> Path:
-    """Fragments with barcodes: 250,000 on each chromosome of 30 million base pairs, a third of them in peaks."""
-    path = folder / f"fragments_{millions}.tsv"
+def make_fragments(folder: Path, millions: int, rows: int = 250_000) -> Path:
+    """Fragments with barcodes: so many on each chromosome, of 120 base pairs a fragment, a third of them in peaks."""
+    path = folder / f"fragments_{millions}_{rows}.tsv"
     if path.exists():
         return path
+    length, lines = 120 * rows, "chr{}\t%d\t%d\tcell%d\t1\n"
     with path.open("w") as file:
-        for chromosome in range(4 * millions):
+        for chromosome in range(1_000_000 * millions // rows):
             rng = np.random.default_rng([11, chromosome])
-            summits = rng.integers(1000, 30_000_000 - 1000, 600)
-            inside = rng.normal(rng.choice(summits, 80_000), 120).astype(int)
-            start = np.sort(np.concatenate([inside, rng.integers(0, 30_000_000 - 1000, 170_000)]).clip(0))
-            table = pd.DataFrame(
-                {
-                    "chrom": f"chr{chromosome + 1}",
-                    "start": start,
-                    "end": start + rng.integers(40, 400, len(start)),
-                    "barcode": [f"cell{k}" for k in rng.integers(0, 5000, len(start))],
-                    "count": 1,
-                }
-            )
-            table.to_csv(file, sep="\t", header=False, index=False)
+            summits = rng.integers(1000, length - 1000, 600 * rows // 250_000)
+            inside = rng.normal(rng.choice(summits, 8 * rows // 25), 120).astype(int)
+            start = np.sort(np.concatenate([inside, rng.integers(0, length - 1000, rows - len(inside))]).clip(0))
+            end = start + rng.integers(40, 400, len(start))
+            columns = zip(start.tolist(), end.tolist(), rng.integers(0, 5000, len(start)).tolist(), strict=True)
+            file.write("".join(map(lines.format(chromosome + 1).__mod__, columns)))
     return path
 
 
-def peak_row(folder: Path, millions: int, kind: str) -> dict:
-    """Peaks of one file; of groups of its cells; or of copies of it as replicates."""
+def make_indexed(folder: Path) -> Path:
+    """8 million fragments on 8 chromosomes, compressed by bgzip, with an index of tabix."""
+    import pysam
+
+    path = folder / "indexed.tsv.gz"
+    if not path.exists():
+        pysam.tabix_compress(str(make_fragments(folder, 8, 1_000_000)), str(path))
+        pysam.tabix_index(str(path), preset="bed")
+    return path
+
+
+def make_toy(folder: Path) -> Path:
+    path = folder / "toy_fragments.tsv"
+    if not path.exists():
+        with make_fragments(folder, 2).open() as lines:
+            path.write_text("".join(line for line, _ in zip(lines, range(50_000), strict=False)))
+    return path
+
+
+def call_fragments(path: Path, kind: str) -> int:
+    """Number of peaks of one file; of groups of its cells; or of copies of it as replicates."""
     import diffbio_sc as dbio
 
-    toy_file = folder / "toy_fragments.tsv"
-    if not toy_file.exists():
-        lines = make_fragments(folder, millions).open()
-        toy_file.write_text("".join(line for line, _ in zip(lines, range(50_000), strict=False)))
+    mode = "auto" if kind.endswith("auto") else "narrow"
+    if kind.startswith("groups"):
+        labels = {f"cell{k}": f"type{k % int(kind.split()[1])}" for k in range(5000)}
+        return sum(map(len, dbio.tl.call_peaks(path, groupby=labels, mode=mode).values()))
+    if kind.startswith("replicates"):
+        files = {f"replicate {k}": path for k in range(int(kind.split()[1]))}
+        return len(dbio.tl.call_peaks(files, replicate=True, mode=mode))
+    return len(dbio.tl.call_peaks(path, mode=mode))
+
+
+def peak_row(folder: Path, millions: int, kind: str) -> dict:
+    """Peaks of a file in this process."""
     path = make_fragments(folder, millions)
-
-    def run(where: Path) -> int:
-        if kind.startswith("groups"):
-            labels = {f"cell{k}": f"type{k % int(kind.split()[1])}" for k in range(5000)}
-            return sum(map(len, dbio.tl.call_peaks(where, groupby=labels, mode="narrow").values()))
-        if kind.startswith("replicates"):
-            files = {f"replicate {k}": where for k in range(int(kind.split()[1]))}
-            return len(dbio.tl.call_peaks(files, replicate=True, mode="narrow"))
-        return len(dbio.tl.call_peaks(where, mode="narrow"))
-
-    run(toy_file)
+    call_fragments(make_toy(folder), kind)
     before, started = forget_peak(), cpu()
-    number = run(path)
+    number = call_fragments(path, kind)
     found = {"peaks": kind, "million fragments": millions, "MB": round(peak() - before)}
     return {**found, "CPU s": round(cpu() - started, 1), "number": number}
 
 
+def ready_peaks(path: str) -> None:
+    """Load what peaks take in a worker."""
+    from diffbio_sc.engines.interval_peaks import stream_peaks
+    from diffbio_sc.engines.peak_settings import PeakSettings
+    from diffbio_sc.io import read_intervals
+
+    stream_peaks(read_intervals(path), None, PeakSettings(mode="narrow"))
+
+
+def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
+    """Peaks of the indexed file on workers; 0 workers: in this process."""
+    from contextlib import ExitStack
+
+    toy, path = make_toy(folder), make_indexed(folder)
+    with ExitStack() as stack:
+        client = None
+        if workers:
+            import distributed
+
+            cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
+            client.run(ready_peaks, str(toy))
+        call_fragments(toy, kind)
+        before, started, wall = forget_peak(), cpu(), time.perf_counter()
+        theirs = client.run(cpu) if client is not None else {}
+        held = client.run(forget_peak) if client is not None else {}
+        number = call_fragments(path, kind)
+        found = {"peaks": kind, "workers": workers, "wall s": round(time.perf_counter() - wall, 1)}
+        found |= {"CPU s": round(cpu() - started, 1), "MB": round(peak() - before), "number": number}
+        if client is not None:
+            used = [round(value - theirs[key], 1) for key, value in client.run(cpu).items()]
+            found["CPU s of each worker"] = used
+            found["worker MB"] = round(max(value - held[key] for key, value in client.run(peak).items()))
+    return found
+
+
 def peaks(folder: Path, millions: list[int]) -> None:
-    for kind in ("one file", "groups 20", "groups 200", "replicates 8"):
+    for kind in ("one file", "one file, auto", "groups 20", "groups 200", "replicates 8"):
         for number in millions:
-            show(run_row("peaks", folder, number, kind))
+            if number <= 8 or kind.startswith("one file"):
+                show(run_row("peaks", folder, number, kind))
 
 
-def compile_times() -> None:
-    """First minus second call, with an empty store of programs, then with the one that this left."""
-    with tempfile.TemporaryDirectory() as store:
-        for name in COMPILED:
-            for kind in ("without", "with"):
-                environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": store}
-                environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-                done = subprocess.run(
-                    [sys.executable, __file__, "compiled", name],
-                    capture_output=True, text=True, timeout=LIMIT, check=False, env=environment,
-                )  # fmt: skip
-                if done.returncode:
-                    show({"function": name, "failed": done.stderr.strip().splitlines()[-1:]})
-                    break
-                show({"store": kind, **json.loads(done.stdout.strip().splitlines()[-1])})
-
-
-def _tissue(more: float = 1.0):
-    import anndata as ad
-
-    table = profiles(np.random.default_rng(0))
-    counts, places = spots(0, int(900 * more), 30, table)
-    return ad.AnnData(counts, var=pd.DataFrame(index=table.columns), obsm={"spatial": places})
-
-
-def _patterns(adata) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.spatial_patterns(adata)
-
-
-def _tested(more: float = 1.0):
-    adata = _tissue(more)
-    call("spatial_genes", adata)
-    return adata
-
-
-def _multiomics(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.datasets.simulate_multiomics(n_cells=int(600 * more))
-
-
-def _vae(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.multiomics_vae(data, max_epochs=2)
-
-
-def _fragments(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.datasets.simulate_fragments(n_cells=int(200 * more))[0]
-
-
-def _call_peaks(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.call_peaks(data, mode="narrow")
-
-
-def _bins(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.pp.coverage(_fragments(more), bin_size=50)
-
-
-def _bin_peaks(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.peaks(data, mode="narrow")
-
-
-def _contacts(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.datasets.simulate_contacts(int(500 * more))
-
-
-def _contact_run(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.contacts(data)
-
-
-def _states(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.datasets.simulate_chromatin_states(n_bins=int(8000 * more))
-
-
-def _state_run(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.chromatin_states(data, n_states=5)
-
-
-COMPILED = {
-    "deconvolve": (_tissue, lambda adata: call("deconvolve", adata)),
-    "spatial_genes": (_tissue, lambda adata: call("spatial_genes", adata)),
-    "spatial_patterns": (_tested, _patterns),
-    "multiomics_vae": (_multiomics, _vae),
-    "call_peaks": (_fragments, _call_peaks),
-    "peaks": (_bins, _bin_peaks),
-    "contacts": (_contacts, _contact_run),
-    "chromatin_states": (_states, _state_run),
-}
-
-
-def compiled(name: str) -> dict:
-    """First and second call in this process, and programs compiled by a call with 7 % more rows."""
-    import jax
-
-    make, function = COMPILED[name]
-    seconds = []
-    for _ in range(2):
-        data = make()
-        started = cpu()
-        function(data)
-        seconds.append(cpu() - started)
-    data = make(1.07)
-    programs: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: programs.append(event) if event.endswith("backend_compile_duration") else None
-    )
-    function(data)
-    return {
-        "function": name,
-        "CPU s first": round(seconds[0], 2),
-        "CPU s second": round(seconds[1], 2),
-        "difference": round(seconds[0] - seconds[1], 2),
-        "programs of 7 % more rows": len(programs),
-    }
+def peak_workers(folder: Path) -> None:
+    for kind in ("one file", "groups 20"):
+        for workers in (0, 1, 2):
+            show(run_row("peak workers", folder, workers, kind))
 
 
 def main() -> None:
@@ -405,17 +326,17 @@ def main() -> None:
         if arguments[0] == "peaks":
             show(peak_row(Path(arguments[1]), int(arguments[2]), arguments[3]))
             return
+        if arguments[0] == "peak workers":
+            show(peak_workers_row(Path(arguments[1]), int(arguments[2]), arguments[3]))
+            return
         function, source, rows, folder, block, result = arguments
         show(row(function, source, int(rows), Path(folder), block, Path(result)))
         return
-    if sys.argv[1:2] == ["compiled"]:
-        show(compiled(sys.argv[2]))
-        return
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=["cost", "memory", "peaks", "compile"])
+    parser.add_argument("tables", nargs="*", default=["cost", "memory", "peaks", "workers", "compile"])
     parser.add_argument("--rows", type=int, default=30_000)
     parser.add_argument("--sizes", default="7500,30000,120000")
-    parser.add_argument("--millions", default="2,8", help="millions of fragments")
+    parser.add_argument("--millions", default="2,8,32", help="millions of fragments")
     parser.add_argument("--block", default="256MB", help="memory of a block")
     parser.add_argument("--folder", type=Path, help="where tissues are kept; default: a temporary folder")
     options = parser.parse_args()
@@ -428,8 +349,10 @@ def main() -> None:
             grow(folder, [int(size) for size in options.sizes.split(",")], options.block)
         if "peaks" in options.tables:
             peaks(folder, [int(number) for number in options.millions.split(",")])
+        if "workers" in options.tables:
+            peak_workers(folder)
         if "compile" in options.tables:
-            compile_times()
+            compile_times.compile_times(list(compile_times.CASES))
 
 
 if __name__ == "__main__":

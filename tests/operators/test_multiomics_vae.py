@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from flax import nnx
 from scipy.stats import norm
 
+from diffbio_sc._compiled import full_products
 from diffbio_sc.numerics.counts import likelihoods
 from diffbio_sc.numerics.padding import bucket_size
 from diffbio_sc.operators import FitReport, NotFittedWarning
@@ -25,6 +26,8 @@ from diffbio_sc.operators.multiomics.multiomics_vae import fitting, posterior
 from diffbio_sc.operators.multiomics.multiomics_vae.features import dense_features, read_features
 from diffbio_sc.operators.multiomics.multiomics_vae.regression import Regression
 from diffbio_sc.operators.multiomics.multiomics_vae.start import start_decoder
+from diffbio_sc.training.batches import place_samples
+from diffbio_sc.training.devices import place_training
 
 CELLS, GENES, PEAKS = 160, 40, 30
 LEAST_CORRELATION = 0.85  # of the linear solution with the factor that was simulated
@@ -232,6 +235,7 @@ def test_slopes_start_at_half_a_newton_step_of_the_poisson_regression(simulated)
     np.testing.assert_allclose(found, 0.5 * step, rtol=1e-3, atol=1e-4)
 
 
+@full_products()
 def test_features_of_dense_and_sparse_counts_agree(started, simulated):
     names = started.config.modality_likelihoods
     for m, matrix in enumerate(simulated[0]):
@@ -579,9 +583,10 @@ def test_entries_of_a_few_cells_more_or_fewer_have_room_in_the_same_arrays():
         for cells in (590, 600):
             parts = [matrix[:cells], matrix[:cells]]
             present, batch = np.ones((cells, 2), bool), np.zeros(cells, int)
-            data, *_ = fitting.training_data(vae, parts, present, batch, np.arange(60), 64)
-            shapes.add(tuple(np.shape(data[f"indices_{m}"]) for m in range(2)))
-            assert np.shape(data["indices_0"])[0] >= parts[0].nnz
+            data, keys, *_ = fitting.training_data(vae, parts, present, batch, np.arange(60), 64)
+            samples, _ = place_samples(data, keys, cells, placement=place_training(64))
+            shapes.add(tuple(np.shape(samples[f"counts_{m}"].rows.indices) for m in range(2)))
+            assert np.shape(samples["counts_0"].rows.indices)[0] >= parts[0].nnz
         assert len(shapes) == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-_ENGINES = ("deconvolution", "spatial_genes", "spatial_patterns")
+_ENGINES = ("deconvolution", "interval_peaks", "spatial_genes", "spatial_patterns")
 _LEAST_SECONDS = 0.1  # of compilation that are worth a file
 
 

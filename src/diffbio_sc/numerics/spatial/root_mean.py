@@ -48,7 +48,7 @@ class RootMeans:
         self._offset = offset
         low, high = np.log(depth.min()), np.log(depth.max())
         half = max((high - low) / 2.0, 1e-6)
-        nodes = np.cos(np.pi * (np.arange(_DEGREE + 1) + 0.5) / (_DEGREE + 1))
+        nodes = _chebyshev_nodes()
         self._depth = np.exp((low + high) / 2.0 + half * nodes)
         # Interpolation at the nodes of Chebyshev, as weights of their values at each spot.
         basis = np.polynomial.chebyshev.chebvander((np.log(depth) - (low + high) / 2.0) / half, _DEGREE)
@@ -59,3 +59,20 @@ class RootMeans:
         """Expected roots (genes, spots), float32, of counts with mean s m and variance s m (1 + strength s)."""
         mean = np.maximum(mean, 1e-12)[:, None]
         return expected_root(mean * self._depth, strength / mean, self._offset).astype(np.float32) @ self._weights
+
+
+def expected_roots(
+    means: Float[np.ndarray, "genes spots"], dispersion: Float[np.ndarray, " genes"], offset: float
+) -> Float[np.ndarray, "genes spots"]:
+    """Expected roots of counts with a mean of their own at each spot, float32, by a polynomial for each gene."""
+    logs = np.log(np.maximum(means, 1e-12))
+    low, high = logs.min(1, keepdims=True), logs.max(1, keepdims=True)
+    middle, half = (low + high) / 2.0, np.maximum((high - low) / 2.0, 1e-6)
+    nodes = _chebyshev_nodes()
+    values = expected_root(np.exp(middle + half * nodes), dispersion[:, None], offset)
+    coefficients = np.linalg.solve(np.polynomial.chebyshev.chebvander(nodes, _DEGREE), values.T).astype(np.float32)
+    return np.polynomial.chebyshev.chebval(((logs - middle) / half).astype(np.float32), coefficients[:, :, None], False)
+
+
+def _chebyshev_nodes() -> Float[np.ndarray, " nodes"]:
+    return np.cos(np.pi * (np.arange(_DEGREE + 1) + 0.5) / (_DEGREE + 1))

@@ -37,7 +37,8 @@ from diffbio_sc.numerics.spatial.gene_moments import (
 )
 from diffbio_sc.numerics.spatial.layout import Level, SpotLayout
 from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
-from diffbio_sc.numerics.spatial.root_mean import RootMeans
+from diffbio_sc.numerics.spatial.root_mean import RootMeans, expected_roots
+from diffbio_sc.numerics.spatial.variance_model import VarianceModel
 
 # Classes of c = alpha m that share weights, and those at which spectra are computed (interpolated between).
 _CLASSES = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 40.0])
@@ -54,6 +55,8 @@ _FINEST_ALTERNATION = 1.0  # spacings: beyond, spots that alternate cancel withi
 _ALTERNATION_SHARE = 0.01  # of the level that is spent on the lower tail: what others lose (benchmarks, planted)
 _EFFECT = 0.3  # variance on the log scale of the effect that weights are made for
 _CAUCHY_EXCESS = 0.08  # by how much the combination of such dependent tests is too small around 0.05
+_MOST_TAKEN = 0.5  # of the third cumulant, by nuisance columns: beyond, it is a difference of large numbers
+_PROBES = 32  # right to some 5 %: of a kernel with n eigenvalues to sqrt(2 / 32 n)
 _BLOCK_VALUES = 2**22
 
 
@@ -90,7 +93,15 @@ class _Weights:
         self.inverse = np.linalg.inv(design.T @ self.weighted_design)
         self._first = design.astype(np.float32)
         self._second = (self.inverse @ self.weighted_design.T).astype(np.float32)
+        self._second_share = (self.inverse @ design.T).astype(np.float32)
         self.trace = self.v.sum() - np.sum(self.inverse * (self.weighted_design.T @ self.weighted_design))
+        both = self.inverse @ (self.weighted_design.T @ self.weighted_design) @ self.inverse
+        # Share of the variance of each spot that the sum of squares keeps, and all of it is the trace.
+        self.kept = 1.0 - np.sum(design * (2.0 * self.weighted_design @ self.inverse - design @ both), 1)
+
+    def fit(self, counts: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
+        """Expected share of the depth, as the nuisance columns let expect."""
+        return ((counts * self.w.astype(np.float32)) @ self._first) @ self._second_share
 
     def project(self, residuals: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
         """Take the nuisance columns out, in place."""
@@ -99,13 +110,18 @@ class _Weights:
 
 
 class _Cumulants(NamedTuple):
-    """Of T at one scale: first three cumulants, sum K^3 v v and sum K^4 v^2 v^2 over distinct pairs."""
+    """Of T at one scale: first three cumulants; sums of K^2 v v, K^3 v v and K^4 v^2 v^2 over distinct pairs.
+
+    ``shares`` says by how much the variance of each spot adds to the mean.
+    """
 
     mean: float
     second: float
     third: float
+    pairs: float
     cubes: float
     fourths: float
+    shares: np.ndarray
 
 
 class SpatialScoreTest:
@@ -145,7 +161,9 @@ class SpatialScoreTest:
         self._groups = groups[order]
         names, codes = np.unique(self._groups, return_inverse=True)
         self._indicator = np.eye(len(names), dtype=np.float32)[codes] if len(names) > 1 else None
-        self.design = nuisance_columns(self.depth, self._groups, None if covariates is None else covariates[order])
+        covariates = None if covariates is None else covariates[order]
+        self.design = nuisance_columns(self.depth, self._groups, covariates)
+        self._variance_model = None if covariates is None else VarianceModel(covariates)
         if len(depth) <= self.design.shape[1] + 2:
             raise ValueError(f"{len(depth)} spots are too few for {self.design.shape[1]} nuisance columns.")
         self._root_means = RootMeans(self.depth, _ROOT_OFFSET)
@@ -224,7 +242,11 @@ class SpatialScoreTest:
             roots.data = np.sqrt(roots.data + np.float32(_ROOT_OFFSET)) - np.float32(np.sqrt(_ROOT_OFFSET))
             dense = roots.toarray()
             dense += np.float32(np.sqrt(_ROOT_OFFSET))
-            dense -= self._root_means(mean, weights.c)
+            if self._variance_model is None:
+                dense -= self._root_means(mean, weights.c)
+            else:
+                fitted = np.maximum(weights.fit(counts.toarray()), mean[:, None] / _LARGEST_BALANCE) * self.depth
+                dense -= expected_roots(fitted, weights.c / np.maximum(mean, 1e-12), _ROOT_OFFSET)
             dense *= factor
             return weights.project(dense)
         dense = counts.toarray()
@@ -259,8 +281,8 @@ class SpatialScoreTest:
             self._prepared[code] = weights, cumulants, self._interpolated_spectra(c)
         return self._prepared[code]
 
-    def _moments_of(self, level: Level, scale: int, weights: _Weights) -> tuple[float, float, np.ndarray]:
-        """Mean and second cumulant of T, and K V X - V X by spot."""
+    def _moments_of(self, level: Level, scale: int, weights: _Weights) -> tuple[float, float, float, np.ndarray]:
+        """Mean and second cumulant of T, sum of K^2 v v over distinct pairs, and K V X - V X by spot."""
         kernels, v = level.kernels, weights.v
         applied = kernels.apply(scale, level.sums(weights.weighted_design))[level.point_of_spot]
         hollow = applied - weights.weighted_design
@@ -268,17 +290,14 @@ class SpatialScoreTest:
         by_point = level.sums(v)
         pairs = by_point @ kernels.apply(scale, by_point, 2) - (v**2).sum()
         crossed = np.sum(weights.inverse * (hollow.T @ (v[:, None] * hollow)))
-        return -np.trace(middle), 2.0 * (pairs - 2.0 * crossed + np.trace(middle @ middle)), hollow
+        return -np.trace(middle), 2.0 * (pairs - 2.0 * crossed + np.trace(middle @ middle)), pairs, hollow
 
     def _cumulants(self, level: Level, scale: int, weights: _Weights) -> _Cumulants:
-        mean, second, _ = self._moments_of(level, scale, weights)
+        mean, second, pairs, hollow = self._moments_of(level, scale, weights)
         kernels, v = level.kernels, weights.v
         by_point, squares = level.sums(v), level.sums(v**2)
-        reach = kernels.apply(scale, by_point)
-        hollow = reach[level.point_of_spot] - v
-        axes_factor = level.third[scale] / 3.0 ** (self._axes / 2.0)
-        third = 8.0 * np.sum(v * hollow**2) * axes_factor
         if level.dense:
+            reach, third = kernels.apply(scale, by_point), 0.0  # the third is that of its spectrum
             # The kernel with its mean over spots taken out, as the intercepts do; across slides it is 0 anyway.
             total = np.bincount(kernels.groups, by_point)[kernels.groups]
             both = np.bincount(kernels.groups, by_point * reach)[kernels.groups]
@@ -290,14 +309,41 @@ class SpatialScoreTest:
             cubes = by_point @ ((squared * centred) @ by_point) - squares @ diagonal**3
             fourths = squares @ ((squared * squared) @ squares) - level.sums(v**4) @ diagonal**4
         else:
+            third = self._third_cumulant(level, scale, weights, hollow)
             cubes = by_point @ kernels.apply(scale, by_point, 3) - (v**2).sum()
             fourths = squares @ kernels.apply(scale, squares, 4) - (v**4).sum()
-        return _Cumulants(mean, second, third, max(cubes, 0.0), max(fourths, 0.0))
+        middle = weights.inverse @ (weights.weighted_design.T @ hollow) @ weights.inverse
+        shares = np.sum((weights.design @ middle - 2.0 * hollow @ weights.inverse) * weights.design, 1)
+        return _Cumulants(mean, second, third, pairs, max(cubes, 0.0), max(fourths, 0.0), shares)
 
-    @property
-    def _axes(self) -> int:
-        level = self.layout.levels[0]
-        return 2 if level.dense else len(level.kernels.shape)
+    def _third_cumulant(self, level: Level, scale: int, weights: _Weights, hollow: np.ndarray) -> float:
+        """Of T on a grid: 8 tr (A S)^3 with A = K - I; nuisance columns take the largest eigenvalues out.
+
+        The triangles of A V are those of a continuum; what the columns take is exact. Where they take most of it, by
+        random signs z, whose mean of z'(A S)^3 z is the trace.
+        """
+        v, inverse = weights.v, weights.inverse
+
+        def apply(values: np.ndarray) -> np.ndarray:
+            weighted = v * values if values.ndim == 1 else v[:, None] * values
+            return level.kernels.apply(scale, level.sums(weighted))[level.point_of_spot] - weighted
+
+        factor = level.third[scale] / 3.0 ** (len(level.kernels.shape) / 2.0)
+        triangles = factor * np.sum(v * apply(np.ones(len(v))) ** 2)
+        weighted = v[:, None] * hollow
+        once = inverse @ (weights.weighted_design.T @ hollow)
+        twice, thrice = inverse @ (weighted.T @ hollow), inverse @ (weighted.T @ apply(hollow))
+        taken = 3.0 * np.trace(thrice) - 3.0 * np.trace(twice @ once) + np.trace(once @ once @ once)
+        if taken <= _MOST_TAKEN * triangles:
+            return 8.0 * (triangles - taken)
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (len(v), _PROBES))
+        root = np.sqrt(v)[:, None]
+
+        def project(values: np.ndarray) -> np.ndarray:
+            return values - root * (weights.design @ (inverse @ (weights.weighted_design.T @ (values / root))))
+
+        first = project(root * apply(project(signs) / root))
+        return 8.0 * float(np.sum(first * root * apply(first / root))) / _PROBES
 
     def _class_spectra(self, weights: _Weights) -> list:
         """Eigenvalues of each scale at one class, with a bulk (number, value) to match the second cumulant; or None."""
@@ -323,7 +369,7 @@ class SpatialScoreTest:
         if level.exact:
             return eigenvalues, (0.0, 1.0)
         # Cells: few eigenvalues, minus the diagonal; the rest of the sum and of the sum of squares in a bulk.
-        mean, second, _ = self._moments_of(level, scale, weights)
+        mean, second, _, _ = self._moments_of(level, scale, weights)
         diagonal = (v**2).sum() / v.sum()
         kept = eigenvalues[eigenvalues > 1e-3 * eigenvalues[0]][: len(v) // 2] - diagonal
         rest = kept.sum() - mean
@@ -360,26 +406,43 @@ class SpatialScoreTest:
         constant = sum2 <= 1e-9 * weights.trace  # no variation left once depth and covariates are out
         sum2 = np.where(constant, 1.0, sum2)
         statistic = self.layout.quadratic(residuals).astype(np.float64) - sum2
-        stretch = kurtosis_stretch(sum4 / sum2**2, v)
+        variances = v if self._variance_model is None else self._variance_model(squared, v)
+        means, ratios = self._law_of_variances(variances, weights, cumulants)
+        stretch = kurtosis_stretch(sum4 / sum2**2, variances)
         third_moment = sum3 / sum2 * np.sqrt(weights.trace / sum2)  # of a residual of variance v, by v
-        kurtosis = sum4 / sum2**2 * v.sum() ** 2 / (v**2).sum()
+        kurtosis = sum4 / sum2**2 * v.sum() ** 2 / (variances**2).sum(-1)
         log_p = np.full((len(statistic) + 1, len(sum2)), np.nan)
         skewness = np.zeros(log_p.shape)
         for index, (cumulant, spectrum) in enumerate(zip(cumulants, spectra, strict=True)):
             mean, second = cumulant.mean, cumulant.second
-            observed = mean + (statistic[index] / sum2 * weights.trace - mean) * stretch
-            extra_third = 4.0 * cumulant.cubes * third_moment**2
+            wider = np.sqrt(ratios[index])
+            observed = mean + (statistic[index] / sum2 * weights.trace - means[index]) * stretch / wider
+            extra_third = 4.0 * cumulant.cubes * third_moment**2 / wider
             extra_fourth = np.maximum(8.0 * cumulant.fourths * (kurtosis**2 - 9.0) / second**2, 0.0)
             skewness[index] = np.maximum(extra_third / second**1.5, np.sqrt(extra_fourth))
             if second - 2.0 * mean**2 / weights.trace < 0.02 * weights.trace:
                 continue  # the kernel is nearly constant on these spots: nothing but rounding
-            law = _NullLaw(cumulant, spectrum, weights, extra_third, extra_fourth, skewness[index] > 0.01)
+            # Variance on a part of the spots: the wider the spread the fewer they are, and the more skewed.
+            third = cumulant.third if spectrum is None else 8.0 * (spectrum[1] * spectrum[0] ** 3).sum()
+            extra_third = extra_third + (wider - 1.0) * third
+            corrected = (skewness[index] > 0.01) | (wider != 1.0)
+            law = _NullLaw(cumulant, third, spectrum, weights, extra_third, extra_fourth, corrected)
             usable = ~constant & (skewness[index] <= _LARGEST_SKEWNESS)
             log_p[index] = np.where(usable, law.log_tail(observed / weights.trace), np.nan)
             if index == 0 and self.lengthscales[0] <= _FINEST_ALTERNATION * self.layout.spacing:
                 log_p[-1] = np.where(usable, law.log_tail(observed / weights.trace, lower=True), np.nan)
                 skewness[-1] = skewness[0]
         return log_p, skewness
+
+    def _law_of_variances(self, variances: np.ndarray, weights: _Weights, cumulants: list[_Cumulants]):
+        """Mean of T, and by what its variance is larger, by scale and gene of residuals with these variances."""
+        if variances.ndim == 1:
+            return [cumulant.mean for cumulant in cumulants], np.ones(len(cumulants))
+        kept = weights.trace / (variances @ weights.kept)
+        means = np.stack([variances @ cumulant.shares * kept for cumulant in cumulants])
+        pairs = self.layout.quadratic(variances.astype(np.float32), 2) - (variances**2).sum(1)
+        expected = np.array([[cumulant.pairs] for cumulant in cumulants])
+        return means, np.clip(pairs / expected, 1.0 / _LARGEST_BALANCE, _LARGEST_BALANCE)
 
 
 def _either_tail(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
@@ -396,7 +459,7 @@ class _NullLaw:
 
     Parameters
     ----------
-    cumulant, spectrum
+    cumulant, third, spectrum
         Of Gaussian residuals; without a spectrum, two eigenvalues with the cumulants stand for it.
     weights
         Weights of the class.
@@ -406,9 +469,10 @@ class _NullLaw:
         Genes to correct.
     """
 
-    def __init__(self, cumulant: _Cumulants, spectrum, weights: _Weights, extra_third, extra_fourth, discrete):
+    def __init__(
+        self, cumulant: _Cumulants, third: float, spectrum, weights: _Weights, extra_third, extra_fourth, discrete
+    ):
         mean, second = cumulant.mean, cumulant.second
-        third = cumulant.third if spectrum is None else 8.0 * (spectrum[1] * spectrum[0] ** 3).sum()
         bottom = (weights.v**2).sum() / weights.v.sum()
         one = np.ones(1)
         simple = two_point_spectrum(mean * one, second * one, third * one, bottom)
@@ -447,8 +511,8 @@ def kurtosis_stretch(share: np.ndarray, variances: np.ndarray) -> np.ndarray:
     variances
         Variance of each residual under the null model.
     """
-    squares = (variances**2).sum()
-    gaussian = 3.0 * squares / (variances.sum() ** 2 + 2.0 * squares)
+    squares = (variances**2).sum(-1)
+    gaussian = 3.0 * squares / (variances.sum(-1) ** 2 + 2.0 * squares)
     return np.sqrt((1.0 - gaussian) / (1.0 - np.minimum(share, 0.9)))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float
 
 _MOST_CELLS = 20_000  # that a regression of a few dozen numbers needs
 
@@ -57,19 +57,16 @@ def fit_size_model(
 
 
 def predicted_log_size(
-    coefficients: Float[Any, " columns"],
-    means: Float[Any, " modalities"],
+    coefficients: Float[Array, " columns"],
+    means: Float[Array, " modalities"],
     modality: int,
-    latent: Float[Any, "cells latent"],
-    log_sizes: Float[Any, "cells modalities"],
+    latent: Float[Array, "cells latent"],
+    log_sizes: Float[Array, "cells modalities"],
     *,
     library: Any = jnp,
-) -> Float[Any, " cells"]:
-    """Log size of a modality; ``log_sizes`` of the others, NaN where a cell lacks them.
-
-    By ``library``: numpy where it is asked for as such, for JAX compiles each line for each number of cells.
-    """
-    is_other = np.arange(len(means)) != modality
-    deviation = library.where(library.isnan(log_sizes) | ~is_other, 0.0, log_sizes - means)
+) -> Float[Array, " cells"]:
+    """Log size of a modality; ``log_sizes`` of the others, NaN where a cell lacks them; by jax.numpy or numpy."""
+    other = ~library.isnan(log_sizes) & (library.arange(len(means)) != modality)
+    deviation = library.where(other, log_sizes - means, 0.0)
     width = latent.shape[1]
     return coefficients[0] + latent @ coefficients[1 : 1 + width] + deviation @ coefficients[1 + width :]
