@@ -24,6 +24,7 @@ from diffbio_sc.operators.multiomics import (
 from diffbio_sc.operators.multiomics.multiomics_vae import features as reading
 from diffbio_sc.operators.multiomics.multiomics_vae import fitting, posterior
 from diffbio_sc.operators.multiomics.multiomics_vae.features import dense_features, read_features
+from diffbio_sc.operators.multiomics.multiomics_vae.regression import Regression
 from diffbio_sc.operators.multiomics.multiomics_vae.start import start_decoder
 from diffbio_sc.training.batches import place_samples
 from diffbio_sc.training.devices import place_training
@@ -275,6 +276,35 @@ def test_other_cells_of_the_bucket_compile_no_second_epoch(simulated, caplog):
             compiled = [record.getMessage() for record in caplog.records]
             found = any(text.startswith("Finished XLA compilation of jit(run_epoch)") for text in compiled)
             assert seed == 0 == CELLS - cells or not found, (cells, seed)
+
+
+def test_590_cells_compile_nothing_after_600():
+    """A whole fit, with its start, embedding and regressions: the programs that XLA is asked for are counted."""
+    rng = np.random.default_rng(0)
+    matrices = [sp.csr_array(rng.poisson(0.5, (600, 60)).astype(np.float32))]
+    matrices.append(sp.csr_array(rng.poisson(20.0, (600, 12)).astype(np.float32)))
+    present, batch = np.ones((600, 2), bool), (np.arange(600) % 2).astype(np.int32)
+    present[::5, 1] = False
+    config = {"likelihoods": ("negative_binomial", "protein_mixture"), "n_batches": 2, "subset_rate": 0.3}
+    compiled = []
+
+    def count(event, seconds, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    numbers = []
+    for cells, seed in ((600, 0), (590, 1)):
+        compiled.clear()
+        parts = [matrix[:cells] for matrix in matrices]
+        vae = make((60, 12), **config)
+        vae.fit_matrices(parts, present=present[:cells], batch=batch[:cells], max_epochs=1, rng=seed)
+        vae.embed(parts, present=present[:cells], batch=batch[:cells])
+        vae.impute(1, parts, present=present[:cells], batch=batch[:cells])
+        numbers.append(len(compiled))
+    jax.monitoring.unregister_event_duration_listener(count)
+    assert numbers[0] > 0
+    assert numbers[1] == 0
 
 
 def test_loss_on_arrays_is_the_training_loss_without_penalty(fitted, simulated, data):
@@ -592,8 +622,10 @@ def test_proteins_are_imputed_by_a_regression_that_beats_the_decoder():
         assert error(imputed, hidden) < 0.75 * spread
         assert code == 1 or error(imputed, hidden) < error(neighbors, hidden)
         assert error(imputed, hidden) < 0.8 * error(decoded, hidden)
-    # Cells that have proteins are told on the same scale.
-    assert error(imputed, present[:, 1]) < 0.75 * spread
+    # Cells that have proteins are told better than by their own counts, by their genes, and by the decoder.
+    has = present[:, 1]
+    by_genes, _ = vae.impute(1, matrices, present=alone, batch=batch)
+    assert error(imputed, has) < 0.9 * min(error(counts, has), error(by_genes, has), error(decoded, has))
     few, _ = vae.impute(1, matrices, present=present, batch=batch, columns=np.array([5, 2]))
     np.testing.assert_allclose(few, imputed[:, [5, 2]], rtol=1e-6)
     # The twin on arrays.
@@ -602,6 +634,36 @@ def test_proteins_are_imputed_by_a_regression_that_beats_the_decoder():
     sizes = np.column_stack([np.log(genes.sum(1)), np.full(300, np.nan)])[hidden]
     twin = regression.imputed(jnp.asarray(place), jnp.asarray(sizes, jnp.float32), jnp.asarray(batch[hidden]))
     np.testing.assert_allclose(np.log1p(twin), np.log1p(imputed[hidden]), rtol=0.02, atol=0.02)
+
+
+def test_measured_proteins_are_weighed_against_what_is_predicted():
+    """Held to the expected level of a normal level and a count, both observed with noise of known variance."""
+    rng = np.random.default_rng(0)
+    place, cells = rng.normal(size=(400, 2)), 400
+    level = 4.0 + place @ rng.normal(size=(2, 3)) * 0.3 + rng.normal(size=(cells, 3)) * np.array([0.05, 0.4, 0.8])
+    counts = rng.poisson(np.expm1(level)).astype(np.float32)
+    config = MultiOmicsVAEConfig(
+        modality_dims=(5, 3), latent_dim=2, likelihoods=("negative_binomial", "protein_mixture")
+    )
+    regression = Regression(1, config)
+    sizes, batch = np.full((cells, 2), np.nan), np.zeros(cells, int)
+    regression.fit(place, sizes, batch, np.arange(cells), counts, np.random.default_rng(0))
+    between, total = np.asarray(regression.spread[...])
+    np.testing.assert_allclose(np.sqrt(between[1:]), [0.4, 0.8], rtol=0.15)
+    np.testing.assert_allclose(total, level.var(0), rtol=0.1)
+    predicted = regression.imputed(place, sizes, batch, library=np)
+    is_alone = np.arange(cells) < 10
+    found = np.log1p(regression.measured(counts, predicted, is_alone, library=np))
+    for cell, variance, f in ((3, total, np.log1p(counts).mean(0)), (20, between, np.log1p(predicted[20]))):
+        mean = np.expm1(f)
+        weight = variance / (variance + mean / (1 + mean) ** 2)
+        np.testing.assert_allclose(found[cell], f + weight * (np.log1p(counts[cell]) - f), rtol=1e-4)
+    rest, errors = ~is_alone, []
+    for values in (found, np.log1p(counts), np.log1p(predicted)):
+        errors.append(((values - level)[rest] ** 2).mean(0))
+    assert (errors[0] < 1.02 * np.minimum(errors[1], errors[2])).all()
+    twin = regression.measured(jnp.asarray(counts), jnp.asarray(predicted), jnp.asarray(is_alone))
+    np.testing.assert_allclose(np.log1p(twin), found, rtol=1e-4)
 
 
 def test_embedding_lays_batches_onto_each_other():

@@ -120,6 +120,19 @@ def test_clusters_are_found_and_results_are_complete(fitted):
     assert record["n_cells"] == CELLS
 
 
+def test_training_is_asked_for():
+    """The default is the start in closed form; None trains until the held-out loss is flat."""
+    default, start, trained = mosaic(), mosaic(), mosaic()
+    dbio.tl.multiomics_vae(default, n_latent=5)
+    dbio.tl.multiomics_vae(start, n_latent=5, max_epochs=0)
+    np.testing.assert_array_equal(default.obsm[KEY], start.obsm[KEY])
+    assert default.uns["multiomics_vae"]["report"]["steps"] == 0
+    dbio.tl.multiomics_vae(trained, n_latent=5, max_epochs=None)
+    report = trained.uns["multiomics_vae"]["report"]
+    assert report["converged"]
+    assert 5 < report["steps"] < 500
+
+
 def test_cells_of_one_modality_have_its_posterior(fitted):
     """Absent modalities are left out exactly: the joint posterior is then that of the only one."""
     for name, other in (("rna", "atac"), ("atac", "rna")):

@@ -14,6 +14,7 @@ from flax import nnx
 from diffbio_sc.operators import NotFittedWarning
 from diffbio_sc.training import Adam, Checkpoint, train
 from diffbio_sc.training.batches import epoch_order
+from diffbio_sc.training.epoch import Variables
 
 SGD = optax.sgd(0.05)
 
@@ -450,3 +451,22 @@ def test_epochs_that_raise_the_validation_loss_are_taken_back_with_half_the_step
     again = make_linear()
     train(again, data, optimizer=Adam(8.0), backtracks=True, **options)
     np.testing.assert_array_equal(parameters(kept), parameters(again))
+
+
+def test_an_average_of_weights_begins_anew_where_an_epoch_is_taken_back(make_linear, make_data):
+    """Else it would go on from weights that were too far, and the next epoch, of half the steps, be judged by them."""
+    data, options = make_data(64), {"batch_size": 16, "validation": 0.25, "keep_start": True, "backtracks": True}
+    optimizer = Adam(8.0, average=0.999)
+    taken = train(make_linear(), data, optimizer=optimizer, max_epochs=30, **options).history["taken_back"]
+    first = int(np.flatnonzero(taken)[0])
+    kept = make_linear()
+    report = train(kept, data, optimizer=optimizer, max_epochs=first + 1, **options)
+    assert report.history["taken_back"][-1] == 1
+    before = make_linear()
+    train(before, data, optimizer=optimizer, max_epochs=max(first, 1), **options)
+    if first:
+        np.testing.assert_array_equal(parameters(kept), parameters(before))
+    variables = Variables({"float32": np.ones(2)}, None, optimizer.init({"a": np.zeros(2, np.float32)}))
+    back = variables.back_at(({"float32": np.full(2, 5.0)}, None))
+    np.testing.assert_array_equal(back.trained["float32"], 5.0)
+    np.testing.assert_array_equal(back.judged[0]["float32"], 5.0)

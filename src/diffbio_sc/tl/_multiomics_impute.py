@@ -53,7 +53,7 @@ def multiomics_impute(
         Expected values: counts at the cell's own depth or, where it lacks the modality, at the depth that its embedding
         and its other modalities predict; probabilities for ``"bernoulli"``. Of proteins (at most 1,024) what a
         kernel ridge regression on the embedding by the other modalities tells: typical counts, ``expm1`` of the
-        expected log1p count.
+        expected log1p count; of a cell that has them, between that and its own counts, each by its variance.
     `.obs["observed"]` : bool
         Whether the cell has the modality. If so, the expected values draw on its own.
     `.obs["log_size"]` : float32

@@ -36,7 +36,7 @@ def multiomics_vae(
     modality_weights: Literal["equal", "learnable", "gradnorm"] = "equal",
     batch_key: str | None = None,
     layers: str | Mapping[str, str] | None = None,
-    max_epochs: int | None = None,
+    max_epochs: int | None = 0,
     rng: int | np.random.Generator | None = 0,
     key_added: str = "X_multiomics_vae",
     copy: bool = False,
@@ -45,7 +45,8 @@ def multiomics_vae(
 
     A variational autoencoder with a likelihood for each kind of data. What each modality says of a cell is combined in
     proportion to what it knows, a product of experts :cite:p:`Wu2018`; modalities that a cell lacks are left out
-    exactly, without padding. Training starts from a factor analysis in closed form. The operator behind this is
+    exactly, without padding. Its parameters are those of a factor analysis in closed form; ``max_epochs=None`` trains
+    them from there. The operator behind this is
     :class:`~diffbio_sc.operators.multiomics.DifferentiableMultiOmicsVAE`.
 
     Parameters
@@ -79,8 +80,10 @@ def multiomics_vae(
     layers
         Layer with the counts, by modality or one name for all; default ``X``.
     max_epochs
-        Largest number of epochs; by default so many (up to 500) that training ends where the loss of held-out cells no
-        longer falls. 0 leaves the factor analysis as it is.
+        Largest number of epochs of training. Default 0: the factor analysis in closed form as it is, whose clusters
+        are as good on the data measured and which imputes proteins as well. None trains until the loss of held-out
+        cells no longer falls (at most 500 epochs): for a model of the counts, such as for
+        :func:`~diffbio_sc.tl.multiomics_score` and for imputed chromatin, and for cells that lack modalities.
     rng
         Seed, generator, or None for fresh entropy. The same seed gives the same result bit for bit on the same machine.
     key_added

@@ -77,6 +77,13 @@ class Variables(NamedTuple):
         average = self.optimizer.average if isinstance(self.optimizer, AdamState) else {}
         return average or self.trained, self.other
 
+    def back_at(self, judged: tuple[Vectors, nnx.State]) -> Variables:
+        """Go on from what was judged before; an average of the weights begins there too."""
+        trained, optimizer = judged[0], self.optimizer
+        if isinstance(optimizer, AdamState) and optimizer.average:
+            optimizer = optimizer._replace(average=trained)
+        return Variables(trained, judged[1], optimizer)
+
 
 class Failures(NamedTuple):
     """Steps that were skipped because loss or gradient was not finite.

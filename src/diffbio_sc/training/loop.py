@@ -283,7 +283,7 @@ def train(
             if backtracks:
                 rises = best is not None and not found["validation_loss"] <= stopping.best + _NOISE * abs(stopping.best)
                 if rises and best is not None:
-                    variables = copied(variables._replace(trained=best[0], other=best[1]))
+                    variables = copied(variables.back_at(best))
                     found = kept_losses or found
                 elif found["validation_loss"] < stopping.best:
                     kept_losses = found

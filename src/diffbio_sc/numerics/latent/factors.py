@@ -24,6 +24,8 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 from scipy.cluster.vq import kmeans2
 
+from diffbio_sc.numerics.latent.scaled_rows import ScaledRows
+
 # `benchmarks/multiomics_vae.py constants` halves and doubles each of these, and shows what would be chosen without each
 # of the sets in turn.
 LARGEST_VALUE = 10.0  # standard deviations at which transformed values are cut, as scanpy's tutorials do
@@ -93,7 +95,8 @@ def fit_components(
     Parameters
     ----------
     matrix
-        Cells by features, sparse or dense, each column with standard deviation 1 (not centred).
+        Cells by features, sparse, dense or dense in blocks (:class:`ScaledRows`), each column with standard deviation 1
+        (not centred).
     regressors
         Cells by regressors, the first column constant, the others standardised and uncorrelated with it.
     n_components
@@ -203,6 +206,8 @@ def unimodal_expert(
 def _column_squares(matrix: Any) -> np.ndarray:
     if sp.issparse(matrix):
         return np.asarray(matrix.multiply(matrix).sum(0), np.float64).ravel()
+    if isinstance(matrix, ScaledRows):
+        return matrix.column_squares()
     blocks = (matrix[start : start + _BLOCK_ROWS] for start in range(0, len(matrix), _BLOCK_ROWS))
     return sum(np.einsum("ij,ij->j", block, block, dtype=np.float64) for block in blocks)  # type: ignore[return-value]
 
@@ -211,6 +216,8 @@ def _column_products(matrix: Any, vectors: np.ndarray) -> np.ndarray:
     """``matrix.T @ vectors`` in float64, without a copy of a dense matrix in it."""
     if sp.issparse(matrix):
         return np.asarray(matrix.T @ vectors, np.float64)
+    if isinstance(matrix, ScaledRows):
+        return matrix.T @ vectors
     parts = (slice(start, start + _BLOCK_ROWS) for start in range(0, len(matrix), _BLOCK_ROWS))
     return sum(matrix[rows].T @ vectors[rows] for rows in parts)  # type: ignore[return-value]
 

@@ -175,7 +175,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         batch: np.ndarray | None = None,
         max_epochs: int | None = None,
         batch_size: int | None = None,
-        learning_rate: float = 1e-3,
+        learning_rate: float = fitting.LEARNING_RATE,
         encoder_rate: float | None = None,
         validation_fraction: float = 0.1,
         patience: int | None = None,
@@ -202,7 +202,8 @@ class DifferentiableMultiOmicsVAE(Operator):
         batch_size
             Number of cells in each step; default 128, 64 below 2000 cells.
         learning_rate
-            Learning rate of the decoders; it is lower, in proportion, for a modality with fewer than 1000 reads per
+            Learning rate of the decoders, of whose weights an average over the last hundred steps is judged and kept;
+            default 0.006. It is lower, in proportion, for a modality with fewer than 1000 reads per
             feature (for its encoder too, where no cell lacks a modality).
         encoder_rate
             Learning rate of the encoders divided by that of the decoders. Default 1 where cells lack modalities, 0.1
@@ -353,9 +354,6 @@ class DifferentiableMultiOmicsVAE(Operator):
             sizes_known = np.where(others, log_size, np.nan)[known]
             values = as_dense(matrices[m][known[targets]])
             regression.fit(place, sizes_known, batch[known], np.flatnonzero(targets), values, generator)
-            has = np.flatnonzero(present[:, m])
-            decoded = self.expected(m, latent[has], batch=batch[has], log_size=log_size[has, m])
-            regression.calibrate(decoded, as_dense(matrices[m][has]))
 
     # --- on matrices --------------------------------------------------------------------------------------------------
 
@@ -395,7 +393,8 @@ class DifferentiableMultiOmicsVAE(Operator):
 
         Expected values by the decoder at the cell's own depth or, where it lacks the modality, at the one that z and
         its other modalities predict. Of proteins typical counts instead, ``expm1`` of the expected log1p
-        count: by a kernel regression where the cell lacks the modality, else by the decoder, brought to that scale.
+        count: by a kernel regression on the cell's other modalities and, where it has the modality, between that and
+        its own count, each by how much it is to be trusted.
 
         Parameters
         ----------
@@ -416,11 +415,14 @@ class DifferentiableMultiOmicsVAE(Operator):
         regression = next((one for one in self.regressions if one.modality == modality), None)
         if regression is None or not float(regression.is_fitted[...]):
             return self.expected(modality, mean, batch=batch, log_size=log_size, columns=columns), log_size
-        decoded = self.expected(modality, mean, batch=batch, log_size=log_size)
-        values = regression.calibrated(decoded, library=np)
-        if lacking.any():
-            place = mean[lacking] * np.asarray(self.axis_lengths[...])
-            values[lacking] = regression.imputed(place, known[lacking], batch[lacking], library=np)
+        others = of_others(present, modality)
+        place = blocks.encode(self, matrices, others, batch).mean * np.asarray(self.axis_lengths[...])
+        sizes_of_others = np.where(others, known, np.nan)
+        values = regression.imputed(place, sizes_of_others, batch, library=np)
+        has = ~lacking
+        if has.any():
+            counts = as_dense(matrices[modality][np.flatnonzero(has)])
+            values[has] = regression.measured(counts, values[has], ~others[has].any(1), library=np)
         return values[:, columns].astype(np.float32), log_size
 
     def score(

@@ -50,8 +50,8 @@ class Regression(nnx.Module):
         self.coefficients = FittedStatistic(filled((config.n_centres, features), 0.0))
         self.constant = FittedStatistic(filled(features, 0.0))
         self.explained = FittedStatistic(filled(features, 0.0))
-        # Of the transformed values by those of the decoder, for cells that have the modality.
-        self.calibration = FittedStatistic(filled((2, features), 0.0))
+        # Variance of log1p levels beyond that of counting: around what is predicted, and around the mean.
+        self.spread = FittedStatistic(filled((2, features), 0.0))
 
     def fit(
         self,
@@ -101,16 +101,11 @@ class Regression(nnx.Module):
         self.squared_scale[...] = jnp.float32(fitted.squared_scale)
         self.constant[...] = jnp.asarray(fitted.constant, jnp.float32)
         self.explained[...] = jnp.asarray(fitted.explained, jnp.float32)
-
-    def calibrate(
-        self, decoded: Float[np.ndarray, "cells features"], values: Float[np.ndarray, "cells features"]
-    ) -> None:
-        """Least squares of each feature's transformed values by those that the decoder gives the same cells."""
-        told, wanted = _transformed(decoded), _transformed(values)
-        deviation = told - told.mean(0)
-        slope = (deviation * wanted).sum(0) / np.maximum((deviation**2).sum(0), 1e-9)
-        slope = np.maximum(slope, 0.0)
-        self.calibration[...] = jnp.asarray(np.stack([wanted.mean(0) - slope * told.mean(0), slope]), jnp.float32)
+        # Errors of cells left out: those of cells fitted to would be too small.
+        total, told = outputs.var(0), np.maximum(fitted.predict(inputs), 0.0)
+        left = np.minimum(1.0 - fitted.explained, 1.0) * total
+        counting = [_sampling_variance(told, np).mean(0), _sampling_variance(fitted.constant, np)]
+        self.spread[...] = jnp.asarray(np.maximum([left - counting[0], total - counting[1]], 0.0), jnp.float32)
 
     def imputed(self, embedding: Any, sizes: Any, batch: Any, *, library: Any = jnp) -> Any:
         """Typical counts of cells that lack the modality, by ``library``, jax.numpy or numpy.
@@ -123,16 +118,41 @@ class Regression(nnx.Module):
         result = ridge.predict(self._inputs(embedding, sizes, batch, library), library=library)
         return library.expm1(library.maximum(result, 0.0))
 
-    def calibrated(self, decoded: Any, *, library: Any = jnp) -> Any:
-        """The decoder's values on the scale of :meth:`imputed`."""
-        constant, slope = library.asarray(self.calibration[...])
-        return library.expm1(library.maximum(constant + slope * library.log1p(library.maximum(decoded, 0.0)), 0.0))
+    def measured(self, values: Any, imputed: Any, is_alone: Any, *, library: Any = jnp) -> Any:
+        """Typical counts of cells that have the modality: between what was counted and what the others tell.
+
+        Of a cell whose log1p level is drawn from N(f, s2) around what the regression predicts, and whose reads are
+        drawn by Poisson from that level, the expected level is ``f + w (log1p(count) - f)`` with
+        ``w = s2 / (s2 + e2)`` and ``e2 = m / (1 + m)**2``, the variance of a log1p count around its mean m.
+
+        Parameters
+        ----------
+        values
+            Counts (cells, features).
+        imputed
+            Values of :meth:`imputed` of the same cells.
+        is_alone
+            Whether a cell has no other modality (cells,); f is then the mean of the feature, s2 its variance.
+        """
+        spread, constant = library.asarray(self.spread[...]), library.asarray(self.constant[...])
+        alone = library.asarray(is_alone)[:, None]
+        level = library.where(alone, constant, library.log1p(imputed))
+        between, within = library.where(alone, spread[1], spread[0]), _sampling_variance(level, library)
+        weight = between / library.maximum(between + within, 1e-9)
+        counted = library.log1p(library.maximum(values, 0.0))
+        return library.expm1(library.maximum(level + weight * (counted - level), 0.0))
 
     def _inputs(self, embedding: Any, sizes: Any, batch: Any, library: Any) -> Any:
         means, scale = (library.asarray(part[...]) for part in (self.size_means, self.size_scale))
         known = library.isfinite(sizes)
         depth = library.where(known, (library.where(known, sizes, 0.0) - means[batch]) * scale[batch], 0.0)
         return library.concatenate([self.aligned(embedding, batch, library=library), depth], axis=1)
+
+
+def _sampling_variance(level: Any, library: Any) -> Any:
+    """Variance of log1p of a Poisson count whose typical log1p is ``level``, to first order."""
+    level = library.maximum(level, 0.0)
+    return library.expm1(level) * library.exp(-2.0 * level)
 
 
 def _transformed(counts: Float[np.ndarray, "cells features"]) -> Float[np.ndarray, "cells features"]:

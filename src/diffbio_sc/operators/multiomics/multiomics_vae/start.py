@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 
 from diffbio_sc.numerics.latent import factors
+from diffbio_sc.numerics.latent.scaled_rows import ScaledRows
 from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
 from diffbio_sc.operators.multiomics.multiomics_vae.features import (
@@ -132,7 +133,7 @@ def _fit_transform(
     if not (regressors[:, 1] ** 2).sum() > 0:
         regressors = regressors[:, :1]
     components = factors.fit_components(
-        scaled(values, scale, limit),
+        scaled(values, scale, limit) if sp.issparse(values) else ScaledRows(values, scale, limit),
         regressors,
         config.encoder_dim,
         generator,
