@@ -166,6 +166,7 @@ def find_spatial_genes(
     width = spots.counts.shape[1]
     classes = np.full(width, -1)
     classes[genes] = test.classes(type(moments)(*(part[genes] for part in moments)))
+    test.prepare(classes)
     variance = None if generator is None else _variance_components(test, spots, used, generator)
     function = _TestBlock(test, used, moments.mean, moments.dispersion, classes, variance)
     log_p, fits = np.full(width, np.nan), np.full((width, 5), np.nan)

@@ -150,7 +150,7 @@ class SpatialScoreTest:
             raise ValueError(f"{len(depth)} spots are too few for {self.design.shape[1]} nuisance columns.")
         self._root_means = RootMeans(self.depth, _ROOT_OFFSET)
         self._spectra = [self._class_spectra(_Weights(c, self.depth, self.design)) for c in _SPECTRUM_CLASSES]
-        self._prepared: dict[int, tuple[_Weights, list[_Cumulants], list]] = {}
+        self._prepared: dict[int, tuple[list[_Cumulants], list]] = {}
 
     @property
     def lengthscales(self) -> np.ndarray:
@@ -180,6 +180,11 @@ class SpatialScoreTest:
         nearest = np.abs(np.log((dispersion * mean)[:, None] + 0.05) - np.log(_CLASSES + 0.05)).argmin(1)
         return np.where(tested, nearest, -1)
 
+    def prepare(self, classes: Int[np.ndarray, " genes"]) -> None:
+        """Compute the null laws of all classes of these genes, so that copies of the test need not, and are small."""
+        for code in np.unique(classes[classes >= 0]):
+            self._law_of(int(code), self._weights_of(int(code)))
+
     def test(self, counts: sp.csc_array, mean: np.ndarray, classes: np.ndarray) -> ScoreTest:
         """Test genes.
 
@@ -197,7 +202,8 @@ class SpatialScoreTest:
         detectable = np.zeros((scales, genes))
         size = max(8, _BLOCK_VALUES // (len(self.depth) + self.layout.grid_size))
         for code in np.unique(classes[classes >= 0]):
-            weights, cumulants, spectra = self._prepare(int(code))
+            weights = self._weights_of(int(code))
+            cumulants, spectra = self._law_of(int(code), weights)
             members = np.flatnonzero(classes == code)
             spread = np.sqrt([one.second for one in cumulants])
             detectable[:, members] = 0.5 * spread[:, None] * weights.scale * mean[members]
@@ -247,16 +253,19 @@ class SpatialScoreTest:
         ratio = expected / expected.sum() * observed.sum(1, keepdims=True) / np.maximum(observed, 1e-12)
         residuals *= np.sqrt(np.clip(ratio, 1.0 / _LARGEST_BALANCE, _LARGEST_BALANCE)) @ indicator.T
 
-    def _prepare(self, code: int) -> tuple[_Weights, list[_Cumulants], list]:
+    def _weights_of(self, code: int) -> _Weights:
+        # Not kept: they are made in an instant, and have some sixty bytes for each spot.
+        return _Weights(float(_CLASSES[code]), self.depth, self.design)
+
+    def _law_of(self, code: int, weights: _Weights) -> tuple[list[_Cumulants], list]:
+        """Cumulants and spectra of a class; a few numbers for each scale."""
         if code not in self._prepared:
-            c = float(_CLASSES[code])
-            weights = _Weights(c, self.depth, self.design)
             cumulants = [
                 self._cumulants(level, scale, weights)
                 for level in self.layout.levels
                 for scale in range(len(level.scales))
             ]
-            self._prepared[code] = weights, cumulants, self._interpolated_spectra(c)
+            self._prepared[code] = cumulants, self._interpolated_spectra(weights.c)
         return self._prepared[code]
 
     def _moments_of(self, level: Level, scale: int, weights: _Weights) -> tuple[float, float, np.ndarray]:
