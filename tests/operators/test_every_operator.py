@@ -17,6 +17,7 @@ import pytest
 import scipy.sparse as sp
 from flax import nnx
 
+from diffbio_sc import _compiled
 from diffbio_sc.operators import NotFittedWarning, Operator
 
 SECONDS = 120  # after which threads that wait for each other are taken to have stopped; nothing is measured
@@ -241,6 +242,39 @@ def test_loss_and_outputs_have_finite_gradients_in_every_parameter(operator, dat
     for path, leaf in nnx.to_flat_state(nnx.filter_state(found, nnx.Param)):
         value = np.asarray(leaf[...])
         assert np.isfinite(value).all(), path
+
+
+WITHOUT_PRODUCTS = ("MarkBinarizer",)
+
+
+def products(jaxpr):
+    """Equations of a program, and of the programs in it, that multiply matrices."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda one: hasattr(one, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)  # of a closed one
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+def test_products_are_in_full_precision_on_accelerators(case, operator, data, monkeypatch):
+    """Their default is 10 bits. The outputs, the loss and the gradients of both, in a user's own program."""
+    monkeypatch.setattr(_compiled, "_products_are_rounded", lambda: True)
+    graph, state = nnx.split(operator)
+
+    def objective(state):
+        operator = nnx.merge(graph, state)
+        leaves = jax.tree.leaves(operator(data))
+        return operator.loss(data) + sum(leaf.sum() for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+    program = jax.make_jaxpr(jax.grad(objective, allow_int=True))(state)
+    found = list(products(program.jaxpr))
+    assert found or case.operator in WITHOUT_PRODUCTS
+    for equation in found:
+        precision = equation.params["precision"]
+        exact = equation.outvars[0].aval.dtype == jnp.int32 or precision == (jax.lax.Precision.HIGHEST,) * 2
+        assert exact, f"{precision} at {equation.source_info.traceback}"
 
 
 @pytest.mark.slow

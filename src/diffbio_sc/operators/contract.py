@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc._compiled import compiled_turn, one_thread_at_a_time
+from diffbio_sc._compiled import compiled_turn, full_products, one_thread_at_a_time
 from diffbio_sc.operators.config import OperatorConfig
 from diffbio_sc.training import storage
 from diffbio_sc.training.report import FitReport
@@ -129,6 +129,12 @@ class Operator(nnx.Module):
     optional_keys: ClassVar[tuple[str, ...]] = ()
     is_network: ClassVar[bool] = False
     loss_takes_weights: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("__call__", "loss"):  # which users call in programs and gradients of their own
+            if name in cls.__dict__:
+                setattr(cls, name, full_products()(cls.__dict__[name]))
 
     def __init__(self, config: OperatorConfig, *, rngs: nnx.Rngs):
         if not isinstance(config, self.config_class):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffbio_sc._compiled import full_products
 from diffbio_sc.numerics.counts.negative_binomial import SMALLEST_MEAN
 from diffbio_sc.numerics.counts.nonnegative_quadratic import nonnegative_quadratic
 
@@ -173,6 +174,7 @@ def _forward(counts, depth, signatures, dispersion, excess, steps, sweeps):
     return weights, (weights, counts, depth, signatures, dispersion, excess)
 
 
+@full_products()
 def _backward(steps, sweeps, residuals, cotangent):
     weights, counts, depth, signatures, dispersion, excess = residuals
     active = (weights > 0) & (depth > 0)[:, None]  # a spot without counts constrains nothing

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffbio_sc._compiled import full_products
 from diffbio_sc.numerics.genome.balancing_jax import conjugate_gradients
 from diffbio_sc.numerics.genome.bands_jax import ahead, band_product
 from diffbio_sc.numerics.genome.compartments import WINSOR_DEVIATIONS, WINSOR_DISPERSION
@@ -78,6 +79,7 @@ def _forward(band, start):
     return (value, vector), (band, value, vector)
 
 
+@full_products()
 def _backward(saved, cotangents):
     band, value, vector = saved
     of_value, of_vector = cotangents

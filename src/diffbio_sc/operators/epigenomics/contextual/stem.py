@@ -12,6 +12,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from diffbio_sc._compiled import full_products
+
 
 def reverse_complement(sequence: Float[Array, "*batch length 4"]) -> Float[Array, "*batch length 4"]:
     """Reverse complement of one-hot bases in the order A, C, G, T."""
@@ -135,6 +137,7 @@ def _best_forward(sequence, kernel, mask, token_width):
     return scores.max(2), (sequence, kernel, mask, scores.argmax(2))
 
 
+@full_products()
 def _best_backward(token_width, residuals, slope):
     sequence, kernel, mask, at = residuals
     width, filters = len(kernel), kernel.shape[2]
