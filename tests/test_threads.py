@@ -54,7 +54,8 @@ import warnings; warnings.simplefilter("ignore")
 import threading
 import dask.array as da, numpy as np, diffbio_sc as dbio
 spots, cells = dbio.datasets.pbmc_tissue(n_spots=480)
-dbio.settings.block_bytes = 4 * spots.n_vars * 96
+from diffbio_sc.blocks import interface
+interface.block_rows = lambda columns, budget: 96
 def run(adata):
     dbio.tl.deconvolve(adata, cells, cell_type_key="cell_type")
     dbio.tl.spatial_genes(adata)
