@@ -111,7 +111,7 @@ def measure(path: Path) -> None:
             results = call(data)
             found[f"{name}|seconds {turn}"] = np.array(time.perf_counter() - started)
         found |= {f"{name}|{key}": np.asarray(value, np.float64) for key, value in results.items()}
-    np.savez(path, **found)
+        np.savez(path, **found)
 
 
 def run(path: Path, platform: str | None, precision: str) -> dict[str, np.ndarray]:
@@ -123,6 +123,27 @@ def run(path: Path, platform: str | None, precision: str) -> dict[str, np.ndarra
         environment["JAX_DEFAULT_MATMUL_PRECISION"] = "default"
     subprocess.run([sys.executable, __file__, "--measure", str(path)], env=environment, check=True)
     return dict(np.load(path))
+
+
+def compare(cpu: dict[str, np.ndarray], device: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Differences of all results, and seconds of both calls."""
+    rows = []
+    for key in cpu:
+        name, _, result = key.partition("|")
+        if not result or result.startswith("seconds") or key not in device:
+            continue
+        row: dict[str, object] = {"call": name, "result": result}
+        if device[key].shape == cpu[key].shape:
+            difference = np.abs(device[key] - cpu[key])
+            figures = {"largest": np.nanmax(difference), "mean": np.nanmean(difference), "spread": np.nanstd(cpu[key])}
+            row |= {name: f"{value:.2g}" for name, value in figures.items()}
+        else:
+            row["largest"] = "another length"
+        for where, one in (("CPU", cpu), ("device", device)):
+            for turn, word in ((1, "first"), (2, "second")):
+                row[f"{where}, {word} call"] = f"{float(one[f'{name}|seconds {turn}']):.2f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def main() -> None:
@@ -137,23 +158,7 @@ def main() -> None:
         cpu = run(Path(folder) / "cpu.npz", "cpu", "full")
         device = run(Path(folder) / "device.npz", None, arguments.precision)
     print(f"{cpu['device']} against {device['device']}, products in {arguments.precision} precision")
-    rows = []
-    for key in cpu:
-        name, _, result = key.partition("|")
-        if not result or result.startswith("seconds"):
-            continue
-        if device[key].shape != cpu[key].shape:
-            rows.append({"call": name, "result": result, "largest": "another length"})
-            continue
-        difference = np.abs(device[key] - cpu[key])
-        figures = {"largest": np.nanmax(difference), "mean": np.nanmean(difference), "spread": np.nanstd(cpu[key])}
-        times = {
-            f"{where}, {word} call": float(one[f"{name}|seconds {turn}"])
-            for where, one in (("CPU", cpu), ("device", device))
-            for turn, word in ((1, "first"), (2, "second"))
-        }
-        rows.append({"call": name, "result": result, **{k: f"{v:.2g}" for k, v in figures.items()}, **times})
-    print(pd.DataFrame(rows).round(2).to_string(index=False))
+    print(compare(cpu, device).to_string(index=False))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What work block by block costs: CPU, memory, passes and compilation, here, lazily and on workers.
 
-python benchmarks/scale.py [cost] [memory] [settings] [million] [peaks] [compile] [--quick] [--rows 30000]
-    [--sizes 7500,30000,120000] [--block 256MB] [--write run.json] [--compare benchmarks/baseline/scale.json]
+python benchmarks/scale.py [cost] [memory] [settings] [million] [peaks] [compile] [training] [--quick]
+    [--rows 30000] [--sizes 7500,30000,120000] [--block 256MB] [--write run.json]
+    [--compare benchmarks/baseline/scale.json]
 
 Every row is a process of its own, which first runs the function on a toy. CPU seconds are of the process and its
 workers; memory is the peak of resident memory during the call over that before it (Linux). The exit status is 1 if a
@@ -28,6 +29,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("NPROC", "2")  # XLA's pool, whatever the machine
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
+import compile_times
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -447,140 +449,15 @@ def peaks(folder: Path, millions: list[int]) -> None:
             show(run_row("peaks", folder, number, kind))
 
 
-def compile_times() -> None:
-    """First minus second call, with an empty store of programs, then with the one that this left."""
-    with tempfile.TemporaryDirectory() as store:
-        for name in COMPILED:
-            for kind in ("without", "with"):
-                environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": store}
-                environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-                done = subprocess.run(
-                    [sys.executable, __file__, "compiled", name],
-                    capture_output=True, text=True, timeout=LIMIT, check=False, env=environment,
-                )  # fmt: skip
-                if done.returncode:
-                    show({"function": name, "failed": done.stderr.strip().splitlines()[-1:]})
-                    break
-                show({"store": kind, **json.loads(done.stdout.strip().splitlines()[-1])})
+def training() -> None:
+    """Training on several devices of the host, a small case of ``scale_training.py``."""
+    script = Path(__file__).with_name("scale_training.py")
+    subprocess.run([sys.executable, str(script), "devices", "--cells", "8000"], check=True, timeout=LIMIT)
 
 
-def _tissue(more: float = 1.0):
-    import anndata as ad
-
-    table = profiles(np.random.default_rng(0))
-    counts, places = spots(0, int(900 * more), 30, table)
-    return ad.AnnData(counts, var=pd.DataFrame(index=table.columns), obsm={"spatial": places})
-
-
-def _patterns(adata) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.spatial_patterns(adata)
-
-
-def _tested(more: float = 1.0):
-    adata = _tissue(more)
-    call("spatial_genes", adata)
-    return adata
-
-
-def _multiomics(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.datasets.simulate_multiomics(n_cells=int(600 * more))
-
-
-def _vae(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.multiomics_vae(data, max_epochs=2)
-
-
-def _fragments(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.datasets.simulate_fragments(n_cells=int(200 * more))[0]
-
-
-def _call_peaks(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.call_peaks(data, mode="narrow")
-
-
-def _bins(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.pp.coverage(_fragments(more), bin_size=50)
-
-
-def _bin_peaks(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.peaks(data, mode="narrow")
-
-
-def _contacts(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.datasets.simulate_contacts(int(500 * more))
-
-
-def _contact_run(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.contacts(data)
-
-
-def _states(more: float = 1.0):
-    import diffbio_sc as dbio
-
-    return dbio.datasets.simulate_chromatin_states(n_bins=int(8000 * more))
-
-
-def _state_run(data) -> None:
-    import diffbio_sc as dbio
-
-    dbio.tl.chromatin_states(data, n_states=5)
-
-
-TABLES = ("cost", "memory", "settings", "million", "peaks", "compile")
-COMPILED = {
-    "deconvolve": (_tissue, lambda adata: call("deconvolve", adata)),
-    "spatial_genes": (_tissue, lambda adata: call("spatial_genes", adata)),
-    "spatial_patterns": (_tested, _patterns),
-    "multiomics_vae": (_multiomics, _vae),
-    "call_peaks": (_fragments, _call_peaks),
-    "peaks": (_bins, _bin_peaks),
-    "contacts": (_contacts, _contact_run),
-    "chromatin_states": (_states, _state_run),
-}
-
-
-def compiled(name: str) -> dict:
-    """First and second call in this process, and programs compiled by a call with 7 % more rows."""
-    import jax
-
-    make, function = COMPILED[name]
-    seconds = []
-    for _ in range(2):
-        data = make()
-        started = cpu()
-        function(data)
-        seconds.append(cpu() - started)
-    data = make(1.07)
-    programs: list[str] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: programs.append(event) if event.endswith("backend_compile_duration") else None
-    )
-    function(data)
-    return {
-        "function": name,
-        "CPU s first": round(seconds[0], 2),
-        "CPU s second": round(seconds[1], 2),
-        "difference": round(seconds[0] - seconds[1], 2),
-        "programs of 7 % more rows": len(programs),
-    }
+TABLES = ("cost", "memory", "settings", "million", "peaks", "compile", "training")
+# Of functions that work block by block; all others by compile_times.py.
+COMPILED = ("tl.deconvolve", "tl.spatial_genes", "tl.spatial_patterns", "tl.call_peaks")
 
 
 def main() -> None:
@@ -598,9 +475,6 @@ def main() -> None:
             return
         function, source, rows, folder, block, result = arguments
         show(row(function, source, int(rows), Path(folder), block, Path(result)))
-        return
-    if sys.argv[1:2] == ["compiled"]:
-        show(compiled(sys.argv[2]))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help=f"default: all, {' '.join(TABLES)}")
@@ -637,7 +511,9 @@ def main() -> None:
         if "peaks" in tables:
             peaks(folder, millions)
         if "compile" in tables:
-            compile_times()
+            compile_times.compile_times(list(COMPILED))
+        if "training" in tables:
+            training()
     measures.append(yardstick())
     raise SystemExit(finish(options, sum(measures) / 2))
 

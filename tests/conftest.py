@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,19 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
+
+# Compiling is most of what the tests cost, and most of that is optimisation of machine code, which changes rounding
+# alone: the tests do without. Benchmarks, notebooks and the demo run what users run; give XLA_FLAGS, empty or not, for
+# the tests to do so too. Not every XLA has the second flag, and one that it does not know ends a process: it is tried
+# in another one, by the first process only.
+if "XLA_FLAGS" not in os.environ:
+    _PLAIN = "--xla_backend_optimization_level=0"
+    _QUICK = f"{_PLAIN} --xla_cpu_use_fusion_emitters=false"
+    _TRIED = subprocess.run(
+        [sys.executable, "-c", "import jaxlib.xla_client as client; client.make_cpu_client()"],
+        env={**os.environ, "XLA_FLAGS": _QUICK}, capture_output=True, check=False,
+    )  # fmt: skip
+    os.environ["XLA_FLAGS"] = _PLAIN if _TRIED.returncode else _QUICK
 
 # Programs that one process has compiled the others take over: tests run side by side, and compiling is what they cost.
 # The folder lives as long as the run; the process that made it takes it away.

@@ -95,7 +95,7 @@ def test_columns_in_files_are_arrays_that_keep_their_values(tmp_path, on_disk):
     target = np.zeros(6000, np.int32)
     columns.copy_into(target, column)
     np.testing.assert_array_equal(target[:5000], np.arange(5000))
-    assert all(columns._mapping(values) is not None for values in fragments.columns.values())
+    assert all(columns._whole(values) is not None for values in fragments.columns.values())
     for chromosome in fragments:
         arrays, both = fragments[chromosome], pooled[chromosome]
         code = arrays.cell_code % 3 - 1

@@ -133,7 +133,8 @@ def test_reads_too_few_to_tell_their_length_are_taken_as_200_bases():
     with pytest.warns(UserWarning, match="200 bp are taken"):
         sample = prepare_sample(reads, PeakSettings(), {"chr1": 10_000})
     assert sample.mean_length == 200
-    np.testing.assert_array_equal(sample.end - sample.start, [200] * 5)
+    (part,) = sample.parts
+    np.testing.assert_array_equal(part.end - part.start, [200] * 5)
 
 
 def test_breadth_of_a_sample_by_hand():

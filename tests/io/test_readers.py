@@ -112,13 +112,15 @@ def test_gzip_of_several_members_as_bgzip_writes(tmp_path):
 
 
 @pytest.mark.parametrize("library", ["isal", "zlib"])
-@pytest.mark.parametrize("damage", ["cut", "changed"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "flipped"])
 def test_damaged_gzip(tmp_path, monkeypatch, library, damage):
     if library == "zlib":
         monkeypatch.setitem(sys.modules, "isal", None)
     data = bytearray(gzip.compress(_text(_fragments(np.random.default_rng(3), 5000)).encode()))
     if damage == "cut":
         del data[-100:]
+    elif damage == "flipped":
+        data[100] ^= 0xFF
     else:
         data[len(data) // 2 : len(data) // 2 + 50] = bytes(50)
     path = tmp_path / "f.tsv.gz"

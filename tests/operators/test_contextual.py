@@ -31,14 +31,6 @@ ONE_BLOCK = {"num_layers": 1}
 BATCH, LENGTH = 3, 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compiling is what these tests cost, and code for ten numbers needs no optimisation; that of engines has it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 

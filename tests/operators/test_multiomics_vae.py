@@ -24,6 +24,8 @@ from diffbio_sc.operators.multiomics.multiomics_vae import features as reading
 from diffbio_sc.operators.multiomics.multiomics_vae import fitting, posterior
 from diffbio_sc.operators.multiomics.multiomics_vae.features import dense_features, read_features
 from diffbio_sc.operators.multiomics.multiomics_vae.start import start_decoder
+from diffbio_sc.training.batches import place_samples
+from diffbio_sc.training.devices import place_training
 
 CELLS, GENES, PEAKS = 160, 40, 30
 LEAST_CORRELATION = 0.85  # of the linear solution with the factor that was simulated
@@ -549,9 +551,10 @@ def test_entries_of_a_few_cells_more_or_fewer_have_room_in_the_same_arrays():
         for cells in (590, 600):
             parts = [matrix[:cells], matrix[:cells]]
             present, batch = np.ones((cells, 2), bool), np.zeros(cells, int)
-            data, *_ = fitting.training_data(vae, parts, present, batch, np.arange(60), 64)
-            shapes.add(tuple(np.shape(data[f"indices_{m}"]) for m in range(2)))
-            assert np.shape(data["indices_0"])[0] >= parts[0].nnz
+            data, keys, *_ = fitting.training_data(vae, parts, present, batch, np.arange(60), 64)
+            samples, _ = place_samples(data, keys, cells, placement=place_training(64))
+            shapes.add(tuple(np.shape(samples[f"counts_{m}"].rows.indices) for m in range(2)))
+            assert np.shape(samples["counts_0"].rows.indices)[0] >= parts[0].nnz
         assert len(shapes) == 1
 
 

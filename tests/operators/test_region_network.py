@@ -17,14 +17,6 @@ PATTERNS = (kmers.contiguous(3), kmers.mirrored(1, 2))
 N_COLUMNS = kmers.n_columns((kmers.contiguous(2),))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
-    """Compiling is what these tests cost, and code for ten numbers needs no optimisation; that of engines has it."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def tokens():
     tokens = np.random.default_rng(0).integers(0, 4, (6, 24)).astype(np.int8)

@@ -7,8 +7,9 @@ import pytest
 import scipy.sparse
 
 from diffbio_sc.training import batches
+from diffbio_sc.training.devices import Placement
 
-DEVICE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+PLACEMENT = Placement(jax.sharding.SingleDeviceSharding(jax.devices()[0]), None)
 
 
 def test_buckets_are_never_smaller_and_at_most_an_eighth_larger():
@@ -72,7 +73,7 @@ def test_weights_of_the_data_are_kept_in_the_batch():
 def test_placed_samples_keep_values_and_types_behind_which_zeros_fill_the_bucket(library):
     counts = library.arange(34, dtype="int32").reshape(17, 2)
     samples, shared = batches.place_samples(
-        {"counts": counts, "profile": np.ones(5, np.float32)}, ["counts"], 17, sharding=DEVICE
+        {"counts": counts, "profile": np.ones(5, np.float32)}, ["counts"], 17, placement=PLACEMENT
     )
     assert samples["counts"].shape == (18, 2)
     assert samples["counts"].dtype == jnp.int32
@@ -109,7 +110,7 @@ def test_a_fingerprint_sees_values_order_and_types():
 def test_placed_samples_are_the_users_with_zeros_behind_and_no_longer_theirs(dtype):
     given = np.random.default_rng(0).integers(1, 9, (2051, 3)).astype(dtype)
     expected = given.copy()
-    samples, _ = batches.place_samples({"x": given, "on_device": jnp.asarray(given)}, None, 2051, sharding=DEVICE)
+    samples, _ = batches.place_samples({"x": given, "on_device": jnp.asarray(given)}, None, 2051, placement=PLACEMENT)
     given[:] = 0
     assert batches.bucket_size(2051) > 2051
     for placed in samples.values():

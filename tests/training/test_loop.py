@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 
 import jax
@@ -389,50 +387,6 @@ def test_weakly_typed_variables_compile_no_second_epoch(make_linear, make_data, 
     operator.intercept[...] = jnp.asarray(0.0)
     train(operator, make_data(33), batch_size=7, max_epochs=3)
     assert compiled().count("jit(run_epoch)") == 1
-
-
-# --- several devices
-
-TWO_DEVICES = """
-import sys
-import jax, jax.numpy as jnp, numpy as np
-from flax import nnx
-from diffbio_sc.operators import Operator, OperatorConfig
-from diffbio_sc.training import train
-
-class Linear(Operator):
-    loss_takes_weights = True
-    def __init__(self, config, *, rngs):
-        super().__init__(config, rngs=rngs)
-        self.weights = nnx.Param(jnp.zeros(3))
-        self.dropout = nnx.Dropout(0.1, rngs=rngs)
-    def loss(self, data):
-        squares = (self.dropout(data["features"]) @ self.weights[...] - data["targets"]) ** 2
-        return jnp.sum(data["sample_weight"] * squares) / jnp.sum(data["sample_weight"])
-
-random = np.random.default_rng(0)
-features = random.normal(size=(90, 3))
-data = {"features": features, "targets": features @ [1.0, -2.0, 0.5] + 0.1 * random.normal(size=90)}
-operator = Linear(OperatorConfig(), rngs=nnx.Rngs(0))
-report = train(operator, data, batch_size=16, max_epochs=10, learning_rate=0.05, validation=0.2)
-weights = operator.weights[...]
-assert len(weights.devices()) == 1
-np.savez(sys.argv[1], weights=weights, **report.history, devices=jax.device_count())
-"""
-
-
-@pytest.mark.slow
-def test_two_devices_give_the_result_of_one(tmp_path, monkeypatch):
-    results = []
-    for count in (1, 2):
-        monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={count}")
-        monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-        subprocess.run([sys.executable, "-c", TWO_DEVICES, str(tmp_path / f"{count}.npz")], check=True)
-        results.append(np.load(tmp_path / f"{count}.npz"))
-    one, two = results
-    assert (one["devices"], two["devices"]) == (1, 2)
-    for name in ("weights", "loss", "validation_loss"):
-        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-6)
 
 
 # --- options

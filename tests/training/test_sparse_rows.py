@@ -256,3 +256,33 @@ def test_stratified_capacity_is_far_below_the_sum_of_the_longest_rows():
     mean = lengths.mean() * 128
     assert stratified_capacity(lengths, 128) < 1.15 * mean
     assert batch_capacity(lengths, 128) > 2.5 * mean
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 7])
+def test_rows_are_placed_in_an_order_whichever_piece_their_entries_fall_in(matrix, pieces, monkeypatch):
+    monkeypatch.setattr(sparse_rows, "_CHUNK_ROWS", 11)
+    order = np.random.default_rng(1).permutation(ROWS)
+    expected = matrix[order]
+    placed = place_sparse(matrix, order=order)
+    np.testing.assert_array_equal(placed.indptr[: ROWS + 1], expected.indptr)
+    np.testing.assert_array_equal(placed.indices[: matrix.nnz], expected.indices)
+    np.testing.assert_array_equal(placed.data[: matrix.nnz], expected.data)
+    assert not np.asarray(placed.data[matrix.nnz :]).any()
+    # As each device writes its own part.
+    size = -(-matrix.nnz // pieces) + 2
+    found = []
+    for start in range(0, pieces * size, size):
+        part = np.zeros(size, np.float32)
+        sparse_rows._write_entries(part, start, matrix.data, matrix.indptr, expected.indptr, order)
+        found.append(part)
+    found = np.concatenate(found)
+    np.testing.assert_array_equal(found[: matrix.nnz], expected.data)
+    assert not found[matrix.nnz :].any()
+
+
+def test_room_and_type_are_those_asked_for_where_the_entries_fit(matrix):
+    placed = place_sparse(matrix, room=matrix.nnz + 5, dtype=np.float32)
+    assert placed.data.shape == (matrix.nnz + 5,)
+    assert placed.data.dtype == np.float32
+    np.testing.assert_array_equal(placed.data[: matrix.nnz], matrix.data)
+    assert place_sparse(matrix, room=3).data.shape[0] >= matrix.nnz

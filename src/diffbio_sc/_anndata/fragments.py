@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._checks import name_heads, whole_numbers
+from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
 from diffbio_sc.genome.interval_kernels import group_rows
 from diffbio_sc.genome.intervals import Intervals
 
@@ -86,6 +87,24 @@ def cell_labels(adata: Any, groupby: str) -> Any:
     if groupby not in adata.obs:
         raise KeyError(f"adata.obs has no column {groupby!r}; columns: {list(map(str, adata.obs.columns))}.")
     return adata.obs[groupby]
+
+
+def read_groups(
+    intervals: Intervals, groupby: Mapping[str, str] | pd.Series, *, stacklevel: int = 4
+) -> tuple[np.ndarray, list[str]]:
+    """Group of each barcode of a sample, -1 for none, and the names of the groups; warns if few have a label.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`read_barcode_labels`, or if there are no barcodes, or none with a label.
+    """
+    labels = read_barcode_labels(groupby)
+    codes, names = group_codes(intervals, labels)
+    if len(codes):
+        found = found_barcodes(intervals, labels)
+        report_barcodes(list(labels), found, intervals.name, intervals.barcodes or [], stacklevel=stacklevel + 1)
+    return codes, names
 
 
 def read_barcode_labels(labels: Mapping[str, str] | pd.Series) -> dict[str, str]:

@@ -13,9 +13,12 @@ import scipy.sparse as sp
 from diffbio_sc._anndata.modality_values import FEATURE_TYPES, as_read, choose_or_check, read_values, to_features
 from diffbio_sc._anndata.name_lists import difference_of_names
 from diffbio_sc._anndata.names import require_unique
+from diffbio_sc._anndata.stored_modality import StoredModality, is_stored, store_values
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._checks import found_object, name_heads
 from diffbio_sc._logging import logger
+from diffbio_sc.blocks.matrix import as_count_matrix
+from diffbio_sc.blocks.row_store import RowStore, entries_of_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,7 +38,8 @@ class Modalities(NamedTuple):
         Modalities: those of a MuData, or the feature types of an AnnData.
     matrices
         Float32 values (cells, features) of each, CSR, or dense where they are Gaussian and mostly other than 0; rows of
-        cells without the modality are 0.
+        cells without the modality are 0. Those that were lazy or in a file are in temporary files
+        (:class:`~diffbio_sc.blocks.row_store.RowStore`), and rows of them are read as they are needed.
     present
         Which cells have which modality (cells, modalities).
     features
@@ -106,6 +110,7 @@ def read_modalities(
     _check_likelihoods(given)
     owner = object_name(data)
     columns, matrices, likelihood = [], [], []
+    together = _Together(data, layer_of)
     for name in names:
         part = parts[name]
         where = _where(data, name, layer_of[name])
@@ -115,7 +120,7 @@ def read_modalities(
                 f"Modality {name!r} has {part.n_vars} features, at least {_FEWEST_FEATURES} are needed. Leave it out: "
                 f"modalities={[other for other in names if other != name]}."
             )
-        matrix = read_values(part, layer_of[name], where)
+        matrix = read_values(part, layer_of[name], where, stored=together.get(name))
         likelihood.append(choose_or_check(part, name, matrix, layer_of[name], given[name], where))
         matrices.append(matrix)
         columns.append(pd.Index(part.var_names))
@@ -165,12 +170,13 @@ def read_known_modalities(
         )
     layer_of = _by_modality(layers, list(names), "layers", None)
     matrices, kinds = [], []
+    together = _Together(data, {name: layer_of[name] for name in found})
     for name, wanted, likelihood in zip(names, features, likelihoods, strict=True):
         if name not in parts:
             continue
         part, where = parts[name], _where(data, name, layer_of[name])
         require_unique(part.var_names, f"var_names of modality {name!r}", "Call .var_names_make_unique() of it first.")
-        matrix = read_values(part, layer_of[name], where)
+        matrix = read_values(part, layer_of[name], where, stored=together.get(name))
         choose_or_check(part, name, matrix, layer_of[name], likelihood, where, fitted=True)
         matrices.append(to_features(matrix, pd.Index(part.var_names), wanted, name))
         kinds.append(likelihood)
@@ -186,6 +192,30 @@ def read_known_modalities(
         for name, wanted in zip(names, features, strict=True)
     ]
     return Modalities(list(names), filled, present, [pd.Index(wanted) for wanted in features], list(likelihoods))
+
+
+class _Together:
+    """Modalities of an AnnData whose matrix is lazy or in a file, which is read once for all of them."""
+
+    def __init__(self, data: MuData | AnnData, layer_of: Mapping[str, str | None]):
+        self.data, self.layer_of = data, layer_of
+        self._found: dict[str, StoredModality] = {}
+
+    def get(self, name: str) -> StoredModality | None:
+        """Values of a modality; None if they are in memory, or an object of their own."""
+        if is_mudata(self.data) or name in self._found:
+            return self._found.get(name)
+        layer = self.layer_of[name]
+        if layer is not None and layer not in self.data.layers:
+            return None
+        values = self.data.X if layer is None else self.data.layers[layer]
+        if not is_stored(values) or np.dtype(values.dtype).kind not in "biuf" or 0 in values.shape:
+            return None
+        codes, types = read_labels(self.data.var, FEATURE_TYPES, name="adata.var")
+        names = [one for one, key in self.layer_of.items() if key == layer]
+        stored = store_values(as_count_matrix(values), [np.flatnonzero(codes == types.index(one)) for one in names])
+        self._found |= dict(zip(names, stored, strict=True))
+        return self._found[name]
 
 
 def _split(data: MuData | AnnData) -> dict[str, AnnData]:
@@ -307,7 +337,9 @@ def _place(data, parts: Mapping[str, AnnData], matrices, likelihoods) -> tuple[l
         likelihood = likelihoods[index]
         matrix = as_read(matrices[index], likelihood)
         row = part.obs_names.get_indexer(data.obs_names)
-        if not np.array_equal(row, np.arange(matrix.shape[0])) and not sp.issparse(matrix):
+        if isinstance(matrix, RowStore):
+            matrix = matrix if np.array_equal(row, np.arange(matrix.shape[0])) else matrix.placed(row)
+        elif not np.array_equal(row, np.arange(matrix.shape[0])) and not sp.issparse(matrix):
             dense = np.zeros((len(row), matrix.shape[1]), np.float32)
             dense[row >= 0] = matrix[row[row >= 0]]
             matrix = dense
@@ -320,7 +352,7 @@ def _place(data, parts: Mapping[str, AnnData], matrices, likelihoods) -> tuple[l
             ]
         has = row >= 0
         # A cell of normalised values may be all zero; one of counts was not measured.
-        empty = np.zeros_like(has) if likelihood == "gaussian" else has & (np.diff(matrix.indptr) == 0)
+        empty = np.zeros_like(has) if likelihood == "gaussian" else has & (entries_of_rows(matrix) == 0)
         if empty.any():
             warnings.warn(
                 f"{int(empty.sum())} cells have no counts in modality {name!r}, it is taken as missing in them: "

@@ -10,9 +10,12 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.matrix import CountCheck
+from diffbio_sc._anndata.stored_modality import StoredModality, store_values
+from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
-from diffbio_sc.blocks.matrix import BLOCK_ROWS, InMemory, as_count_matrix
+from diffbio_sc.blocks.matrix import BLOCK_ROWS, as_count_matrix
+from diffbio_sc.blocks.row_store import RowStore
 from diffbio_sc.numerics.counts.likelihood_choice import ModalitySummary, choose_likelihood
 
 if TYPE_CHECKING:
@@ -24,8 +27,13 @@ _CHUNK = 1 << 22  # values that are looked at together
 _MOSTLY = 0.5  # share of fractional values above which a matrix is normalised, not counts with some bad values
 
 
-def read_values(part: AnnData, layer: str | None, where: str) -> Any:
-    """Finite float32 values that share nothing that is changed: canonical CSR, or an array that is no counts."""
+def read_values(part: AnnData, layer: str | None, where: str, *, stored: StoredModality | None = None) -> Any:
+    """Finite float32 values that share nothing that is changed: canonical CSR, or an array that is no counts.
+
+    Those that are not in memory are put into temporary files, unless they are ``stored`` there already.
+    """
+    if stored is not None:
+        return _checked(stored, part, where)
     layers = _layer_names(part)
     if layer is not None and layer not in part.layers:
         raise KeyError(f"{where.rsplit('[', 1)[0]} has no {layer!r}; layers: {layers}.")
@@ -38,16 +46,21 @@ def read_values(part: AnnData, layer: str | None, where: str) -> Any:
         raise ValueError(f"{where} must hold real numbers, found dtype {values.dtype}.")
     if sp.issparse(values):
         matrix = _as_csr(values)  # the object's own arrays, where they are of this kind
+    elif not isinstance(values, np.ndarray):
+        return _checked(store_values(as_count_matrix(values))[0], part, where)
     elif _is_normalised(values):
         matrix = np.asarray(values, np.float32)
     else:
-        source = as_count_matrix(values)
-        pieces = source.map(_to_csr, source.shape[0] if isinstance(source, InMemory) else BLOCK_ROWS)
-        matrix = pieces[0] if len(pieces) == 1 else sp.csr_array(sp.vstack(pieces, format="csr"))
+        matrix = sp.csr_array(np.asarray(values, dtype=np.float32))
     if sp.issparse(matrix) and (not matrix.has_canonical_format or np.count_nonzero(matrix.data) < matrix.nnz):
         matrix = matrix.copy()
         matrix.sum_duplicates()
         matrix.eliminate_zeros()
+    return _checked(matrix, part, where)
+
+
+def _checked(matrix: Any, part: AnnData, where: str) -> Any:
+    """Raise ValueError if values are not finite."""
     problem = _count_problem(matrix)
     if problem is not None and problem[0] == "missing or infinite":
         raise ValueError(
@@ -66,12 +79,17 @@ def _is_normalised(values: Any) -> bool:
 
 def as_read(matrix: Any, likelihood: str) -> Any:
     """Values as the model takes them: dense if Gaussian and mostly other than 0."""
+    if isinstance(matrix, StoredModality):
+        mostly = matrix.entries > _MOSTLY * matrix.rows.shape[0] * matrix.rows.shape[1]
+        return matrix.rows.dense() if mostly and likelihood == "gaussian" else matrix.rows
     mostly = sp.issparse(matrix) and matrix.nnz > _MOSTLY * matrix.shape[0] * matrix.shape[1]
     return matrix.toarray() if mostly and likelihood == "gaussian" else matrix
 
 
 def _count_problem(matrix: Any) -> tuple[str, int, int, float] | None:
     """First value that is not a count, looked for in blocks of rows: what the search needs is as long as its input."""
+    if isinstance(matrix, StoredModality):
+        return matrix.problem
     if not sp.issparse(matrix):
         size = max(_CHUNK // matrix.shape[1], 1)
         starts = range(0, len(matrix), size)
@@ -93,15 +111,9 @@ def _count_problem(matrix: Any) -> tuple[str, int, int, float] | None:
     return min(found, key=lambda problem: _PROBLEMS.index(problem[0]), default=None)
 
 
-def _to_csr(start: int, block: Any) -> sp.csr_array:
-    return _as_csr(block)
-
-
 def _as_csr(values: Any) -> sp.csr_array:
-    """Float32 CSR of sparse or dense values of any type of number; scipy knows no half precision."""
-    if sp.issparse(values):
-        return sp.csr_array(values, dtype=np.float32)
-    return sp.csr_array(np.asarray(values, dtype=np.float32))
+    """Float32 CSR of sparse values of any type of number."""
+    return sp.csr_array(values, dtype=np.float32)
 
 
 def _layer_names(part: AnnData) -> list[str]:
@@ -137,7 +149,7 @@ def choose_or_check(
             stacklevel=4,
         )
     if given != "auto":
-        if given == "bernoulli" and matrix.nnz and matrix.data.max() > 1:
+        if given == "bernoulli" and _largest(matrix) > 1:
             logger.info(f"{name}: counts above 1 count as 1, the likelihood is Bernoulli.")
         return given
     choice = choose_likelihood(_summary(part, name, matrix))
@@ -147,9 +159,17 @@ def choose_or_check(
 
 def _fractional_share(matrix: Any) -> float:
     """Share of the values other than 0 that are not whole."""
+    if isinstance(matrix, StoredModality):
+        return matrix.fractional / max(matrix.entries, 1)
     values = _values(matrix)
     chunks = (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
     return sum(int((chunk != np.floor(chunk)).sum()) for chunk in chunks) / np.count_nonzero(values)
+
+
+def _largest(matrix: Any) -> float:
+    if isinstance(matrix, StoredModality):
+        return matrix.largest
+    return float(matrix.data.max()) if matrix.nnz else 0.0
 
 
 def _values(matrix: Any) -> np.ndarray:
@@ -166,20 +186,27 @@ def _other_counts(part: AnnData, layer: str | None) -> list[str]:
 
 
 def _summary(part: AnnData, name: str, matrix: Any) -> ModalitySummary:
-    values, size = _values(matrix), matrix.shape[0] * matrix.shape[1]
-    entries = np.count_nonzero(values)
-    values = values if entries else np.zeros(1, np.float32)
-    chunks = [values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK)]
-    kinds = set(part.var[FEATURE_TYPES].dropna().astype(str)) if FEATURE_TYPES in part.var else set()
+    found = matrix if isinstance(matrix, StoredModality) else _described(matrix)
+    size = found.rows.shape[0] * found.rows.shape[1]
+    kinds = set(read_labels(part.var, FEATURE_TYPES, name="var")[1]) if FEATURE_TYPES in part.var else set()
     return ModalitySummary(
-        n_features=matrix.shape[1],
-        integer=all(bool((chunk == np.floor(chunk)).all()) for chunk in chunks),
-        minimum=float(min(values.min(), 0 if entries < size else np.inf)),
-        maximum=float(max(values.max(), 0 if entries < size else -np.inf)),
-        zero_share=1 - entries / size,
-        large_share=sum(int((chunk > 2).sum()) for chunk in chunks) / len(values),
+        n_features=found.rows.shape[1],
+        integer=not found.fractional,
+        minimum=float(min(found.smallest, 0 if found.entries < size else np.inf)),
+        maximum=float(max(found.largest, 0 if found.entries < size else -np.inf)),
+        zero_share=1 - found.entries / size,
+        large_share=found.large / max(found.looked_at, 1),
         name=" ".join([name, *kinds]) if len(kinds) == 1 and kinds != {name} else name,
     )
+
+
+def _described(matrix: Any) -> StoredModality:
+    """What :func:`store_values` finds, of values in memory."""
+    values = _values(matrix)
+    found = StoredModality(matrix)
+    for start in range(0, len(values), _CHUNK):
+        found.look_at(values[start : start + _CHUNK])
+    return found
 
 
 def _first(problem: tuple[str, int, int, float], part: AnnData) -> str:
@@ -211,14 +238,21 @@ def to_features(matrix: Any, found: pd.Index, wanted: pd.Index, name: str) -> An
         )
     if known < len(found):
         logger.info(f"{name}: {len(found) - known} features that the model does not know are not used.")
+    if isinstance(matrix, StoredModality):
+        blocks = (slice(start, start + BLOCK_ROWS) for start in range(0, matrix.rows.shape[0], BLOCK_ROWS))
+        moved = (_to_columns(matrix.rows[rows], column, len(wanted)) for rows in blocks)
+        return matrix.moved(RowStore.of(moved, len(wanted)))
+    return _to_columns(matrix, column, len(wanted))
+
+
+def _to_columns(matrix: Any, column: np.ndarray, width: int) -> Any:
+    """Columns moved to the places given; those at -1 are left out."""
     if not sp.issparse(matrix):
-        placed = np.zeros((len(matrix), len(wanted)), np.float32)
+        placed = np.zeros((len(matrix), width), np.float32)
         placed[:, column[column >= 0]] = matrix[:, column >= 0]
         return placed
     kept = column[matrix.indices] >= 0
     indptr = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
-    result = sp.csr_array(
-        (matrix.data[kept], column[matrix.indices[kept]], indptr), shape=(matrix.shape[0], len(wanted))
-    )
+    result = sp.csr_array((matrix.data[kept], column[matrix.indices[kept]], indptr), shape=(matrix.shape[0], width))
     result.sort_indices()
     return result

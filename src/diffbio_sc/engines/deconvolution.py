@@ -268,7 +268,7 @@ def fit_signatures(
                 operator.adapt_platform(sample.take_slide(counts, columns, slide, FIT_SPOTS), profiles)
             solvers.append(solver())
             operator.log_platform[...] = common
-    refined = bool(np.any(operator.log_deviation[...]))
+    refined = bool(np.any(np.asarray(operator.log_deviation[...])))
     return Fit(np.asarray(common), config.dispersion, float(operator.kept[...]), refined, solvers, report)
 
 

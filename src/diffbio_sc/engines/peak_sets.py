@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numba import njit
 
 from diffbio_sc._logging import logger
+from diffbio_sc.blocks.rounds import Flow, Round, run_here
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
-from diffbio_sc.genome.columns import new_column, release
+from diffbio_sc.genome.columns import new_column, release, row_batches, row_starts, write_rows
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.overlap import Regions, chromosome_codes
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 
-__all__ = ["count_support", "cut_at_regions", "merge_tables", "pool_intervals"]
+__all__ = ["count_support", "cut_at_regions", "merge_tables", "pool_intervals", "pool_rounds"]
 
+_PART_ROWS = 1 << 18  # chromosomes with fewer are worked on together
+_MERGED_ROWS = 1 << 18  # of several samples, put in order at a time
 _NO_LIMIT = np.iinfo(np.int64).max
 
 
@@ -58,7 +61,12 @@ def count_support(table: PeakTable, replicates: Sequence[PeakTable]) -> PeakTabl
 
 
 def pool_intervals(parts: Sequence[Intervals], name: str = "the pooled replicates") -> Intervals:
-    """All intervals of several samples as one sample.
+    """All intervals of several samples as one sample, in this process; see :func:`pool_rounds`."""
+    return run_here(pool_rounds(parts, name))
+
+
+def pool_rounds(parts: Sequence[Intervals], name: str = "the pooled replicates") -> Flow[Intervals]:
+    """All intervals of several samples as one sample, some chromosomes a task.
 
     Raises
     ------
@@ -71,30 +79,64 @@ def pool_intervals(parts: Sequence[Intervals], name: str = "the pooled replicate
     if len({part.paired for part in parts}) > 1:
         raise ValueError("replicates must be all of fragments or all of single reads, found both.")
     keys = [key for key in ("start", "end", "strand", "count") if all(key in part.columns for part in parts)]
-    lengths = [[len(part[name].start) if name in part else 0 for part in parts] for name in chromosomes]
-    stops = np.cumsum([0, *map(sum, lengths)])
-    columns = {}
-    for key in keys:
-        column = columns[key] = new_column(int(stops[-1]), parts[0].columns[key].dtype)
-        place = 0
-        for chromosome in chromosomes:
-            for part in parts:
-                if chromosome in part:
-                    values = getattr(part[chromosome], key)
-                    column[place : place + len(values)] = values
-                    place += len(values)
-                    release(column, values)
+    number = np.zeros(len(chromosomes), np.int64)
+    place = {chromosome: index for index, chromosome in enumerate(chromosomes)}
+    for part in parts:
+        number[[place[chromosome] for chromosome in part.chromosomes]] += part.counts()
     sizes = None
     if all(part.sizes is not None for part in parts):
         sizes = {key: max((part.sizes or {}).get(key, 0) for part in parts) for key in chromosomes}
-    return Intervals(
-        columns,
-        np.stack([stops[:-1], stops[1:]], axis=1),
+    batches = list(row_batches(number.tolist(), _PART_ROWS))
+    starts = row_starts(number[batch].sum() for batch in batches)
+    stops = np.zeros(len(number), np.int64)
+    for first, batch in zip(starts, batches, strict=False):
+        stops[batch] = first + np.cumsum(number[batch])
+    pooled = Intervals(
+        {key: new_column(starts[-1], parts[0].columns[key].dtype) for key in keys},
+        np.stack([stops - number, stops], axis=1),
         chromosomes,
         sizes=sizes,
         paired=parts[0].paired,
         name=name,
+        in_order=True,
     )
+    items = []
+    for batch in batches:
+        some = chromosomes[batch]
+        items.append(([one.select_chromosomes(some) for one in parts], pooled.select_chromosomes(some)))
+    yield Round(_pool, items, "Pooling")
+    return pooled
+
+
+def _pool(item: tuple[Sequence[Intervals], Intervals]) -> None:
+    """Write the intervals of several samples to the rows of their pool, in the order of starts."""
+    parts, pooled = item
+    for chromosome, (first, _) in zip(pooled.chromosomes, pooled.bounds.tolist(), strict=True):
+        for rows in _ranges([part[chromosome].start for part in parts]):
+            columns = {
+                key: np.concatenate(
+                    [getattr(part[chromosome], key)[low:high] for part, (low, high) in zip(parts, rows, strict=True)]
+                )
+                for key in pooled.columns
+            }
+            # Equal places stand in the order of the samples.
+            order = np.argsort(columns["start"], kind="stable")
+            for key, target in pooled.columns.items():
+                write_rows(target, first, columns[key][order])
+            first += len(order)
+            release(*(column for part in parts for column in part.columns.values()))
+
+
+def _ranges(starts: Sequence[np.ndarray]) -> Iterator[list[tuple[int, int]]]:
+    """Rows of each of several sorted columns that lie between the same places, not too many together."""
+    step = max(_MERGED_ROWS // len(starts), 1)
+    marks = np.sort(np.concatenate([column[step::step] for column in starts]))
+    low = [0] * len(starts)
+    for mark in np.unique(marks[len(starts) - 1 :: len(starts)]):
+        high = [int(np.searchsorted(column, mark)) for column in starts]
+        yield list(zip(low, high, strict=True))
+        low = high
+    yield list(zip(low, map(len, starts), strict=True))
 
 
 def merge_tables(

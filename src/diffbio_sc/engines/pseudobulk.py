@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc.blocks.rounds import Flow, Round, run_here
 from diffbio_sc.blocks.steps import ByRow, Step
-from diffbio_sc.genome.columns import new_column, release
-from diffbio_sc.genome.interval_kernels import group_rows
+from diffbio_sc.genome.columns import ColumnTuple, new_column, release, row_starts, write_rows
+from diffbio_sc.genome.interval_kernels import count_groups, deal_rows
 from diffbio_sc.genome.intervals import Intervals
 
 
@@ -55,7 +56,14 @@ def _indicator(codes: np.ndarray, groups: int) -> sp.csr_array:
 
 
 def split_groups(intervals: Intervals, codes: np.ndarray, names: Sequence[str]) -> dict[str, Intervals]:
-    """Split the fragments of a sample by group, by name of the group.
+    """Split the fragments of a sample by group, in this process; see :func:`split_rounds`."""
+    return run_here(split_rounds(intervals, codes, names, [intervals]))
+
+
+def split_rounds(
+    intervals: Intervals, codes: np.ndarray, names: Sequence[str], parts: Sequence[Intervals] | None = None
+) -> Flow[dict[str, Intervals]]:
+    """Split the fragments of a sample by group, by name of the group; some chromosomes a task.
 
     Parameters
     ----------
@@ -65,42 +73,61 @@ def split_groups(intervals: Intervals, codes: np.ndarray, names: Sequence[str]) 
         Group of each barcode, -1 where it is left out.
     names
         Names of the groups.
+    parts
+        The chromosomes of the tasks; default ``intervals.parts()``. A group's rows stand together within a part.
     """
-    bounds = intervals.bounds.tolist()
-    cells = intervals.columns["cell_code"]
-    number = np.zeros((len(names), len(bounds)), np.int64)
-    for chromosome, (first, last) in enumerate(bounds):
-        label = codes[cells[first:last]] if len(codes) else np.empty(0, np.int32)
-        number[:, chromosome] = np.bincount(label[label >= 0], minlength=len(names))
-        release(cells)
-    # All groups lie in one column, one after the other, in each the chromosomes in order.
-    stops = np.cumsum(number.ravel()).reshape(number.shape)
+    group_of = new_column(len(codes), np.int32)
+    write_rows(group_of, 0, codes)
+    parts = intervals.parts() if parts is None else parts
+    starts = row_starts(map(len, parts))
     keys = [key for key in intervals.columns if key != "cell_code"]
-    columns = {key: new_column(int(number.sum()), intervals.columns[key].dtype) for key in keys}
-    for chromosome, (first, last) in enumerate(bounds):
-        label = codes[cells[first:last]] if len(codes) else np.empty(0, np.int32)
-        kept = np.flatnonzero(label >= 0)
-        # Stable: within a group rows stay in the order of starts.
-        order = kept[group_rows(label[kept], len(names))]
-        here = np.cumsum(number[:, chromosome])
-        for key, target in columns.items():
-            values = intervals.columns[key][first:last][order]
-            for code in np.flatnonzero(number[:, chromosome]):
-                stop, size = stops[code, chromosome], number[code, chromosome]
-                target[stop - size : stop] = values[here[code] - size : here[code]]
-            release(target, intervals.columns[key])
-        release(cells)
+    columns = ColumnTuple(new_column(starts[-1], intervals.columns[key].dtype) for key in keys)
+    items = [
+        _Split(part, ColumnTuple((group_of,)), len(names), tuple(keys), columns, first)
+        for part, first in zip(parts, starts, strict=False)
+    ]
+    found = yield Round(_deal, items, "Dealing to groups")
+    bounds = np.concatenate([np.zeros((len(names), 0, 2), np.int64), *found], axis=1)
     result = {}
-    for code, name in enumerate(names):
-        ends = stops[code]
-        begin = int(ends[0] - number[code, 0]) if len(ends) else 0
-        inside = slice(begin, int(ends[-1]) if len(ends) else 0)
+    for name, rows in zip(names, bounds, strict=True):
+        first, last = int(rows.min(initial=starts[-1])), int(rows.max(initial=0))
         result[name] = Intervals(
-            {key: values[inside] for key, values in columns.items()},
-            np.stack([ends - number[code], ends], axis=1) - begin if len(ends) else np.empty((0, 2)),
+            {key: values[first:last] for key, values in zip(keys, columns, strict=True)},
+            rows - first,
             intervals.chromosomes,
             sizes=intervals.sizes,
             paired=intervals.paired,
             name=f"{intervals.name} ({name})",
+            in_order=True,
         )
     return result
+
+
+class _Split(NamedTuple):
+    """Some chromosomes, the group of each barcode, and the columns that the groups are dealt to, from a row on."""
+
+    part: Intervals
+    codes: ColumnTuple
+    groups: int
+    keys: tuple[str, ...]
+    columns: ColumnTuple
+    first: int
+
+
+def _deal(item: _Split) -> np.ndarray:
+    """Write the fragments of each group one after the other; first and last row by group and chromosome."""
+    (codes,), bounds = item.codes, item.part.bounds.tolist()
+    cells = item.part.columns["cell_code"]
+    number = np.zeros((item.groups, len(bounds)), np.int64)
+    for chromosome, (first, last) in enumerate(bounds):
+        number[:, chromosome] = count_groups(cells[first:last], codes, item.groups)
+        release(cells)
+    stops = np.cumsum(number.ravel()).reshape(number.shape)
+    for key, target in zip(item.keys, item.columns, strict=True):
+        values = item.part.columns[key]
+        dealt = np.empty(int(number.sum()), values.dtype)
+        for chromosome, (first, last) in enumerate(bounds):
+            deal_rows(values[first:last], cells[first:last], codes, (stops - number)[:, chromosome].copy(), dealt)
+            release(cells, values)
+        write_rows(target, item.first, dealt)
+    return item.first + np.stack([stops - number, stops], axis=2)

@@ -4,39 +4,154 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Iterable, Iterator
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 _SMALL = 1 << 16  # rows that are held in memory anyway
 _ROWS_AT_ONCE = 1 << 20
+_PAGE_ROWS = 1 << 14  # a multiple of the pages of file systems, also where a row is one byte
 
-_ON_DISK: ContextVar[bool] = ContextVar("columns_on_disk", default=False)
+_PLACE: ContextVar[Path | bool] = ContextVar("columns_on_disk", default=False)
 
 
 @contextmanager
-def columns_on_disk() -> Iterator[None]:
+def columns_on_disk(folder: Path | None = None) -> Iterator[None]:
     """Let columns that are made inside lie in temporary files, which end with the arrays.
 
-    They are arrays like others; :func:`release` takes what was read of them out of memory again.
+    They are arrays like others; :func:`release` takes what was read of them out of memory again. In a ``folder`` that
+    other processes see the files have names, so that :func:`stored` tells those where they are, and end with the
+    folder or by :func:`discard`.
     """
-    token = _ON_DISK.set(True)
+    token = _PLACE.set(True if folder is None else folder)
     try:
         yield
     finally:
-        _ON_DISK.reset(token)
+        _PLACE.reset(token)
 
 
 def new_column(rows: int, dtype: Any) -> np.ndarray:
     """Return an array of so many rows, to be filled."""
-    if rows <= _SMALL or not _ON_DISK.get():
+    place = _PLACE.get()
+    if isinstance(place, Path) and rows:
+        return np.memmap(place / f"column-{uuid.uuid4().hex}", dtype, "w+", shape=(rows,))
+    if rows <= _SMALL or not place:
         return np.empty(rows, dtype)
     with tempfile.TemporaryFile(prefix="diffbio-sc-") as file:
         file.truncate(rows * np.dtype(dtype).itemsize)
         return np.memmap(file, dtype, "r+", shape=(rows,))  # the mapping keeps the file until it ends
+
+
+class StoredColumn(NamedTuple):
+    """Where another process finds a column."""
+
+    path: str
+    dtype: str
+    first: int
+    rows: int
+
+    def open(self) -> np.ndarray:
+        """Return the column; :func:`write_rows` writes to it, nothing else reaches the file."""
+        dtype = np.dtype(self.dtype)
+        return np.memmap(self.path, dtype, "c", self.first * dtype.itemsize, (self.rows,))
+
+
+def stored(column: np.ndarray | None) -> StoredColumn | np.ndarray | None:
+    """Where a column lies that is in a file of a shared folder; the values of any other."""
+    whole = _whole(column)
+    if column is None or whole is None or whole.filename is None or not len(column):
+        return None if column is None else np.array(column)
+    first = (_address(column) - _address(whole) + whole.offset) // column.dtype.itemsize
+    return StoredColumn(str(whole.filename), column.dtype.str, first, len(column))
+
+
+def opened(column: StoredColumn | np.ndarray | None) -> np.ndarray | None:
+    """Return the column that :func:`stored` told of."""
+    return column.open() if isinstance(column, StoredColumn) else column
+
+
+class ColumnTuple(tuple):
+    """Columns that travel to another process by their place, where they lie in files of a shared folder."""
+
+    def __reduce__(self) -> tuple:
+        return _opened_tuple, tuple(map(stored, self))
+
+
+def _opened_tuple(*columns: Any) -> ColumnTuple:
+    return ColumnTuple(map(opened, columns))
+
+
+def write_rows(column: np.ndarray, first: int, values: np.ndarray) -> None:
+    """Write rows of a column; tasks that write to one column begin at the :func:`row_starts` of their parts.
+
+    To a file of a shared folder they are written as bytes, not through memory that is mapped: other machines see them
+    when the file is closed.
+    """
+    whole = _whole(column)
+    if whole is None or whole.filename is None:
+        column[first : first + len(values)] = values
+        release(column)
+    elif len(values):
+        place = stored(column[first:])
+        assert isinstance(place, StoredColumn)
+        with open(place.path, "r+b", buffering=0) as file:
+            file.seek(place.first * column.dtype.itemsize)
+            rest = memoryview(np.ascontiguousarray(values, column.dtype)).cast("B")
+            while len(rest):
+                rest = rest[file.write(rest) :]
+
+
+def copy_column(column: np.ndarray) -> np.ndarray:
+    """Copy to a new column, without having all of either in memory."""
+    copied = new_column(len(column), column.dtype)
+    for start in range(0, len(column), _ROWS_AT_ONCE):
+        write_rows(copied, start, column[start : start + _ROWS_AT_ONCE])
+        release(column)
+    return copied
+
+
+def row_starts(counts: Iterable[int]) -> list[int]:
+    """First rows of parts that several processes write to one column, and the number of rows.
+
+    No two parts share a page of the file: a file system of many machines may write whole pages.
+    """
+    starts, stop = [], 0
+    for count in counts:
+        starts.append(-(-stop // _PAGE_ROWS) * _PAGE_ROWS)
+        stop = starts[-1] + int(count)
+    return [*starts, stop]
+
+
+def discard(*columns: np.ndarray | None) -> None:
+    """Delete the files of columns that lie in a shared folder; arrays that are open keep their values."""
+    for column in columns:
+        whole = _whole(column)
+        if whole is not None and whole.filename is not None:
+            Path(whole.filename).unlink(missing_ok=True)
+
+
+class ColumnList(Sequence[np.ndarray]):
+    """Columns one after the other, each out of memory again when the next is asked for."""
+
+    def __init__(self, columns: Sequence[np.ndarray]):
+        self.columns = columns
+
+    def __len__(self) -> int:
+        """Number of columns."""
+        return len(self.columns)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.columns[index]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for column in self.columns:
+            yield column
+            release(column)
 
 
 def copy_into(target: np.ndarray, source: np.ndarray) -> None:
@@ -50,9 +165,9 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
 def release(*columns: np.ndarray | None) -> None:
     """Take columns that lie in files out of memory; their values stay, and are read again where needed."""
     for column in columns:
-        found = _mapping(column)
+        found = _whole(column)
         if found is not None and hasattr(mmap, "MADV_DONTNEED"):
-            found.madvise(mmap.MADV_DONTNEED)
+            found._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def row_batches(counts: Iterable[int], rows: int = _ROWS_AT_ONCE) -> Iterator[slice]:
@@ -67,10 +182,15 @@ def row_batches(counts: Iterable[int], rows: int = _ROWS_AT_ONCE) -> Iterator[sl
         yield slice(start, number)
 
 
-def _mapping(column: Any) -> mmap.mmap | None:
+def _whole(column: Any) -> np.memmap | None:
+    """The column of a file that an array is, or is a view of."""
+    found = None
     while column is not None:
-        found = getattr(column, "_mmap", None)
-        if found is not None:
-            return found
+        if isinstance(column, np.memmap) and getattr(column, "_mmap", None) is not None:
+            found = column
         column = getattr(column, "base", None)
-    return None
+    return found
+
+
+def _address(column: np.ndarray) -> int:
+    return column.__array_interface__["data"][0]

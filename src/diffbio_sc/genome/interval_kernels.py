@@ -25,6 +25,26 @@ def group_rows(codes, n_codes):
 
 
 @njit(cache=True, nogil=True)
+def count_groups(cells, codes, groups):
+    """Number of rows of each group; ``codes`` are the groups of the cells, -1 where they are left out."""
+    number = np.zeros(groups, np.int64)
+    for cell in cells:
+        if codes[cell] >= 0:
+            number[codes[cell]] += 1
+    return number
+
+
+@njit(cache=True, nogil=True)
+def deal_rows(values, cells, codes, places, target):
+    """Copy the rows of each group, in their order, to ``target``, from the group's place on; places are moved on."""
+    for row in range(len(values)):
+        code = codes[cells[row]]
+        if code >= 0:
+            target[places[code]] = values[row]
+            places[code] += 1
+
+
+@njit(cache=True, nogil=True)
 def unsorted_groups(starts, first, last):
     """Whether the starts of each group decrease anywhere."""
     result = np.zeros(len(first), np.bool_)

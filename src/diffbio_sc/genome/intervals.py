@@ -10,7 +10,7 @@ import numpy as np
 
 from diffbio_sc._checks import counted, name_heads, require_columns, whole_number, whole_numbers
 from diffbio_sc.genome.chrom_sizes import LONGEST, check_chrom_sizes, match_regions
-from diffbio_sc.genome.columns import release, row_batches
+from diffbio_sc.genome.columns import opened, release, row_batches, stored
 from diffbio_sc.genome.interval_kernels import group_rows, unsorted_groups, within_limit
 from diffbio_sc.genome.overlap import Regions
 
@@ -28,6 +28,7 @@ COLUMN_TYPES = {
 
 # Chromosomes with fewer rows than this are sorted together in one call.
 _SMALL = 4096
+_PART_ROWS = 1 << 18
 
 
 class IntervalArrays(NamedTuple):
@@ -74,6 +75,8 @@ class Intervals:
         Whether the intervals are whole fragments (of read pairs) rather than single reads.
     name
         What messages call this sample, such as the name of its file.
+    in_order
+        Whether rows are known to be sorted.
 
     See Also
     --------
@@ -97,6 +100,7 @@ class Intervals:
         sizes: Mapping[str, int] | None = None,
         paired: bool = True,
         name: str = "intervals",
+        in_order: bool = False,
     ):
         self.columns = dict(columns)
         self.bounds = np.asarray(bounds, np.int64).reshape(-1, 2)
@@ -108,7 +112,8 @@ class Intervals:
         self._position = {chromosome: index for index, chromosome in enumerate(self.chromosomes)}
         if len(self._position) != len(self.chromosomes):
             raise ValueError(f"chromosomes of {name} must be unique, found {self.chromosomes[:5]} ...")
-        _sort_groups(self.columns, self.bounds)
+        if not in_order:
+            _sort_groups(self.columns, self.bounds)
 
     @classmethod
     def from_arrays(
@@ -217,6 +222,13 @@ class Intervals:
             name=name,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: columns in files of a shared folder by their place, others by value."""
+        return {**self.__dict__, "columns": {key: stored(values) for key, values in self.columns.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, columns={key: opened(values) for key, values in state["columns"].items()})
+
     def __getitem__(self, chromosome: str) -> IntervalArrays:
         if chromosome not in self._position:
             raise KeyError(f"{self.name} has no chromosome {chromosome!r}; it has {name_heads(self.chromosomes)}.")
@@ -279,16 +291,21 @@ class Intervals:
                 columns[key][stops[index] : stops[index + 1]] = values[first:last][rows[chromosome]]
         return self._like(columns, np.stack([stops[:-1], stops[1:]], axis=1), chromosomes)
 
-    def _like(self, columns: Mapping[str, np.ndarray], bounds: np.ndarray, chromosomes: Sequence[str]) -> Intervals:
-        return Intervals(
-            columns,
-            bounds,
-            chromosomes,
-            barcodes=self.barcodes,
-            sizes=self.sizes,
-            paired=self.paired,
-            name=self.name,
-        )
+    def _like(
+        self,
+        columns: Mapping[str, np.ndarray],
+        bounds: np.ndarray,
+        chromosomes: Sequence[str],
+        *,
+        in_order: bool = False,
+    ) -> Intervals:
+        other = Intervals(columns, bounds, chromosomes, paired=self.paired, name=self.name, in_order=in_order)
+        other.barcodes, other.sizes = self.barcodes, self.sizes
+        return other
+
+    def with_rows(self, columns: Mapping[str, np.ndarray], bounds: np.ndarray) -> Intervals:
+        """Other rows, sorted by start, of the same chromosomes."""
+        return self._like(columns, bounds, self.chromosomes, in_order=True)
 
     def select_chromosomes(self, chromosomes: Sequence[str]) -> Intervals:
         """The given chromosomes, in the given order; one without intervals is allowed. Shares memory."""
@@ -296,11 +313,17 @@ class Intervals:
             self.bounds[self._position[chromosome]] if chromosome in self._position else (0, 0)
             for chromosome in chromosomes
         ]
-        return self._like(self.columns, np.asarray(bounds), chromosomes)
+        return self._like(self.columns, np.asarray(bounds), chromosomes, in_order=True)
+
+    def parts(self) -> list[Intervals]:
+        """The chromosomes one by one, small ones together: pieces to be worked on apart. Shares memory."""
+        batches = row_batches(self.counts(), _PART_ROWS)
+        return [self.select_chromosomes(self.chromosomes[batch]) for batch in batches]
 
     def rename_chromosomes(self, names: Mapping[str, str]) -> Intervals:
         """Other names for chromosomes, such as ``{"1": "chr1"}``. Shares memory."""
-        renamed = self._like(self.columns, self.bounds, [names.get(key, key) for key in self.chromosomes])
+        chromosomes = [names.get(key, key) for key in self.chromosomes]
+        renamed = self._like(self.columns, self.bounds, chromosomes, in_order=True)
         if self.sizes is not None:
             renamed.sizes = {names.get(key, key): size for key, size in self.sizes.items()}
         return renamed
@@ -354,16 +377,10 @@ class Intervals:
         length = whole_number(length, "length", unit=" base")
         strand = self.columns.get("strand")
         known = 0 if strand is None else sum(int(np.count_nonzero(strand[first:last])) for first, last in self.bounds)
-        if self.paired or strand is None or (len(self) and not known):
+        if self.paired or strand is None:
             what = "are whole fragments already" if self.paired else "have no strand"
             raise ValueError(f"only reads with a strand can be extended; those of {self.name} {what}.")
-        if known < len(self):
-            warnings.warn(
-                f"{self.name}: {len(self) - known:,} of {len(self):,} reads have no strand and are extended about "
-                "their middle.",
-                UserWarning,
-                stacklevel=2,
-            )
+        check_strands(known, len(self), self.name)
         start, end = extend_reads(self.columns["start"], self.columns["end"], strand, length)
         for chromosome, (first, last) in zip(self.chromosomes, self.bounds.tolist(), strict=True):
             if self.sizes is not None and chromosome in self.sizes:
@@ -425,6 +442,18 @@ class Intervals:
         if "strand" in self.columns:
             frame["strand"] = np.array([".", "+", "-"])[self.columns["strand"][rows]]
         return frame
+
+
+def check_strands(known: int, number: int, name: str) -> None:
+    """Refuse to extend reads of which none has a strand, warn if some have none."""
+    if number and not known:
+        raise ValueError(f"only reads with a strand can be extended; those of {name} have no strand.")
+    if known < number:
+        warnings.warn(
+            f"{name}: {number - known:,} of {number:,} reads have no strand and are extended about their middle.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def extend_reads(start: np.ndarray, end: np.ndarray, strand: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ _MAGIC = {
     b"\x89HDF": "an HDF5 file",
 }
 # Every bgzip file ends with this empty block (SAM specification, section 4.1.2).
-_LAST_BLOCK = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+LAST_BLOCK = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 class ByteSource:
@@ -44,6 +44,7 @@ class ByteSource:
 
     def readinto(self, target: memoryview) -> int:
         """Fill ``target`` as far as possible; returns the number of bytes, 0 at the end."""
+        damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, OSError, *library_errors())
         filled = 0
         try:
             while filled < len(target):
@@ -51,7 +52,7 @@ class ByteSource:
                 if not count:
                     break
                 filled += count
-        except (EOFError, zlib.error, OSError) as error:
+        except damaged as error:
             raise ValueError(
                 f"{self.path} cannot be decompressed ({error}): it is cut short or damaged. Get the file again."
             ) from error
@@ -60,6 +61,16 @@ class ByteSource:
     def fraction(self) -> float:
         """Part of the file that has been read."""
         return min(self.raw.tell() / self.size, 1.0) if self.size else 1.0
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """What the faster library raises in place of :class:`zlib.error`, where it is installed."""
+    try:
+        from isal import igzip_lib
+    except ImportError:
+        return ()
+    found: Any = igzip_lib.IsalError  # its stub takes it for a value
+    return (found,)
 
 
 @contextmanager
@@ -76,8 +87,8 @@ def open_bytes(path: PathLike) -> Iterator[ByteSource]:
             yield ByteSource(raw, raw, where)
             return
         if head[3] & 4 and head[12:14] == b"BC":
-            raw.seek(max(os.fstat(raw.fileno()).st_size - len(_LAST_BLOCK), 0))
-            if raw.read() != _LAST_BLOCK:
+            raw.seek(max(os.fstat(raw.fileno()).st_size - len(LAST_BLOCK), 0))
+            if raw.read() != LAST_BLOCK:
                 warnings.warn(
                     f"{where} lacks the block that ends every bgzip and BAM file: it is probably cut short. Get the "
                     "file again, or make sure that nothing is missing.",

@@ -16,6 +16,7 @@ from diffbio_sc.genome.intervals import COLUMN_TYPES, Intervals
 from diffbio_sc.io import _line_kernels as kernels
 from diffbio_sc.io._byte_source import BLOCK_BYTES, ByteSource, PathLike, as_paths, open_bytes, require_text
 from diffbio_sc.io._name_table import BarcodeTable, NameTable
+from diffbio_sc.io._tabix import FileRange, open_range
 
 # A line holds at least a name, two numbers and three separators.
 _SHORTEST_LINE = 6
@@ -116,19 +117,28 @@ class LineReader:
         self.size_array = np.array(list((self.sizes or {}).values()), np.int64)
         self.names = NameTable(list(self.sizes or {}))
         self.cells = BarcodeTable(barcodes)
+        self.builder: IntervalBuilder | None = None
+        self.counters = np.zeros(kernels.N_COUNTERS, np.int64)
+        self.first_barcodes: list[str] = []
 
     def read(self, paths: PathLike | Sequence[PathLike]) -> Intervals:
         """Read all files as one sample."""
         files = as_paths(paths)
         name = Path(files[0]).name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
-        self.builder: IntervalBuilder | None = None
-        self.counters = np.zeros(kernels.N_COUNTERS, np.int64)
-        self.first_barcodes: list[str] = []
         for index, path in enumerate(files):
             with open_bytes(path) as source:
                 self._read_file(LineBuffer(source), index, len(files))
+        self.report(name, self.builder.rows if self.builder is not None else 0)
+        return self._finish(name)
+
+    def read_range(self, path: PathLike, place: FileRange) -> tuple[Intervals, np.ndarray]:
+        """Read some chromosomes of an indexed file; its counters are for :meth:`report`."""
+        with open_range(path, place) as source:
+            self._read_file(LineBuffer(source), 0, 1)
+        return self._finish(Path(path).name), self.counters
+
+    def _finish(self, name: str) -> Intervals:
         builder = self.builder or IntervalBuilder(self.columns)
-        self._report(name, builder.rows)
         return builder.finish(
             self.names.names() if self.sizes is None else list(self.sizes),
             barcodes=self.cells.labels() if "cell_code" in builder.columns else None,
@@ -253,8 +263,8 @@ class LineReader:
             "start, end (0-based, half-open), and what this format has further."
         )
 
-    def _report(self, name: str, rows: int) -> None:
-        """Warn about rows that were not taken as they are."""
+    def report(self, name: str, rows: int) -> None:
+        """Warn about rows that were not taken as they are, as the counters say."""
         count = {key: int(self.counters[getattr(kernels, key)]) for key in _MESSAGES}
         if self.sizes is not None and not rows and count["OTHER_CHROMOSOME"]:
             found = self.names.names()[len(self.sizes) :]

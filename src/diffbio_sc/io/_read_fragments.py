@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._line_reader import Layout, LineReader, layout_columns
+from diffbio_sc.io._tabix import FileRange
 
 
 def read_fragments(
@@ -66,7 +68,17 @@ def read_fragments(
     >>> fragments["chr1"].end
     array([300, 400], dtype=int32)
     """
+    reader = _reader(barcodes=barcodes, use_barcodes=use_barcodes, use_counts=use_counts, chrom_sizes=chrom_sizes)
+    return reader.read(path)
 
+
+def _reader(
+    *,
+    barcodes: Sequence[str] | Mapping[str, str] | None = None,
+    use_barcodes: bool = True,
+    use_counts: bool = False,
+    chrom_sizes: ChromSizes | None = None,
+) -> LineReader:
     def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:
         has_barcodes, has_counts = len(layout.fields) > 3, len(layout.fields) > 4
         if (barcodes is not None and not has_barcodes) or (use_counts and not has_counts):
@@ -78,4 +90,17 @@ def read_fragments(
         return layout_columns(barcode=3 if keep_barcodes else -1, count=4 if use_counts else -1), False
 
     columns = [*(["cell_code"] if use_barcodes or barcodes is not None else []), *(["count"] if use_counts else [])]
-    return LineReader(locate, columns=columns, sizes=chrom_sizes, barcodes=barcodes).read(path)
+    return LineReader(locate, columns=columns, sizes=chrom_sizes, barcodes=barcodes)
+
+
+def read_fragment_range(path: PathLike, place: FileRange) -> tuple[Intervals, np.ndarray]:
+    """Fragments of some chromosomes of an indexed file, and the counters of what was left out."""
+    return _reader().read_range(path, place)
+
+
+def report_ranges(path: PathLike, counters: Sequence[np.ndarray], rows: int) -> None:
+    """Warn about what was left out in all ranges of a file, as :func:`read_fragments` does."""
+    reader = _reader()
+    for one in counters:
+        reader.counters += one
+    reader.report(Path(path).name, rows)

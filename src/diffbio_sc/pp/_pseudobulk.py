@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.contacts_object import bins_table, contacts_object
-from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragments, read_barcode_labels
+from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragments, read_barcode_labels, read_groups
 from diffbio_sc._anndata.genome_axis import read_genome_axis
 from diffbio_sc._anndata.matrix import require_anndata, survey_counts
 from diffbio_sc._anndata.results import make_record
@@ -17,7 +17,7 @@ from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._checks import is_path
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.pseudobulk import SumOfCells, SumOfCellsByBins, split_groups
-from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
+from diffbio_sc.genome.barcodes import report_barcodes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io import ContactCells
 
@@ -165,9 +165,5 @@ def _sum_contacts(cells: ContactCells, label_of: Mapping[str, str]) -> dict[str,
 
 
 def _split_fragments(intervals: Intervals, groupby: Mapping[str, str] | pd.Series) -> dict[str, Intervals]:
-    labels = read_barcode_labels(groupby)
-    codes, names = group_codes(intervals, labels)
-    if len(codes):
-        found = found_barcodes(intervals, labels)
-        report_barcodes(list(labels), found, intervals.name, intervals.barcodes or [], stacklevel=4)
+    codes, names = read_groups(intervals, groupby)
     return split_groups(intervals, codes, names)

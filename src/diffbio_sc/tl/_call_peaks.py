@@ -2,21 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from diffbio_sc.genome.intervals import Intervals
+from diffbio_sc.tl._peak_sources import Source, close_source, open_rounds
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
+    from diffbio_sc.blocks.rounds import Flow, Here, Workers
+    from diffbio_sc.engines.mark_choice import Breadth
     from diffbio_sc.engines.peak_settings import PeakSettings
     from diffbio_sc.genome.peak_table import PeakTable
-
-Source = Intervals | str | os.PathLike[str]
-
-_SIGNALS = (".bw", ".bigwig", ".bedgraph", ".bdg", ".wig")
 
 
 @overload
@@ -131,6 +131,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
     >>> list(by_type)
     ['B cell', 'T cell']
     """
+    from diffbio_sc.blocks.rounds import task_runner
     from diffbio_sc.engines.peak_settings import PeakSettings
     from diffbio_sc.genome.columns import columns_on_disk
 
@@ -143,21 +144,26 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
         duplicates=duplicates,
         unguarded=control is None and blacklist is None and mode != "macs",
     )
+    if hasattr(source, "obs_names"):
+        source, groupby = _fragments_of(source, groupby)
+    several = isinstance(source, Mapping)
+    if several and groupby is not None:
+        raise ValueError("groupby is for fragments with barcodes of one sample; call the samples one by one.")
+    if replicate and not several:
+        raise ValueError("replicate=True needs several samples: pass a dict of them by name.")
+    if isinstance(control, Mapping) and not several:
+        raise TypeError("control must be one file or Intervals for one sample, found a mapping.")
+    # What is in memory stays in this process: workers would have to be sent all of it.
+    given = [one for some in (source, control) for one in (some.values() if isinstance(some, Mapping) else [some])]
+    spread = not any(isinstance(one, Intervals) for one in given)
     # No more of a file than a chromosome is in memory, however many samples and groups there are.
-    with columns_on_disk():
-        if hasattr(source, "obs_names"):
-            source, groupby = _fragments_of(source, groupby)
+    with task_runner(spread=spread) as runner, columns_on_disk(runner.folder):
         if isinstance(source, Mapping):
-            if groupby is not None:
-                raise ValueError("groupby is for fragments with barcodes of one sample; call the samples one by one.")
-            return _call_samples(source, settings, bool(replicate), control, blacklist)
-        if replicate:
-            raise ValueError("replicate=True needs several samples: pass a dict of them by name.")
-        if isinstance(control, Mapping):
-            raise TypeError("control must be one file or Intervals for one sample, found a mapping.")
-        if groupby is None:
-            return _call_one(source, settings, control, blacklist).to_frame()
-        return _call_cells(source, groupby, settings, control, blacklist)
+            return _call_samples(source, settings, bool(replicate), control, blacklist, runner)
+        if groupby is not None:
+            return _call_cells(source, groupby, settings, control, blacklist, runner)
+        (table,) = runner.run([_file_flow(source, settings, control, blacklist, runner.folder)])
+        return table.to_frame()
 
 
 def _fragments_of(adata: Any, groupby: Any) -> tuple[Intervals, Any]:
@@ -173,8 +179,15 @@ def _fragments_of(adata: Any, groupby: Any) -> tuple[Intervals, Any]:
 
 
 def _call_samples(
-    sources: Mapping[str, Source], settings: PeakSettings, replicate: bool, control: Any, blacklist: Any
+    sources: Mapping[str, Source],
+    settings: PeakSettings,
+    replicate: bool,
+    control: Any,
+    blacklist: Any,
+    runner: Here | Workers,
 ) -> dict[str, pd.DataFrame] | pd.DataFrame:
+    from diffbio_sc.engines.peak_sets import count_support, pool_rounds
+
     if not sources:
         raise ValueError("source must name at least one sample, found an empty mapping.")
     if isinstance(control, Mapping):
@@ -183,33 +196,46 @@ def _call_samples(
             raise KeyError(f"control has none for samples {missing[:5]}; it has: {list(map(str, control))[:10]}.")
         if replicate:
             raise ValueError("replicates that are pooled need one control, found a mapping.")
-    if len(sources) > 1 or replicate:
-        settings = _one_mark(sources.items(), settings)
-    tables = {
-        str(name): _call_one(
+    known: dict[str, Source] = {str(name): one for name, one in sources.items()}
+    if replicate:
+        # They are needed together in the end: each file is read once.
+        opened = runner.run([open_rounds(one, runner.folder) for one in known.values()], "Reading")
+        known = dict(zip(known, opened, strict=True))
+        control = None if control is None else runner.run([open_rounds(control, runner.folder)])[0]
+    if len(known) > 1 or replicate:
+        settings = _one_mark(known, settings, runner)
+    controls = {str(name): one for name, one in control.items()} if isinstance(control, Mapping) else None
+    flows = [
+        _file_flow(
             one,
             dataclasses.replace(settings, prefix=f"{name}_"),
-            control[name] if isinstance(control, Mapping) else control,
+            control if controls is None else controls[name],
             blacklist,
+            runner.folder,
         )
-        for name, one in sources.items()
-    }
+        for name, one in known.items()
+    ]
+    tables = runner.run(flows, "Samples")
     if not replicate:
-        return {name: table.to_frame() for name, table in tables.items()}
-    from diffbio_sc.engines.peak_sets import count_support, pool_intervals
-
-    pooled = pool_intervals([_open(one)[0] for one in sources.values()])
-    return count_support(_call_one(pooled, settings, control, blacklist), list(tables.values())).to_frame()
+        return {name: table.to_frame() for name, table in zip(known, tables, strict=True)}
+    (pooled,) = runner.run([pool_rounds(opened)])
+    (table,) = runner.run([_sample_flow(pooled, control, settings, blacklist)])
+    return count_support(table, tables).to_frame()
 
 
 def _call_cells(
-    source: Any, groupby: Any, settings: PeakSettings, control: Any, blacklist: Any
+    source: Any,
+    groupby: Any,
+    settings: PeakSettings,
+    control: Any,
+    blacklist: Any,
+    runner: Here | Workers,
 ) -> dict[str, pd.DataFrame]:
     """Peaks of each label's cells."""
     import pandas as pd
 
-    from diffbio_sc._progress import progress
-    from diffbio_sc.pp import pseudobulk
+    from diffbio_sc._anndata.fragments import read_groups
+    from diffbio_sc.engines.pseudobulk import split_rounds
     from diffbio_sc.tl._peaks import warn_of_small_groups
 
     if isinstance(groupby, str):
@@ -217,63 +243,68 @@ def _call_cells(
             "for fragments groupby must be a mapping from barcode to label, such as adata.obs['cell_type'], found "
             f"the text {groupby!r}."
         )
-    intervals, _ = _open(source)
-    pooled = pseudobulk(intervals, groupby=groupby)
+    (intervals,) = runner.run([open_rounds(source, runner.folder, barcodes=True)])
+    codes, names = read_groups(intervals, groupby)
     labels = pd.Series(dict(groupby) if isinstance(groupby, Mapping) else groupby).dropna().astype(str)
     found = labels[labels.index.isin(intervals.barcodes or [])]
     warn_of_small_groups({str(name): int(count) for name, count in found.value_counts().items()})
-    control = None if control is None else _open(control)[0]
-    settings = _one_mark(pooled.items(), settings)
-    return {
-        str(name): _call_one(fragments, dataclasses.replace(settings, prefix=f"{name}_"), control, blacklist).to_frame()
-        for name, fragments in progress(list(pooled.items()), "Groups")
-    }
+    if intervals is not source:
+        intervals.barcodes = None
+    (groups,) = runner.run([split_rounds(intervals, codes, names)])
+    close_source(source, intervals)
+    against = None if control is None else runner.run([open_rounds(control, runner.folder)])[0]
+    settings = _one_mark(groups, settings, runner)
+    flows = [
+        _sample_flow(group, against, dataclasses.replace(settings, prefix=f"{name}_"), blacklist)
+        for name, group in groups.items()
+    ]
+    tables = runner.run(flows, "Groups")
+    return {str(name): table.to_frame() for name, table in zip(groups, tables, strict=True)}
 
 
-def _one_mark(samples: Iterable[tuple[str, Any]], settings: PeakSettings) -> PeakSettings:
+def _one_mark(samples: Mapping[str, Any], settings: PeakSettings, runner: Here | Workers) -> PeakSettings:
     """Settings with the mark that all samples or groups of one experiment are called as; said once."""
-    from diffbio_sc.engines.interval_peaks import measure_intervals
     from diffbio_sc.engines.mark_choice import choose_mark, tell_unguarded
 
-    samples = list(samples)
     mode = settings.mode
     if mode == "auto":
-        mode = choose_mark({str(name): measure_intervals(_open(one)[0], settings) for name, one in samples})
+        measured = runner.run([_breadth_flow(one, settings, runner.folder) for one in samples.values()], "Breadth")
+        mode = choose_mark(dict(zip(map(str, samples), measured, strict=True)))
     if settings.unguarded:
-        tell_unguarded(mode, [str(name) for name, _ in samples])
+        tell_unguarded(mode, list(map(str, samples)))
     return dataclasses.replace(settings, mode=mode, unguarded=False)
 
 
-def _call_one(source: Any, settings: PeakSettings, control: Any, blacklist: Any) -> PeakTable:
-    from diffbio_sc.engines.interval_peaks import stream_peaks
+def _breadth_flow(source: Any, settings: PeakSettings, folder: Path | None) -> Flow[Breadth]:
+    from diffbio_sc.engines.interval_peaks import breadth_rounds
+
+    intervals = yield from open_rounds(source, folder)
+    breadth = yield from breadth_rounds(intervals, settings)
+    close_source(source, intervals)
+    return breadth
+
+
+def _file_flow(
+    source: Any, settings: PeakSettings, control: Any, blacklist: Any, folder: Path | None
+) -> Flow[PeakTable]:
+    """Peaks of one source, which is opened and closed again."""
+    intervals = yield from open_rounds(source, folder)
+    against = None if control is None else (yield from open_rounds(control, folder))
+    table = yield from _sample_flow(intervals, against, settings, blacklist)
+    close_source(source, intervals)
+    if against is not None:
+        close_source(control, against)
+    return table
+
+
+def _sample_flow(
+    intervals: Intervals, control: Intervals | None, settings: PeakSettings, blacklist: Any
+) -> Flow[PeakTable]:
+    """Peaks of intervals, cut at the blacklist."""
+    from diffbio_sc.engines.interval_peaks import peak_rounds
     from diffbio_sc.engines.peak_sets import cut_at_regions
     from diffbio_sc.tl._blacklist import read_blacklist
 
-    intervals, owned = _open(source)
     regions = read_blacklist(blacklist, intervals.chromosomes, intervals.name)
-    against = None if control is None else _open(control)[0]
-    table = stream_peaks(intervals, against, settings, owned=owned)
+    table = yield from peak_rounds(intervals, control, settings)
     return cut_at_regions(table, regions, intervals.name)
-
-
-def _open(source: Any) -> tuple[Intervals, bool]:
-    """Intervals, and whether they are ours to change."""
-    if isinstance(source, Intervals):
-        return source, False
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(
-            "source must be dbio.io.Intervals, the path of a file of fragments or reads, or a dict of these, found "
-            f"{type(source).__name__}."
-        )
-    name = os.fspath(source).lower().removesuffix(".gz")
-    if name.endswith(_SIGNALS):
-        raise TypeError(
-            f"{os.fspath(source)} is a signal, not fragments: peaks need counts. Pass the file that it was made from."
-        )
-    if name.endswith(".bam"):
-        from diffbio_sc.io import read_bam
-
-        return read_bam(source), True
-    from diffbio_sc.io import read_intervals
-
-    return read_intervals(source), True

@@ -52,8 +52,9 @@ def multiomics_vae(
     ----------
     mdata
         MuData whose modalities may have different cells, in any order; or AnnData whose features are told apart by
-        ``.var["feature_types"]``. Raw counts, in memory or backed. In an AnnData, a cell without any count in a
-        modality lacks it.
+        ``.var["feature_types"]``. Raw counts, in memory, backed or lazy (dask); those that are not in memory are read
+        once, into temporary files, and trained on in parts. In an AnnData, a cell without any count in a modality lacks
+        it.
     modalities
         Modalities to use; default all.
     likelihoods

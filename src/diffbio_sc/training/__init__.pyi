@@ -1,5 +1,6 @@
 from .checkpoint import Checkpoint
 from .loop import train
 from .optimizers import Adam
+from .streams import BatchSource, IteratorSource
 
-__all__ = ["Adam", "Checkpoint", "train"]
+__all__ = ["Adam", "BatchSource", "Checkpoint", "IteratorSource", "train"]

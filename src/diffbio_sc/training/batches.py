@@ -7,6 +7,8 @@ the real samples.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import zlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -16,21 +18,77 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from diffbio_sc.numerics.padding import bucket_size
+from diffbio_sc.numerics.counts.sparse_rows import SparseRows, gather, place_sparse
+from diffbio_sc.numerics.padding import bucket_size, round_up
+from diffbio_sc.numerics.placing import put_pieces
+from diffbio_sc.training.devices import Placement, take_rows
 
 WEIGHT_KEY = "sample_weight"
 TRAINING_KEY = "is_training"
-# Bytes: at multiples of it XLA takes memory of the host as it is.
-_ALIGNMENT = 64
+_CHUNK_ROWS = 1 << 12
+
+
+class Samples(NamedTuple):
+    """Rows of a matrix as samples, in an order of their own: put on the devices in it, without a copy on the host.
+
+    Attributes
+    ----------
+    values
+        An array, or a CSR matrix, of which a batch holds the entries
+        (:class:`~diffbio_sc.numerics.counts.sparse_rows.RowEntries`).
+    order
+        Row of each sample; None if they are as they come.
+    capacity
+        Entries that a batch has at most; of a CSR matrix.
+    room
+        Entries to make room for, of a CSR matrix; None for those of its padded rows.
+    dtype
+        Type of the values of a CSR matrix on the devices, which must hold them; None for the smallest that does.
+    """
+
+    values: Any
+    order: np.ndarray | None = None
+    capacity: int = 0
+    room: int | None = None
+    dtype: Any = None
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether batches hold entries."""
+        return hasattr(self.values, "tocsr")
+
+    def arrays(self) -> list[np.ndarray]:
+        """Return all that tells the samples from others."""
+        order = [] if self.order is None else [self.order]
+        if not self.is_sparse:
+            return [np.asarray(self.values), *order]
+        return [self.values.indptr, self.values.indices, self.values.data, *order]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PlacedEntries:
+    """Sparse samples on the devices.
+
+    Attributes
+    ----------
+    rows
+        The samples.
+    capacity
+        Entries that a batch has at most; static.
+    """
+
+    rows: SparseRows
+    capacity: int = dataclasses.field(metadata={"static": True})
 
 
 class SampleSet(NamedTuple):
-    """Samples on the device.
+    """Samples on the devices.
 
     Attributes
     ----------
     samples
-        Arrays with one row a sample, padded to a bucket.
+        Arrays with one row a sample, or the entries of sparse ones, padded to a bucket; divided among the devices.
     shared
         Arrays that every batch sees whole.
     index
@@ -39,7 +97,7 @@ class SampleSet(NamedTuple):
         Number of samples in use.
     """
 
-    samples: dict[str, Array]
+    samples: dict[str, Array | PlacedEntries]
     shared: dict[str, Array]
     index: Int[Array, " bucket"]
     size: int
@@ -61,12 +119,13 @@ def count_samples(data: Mapping[str, Any], sample_keys: Collection[str] | None, 
     missing = [key for key in keys if key not in data]
     if missing:
         raise KeyError(f"sample_keys {missing} are not in {name}; found the keys {sorted(map(str, data))}.")
-    for key, value in data.items():
+    plain = {key: value for key, value in data.items() if not isinstance(value, Samples)}
+    for key, value in plain.items():
         if hasattr(value, "tocsr"):
             raise TypeError(f"{name}[{key!r}] is a scipy sparse matrix: pass {name}[{key!r}].toarray().")
         if not isinstance(value, jax.Array) and np.asarray(value).dtype.kind in "OSUMm":
             raise TypeError(f"{name}[{key!r}] must hold numbers, found dtype {np.asarray(value).dtype}.")
-    lengths = {key: (np.shape(data[key]) or (None,))[0] for key in keys}
+    lengths = {key: (np.shape(data[key]) or (None,))[0] if key in plain else data[key].values.shape[0] for key in keys}
     if len(set(lengths.values())) != 1 or None in lengths.values():
         raise ValueError(
             f"the sample arrays of {name} must have first axes of one length, found {lengths}. Name the arrays that "
@@ -79,45 +138,64 @@ def count_samples(data: Mapping[str, Any], sample_keys: Collection[str] | None, 
 
 
 def place_samples(
-    data: Mapping[str, Any], sample_keys: Collection[str] | None, size: int, *, sharding: jax.sharding.Sharding
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Pad the sample arrays to their bucket and put everything on the device: ``samples, shared``."""
-    rows = bucket_size(size)
-    samples, shared = {}, {}
+    data: Mapping[str, Any],
+    sample_keys: Collection[str] | None,
+    size: int,
+    *,
+    placement: Placement,
+    rows: int | None = None,
+) -> tuple[dict[str, Array | PlacedEntries], dict[str, Array]]:
+    """Put everything on the devices, the sample arrays padded to their bucket or to ``rows``: ``samples, shared``."""
+    rows = round_up(bucket_size(size) if rows is None else rows, placement.devices)
+    samples: dict[str, Array | PlacedEntries] = {}
+    shared = {}
     for key, value in data.items():
         if sample_keys is not None and key not in sample_keys:
-            shared[key] = jax.device_put(jnp.asarray(value), sharding)
-            continue
-        if isinstance(value, jax.Array):
+            shared[key] = placement.put(jnp.asarray(value))
+        elif isinstance(value, jax.Array) and placement.samples.is_fully_addressable:
             value = jnp.pad(value, [(0, rows - size)] + [(0, 0)] * (value.ndim - 1)) if rows > size else value
+            samples[key] = jax.device_put(value, placement.samples)
+        elif isinstance(value, Samples) and value.is_sparse:
+            matrix, order, capacity, room, dtype = value
+            placed = place_sparse(matrix, n_rows=rows, order=order, room=room, dtype=dtype, sharding=placement.samples)
+            samples[key] = PlacedEntries(placed, capacity)
         else:
-            value = padded_copy(np.asarray(value), rows)
-        samples[key] = jax.device_put(value, sharding)
+            values, order = value[:2] if isinstance(value, Samples) else (value, None)
+            samples[key] = _put_samples(np.asarray(values), order, rows, placement.samples)
     return samples, shared
 
 
-def padded_copy(array: np.ndarray, rows: int) -> np.ndarray:
-    """Copy of an array with rows of zeros behind it, which starts where devices on the host use it without another."""
-    shape = (rows, *array.shape[1:])
-    size = int(np.prod(shape)) * array.itemsize
-    memory = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    padded = memory[start : start + size].view(array.dtype).reshape(shape)
-    padded[: len(array)] = array
-    return padded
+def _put_samples(values: np.ndarray, order: np.ndarray | None, rows: int, sharding: jax.sharding.Sharding) -> Array:
+    """Samples with zeros behind them."""
+
+    def write(piece: np.ndarray, start: int) -> None:
+        for first in range(start, min(start + len(piece), len(values)), _CHUNK_ROWS):
+            part = slice(first, min(first + _CHUNK_ROWS, start + len(piece)))
+            taken = values[part] if order is None else values[order[part]]
+            piece[first - start : first - start + len(taken)] = taken
+
+    return put_pieces((rows, *values.shape[1:]), values.dtype, sharding, write)
 
 
-def padded_index(rows: np.ndarray, *, bucket: int = 0, sharding: jax.sharding.Sharding) -> Int[Array, " bucket"]:
-    """Put an index of samples on the device, padded to its bucket or to the larger one given."""
+def padded_index(rows: np.ndarray, *, bucket: int = 0, placement: Placement) -> Int[Array, " bucket"]:
+    """Put an index of samples on the devices, padded to its bucket or to the larger one given."""
     index = np.zeros(max(bucket, bucket_size(len(rows))), np.int32)
     index[: len(rows)] = rows
-    return jax.device_put(index, sharding)
+    return placement.put(index)
 
 
 def fingerprint(data: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return shape, dtype and checksum of each array, by which a resumed run knows its data again."""
-    arrays = {key: np.asarray(value) for key, value in sorted(data.items())}
-    return {key: [list(array.shape), str(array.dtype), zlib.crc32(array.tobytes())] for key, array in arrays.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for key, value in sorted(data.items()):
+        if isinstance(value, Samples):
+            arrays |= {f"{key}/{number}": np.asarray(array) for number, array in enumerate(value.arrays())}
+        else:
+            arrays[key] = np.asarray(value)
+    return {
+        key: [list(array.shape), str(array.dtype), zlib.crc32(np.ascontiguousarray(array))]
+        for key, array in arrays.items()
+    }
 
 
 def split_samples(key: Array, size: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
@@ -143,7 +221,7 @@ def epoch_order(key: Array, size: int | Int[Array, ""], bucket: int) -> Int[Arra
 
 
 def take_batch(
-    samples: Mapping[str, Array],
+    samples: Mapping[str, Array | PlacedEntries],
     shared: Mapping[str, Array],
     index: Int[Array, " bucket"],
     order: Int[Array, " bucket"],
@@ -153,17 +231,25 @@ def take_batch(
     *,
     weighted: bool,
     sharding: jax.sharding.Sharding | None,
-) -> tuple[dict[str, Array], Float[Array, ""]]:
+    divided: bool = True,
+) -> tuple[dict[str, Any], Float[Array, ""]]:
     """Gather the samples ``order[start : start + batch_size]`` and count them.
 
     Behind the last sample the batch goes on from the first ones, so that it never holds made-up values; if
     ``weighted``, ``batch["sample_weight"]`` is 0 there and 1 before (times the ``sample_weight`` of the data, if any).
+    Where the samples lie on several devices (``sharding``), the batch is ``divided`` among them.
     """
     positions = start + jnp.arange(batch_size)
     rows = jnp.take(index, jnp.take(order, positions % size))
-    if sharding is not None:
-        rows = jax.lax.with_sharding_constraint(rows, sharding)
-    batch = {key: jnp.take(array, rows, axis=0) for key, array in samples.items()}
+    batch: dict[str, Any] = {}
+    for key, array in samples.items():
+        if isinstance(array, PlacedEntries):
+            take = functools.partial(take_rows, sharding=sharding)
+            batch[key] = gather(array.rows, rows, capacity=array.capacity, take=take)
+            continue
+        batch[key] = take_rows(array, rows, sharding)
+        if sharding is not None and divided:
+            batch[key] = jax.lax.with_sharding_constraint(batch[key], sharding)
     real = (positions < size).astype(jnp.float32)
     if weighted:
         batch[WEIGHT_KEY] = real * batch[WEIGHT_KEY] if WEIGHT_KEY in batch else real

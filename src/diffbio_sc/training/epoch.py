@@ -117,8 +117,8 @@ def run_epoch(
     order_key: Array,
     loss_key: Array,
     trains: Bool[Array, ""],
-) -> tuple[Variables, Failures, dict[str, Array]]:
-    """Take one step for each batch; average loss and terms over the samples of the finite steps.
+) -> tuple[Variables, Failures, dict[str, Array], Float[Array, ""]]:
+    """Take one step for each batch; average loss and terms over the samples of the finite steps, and count these.
 
     Without ``trains`` no step changes anything, the average is over all samples, and the keys are the same every time.
 
@@ -133,7 +133,7 @@ def run_epoch(
     data
         Samples.
     epoch
-        Number of the epoch.
+        Number of the epoch, or of the part of the data, counted through all epochs.
     paces
         What the learning rates are multiplied by in each step.
     order_key, loss_key
@@ -193,7 +193,7 @@ def run_epoch(
     carry = (jnp.int32(0), variables, failures, zeros, jnp.float32(0))
     _, variables, failures, totals, total_weight = jax.lax.while_loop(goes_on, body, carry)
     # Without a finite step this is 0 / 0: the epoch has no loss.
-    return variables, failures, {name: total / total_weight for name, total in totals.items()}
+    return variables, failures, {name: total / total_weight for name, total in totals.items()}, total_weight
 
 
 def evaluate(
@@ -225,10 +225,9 @@ def _evaluate(
     steps = number_of_steps(size, batch_size, weighted=plan.weighted)
 
     def summed(number: Array, taken: int) -> dict[str, Array]:
-        sharding = plan.sharding if taken == plan.batch_size else None
         batch, count = batches.take_batch(
             data.samples, data.shared, data.index, order, number * batch_size, taken, size,
-            weighted=plan.weighted, sharding=sharding,
+            weighted=plan.weighted, sharding=plan.sharding, divided=taken == plan.batch_size,
         )  # fmt: skip
         batch[batches.TRAINING_KEY] = jnp.bool_(False)
         operator = _merge(plan.evaluation, trained, other)

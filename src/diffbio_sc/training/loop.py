@@ -30,7 +30,7 @@ from diffbio_sc.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from diffbio_sc.training.devices import Placement, place_training
+from diffbio_sc.training.devices import Placement, bring_home, place_training
 from diffbio_sc.training.epoch import (
     MOST_NONFINITE_STEPS,
     Failures,
@@ -44,7 +44,9 @@ from diffbio_sc.training.epoch import (
 )
 from diffbio_sc.training.optimizers import Adam
 from diffbio_sc.training.report import FitReport
+from diffbio_sc.training.sources import EpochSource, Resident, Streamed
 from diffbio_sc.training.stopping import EarlyStopping
+from diffbio_sc.training.streams import BatchSource
 from diffbio_sc.training.trainable import Trainable
 from diffbio_sc.training.validation import Validation
 from diffbio_sc.training.vectors import Layout, Vectors
@@ -57,7 +59,7 @@ _NOISE = 1e-3  # share of the held-out loss by which it may rise in an epoch tha
 @one_thread_at_a_time
 def train(
     operator: Trainable,
-    data: Mapping[str, Any],
+    data: Mapping[str, Any] | BatchSource,
     *,
     loss: Loss | None = None,
     weighted: bool | None = None,
@@ -84,7 +86,10 @@ def train(
     operator
         Operator to train; left in evaluation mode (``operator.eval()``).
     data
-        Arrays by name, held on the device for the whole run.
+        Arrays by name, held on the devices for the whole run; sparse ones as
+        :class:`~diffbio_sc.training.batches.Samples`, of which a batch has the entries. Or a
+        :class:`~diffbio_sc.training.streams.BatchSource`, which gives them part by part in each epoch: never more than
+        two parts are in memory.
     loss
         ``loss(operator, batch, key)``, a scalar that averages over the samples of the batch, or a pair of it and a
         dict of scalars to record beside it. ``key`` is fresh in each step, ``batch["is_training"]`` a boolean. Default:
@@ -104,7 +109,8 @@ def train(
     wrt
         nnx filter of the variables to train.
     batch_size
-        Number of samples in each step; None takes all at once. At most the number of samples.
+        Number of samples in each step; None takes all at once (of a source, all of a part). At most the number of
+        samples.
     stratified
         Whether each batch has one sample of every run of neighbours, as
         :func:`~diffbio_sc.numerics.counts.sparse_rows.stratified_order` says: for samples in the order of their
@@ -115,7 +121,7 @@ def train(
         Seed, numpy generator or JAX key of the order of samples, the validation split and the loss's keys.
     validation
         Samples on which the loss is followed after each epoch: a share of ``data`` to hold out, the rows of ``data`` to
-        hold out, or data of its own (a dict; arrays without sample axis may be left out).
+        hold out, or data of its own (a dict; arrays without sample axis may be left out). Of a source only the latter.
     patience
         Number of epochs in which the validation loss (the training loss, if there is no validation) does not fall,
         after which to stop. Default: never.
@@ -130,7 +136,8 @@ def train(
         the lowest loss in any case.
     checkpoint
         File to keep the state of the run in, from which a run that was cut off goes on; or a
-        :class:`~diffbio_sc.training.checkpoint.Checkpoint`, which also says how often.
+        :class:`~diffbio_sc.training.checkpoint.Checkpoint`, which also says how often. Of several hosts the first
+        writes it, and all must see it.
     description
         Name on the progress bar.
 
@@ -160,7 +167,9 @@ def train(
     (an eighth, :func:`~diffbio_sc.numerics.padding.bucket_size`), except that a loss without weights compiles for each
     batch larger than the data and each remainder of validation samples.
 
-    With several visible devices each batch is divided among them; the result is the same up to rounding.
+    With several visible devices the samples are divided among them, and each batch; the result is the same up to
+    rounding. So it is with several hosts: start ``jax.distributed`` and call with the same data and ``rng`` on each. If
+    the devices do not divide a batch equally, some of them are not used; the log says how many.
 
     Examples
     --------
@@ -187,29 +196,42 @@ def train(
     max_epochs = whole_number(max_epochs, "max_epochs")
     batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
     patience = None if patience is None else whole_number(patience, "patience")
-    if loss is None:
-        operator.check_keys(data)
     weighted = (loss is None and operator.loss_takes_weights) if weighted is None else weighted
-    size = batches.count_samples(data, sample_keys, name="data")
     seed_key = _as_key(rng)
     split_key, order_key, loss_key = jax.random.split(seed_key, 3)
-    parts = validating.split(validation, size, split_key)
+    if isinstance(data, BatchSource):
+        size = data.size
+        parts = validating.only_own(validation)
+    else:
+        if loss is None:
+            operator.check_keys(data)
+        size = batches.count_samples(data, sample_keys, name="data")
+        parts = validating.split(validation, size, split_key)
     if keep_start and parts.own is None and not len(parts.held_out):
         raise ValueError("keep_start compares with the start on held-out samples: give validation=0.1, for example.")
-    largest = validating.largest_batch(len(parts.rows), weighted=weighted)
+    most = data.part_rows if isinstance(data, BatchSource) else len(parts.rows)
+    largest = validating.largest_batch(min(size, most), weighted=weighted)
     batch_size = largest if batch_size is None else min(batch_size, largest)
     placement = place_training(batch_size)
-    training_set, validation_set = validating.place(data, sample_keys, size, parts, sharding=placement.replicated)
+    epochs_of: EpochSource
+    if isinstance(data, BatchSource):
+        data.begin(batch_size, stratified=stratified)
+        epochs_of = Streamed(data, placement, operator.check_keys if loss is None else None)
+        validation_set = None if parts.own is None else epochs_of.held_out(parts.own)
+    else:
+        training_set, validation_set = validating.place(data, sample_keys, size, parts, placement=placement)
+        epochs_of = Resident(training_set)
 
     optimizer = Adam(learning_rate) if optimizer is None else optimizer
     plan, variables, home = _prepared(
         operator, _operator_loss if loss is None else loss, optimizer, wrt, batch_size, weighted, stratified, placement
     )
     watches = validation_set is not None or patience is not None
-    run = _Run(plan, optimizer, placement, order_key, loss_key, training_set, validation_set)
+    run = _Run(plan, optimizer, placement, order_key, loss_key, epochs_of, validation_set)
     # An operator that does the same in training and evaluation is compiled once: the steps of an evaluation are those
     # of an epoch without their effect. It costs a gradient that is not used; compiling costs that many times over.
-    run.shares_code = weighted and len(parts.held_out) > 0 and plan.training == plan.evaluation
+    fits = epochs_of.fits(validation_set)
+    run.shares_code = weighted and fits and plan.training == plan.evaluation
 
     stopping = EarlyStopping(patience, min_progress=min_progress)
     history: dict[str, list[float]] = {}
@@ -220,7 +242,11 @@ def train(
     identity = {
         **operator.identity(),
         "samples": size,
-        "data": None if store is None else batches.fingerprint(data),
+        "data": None
+        if store is None
+        else data.identity()
+        if isinstance(data, BatchSource)
+        else batches.fingerprint(data),
         "validation_samples": 0 if validation_set is None else validation_set.size,
         "batch_size": batch_size,
         "weighted": weighted,
@@ -229,7 +255,7 @@ def train(
     if store is not None and store.resume and os.path.exists(store.path):
         templates = as_trees(plan.layout, variables, variables.judged if watches else None)
         found, trees = read_checkpoint(store.path, identity, templates)
-        variables, best = jax.device_put(from_trees(plan.layout, trees), placement.replicated)
+        variables, best = placement.put(from_trees(plan.layout, trees))
         variables = copied(variables)
         history, first_epoch, seconds_before = found["history"], found["epochs"], found["seconds"]
         stopping.best, stopping.waited, stopping.reference = found["stopping"]
@@ -247,7 +273,7 @@ def train(
         if stopping.stops:
             break
         pace = 0.5 ** sum(history.get("taken_back", []))
-        variables, record = run.train(variables, epoch, pace)
+        variables, record, skipped_now = run.train(variables, epoch, pace)
         in_a_row = int(run.failures.in_a_row)
         if in_a_row >= MOST_NONFINITE_STEPS:
             _put_back(operator, plan.layout, variables.judged, home)
@@ -263,7 +289,7 @@ def train(
                     kept_losses = found
                 record["taken_back"] = float(rises)
             record |= found
-        record["nonfinite_steps"] = int(run.failures.count)
+        record["nonfinite_steps"] = skipped_now
         for name, value in record.items():
             history.setdefault(name, []).append(value)
         epochs = epoch + 1
@@ -277,7 +303,8 @@ def train(
                 "stopping": [stopping.best, stopping.waited, stopping.reference],
             }
             kept = (variables.judged if best is None else best) if watches else None
-            write_checkpoint(store.path, identity, state, as_trees(plan.layout, variables, kept))
+            if jax.process_index() == 0:
+                write_checkpoint(store.path, identity, state, as_trees(plan.layout, variables, kept))
 
     skipped = int(sum(history["nonfinite_steps"]))
     if skipped:
@@ -304,27 +331,42 @@ class _Run:
         placement: Placement,
         order_key: Array,
         loss_key: Array,
-        training_set: batches.SampleSet,
+        source: EpochSource,
         validation_set: batches.SampleSet | None,
     ):
-        self.plan, self.optimizer, self.place = plan, optimizer, placement.replicated
-        self.order_key, self.loss_key = jax.device_put((order_key, loss_key), self.place)
-        self.training_set, self.validation_set = training_set, validation_set
-        self.failures = jax.device_put(Failures.none(), self.place)
+        self.plan, self.optimizer, self.placement = plan, optimizer, placement
+        self.order_key, self.loss_key = placement.put((order_key, loss_key))
+        self.source, self.validation_set = source, validation_set
+        self.failures = placement.put(Failures.none())
         self.shares_code = False
         # As many as a data set of the bucket has.
-        self.most_steps = number_of_steps(len(training_set.index), plan.batch_size, weighted=True)
+        self.most_steps = number_of_steps(source.bucket, plan.batch_size, weighted=True)
 
-    def train(self, variables: Variables, epoch: int, pace: float) -> tuple[Variables, dict[str, float]]:
-        """Go once through the training samples, at ``pace`` times the learning rates of ``Adam``."""
-        steps = number_of_steps(self.training_set.size, self.plan.batch_size, weighted=self.plan.weighted)
-        paces = np.ones(self.most_steps, np.float32)
-        if isinstance(self.optimizer, Adam):
-            paces = self.optimizer.paces(epoch * steps, self.most_steps) * np.float32(pace)
-        variables, self.failures, averages = run_epoch(
-            self.plan, variables, self.failures, self.training_set, epoch, paces, self.order_key, self.loss_key, True
-        )
-        return variables, {name: float(value) for name, value in averages.items()}
+    def train(self, variables: Variables, epoch: int, pace: float) -> tuple[Variables, dict[str, float], int]:
+        """Go once through the training samples, at ``pace`` times the learning rates of ``Adam``.
+
+        Returns
+        -------
+        Variables, averages over the epoch, and the number of steps that were skipped.
+        """
+        plan, source = self.plan, self.source
+        done = epoch * source.steps(plan.batch_size, weighted=plan.weighted)
+        records, weights, skipped = [], [], 0
+        for number, part in enumerate(source.parts(epoch)):
+            paces = np.ones(self.most_steps, np.float32)
+            if isinstance(self.optimizer, Adam):
+                paces = self.optimizer.paces(done, self.most_steps) * np.float32(pace)
+            variables, self.failures, averages, weight = run_epoch(
+                plan, variables, self.failures, part, epoch * source.n_parts + number, paces,
+                self.order_key, self.loss_key, True,
+            )  # fmt: skip
+            done += number_of_steps(part.size, plan.batch_size, weighted=plan.weighted)
+            records.append({name: float(value) for name, value in averages.items()})
+            weights.append(float(weight))
+            skipped += int(self.failures.count)
+            if int(self.failures.in_a_row) >= MOST_NONFINITE_STEPS:
+                break
+        return variables, _averaged(records, weights), skipped
 
     def validate(self, variables: Variables) -> tuple[Variables, dict[str, float]]:
         """Look at the held-out samples; the variables are given back as they were, perhaps in other arrays."""
@@ -334,13 +376,29 @@ class _Run:
         else:
             own = variables.judged[0] is variables.trained
             seen = variables if own else copied(variables._replace(trained=variables.judged[0]))
-            none = jax.device_put(Failures.none(), self.place)
+            none = self.placement.put(Failures.none())
             paces = np.ones(self.most_steps, np.float32)
-            seen, _, averages = run_epoch(
+            seen, _, averages, _ = run_epoch(
                 self.plan, seen, none, self.validation_set, 0, paces, self.order_key, self.loss_key, False
             )
             variables = seen if own else variables
         return variables, {f"validation_{name}": float(value) for name, value in averages.items()}
+
+
+def _identity(data: Mapping[str, Any] | BatchSource) -> Any:
+    return data.identity() if isinstance(data, BatchSource) else batches.fingerprint(data)
+
+
+def _averaged(records: list[dict[str, float]], weights: list[float]) -> dict[str, float]:
+    """Averages over the parts of an epoch, each by its samples; those of the one part as they are."""
+    if len(records) == 1:
+        return records[0]
+    counted = [(record, weight) for record, weight in zip(records, weights, strict=True) if weight > 0]
+    total = sum(weight for _, weight in counted)
+    return {
+        name: sum(record[name] * weight for record, weight in counted) / total if total else math.nan
+        for name in records[0]
+    }
 
 
 def _prepared(
@@ -372,13 +430,13 @@ def _prepared(
     # The epoch gives its variables away; the operator's own arrays may be shared with clones of it, so they are copied.
     home = jax.tree.map(lambda leaf: leaf.sharding, (trained, other))
     variables = Variables(layout.join(trained, library=np), other, optimizer.init(trained))
-    return plan, copied(jax.device_put(variables, placement.replicated)), home
+    return plan, copied(placement.put(variables)), home
 
 
 def _put_back(operator: Trainable, layout: Layout, states: tuple[Vectors, nnx.State], home: tuple[Any, Any]) -> None:
     """Give the operator its variables, on the devices where they were."""
     for state, shardings in zip((on_host(layout, states[0]), states[1]), home, strict=True):
-        nnx.update(operator, jax.tree.map(jax.device_put, state, shardings))
+        nnx.update(operator, jax.tree.map(bring_home, state, shardings))
 
 
 def _operator_loss(operator: Trainable, batch: dict[str, Array], key: Array) -> Float[Array, ""]:

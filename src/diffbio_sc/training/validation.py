@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
 from diffbio_sc.numerics.padding import bucket_size
 from diffbio_sc.training import batches
+from diffbio_sc.training.devices import Placement
 
 #: A share of the data to hold out, the rows of it to hold out, or data of its own.
 Validation: TypeAlias = float | np.ndarray | Mapping[str, Any]
@@ -51,28 +51,45 @@ def split(validation: Validation | None, size: int, key: Array) -> Split:
     return Split(rows, held_out, None)
 
 
+def only_own(validation: Validation | None) -> Split:
+    """Samples of a source, which cannot be divided: validation data are given apart.
+
+    Raises
+    ------
+    ValueError
+        If they are not.
+    """
+    if validation is not None and not isinstance(validation, Mapping):
+        raise ValueError(
+            "samples of a source come part by part and are not divided: give validation data of their own, a dict of "
+            "arrays."
+        )
+    none = np.zeros(0, np.int64)
+    return Split(none, none, validation)
+
+
 def place(
     data: Mapping[str, Any],
     sample_keys: Collection[str] | None,
     size: int,
     parts: Split,
     *,
-    sharding: jax.sharding.Sharding,
+    placement: Placement,
 ) -> tuple[batches.SampleSet, batches.SampleSet | None]:
     """Put training and validation samples on the device; held-out rows share the arrays of the others."""
-    samples, shared = batches.place_samples(data, sample_keys, size, sharding=sharding)
-    index = batches.padded_index(parts.rows, sharding=sharding)
+    samples, shared = batches.place_samples(data, sample_keys, size, placement=placement)
+    index = batches.padded_index(parts.rows, placement=placement)
     training = batches.SampleSet(samples, shared, index, len(parts.rows))
     if len(parts.held_out):
         # As long as the training set's, so that the same code serves both.
-        index = batches.padded_index(parts.held_out, bucket=len(index), sharding=sharding)
+        index = batches.padded_index(parts.held_out, bucket=len(index), placement=placement)
         return training, batches.SampleSet(samples, shared, index, len(parts.held_out))
     if parts.own is None:
         return training, None
     keys = samples if sample_keys is None else sample_keys
     number = batches.count_samples(parts.own, keys, name="validation data")
-    samples, own_shared = batches.place_samples(parts.own, tuple(samples), number, sharding=sharding)
-    index = batches.padded_index(np.arange(number), sharding=sharding)
+    samples, own_shared = batches.place_samples(parts.own, tuple(samples), number, placement=placement)
+    index = batches.padded_index(np.arange(number), placement=placement)
     return training, batches.SampleSet(samples, {**shared, **own_shared}, index, number)
 
 

@@ -9,7 +9,7 @@ left out: rows that exceed the capacity turn all values of the batch into NaN.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from diffbio_sc.numerics.padding import bucket_size
+from diffbio_sc.numerics.padding import bucket_size, round_up
+from diffbio_sc.numerics.placing import put_pieces
 
 _MOST_ENTRIES = 2**31 - 1
 _CHUNK = 1 << 22
+_CHUNK_ROWS = 1 << 12
 # Multiplications of a dense product in the time of one of a sparse product (one CPU core, 128 rows, 128 columns).
 _DENSE_IS_FASTER = 25
 _MOST_BLOCKS = 2048  # whose running sum is a comparison of each with each
@@ -77,9 +79,15 @@ class RowEntries:
 
 
 def place_sparse(
-    matrix: Any, *, n_rows: int | None = None, sharding: jax.sharding.Sharding | None = None
+    matrix: Any,
+    *,
+    n_rows: int | None = None,
+    order: Int[np.ndarray, " rows"] | None = None,
+    room: int | None = None,
+    dtype: Any = None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> SparseRows:
-    """Put a scipy CSR matrix on the device.
+    """Put a scipy CSR matrix on the device, or divide its entries among several.
 
     Parameters
     ----------
@@ -90,8 +98,14 @@ def place_sparse(
         padded to a bucket. If given, there is room for the mean number of entries in each of them, rounded up to a
         bucket: a matrix of the same kind with some rows more or fewer, which has the same mean, then meets the same
         code.
+    order
+        Rows of the matrix in the order in which they are put there, each once. Default: as they are.
+    room
+        Entries to make room for, instead.
+    dtype
+        Type of the values, which must hold them. Default: the smallest that does.
     sharding
-        Where to put the arrays.
+        Where to put the entries. If it divides them, each device has an equal part of them, and the starts of all rows.
 
     Returns
     -------
@@ -125,21 +139,58 @@ def place_sparse(
     if rows < size:
         raise ValueError(f"n_rows is {n_rows}, the matrix has {size} rows: n_rows must not be less.")
     capacity = bucket_size(max(number, 1))
-    if n_rows is not None:
+    if room is not None:
+        capacity = max(room, capacity if number > room else 0)
+    elif n_rows is not None:
         capacity = min(bucket_size(max(-(-number // max(size, 1)), 1)) * max(rows, 1), _MOST_ENTRIES)
+    copies = sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        copies = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        capacity = round_up(capacity, sharding.num_devices)
     index_dtype = np.uint16 if n_columns <= 2**16 else np.int32
+    starts = np.full(rows + 1, number, np.int32)
+    starts[0] = 0
+    starts[1 : size + 1] = indptr[1:] if order is None else np.cumsum(np.diff(indptr)[order])
+
+    def entries(values: np.ndarray, dtype: Any) -> Array:
+        def write(piece: np.ndarray, start: int) -> None:
+            _write_entries(piece, start, values, indptr, starts[: size + 1], order)
+
+        return put_pieces((capacity,), dtype, sharding, write)
+
     return SparseRows(
-        indptr=jax.device_put(_padded(indptr, rows + 1, np.int32, fill=number), sharding),
-        indices=jax.device_put(_padded(indices, capacity, index_dtype), sharding),
-        data=jax.device_put(_padded(data, capacity, _smallest_dtype(data)), sharding),
+        indptr=put_pieces((rows + 1,), np.int32, copies, lambda piece, _: np.copyto(piece, starts)),
+        indices=entries(indices, index_dtype),
+        data=entries(data, _smallest_dtype(data) if dtype is None else dtype),
         n_columns=int(n_columns),
     )
 
 
-def _padded(values: np.ndarray, length: int, dtype: Any, fill: int = 0) -> np.ndarray:
-    array = np.full(length, fill, dtype)
-    array[: len(values)] = values
-    return array
+def _write_entries(
+    piece: np.ndarray,
+    start: int,
+    values: np.ndarray,
+    indptr: np.ndarray,
+    starts: np.ndarray,
+    order: np.ndarray | None,
+) -> None:
+    """Write the entries from ``start`` on; ``starts`` says where those of each row in ``order`` begin."""
+    stop = min(start + len(piece), int(starts[-1]))
+    if order is None:
+        piece[: max(stop - start, 0)] = values[start:stop]
+        return
+    row = max(int(np.searchsorted(starts, start, side="right")) - 1, 0)
+    while row < len(order) and starts[row] < stop:
+        last = min(row + _CHUNK_ROWS, len(order))
+        lengths = np.diff(starts[row : last + 1])
+        # Of each entry, where it lies: where its row begins, and how far it is from there.
+        source = np.arange(starts[last] - starts[row]) + np.repeat(indptr[order[row:last]] - starts[row:last], lengths)
+        source += starts[row]
+        before, behind = max(start - int(starts[row]), 0), max(int(starts[last]) - stop, 0)
+        found = values[source[before : len(source) - behind]]
+        first = int(starts[row]) + before - start
+        piece[first : first + len(found)] = found
+        row = last
 
 
 def _chunks(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -186,11 +237,17 @@ def _take(array: Array, index: Int[Array, " n"]) -> Array:
     return jnp.asarray(array).at[index].get(mode="promise_in_bounds")
 
 
-def gather(rows: SparseRows, which: Int[Array, " batch"], *, capacity: int) -> RowEntries:
+def gather(
+    rows: SparseRows,
+    which: Int[Array, " batch"],
+    *,
+    capacity: int,
+    take: Callable[[Array, Array], Array] = _take,
+) -> RowEntries:
     """Gather rows of the matrix, in the order of ``which``.
 
     ``which`` are rows of the matrix or of its padding; ``capacity`` must be an upper bound of their number of entries.
-    If it is not, the values are all NaN.
+    If it is not, the values are all NaN. ``take(array, index)`` looks up entries, where they are divided among devices.
     """
     starts = jnp.take(rows.indptr, which)
     lengths = jnp.take(rows.indptr, which + 1) - starts
@@ -202,10 +259,10 @@ def gather(rows: SparseRows, which: Int[Array, " batch"], *, capacity: int) -> R
     row = _counted(jnp.zeros(capacity).at[ends[:-1]].add(1.0, mode="drop")).astype(jnp.int32)
     valid = position < ends[-1]
     source = jnp.where(valid, position + _take(starts - (ends - lengths), row), 0)
-    values = jnp.where(valid, _take(rows.data, source).astype(jnp.float32), 0.0)
+    values = jnp.where(valid, take(rows.data, source).astype(jnp.float32), 0.0)
     return RowEntries(
         rows=jnp.where(valid, row, batch - 1),
-        columns=jnp.where(valid, _take(rows.indices, source).astype(jnp.int32), 0),
+        columns=jnp.where(valid, take(rows.indices, source).astype(jnp.int32), 0),
         values=jnp.where(ends[-1] > capacity, jnp.nan, values),
         valid=valid,
         n_rows=batch,

@@ -7,7 +7,7 @@ loads without JAX, and the constants of both stand here.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numba
@@ -133,8 +133,13 @@ def level_contrast(sequences: Sequence[np.ndarray], width: int) -> float:
     return high / max(low, 1e-3)
 
 
+def _lines(sequences: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Sequences one by one: those that lie in files need not be in memory together."""
+    return map(as_line, sequences)
+
+
 def _window_sums(sequences: Sequence[np.ndarray], width: int) -> np.ndarray:
-    parts = [as_line(counts) for counts in sequences]
+    parts = _lines(sequences)
     sums = [part[: len(part) // width * width].reshape(-1, width).sum(1, dtype=np.float64) for part in parts]
     return np.concatenate(sums) if sums else np.zeros(0)
 
@@ -154,19 +159,21 @@ def breadth(sequences: Sequence[np.ndarray], bin_width: float, *, limit: float =
     :func:`diffbio_sc.numerics.genome.background.breadth`.
     """
     short, long = lags(bin_width)
-    parts = [part for part in map(as_line, sequences) if len(part) >= 2 * long]
-    if not parts or short == long:
+    sizes = [len(part) for part in sequences if len(part) >= 2 * long]
+    if not sizes or short == long:
         return 0.0
-    total = sum(part.sum(dtype=np.float64) for part in parts) / sum(map(len, parts))
+    total = sum(part.sum(dtype=np.float64) for part in _lines(sequences) if len(part) >= 2 * long) / sum(sizes)
     near = far = 0.0
-    for part in parts:
+    for part in _lines(sequences):
+        if len(part) < 2 * long:
+            continue
         # One sequence is copied at a time.
         cut = part.astype(np.float64) if np.isinf(limit) else np.minimum(part, limit, dtype=np.float64)
         cut -= window_mean(cut, max(round(SLOW_WINDOW / bin_width), 1))
         near += float(cut[short:] @ cut[:-short])
         far += float(cut[long:] @ cut[:-long])
-    near /= sum(len(part) - short for part in parts)
-    far /= sum(len(part) - long for part in parts)
+    near /= sum(size - short for size in sizes)
+    far /= sum(size - long for size in sizes)
     return far / near if near > 1e-6 * total**2 else 0.0
 
 

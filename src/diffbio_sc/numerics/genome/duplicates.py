@@ -9,7 +9,7 @@ __all__ = ["drop_duplicates"]
 
 
 @njit(cache=True, nogil=True)
-def _drop_duplicates(start, end, bounds, limit, place):
+def _drop_duplicates(start, end, bounds, limit, place, to_start, to_end):
     for q in range(len(bounds)):
         first, last = bounds[q, 0], bounds[q, 1]
         begin = place
@@ -20,25 +20,31 @@ def _drop_duplicates(start, end, bounds, limit, place):
                 j += 1
             here = start[i]
             if j - i > limit:
-                end[i:j] = np.sort(end[i:j])
                 same, previous = 0, -1
-                for k in range(i, j):
-                    value = end[k]
+                for value in np.sort(end[i:j]):
                     same = same + 1 if value == previous else 1
                     previous = value
                     if same <= limit:
-                        start[place], end[place] = here, value
+                        to_start[place], to_end[place] = here, value
                         place += 1
             else:
                 for k in range(i, j):
-                    start[place], end[place] = here, end[k]
+                    to_start[place], to_end[place] = here, end[k]
                     place += 1
             i = j
         bounds[q, 0], bounds[q, 1] = begin, place
     return place
 
 
-def drop_duplicates(start: np.ndarray, end: np.ndarray, bounds: np.ndarray, limit: int = 1, place: int = 0) -> int:
+def drop_duplicates(
+    start: np.ndarray,
+    end: np.ndarray,
+    bounds: np.ndarray,
+    limit: int = 1,
+    place: int = 0,
+    *,
+    into: tuple[np.ndarray, np.ndarray] | None = None,
+) -> int:
     """Keep at most ``limit`` equal intervals, in place and in no more memory; ``bounds`` are rewritten.
 
     Parameters
@@ -51,9 +57,11 @@ def drop_duplicates(start: np.ndarray, end: np.ndarray, bounds: np.ndarray, limi
         Number to keep of each.
     place
         Number of intervals kept of sequences before, which stand at the front of the arrays.
+    into
+        Start and end of what is kept, where they are not to be written over the intervals.
 
     Returns
     -------
     Number of intervals kept, these included, at the front of the arrays.
     """
-    return int(_drop_duplicates(start, end, bounds, limit, place))
+    return int(_drop_duplicates(start, end, bounds, limit, place, *((start, end) if into is None else into)))

@@ -43,6 +43,15 @@ class PValueHistogram:
         place = np.clip((np.asarray(log10_p) * PER_UNIT).astype(np.int64), 0, len(self.counts) - 1)
         self.counts += np.bincount(place, minlength=len(self.counts))
 
+    def filled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the bins that hold some, and how many."""
+        places = np.flatnonzero(self.counts)
+        return places, self.counts[places]
+
+    def add_filled(self, places: np.ndarray, counts: np.ndarray) -> None:
+        """Add what another histogram holds."""
+        self.counts[places] += counts
+
     def q_table(self, total: float | None = None) -> np.ndarray:
         """-log10 q of each bin, from its lower edge on; not negative and nowhere decreasing.
 

@@ -170,11 +170,14 @@ class QValues:
 
     def add(self, runs: ScoredRuns) -> None:
         """Count the base pairs of a sequence."""
-        sizes = np.diff(runs.ends, prepend=0).astype(np.int64)
-        values = np.concatenate([self.log10_p, runs.log10_p])
+        self.add_counts(runs.log10_p, np.diff(runs.ends, prepend=0).astype(np.int64))
+
+    def add_counts(self, log10_p: np.ndarray, base_pairs: np.ndarray) -> None:
+        """Count base pairs at p-values."""
+        values = np.concatenate([self.log10_p, log10_p])
         self.log10_p, place = np.unique(values, return_inverse=True)
         # Sums of whole numbers are exact in float64 up to 2**53.
-        self.base_pairs = np.bincount(place, np.concatenate([self.base_pairs, sizes])).astype(np.int64)
+        self.base_pairs = np.bincount(place, np.concatenate([self.base_pairs, base_pairs])).astype(np.int64)
 
     def table(self) -> np.ndarray:
         """-log10 q of each p-value, in order of -log10 p."""

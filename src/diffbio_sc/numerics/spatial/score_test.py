@@ -54,6 +54,8 @@ _FINEST_ALTERNATION = 1.0  # spacings: beyond, spots that alternate cancel withi
 _ALTERNATION_SHARE = 0.01  # of the level that is spent on the lower tail: what others lose (benchmarks, planted)
 _EFFECT = 0.3  # variance on the log scale of the effect that weights are made for
 _CAUCHY_EXCESS = 0.08  # by how much the combination of such dependent tests is too small around 0.05
+_MOST_TAKEN = 0.5  # of the third cumulant, by nuisance columns: beyond, it is a difference of large numbers
+_PROBES = 32  # right to some 5 %: of a kernel with n eigenvalues to sqrt(2 / 32 n)
 _BLOCK_VALUES = 2**22
 
 
@@ -280,14 +282,11 @@ class SpatialScoreTest:
         return -np.trace(middle), 2.0 * (pairs - 2.0 * crossed + np.trace(middle @ middle)), hollow
 
     def _cumulants(self, level: Level, scale: int, weights: _Weights) -> _Cumulants:
-        mean, second, _ = self._moments_of(level, scale, weights)
+        mean, second, hollow = self._moments_of(level, scale, weights)
         kernels, v = level.kernels, weights.v
         by_point, squares = level.sums(v), level.sums(v**2)
-        reach = kernels.apply(scale, by_point)
-        hollow = reach[level.point_of_spot] - v
-        axes_factor = level.third[scale] / 3.0 ** (self._axes / 2.0)
-        third = 8.0 * np.sum(v * hollow**2) * axes_factor
         if level.dense:
+            reach, third = kernels.apply(scale, by_point), 0.0  # the third is that of its spectrum
             # The kernel with its mean over spots taken out, as the intercepts do; across slides it is 0 anyway.
             total = np.bincount(kernels.groups, by_point)[kernels.groups]
             both = np.bincount(kernels.groups, by_point * reach)[kernels.groups]
@@ -299,14 +298,39 @@ class SpatialScoreTest:
             cubes = by_point @ ((squared * centred) @ by_point) - squares @ diagonal**3
             fourths = squares @ ((squared * squared) @ squares) - level.sums(v**4) @ diagonal**4
         else:
+            third = self._third_cumulant(level, scale, weights, hollow)
             cubes = by_point @ kernels.apply(scale, by_point, 3) - (v**2).sum()
             fourths = squares @ kernels.apply(scale, squares, 4) - (v**4).sum()
         return _Cumulants(mean, second, third, max(cubes, 0.0), max(fourths, 0.0))
 
-    @property
-    def _axes(self) -> int:
-        level = self.layout.levels[0]
-        return 2 if level.dense else len(level.kernels.shape)
+    def _third_cumulant(self, level: Level, scale: int, weights: _Weights, hollow: np.ndarray) -> float:
+        """Of T on a grid: 8 tr (A S)^3 with A = K - I; nuisance columns take the largest eigenvalues out.
+
+        The triangles of A V are those of a continuum; what the columns take is exact. Where they take most of it, by
+        random signs z, whose mean of z'(A S)^3 z is the trace.
+        """
+        v, inverse = weights.v, weights.inverse
+
+        def apply(values: np.ndarray) -> np.ndarray:
+            weighted = v * values if values.ndim == 1 else v[:, None] * values
+            return level.kernels.apply(scale, level.sums(weighted))[level.point_of_spot] - weighted
+
+        factor = level.third[scale] / 3.0 ** (len(level.kernels.shape) / 2.0)
+        triangles = factor * np.sum(v * apply(np.ones(len(v))) ** 2)
+        weighted = v[:, None] * hollow
+        once = inverse @ (weights.weighted_design.T @ hollow)
+        twice, thrice = inverse @ (weighted.T @ hollow), inverse @ (weighted.T @ apply(hollow))
+        taken = 3.0 * np.trace(thrice) - 3.0 * np.trace(twice @ once) + np.trace(once @ once @ once)
+        if taken <= _MOST_TAKEN * triangles:
+            return 8.0 * (triangles - taken)
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (len(v), _PROBES))
+        root = np.sqrt(v)[:, None]
+
+        def project(values: np.ndarray) -> np.ndarray:
+            return values - root * (weights.design @ (inverse @ (weights.weighted_design.T @ (values / root))))
+
+        first = project(root * apply(project(signs) / root))
+        return 8.0 * float(np.sum(first * root * apply(first / root))) / _PROBES
 
     def _class_spectra(self, weights: _Weights) -> list:
         """Eigenvalues of each scale at one class, with a bulk (number, value) to match the second cumulant; or None."""

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.operators.contract import FittedStatistic
 
 __all__ = ["RegionNetwork", "compute_region_loss", "training_loss", "within_loss"]
@@ -203,8 +204,14 @@ def within_loss(
     logits: Float[np.ndarray, "rows cells"], labels: Float[np.ndarray, "rows cells"], main: Bool[np.ndarray, " cells"]
 ) -> float:
     """Return the weighted likelihood within regions as a number: what the total has beside the cross-entropy."""
-    weight = jnp.ones(len(labels))
-    return _WITHIN * float(compute_region_loss(jnp.asarray(logits), jnp.asarray(labels), main, weight)["within"])
+    # Rows of weight 0 fill up the shape that is compiled; as one program, not as forty elementary ones.
+    rows = 1 << max(len(labels) - 1, 63).bit_length()
+    padded = (zero_padded(np.asarray(values, np.float32), (rows, labels.shape[1])) for values in (logits, labels))
+    weight = zero_padded(np.ones(len(labels), np.float32), (rows,))
+    return _WITHIN * float(_compiled_loss(*padded, np.asarray(main), weight)["within"])
+
+
+_compiled_loss = jax.jit(compute_region_loss)
 
 
 def _dropped(values: Array, share: float, key: Array | None, drops: Array | bool) -> Array:

@@ -150,16 +150,17 @@ class SpatialDeconvolution(Operator):
     def __init__(self, config: SpatialDeconvolutionConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         types, genes = config.n_cell_types, config.n_genes
-        self.log_platform = nnx.Param(jnp.zeros(genes))
-        self.log_deviation = nnx.Param(jnp.zeros((types, genes)))
-        self.log_dispersion = nnx.Param(jnp.log(jnp.float32(config.dispersion)))
+        # Made on the host: a program would be compiled for each number of genes.
+        self.log_platform = nnx.Param(jax.device_put(np.zeros(genes, np.float32)))
+        self.log_deviation = nnx.Param(jax.device_put(np.zeros((types, genes), np.float32)))
+        self.log_dispersion = nnx.Param(jax.device_put(np.float32(np.log(config.dispersion))))
         sizes = (genes, config.hidden_dim, types)
         self.correction = NetworkMinusStart(sizes, rngs=rngs) if config.hidden_dim else None
-        self.excess = FittedStatistic(jnp.zeros(genes))
-        self.kept = FittedStatistic(jnp.zeros(()))
-        self.fitted = FittedStatistic(jnp.zeros(()))
-        self.presence_probability = FittedStatistic(jnp.full(types, 0.5))
-        self.typical_weight = FittedStatistic(jnp.full(types, 1.0 / types))
+        self.excess = FittedStatistic(jax.device_put(np.zeros(genes, np.float32)))
+        self.kept = FittedStatistic(jax.device_put(np.zeros((), np.float32)))
+        self.fitted = FittedStatistic(jax.device_put(np.zeros((), np.float32)))
+        self.presence_probability = FittedStatistic(jax.device_put(np.full(types, 0.5, np.float32)))
+        self.typical_weight = FittedStatistic(jax.device_put(np.full(types, 1.0 / types, np.float32)))
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Array]:
         """Return ``proportions``, ``reconstructed``, ``proportions_std`` and ``abundance``."""
@@ -274,18 +275,19 @@ class SpatialDeconvolution(Operator):
     ) -> FitReport:
         """Estimate gamma, theta and excess variance alone, on exactly these spots (all with counts)."""
         started = time.perf_counter()
-        history, converged = self._fit_signatures(counts, jnp.asarray(profiles), platform_effect, refine, excess_shape)
+        profiles = np.asarray(profiles, np.float32)
+        history, converged = self._fit_signatures(counts, profiles, platform_effect, refine, excess_shape)
         return FitReport({"deviance": history}, converged, len(history), time.perf_counter() - started)
 
     @one_thread_at_a_time
     def adapt_platform(self, counts: np.ndarray, profiles: np.ndarray) -> None:
         """Re-estimate gamma alone on one slide, starting from, and shrunk toward, the present one."""
         counts = np.asarray(counts, np.float32)
-        base = np.asarray(self.signatures(jnp.asarray(profiles)))
+        base = self._host_signatures(profiles)
         log_platform, _, _ = self._rounds(
             counts, base, np.zeros(counts.shape[1]), spread=0.3, openness=1.0, refine=False, platform_effect=True
         )
-        self.log_platform[...] = self.log_platform[...] + jnp.asarray(log_platform)
+        self.log_platform[...] = jax.device_put(np.asarray(self.log_platform[...]) + log_platform)
 
     def solve(
         self,
@@ -304,8 +306,8 @@ class SpatialDeconvolution(Operator):
         ``rows`` is the number of spots of a whole block, see :class:`SpotSolver`.
         """
         return SpotSolver(
-            np.asarray(self.signatures(jnp.asarray(profiles)), np.float32),
-            float(jnp.exp(self.log_dispersion[...])),
+            self._host_signatures(profiles),
+            self._dispersion(),
             self.config.solver_steps,
             room=1,
             rows=rows,
@@ -337,9 +339,9 @@ class SpatialDeconvolution(Operator):
         spots, genes = counts.shape
         shape = (row_bucket(spots), round_up(genes, GENE_BUCKET))
         mu = self.platform_signatures(profiles)
-        dispersion = np.exp(np.asarray(self.log_dispersion[...]))
+        dispersion = self._dispersion()
         # Without excess variance: a missing type shows in genes that vary between cells, they keep their full say.
-        weights = SpotSolver(mu, float(dispersion), self.config.solver_steps, room=1)(counts).weights
+        weights = SpotSolver(mu, dispersion, self.config.solver_steps, room=1)(counts).weights
         signature = unknown_rounds(
             zero_padded(counts.astype(np.float32, copy=False), shape),
             zero_padded(weights, (shape[0], len(mu))),
@@ -355,6 +357,10 @@ class SpatialDeconvolution(Operator):
         scaled = np.asarray(profiles) / np.asarray(profiles).sum(-1, keepdims=True)
         return (scaled * np.exp(np.asarray(self.log_platform[...]))).astype(np.float32)
 
+    def _host_signatures(self, profiles) -> np.ndarray:
+        """Signatures mu on the host: elementary programs of JAX would be compiled for each number of genes."""
+        return (self.platform_signatures(profiles) * np.exp(np.asarray(self.log_deviation[...]))).astype(np.float32)
+
     @one_thread_at_a_time
     def set_presence(self, weights: np.ndarray, deviation: np.ndarray, cells: np.ndarray | None = None) -> None:
         """Learn from regressed spots how often each type is present; from then on proportions are posterior means."""
@@ -362,9 +368,9 @@ class SpatialDeconvolution(Operator):
         probability, typical = prior.probability, prior.typical_weight
         if cells is not None:
             probability, typical = (values.mean(0) for values in prior.in_spots_of(cells))
-        self.presence_probability[...] = jnp.asarray(probability, jnp.float32)
-        self.typical_weight[...] = jnp.asarray(typical, jnp.float32)
-        self.fitted[...] = jnp.ones(())
+        self.presence_probability[...] = jax.device_put(np.asarray(probability, np.float32))
+        self.typical_weight[...] = jax.device_put(np.asarray(typical, np.float32))
+        self.fitted[...] = jax.device_put(np.ones((), np.float32))
 
     def signatures(self, profiles: Float[Array, "types genes"]) -> Float[Array, "types genes"]:
         """Signatures mu: profiles scaled to sum 1, times platform factor and deviation."""
@@ -411,13 +417,13 @@ class SpatialDeconvolution(Operator):
             # How far the summed counts leave the composition open, against the accuracy of the spots' own answer.
             openness = bulk.composition_variance**2 / (bulk.composition_variance**2 + _SPOT_VARIANCE**2)
         platform = {"anchor": anchor, "spread": spread, "openness": openness, "platform_effect": platform_effect}
-        self.excess[...] = jnp.zeros(counts.shape[1])
+        self.excess[...] = jax.device_put(np.zeros(counts.shape[1], np.float32))
         start, _, _ = self._rounds(counts, base, refine=False, **platform)
         self._fit_excess(counts, base * np.exp(start), start, shape)
         refine = refine and self._refinement_pays(counts, base, platform)
         log_platform, log_deviation, history = self._rounds(counts, base, refine=refine, **platform)
-        self.log_platform[...] = jnp.asarray(log_platform)
-        self.log_deviation[...] = jnp.asarray(log_deviation)
+        self.log_platform[...] = jax.device_put(log_platform)
+        self.log_deviation[...] = jax.device_put(log_deviation)
         self._fit_excess(counts, base * np.exp(log_platform + log_deviation), log_platform, shape)
         history = np.asarray(history, np.float64)
         history = history[np.isfinite(history)]
@@ -431,9 +437,9 @@ class SpatialDeconvolution(Operator):
         active = (weights > 1e-6).sum(1)
         # What differs between cells is multiplied by the platform's factor as well, counting noise is not.
         shape = shape * np.exp(log_platform - np.median(log_platform))
-        factor = fit_excess(counts, mean, shape, float(jnp.exp(self.log_dispersion[...])), float(active.mean()))
-        self.excess[...] = jnp.asarray(factor * shape, jnp.float32)
-        self.kept[...] = jnp.float32(share_beyond_counting(counts, mean, active) ** _KEPT_POWER)
+        factor = fit_excess(counts, mean, shape, self._dispersion(), float(active.mean()))
+        self.excess[...] = jax.device_put((factor * shape).astype(np.float32))
+        self.kept[...] = jax.device_put(np.float32(share_beyond_counting(counts, mean, active) ** _KEPT_POWER))
 
     def _refinement_pays(self, counts, base, platform) -> bool:
         """Whether signatures refined on half of the spots predict the genes of the other half better.
@@ -460,7 +466,7 @@ class SpatialDeconvolution(Operator):
 
     def _prediction_loss(self, counts, mu, fold):
         """Pseudo-likelihood loss of each spot, each gene predicted from weights that have not seen its fold."""
-        dispersion = float(jnp.exp(self.log_dispersion[...]))
+        dispersion = self._dispersion()
         excess = np.asarray(self.excess[...], np.float64)
         loss = np.zeros(len(counts))
         for left_out in range(_GENE_FOLDS):
@@ -472,10 +478,13 @@ class SpatialDeconvolution(Operator):
             loss += 0.5 * ((counts[:, unseen] - mean) ** 2 / variance + np.log(variance)).sum(1)
         return loss
 
+    def _dispersion(self) -> float:
+        return float(np.exp(np.asarray(self.log_dispersion[...])))
+
     def _solver(self, mu) -> SpotSolver:
         return SpotSolver(
             np.asarray(mu, np.float32),
-            float(jnp.exp(self.log_dispersion[...])),
+            self._dispersion(),
             self.config.solver_steps,
             room=1,
             excess=np.asarray(self.excess[...]),
@@ -491,14 +500,14 @@ class SpatialDeconvolution(Operator):
             zero_padded(base.astype(np.float32), (types, shape[1])),
             zero_padded(np.asarray(anchor, np.float32), (shape[1],)),
             zero_padded(np.ones(genes, np.float32), (shape[1],)),
-            jnp.exp(self.log_dispersion[...]),
+            np.float32(self._dispersion()),
             zero_padded(np.asarray(self.excess[...]), (shape[1],)),
-            jnp.float32(spread),
-            jnp.float32(openness),
-            jnp.float32(self.config.prior_counts),
-            jnp.float32(rate),
-            jnp.bool_(refine),
-            jnp.bool_(platform_effect),
+            np.float32(spread),
+            np.float32(openness),
+            np.float32(self.config.prior_counts),
+            np.float32(rate),
+            np.bool_(refine),
+            np.bool_(platform_effect),
             self.config.fit_rounds,
         )
         return np.asarray(log_platform)[:genes], np.asarray(log_theta)[:, :genes], history

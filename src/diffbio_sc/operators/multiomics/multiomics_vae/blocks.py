@@ -61,14 +61,18 @@ def encode(operator: Networks, matrices: Sequence[Any], present: np.ndarray, bat
         Code of each cell's batch.
     """
     method, encoders = operator.config.fusion, posterior.stack_encoders(operator, library=np)
-    parts = []
-    for rows in _rows(len(present), _ENCODE_ROWS):
-        cells = _cells(operator, [matrix[rows] for matrix in matrices], present[rows], batch[rows], _ENCODE_ROWS)
-        encoded = Encoding(*(np.asarray(part) for part in _encode_block(method, encoders, cells)))
-        number = len(present[rows])
-        parts.append(Encoding(*(part[:, :number] if part.ndim == 3 else part[:number] for part in encoded)))
-    joined = zip(*parts, strict=True)
-    return Encoding(*(np.concatenate(pieces, axis=int(pieces[0].ndim == 3)) for pieces in joined))
+    number, latent, cells = len(matrices), operator.config.latent_dim, len(present)
+    shapes = (cells, latent), (cells, latent), (cells, number), (number, cells, latent), (cells,)
+    result = Encoding(*(np.empty(shape, np.float32) for shape in shapes))
+    for rows in _rows(cells, _ENCODE_ROWS):
+        block = _cells(operator, [matrix[rows] for matrix in matrices], present[rows], batch[rows], _ENCODE_ROWS)
+        size = len(present[rows])
+        for whole, part in zip(result, _encode_block(method, encoders, block), strict=True):
+            if whole.ndim == 3:
+                whole[:, rows] = np.asarray(part)[:, :size]
+            else:
+                whole[rows] = np.asarray(part)[:size]
+    return result
 
 
 @one_thread_at_a_time
@@ -133,7 +137,7 @@ def _dense_rows(features: int) -> int:
 
 def _fresh(tree: Any) -> Any:
     """Fresh arrays: code is compiled anew for those that training bound to a device."""
-    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
+    return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)), tree)
 
 
 def _cells(

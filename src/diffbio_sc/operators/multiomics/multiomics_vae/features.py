@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Array, Float
 
+from diffbio_sc.blocks.row_store import RowStore
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import ModalityEncoder
 
 #: Likelihoods of chromatin: features by TF-IDF.
@@ -26,6 +27,8 @@ def as_dense(matrix: Any) -> np.ndarray:
 
 def as_values(matrix: Any, likelihood: str) -> Any:
     """Return float32 values that share nothing that is changed: canonical CSR, or dense if Gaussian."""
+    if isinstance(matrix, RowStore):
+        return matrix
     if likelihood == "gaussian":
         if not sp.issparse(matrix):
             return np.asarray(matrix, np.float32)
@@ -40,7 +43,7 @@ def as_values(matrix: Any, likelihood: str) -> Any:
 
 def take_rows(matrix: Any, rows: np.ndarray) -> Any:
     """Return some of the rows, ascending; the matrix itself if those are all."""
-    return matrix if len(rows) == matrix.shape[0] else matrix[rows]
+    return matrix if len(rows) == matrix.shape[0] and not isinstance(matrix, RowStore) else matrix[rows]
 
 
 def depth(matrix: Any) -> Float[np.ndarray, " cells"]:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Array, Bool, Int
 
 from diffbio_sc.numerics.counts import sparse_rows
-from diffbio_sc.numerics.padding import bucket_size
 from diffbio_sc.operators.multiomics.multiomics_vae.bound import training_loss
 from diffbio_sc.operators.multiomics.multiomics_vae.features import log_sizes, read_features
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import Networks
-from diffbio_sc.training.batches import padded_copy
+from diffbio_sc.training.batches import Samples
 from diffbio_sc.training.loop import Loss
 from diffbio_sc.training.optimizers import Adam
 
@@ -26,6 +22,7 @@ _STEPS = 15_000  # an end that few fits reach: the held-out loss flattens before
 #: Share by which the held-out loss has to fall within the epochs of patience.
 MIN_PROGRESS = 1e-4
 _ADAM_EPSILON = 1e-6
+_MOST_HELD_OUT = 10_000  # cells of data on disk, by which the loss is known to a few thousandths
 _READS_A_FEATURE = 1000.0  # reads of a feature below which its modality learns more slowly
 
 
@@ -49,6 +46,11 @@ def hold_out(
             members = np.flatnonzero(group == code)
             allowed[members[: -(-len(members) // 2)]] = False
     return np.sort(order[allowed][: max(round(fraction * cells), 1)])
+
+
+def held_out_share(fraction: float, cells: int, *, on_disk: bool) -> float:
+    """Share of the cells to hold out: of data on disk no more cells than are kept in memory."""
+    return min(fraction, _MOST_HELD_OUT / cells) if on_disk else fraction
 
 
 def default_batch_size(cells: int) -> int:
@@ -113,31 +115,26 @@ def training_data(
     order = np.argsort(lengths.sum(1), kind="stable").astype(np.int32)
     place = np.empty(cells, np.int64)
     place[order] = np.arange(cells)
+    kept_apart = None if held_out is None else np.sort(place[held_out])
+    parts = [np.arange(cells)] if kept_apart is None else [np.delete(np.arange(cells), kept_apart), kept_apart]
     names = config.modality_likelihoods
     features = [read_features(*parts) for parts in zip(networks.encoders, names, matrices, strict=True)]
     data: dict[str, Any] = {
-        "row": order,
         "present": present[order],
         "batch": batch[order].astype(np.int32),
         "log_size": log_sizes(matrices, names)[order],
         "features": np.stack(features, axis=1)[order],
     }
-    of_cells = tuple(data)
-    kept_apart = None if held_out is None else np.sort(place[held_out])
-    parts = [np.arange(cells)] if kept_apart is None else [np.delete(np.arange(cells), kept_apart), kept_apart]
-    capacities = []
     for m, matrix in enumerate(matrices):
-        if not sp.issparse(matrix):
-            if not all(np.isfinite(row).all() for row in matrix):
-                raise ValueError(f"matrix {m} holds NaN or infinite values: replace or remove them.")
-            data[f"values_{m}"] = jax.device_put(padded_copy(matrix, bucket_size(cells)))
-            capacities.append(0)
-            continue
-        rows = sparse_rows.place_sparse(matrix, n_rows=bucket_size(cells))
-        data.update({f"indptr_{m}": rows.indptr, f"indices_{m}": rows.indices, f"values_{m}": rows.data})
-        sizes = lengths[order, m]
-        capacities.append(max(sparse_rows.stratified_capacity(sizes[part], batch_size) for part in parts))
-    return data, of_cells, kept_apart, _sparse_loss(tuple(capacities), config.modality_dims)
+        if sp.issparse(matrix):
+            sizes = lengths[order, m]
+            capacity = max(sparse_rows.stratified_capacity(sizes[part], batch_size) for part in parts)
+            data[f"counts_{m}"] = Samples(matrix, order, capacity)
+        elif all(np.isfinite(row).all() for row in matrix):
+            data[f"counts_{m}"] = Samples(matrix, order)
+        else:
+            raise ValueError(f"matrix {m} holds NaN or infinite values: replace or remove them.")
+    return data, tuple(data), kept_apart, batch_loss
 
 
 def _entries(matrix: Any) -> Int[np.ndarray, " cells"]:
@@ -145,20 +142,11 @@ def _entries(matrix: Any) -> Int[np.ndarray, " cells"]:
     return np.diff(matrix.indptr) if sp.issparse(matrix) else np.zeros(len(matrix), np.int32)
 
 
-@functools.lru_cache(maxsize=32)
-def _sparse_loss(capacities: tuple[int, ...], dims: tuple[int, ...]) -> Loss:
-    """Loss on batches of sparse rows, of dense ones where the capacity is 0; one function for each set of sizes."""
-
-    def loss(operator: Any, batch: dict[str, Array], key: Array) -> Any:
-        counts: list[Any] = []
-        for m, (capacity, columns) in enumerate(zip(capacities, dims, strict=True)):
-            if not capacity:
-                counts.append(jnp.take(batch[f"values_{m}"], batch["row"], axis=0))
-                continue
-            rows = sparse_rows.SparseRows(batch[f"indptr_{m}"], batch[f"indices_{m}"], batch[f"values_{m}"], columns)
-            entries = sparse_rows.gather(rows, batch["row"], capacity=capacity)
-            dense = operator.config.modality_likelihoods[m] in ("protein_mixture", "gaussian")
-            counts.append(sparse_rows.scatter_dense(entries) if dense else entries)
-        return training_loss(operator, batch, counts, key)
-
-    return loss
+def batch_loss(operator: Any, batch: dict[str, Any], key: Array) -> Any:
+    """Loss on batches of sparse rows or of dense ones."""
+    counts: list[Any] = []
+    for m, name in enumerate(operator.config.modality_likelihoods):
+        values = batch[f"counts_{m}"]
+        written_out = name in ("protein_mixture", "gaussian") and isinstance(values, sparse_rows.RowEntries)
+        counts.append(sparse_rows.scatter_dense(values) if written_out else values)
+    return training_loss(operator, batch, counts, key)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc._compiled import compiled_turn, one_thread_at_a_time
+from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc._random import as_generator
 from diffbio_sc.operators.contract import (
     FitReport,
@@ -22,7 +22,7 @@ from diffbio_sc.operators.contract import (
     as_float_array,
     check_axis_size,
 )
-from diffbio_sc.operators.multiomics.multiomics_vae import blocks, fitting, posterior, sizes
+from diffbio_sc.operators.multiomics.multiomics_vae import blocks, fitting, posterior, sizes, streaming
 from diffbio_sc.operators.multiomics.multiomics_vae.bound import Draws, negative_bound
 from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
 from diffbio_sc.operators.multiomics.multiomics_vae.embedding import Aligned, of_others
@@ -41,6 +41,7 @@ from diffbio_sc.training.loop import train
 
 _LOSS_CELLS = 512  # cells from which the losses at the start are averaged
 _FACTOR_CELLS = 20_000  # cells that the factor analysis is computed from
+_PLACED_CELLS = 1 << 14
 _READING_CELLS = 10_000  # cells that alignment and regressions are computed from
 
 
@@ -188,7 +189,8 @@ class DifferentiableMultiOmicsVAE(Operator):
         Parameters
         ----------
         matrices
-            Counts of each modality (cells, features); rows of cells that lack the modality are not read.
+            Counts of each modality (cells, features); rows of cells that lack the modality are not read. Of
+            :class:`~diffbio_sc.blocks.row_store.RowStore`, a few thousand rows are in memory at a time.
         present
             Which modalities each cell has (cells, modalities). Default: all.
         batch
@@ -228,18 +230,27 @@ class DifferentiableMultiOmicsVAE(Operator):
         started = time.perf_counter()
         generator = as_generator(rng)
         matrices, present, batch = self._check_matrices(matrices, present, batch)
+        matrices, on_disk = streaming.read_if_few(matrices)
         cells, held_out = len(present), None
         if validation_fraction:
-            held_out = fitting.hold_out(present, batch, validation_fraction, generator)
+            share = fitting.held_out_share(validation_fraction, cells, on_disk=on_disk)
+            held_out = fitting.hold_out(present, batch, share, generator)
             held_out = held_out if len(held_out) else None  # each batch or modality is one cell
         trained = np.arange(cells) if held_out is None else np.delete(np.arange(cells), held_out)
         if initialize:
-            seen = [take_rows(matrix, trained) for matrix in matrices]
-            self._start(seen, present[trained], batch[trained], generator)
-            del seen
+            self._start(matrices, present, batch, trained, generator)
         batch_size = min(batch_size or fitting.default_batch_size(cells), cells)
         most = fitting.default_epochs(len(trained), batch_size, judged=held_out is not None)
-        data, of_cells, kept_apart, loss = fitting.training_data(self, matrices, present, batch, held_out, batch_size)
+        data: Any
+        loss: Any
+        if on_disk:
+            data = streaming.CellSource(self, matrices, present, batch, trained, generator)
+            of_cells, loss = None, fitting.batch_loss
+            kept_apart = None if held_out is None else data.arrays(held_out)
+        else:
+            data, of_cells, kept_apart, loss = fitting.training_data(
+                self, matrices, present, batch, held_out, batch_size
+            )
         report = train(
             self,
             data,
@@ -283,20 +294,24 @@ class DifferentiableMultiOmicsVAE(Operator):
         """
         matrices, present, batch = self._check_matrices(matrices, present, batch)
         generator = as_generator(rng)
-        self._start(matrices, present, batch, generator)
+        self._start(matrices, present, batch, np.arange(len(present)), generator)
         self._fit_readings(matrices, present, batch, generator)
         self.mark_fitted()
 
     def _start(
-        self, matrices: list[Any], present: np.ndarray, batch: np.ndarray, generator: np.random.Generator
+        self,
+        matrices: list[Any],
+        present: np.ndarray,
+        batch: np.ndarray,
+        cells: np.ndarray,
+        generator: np.random.Generator,
     ) -> None:
-        """The linear solution."""
-        self.n_cells[...] = jnp.float32(len(present))
-        chosen = np.arange(len(present))
-        if len(chosen) > _FACTOR_CELLS:
-            chosen = np.sort(generator.choice(len(chosen), _FACTOR_CELLS, replace=False))
-            matrices = [matrix[chosen] for matrix in matrices]
-            present, batch = present[chosen], batch[chosen]
+        """The linear solution of some of the cells."""
+        self.n_cells[...] = jnp.float32(len(cells))
+        if len(cells) > _FACTOR_CELLS:
+            cells = cells[np.sort(generator.choice(len(cells), _FACTOR_CELLS, replace=False))]
+        matrices = [take_rows(matrix, cells) for matrix in matrices]
+        present, batch = present[cells], batch[cells]
         log_size = log_sizes(matrices, self.config.modality_likelihoods)
         lengths = start(self.encoders, self.decoders, self.config, matrices, present, batch, log_size, rng=generator)
         self.axis_lengths[...] = jnp.asarray(lengths, jnp.float32)
@@ -356,15 +371,12 @@ class DifferentiableMultiOmicsVAE(Operator):
         """Return the posterior of each cell in the embedding: :meth:`encode` after :meth:`embedding`."""
         matrices, present, batch = self._check_matrices(matrices, present, batch)
         encoding, lengths = blocks.encode(self, matrices, present, batch), np.asarray(self.axis_lengths[...])
-
-        def placed(latent: np.ndarray) -> np.ndarray:
-            return np.asarray(self.aligned(latent * lengths, batch, library=np), np.float32)
-
-        return encoding._replace(
-            mean=placed(encoding.mean),
-            variance=encoding.variance * lengths**2,
-            modality_mean=np.stack([placed(latent) for latent in encoding.modality_mean]),
-        )
+        for latent in (encoding.mean, *encoding.modality_mean):
+            for first in range(0, len(latent), _PLACED_CELLS):  # in their place: these are as long as the data
+                rows = slice(first, first + _PLACED_CELLS)
+                latent[rows] = self.aligned(latent[rows] * lengths, batch[rows], library=np)
+        encoding.variance[...] *= lengths**2
+        return encoding
 
     def embedding(self, latent: Float[Array, "cells latent"], batch: Array) -> Float[Array, "cells latent"]:
         """Return latent vectors with their axes stretched and batches laid onto each other; differentiable."""
@@ -458,9 +470,10 @@ class DifferentiableMultiOmicsVAE(Operator):
 
         It is predicted from z and the log sizes of the other modalities (NaN where a cell lacks one).
         """
-        latent, log_sizes = jnp.asarray(latent, jnp.float32), jnp.asarray(log_sizes, jnp.float32)
-        with compiled_turn():
-            return np.asarray(self._log_size(modality, latent, log_sizes))
+        # On the host: elementary programs would be compiled for each number of cells.
+        latent, log_sizes = np.asarray(latent, np.float32), np.asarray(log_sizes, np.float32)
+        model, means = np.asarray(self.size_model[...])[modality], np.asarray(self.size_means[...])
+        return sizes.predicted_log_size(model, means, modality, latent, log_sizes, library=np)
 
     def _log_size(self, modality: int, latent: Array, log_sizes: Array) -> Array:
         model = self.size_model[...][modality]

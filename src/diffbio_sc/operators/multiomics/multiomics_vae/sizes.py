@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,8 +62,11 @@ def predicted_log_size(
     modality: int,
     latent: Float[Array, "cells latent"],
     log_sizes: Float[Array, "cells modalities"],
+    *,
+    library: Any = jnp,
 ) -> Float[Array, " cells"]:
-    """Log size of a modality; ``log_sizes`` of the others, NaN where a cell lacks them."""
-    deviation = jnp.where(jnp.isnan(log_sizes), 0.0, log_sizes - means).at[:, modality].set(0.0)
+    """Log size of a modality; ``log_sizes`` of the others, NaN where a cell lacks them; by jax.numpy or numpy."""
+    other = ~library.isnan(log_sizes) & (library.arange(len(means)) != modality)
+    deviation = library.where(other, log_sizes - means, 0.0)
     width = latent.shape[1]
     return coefficients[0] + latent @ coefficients[1 : 1 + width] + deviation @ coefficients[1 + width :]

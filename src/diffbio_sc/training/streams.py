@@ -1,0 +1,222 @@
+"""Samples that come in parts, from a file or from any iterator of batches: more of them than memory holds.
+
+A part is a few thousand samples, which the compiled loop goes through as it does through a whole data set: shuffled, in
+batches. All parts are padded to one shape.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from diffbio_sc.numerics.counts.sparse_rows import batch_capacity, stratified_capacity
+from diffbio_sc.numerics.padding import bucket_size, round_up
+from diffbio_sc.training.batches import Samples
+
+Item = TypeVar("Item")
+_MARGIN = 1.05  # room beyond what is needed at first: parts differ a little, and another shape is compiled anew
+_DTYPES = (np.uint8, np.uint16, np.float32)
+
+
+class BatchSource(abc.ABC):
+    """Where the samples of each epoch come from.
+
+    Attributes
+    ----------
+    size
+        Samples of an epoch.
+    part_rows
+        Most samples of a part.
+    reads_ahead
+        Whether the next part may be made in another thread while training goes on. What is done there must not run
+        compiled code of this package, which takes turns with training.
+    """
+
+    size: int
+    part_rows: int
+    reads_ahead = False
+    rooms: Rooms
+
+    def begin(self, batch_size: int, *, stratified: bool) -> None:
+        """Take note of how the parts will be gone through: they are of (nearly) equal numbers of whole batches."""
+        self.part_rows = round_up(-(-self.size // -(-self.size // self.part_rows)), batch_size)
+        self.rooms = Rooms(self.part_rows, batch_size, stratified=stratified)
+
+    @property
+    def n_parts(self) -> int:
+        """Number of parts of an epoch."""
+        return -(-self.size // self.part_rows)
+
+    @abc.abstractmethod
+    def parts(self, epoch: int) -> Iterator[Mapping[str, Any]]:
+        """Arrays by name of one part after the other, with one row a sample; sparse ones as ``Samples``."""
+
+    def identity(self) -> Any:
+        """Return what a checkpoint compares."""
+        return {"size": self.size, "part_rows": self.part_rows}
+
+
+class IteratorSource(BatchSource):
+    """Batches of any loader, such as ``annbatch.Loader``, put together to parts.
+
+    Parameters
+    ----------
+    batches
+        What each epoch iterates over; or a function of the number of the epoch that returns it.
+    size
+        Samples of an epoch.
+    convert
+        Makes arrays by name, with one row a sample, of a batch; sparse ones as CSR. Default: the batch is a dict of
+        them.
+    part_rows
+        Samples of a part. They are shuffled within it.
+
+    Raises
+    ------
+    ValueError
+        In training, if an epoch has another number of samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffbio_sc.training import IteratorSource
+    >>> loader = [{"X": np.ones((30, 2))}, {"X": np.ones((20, 2))}]
+    >>> source = IteratorSource(loader, 50, convert=lambda batch: {"features": batch["X"]}, part_rows=32)
+    >>> source.begin(16, stratified=False)
+    >>> [part["features"].values.shape for part in source.parts(0)]
+    [(32, 2), (18, 2)]
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any] | Callable[[int], Iterable[Any]],
+        size: int,
+        *,
+        convert: Callable[[Any], Mapping[str, Any]] = dict,
+        part_rows: int = 8192,
+    ):
+        self.batches, self.size, self.convert, self.part_rows = batches, size, convert, part_rows
+
+    def parts(self, epoch: int) -> Iterator[Mapping[str, Any]]:
+        """Put batches together to parts; what one has too much goes into the next."""
+        held: list[dict[str, Any]] = []
+        number = total = 0
+        for batch in self.batches(epoch) if callable(self.batches) else self.batches:
+            arrays = {
+                key: value if sp.issparse(value) else np.asarray(value) for key, value in self.convert(batch).items()
+            }
+            rows = {value.shape[0] for value in arrays.values()}
+            if len(rows) != 1:
+                raise ValueError(f"the arrays of a batch must have one row a sample each, found {sorted(rows)} rows.")
+            held.append(arrays)
+            number += rows.pop()
+            while number >= self.part_rows:
+                whole = _stack(held)
+                yield self.rooms.arranged({key: value[: self.part_rows] for key, value in whole.items()})
+                held = [{key: value[self.part_rows :] for key, value in whole.items()}]
+                total, number = total + self.part_rows, number - self.part_rows
+        if number:
+            yield self.rooms.arranged(_stack(held))
+        if total + number != self.size:
+            raise ValueError(
+                f"an epoch of the loader had {total + number} samples, {self.size} were announced: pass the number of "
+                "samples that it goes through. An iterator that ends for good is given as a function that returns a "
+                "new one."
+            )
+
+
+class Rooms:
+    """Shapes that sparse samples of all parts are padded to; they grow where a part needs more.
+
+    Parameters
+    ----------
+    part_rows
+        Most samples of a part.
+    batch_size
+        Samples of a batch.
+    stratified
+        Whether each batch has one sample of every run of neighbours: parts are then put in the order of their entries.
+    """
+
+    def __init__(self, part_rows: int, batch_size: int, *, stratified: bool):
+        self.part_rows, self.batch_size, self.stratified = part_rows, batch_size, stratified
+        self._known: dict[str, tuple[int, int, int]] = {}
+
+    def arranged(self, arrays: Mapping[str, Any]) -> dict[str, Samples]:
+        """Return the arrays of a part, sparse ones as CSR, as samples with room as in the parts before."""
+        lengths = {key: np.diff(value.indptr) for key, value in arrays.items() if sp.issparse(value)}
+        order = None
+        if self.stratified and lengths:
+            order = np.argsort(sum(lengths.values()), kind="stable")
+        return {
+            key: self._sparse(key, value, lengths[key], order) if key in lengths else Samples(value, order)
+            for key, value in arrays.items()
+        }
+
+    def _sparse(self, key: str, matrix: sp.csr_array, lengths: np.ndarray, order: np.ndarray | None) -> Samples:
+        if self.stratified:
+            needed = stratified_capacity(lengths if order is None else lengths[order], self.batch_size)
+        else:
+            needed = batch_capacity(lengths, self.batch_size)
+        mean, kind = matrix.nnz / max(len(lengths), 1), _kind(matrix.data)
+        if key not in self._known:
+            room = max(mean * self.part_rows, matrix.nnz)
+            self._known[key] = (bucket_size(int(needed * _MARGIN)), bucket_size(int(room * _MARGIN) + 1), kind)
+        capacity, room, known = self._known[key]
+        self._known[key] = (max(capacity, needed), max(room, bucket_size(max(matrix.nnz, 1))), max(known, kind))
+        capacity, room, known = self._known[key]
+        return Samples(matrix, order, capacity, room, _DTYPES[known])
+
+
+def _as_rows(values: Any) -> Any:
+    """Canonical CSR, or an array."""
+    if not sp.issparse(values):
+        return np.asarray(values)
+    matrix = sp.csr_array(values)
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    return matrix
+
+
+def _kind(values: np.ndarray) -> int:
+    """Number of the smallest type that holds the values."""
+    if len(values) == 0:
+        return 0
+    if values.min() < 0 or values.max() >= 2**16 or not np.array_equal(np.rint(values), values):
+        return 2
+    return int(values.max() >= 2**8)
+
+
+def _stack(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    def joined(values: list[Any]) -> Any:
+        if sp.issparse(values[0]):
+            return sp.csr_array(sp.vstack(values, format="csr"))
+        return np.concatenate(values)
+
+    return {key: joined([part[key] for part in parts]) for key in parts[0]}
+
+
+@functools.cache
+def _reader() -> ThreadPoolExecutor:
+    """The one thread that reads ahead: each new one would take memory of its own from the system and leave it."""
+    return ThreadPoolExecutor(1, thread_name_prefix="diffbio_sc_reader")
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield items, while the next one is made in another thread."""
+    end = object()
+    pending = _reader().submit(next, items, end)
+    try:
+        while (item := pending.result()) is not end:
+            pending = _reader().submit(next, items, end)
+            yield item  # type: ignore[misc]
+            del item
+    finally:
+        wait([pending])

@@ -1,0 +1,83 @@
+"""A second call on a little more data compiles nothing: rows and features are padded, and nothing runs unjitted."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from compiled_programs import compiled_programs
+
+import diffbio_sc as dbio
+
+SPOTS, MORE_SPOTS = 300, 320  # 7 % more; both are padded to 320
+CELLS, MORE_CELLS = 322, 345  # padded to 352, of which 320 to train on
+
+
+def signatures(genes=250, types=4):
+    values = np.random.default_rng(0).gamma(0.35, 1.0, (types, genes)) + 1e-3
+    names = [f"gene_{k}" for k in range(genes)]
+    return pd.DataFrame(800 * values / values.sum(1, keepdims=True), [f"type_{k}" for k in range(types)], names)
+
+
+def tissue(spots):
+    rng, table = np.random.default_rng(spots), signatures()
+    share = rng.dirichlet(np.ones(len(table)), spots)
+    counts = rng.poisson(share @ table.to_numpy()).astype(np.float32)
+    places = np.column_stack([np.arange(spots) % 20, np.arange(spots) // 20]).astype(float)
+    return ad.AnnData(counts, var=pd.DataFrame(index=table.columns), obsm={"spatial": places})
+
+
+def cells(number):
+    return dbio.datasets.simulate_multiomics(n_cells=number, n_genes=60, n_peaks=84, n_types=4)
+
+
+def fitted(number):
+    mdata = cells(number)
+    dbio.tl.multiomics_vae(mdata, max_epochs=1)
+    return mdata
+
+
+def bins(cells_of_a_type):
+    fragments, places, _ = dbio.datasets.simulate_fragments(n_cells=cells_of_a_type)
+    adata = dbio.pp.coverage(fragments, bin_size=200)
+    return adata, places.iloc[:6].assign(annotation="peaks", sample=adata.obs_names[0])
+
+
+def patterned(spots):
+    return dbio.datasets.simulate_spatial_genes(n_spots=spots, n_genes=60)
+
+
+def spatial_genes(spots):
+    dbio.tl.spatial_genes(spots)
+    dbio.tl.spatial_patterns(spots)
+
+
+def use_model(data):
+    model, query = data
+    dbio.tl.multiomics_encode(query, model)
+    dbio.tl.multiomics_impute(model, modality="atac")
+    dbio.tl.multiomics_score(model)
+
+
+CASES = {
+    "deconvolve": (tissue, lambda spots: dbio.tl.deconvolve(spots, signatures()), SPOTS, MORE_SPOTS),
+    "spatial_genes": (patterned, spatial_genes, SPOTS, MORE_SPOTS),
+    "multiomics_vae": (cells, lambda mdata: dbio.tl.multiomics_vae(mdata, max_epochs=1), CELLS, MORE_CELLS),
+    "a_model_of_cells": (lambda number: (fitted(number), cells(number)), use_model, CELLS, MORE_CELLS),
+    "train_peaks": (bins, lambda data: dbio.tl.train_peaks(*data, steps=2), 60, 64),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_little_more_data_compiles_nothing(name):
+    make, call, few, more = CASES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        call(make(few))
+        data = make(more)
+        with compiled_programs() as programs:
+            call(data)
+    assert programs == []

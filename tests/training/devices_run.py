@@ -1,0 +1,109 @@
+"""A process of ``test_devices.py``: ``devices_run.py result.npz batch_size [port number]``."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from flax import nnx
+
+import diffbio_sc as dbio
+from diffbio_sc.numerics.counts.sparse_rows import scatter_dense
+from diffbio_sc.operators import Operator, OperatorConfig
+from diffbio_sc.operators.multiomics import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig
+from diffbio_sc.training import IteratorSource, batches, train
+from diffbio_sc.training.devices import place_training
+
+
+class Linear(Operator):
+    """Linear regression with dropout."""
+
+    loss_takes_weights = True
+
+    def __init__(self, config, *, rngs):
+        super().__init__(config, rngs=rngs)
+        self.weights = nnx.Param(jnp.zeros(3))
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def loss(self, data):
+        squares = (self.dropout(data["features"]) @ self.weights[...] - data["targets"]) ** 2
+        return jnp.sum(data["sample_weight"] * squares) / jnp.sum(data["sample_weight"])
+
+
+def line(batch_size):
+    """Train on dense samples with a random stream, validation and a last batch that is not full."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(90, 3))
+    data = {"features": features, "targets": features @ [1.0, -2.0, 0.5] + 0.1 * random.normal(size=90)}
+    operator = Linear(OperatorConfig(), rngs=nnx.Rngs(0))
+    report = train(operator, data, batch_size=batch_size, max_epochs=10, learning_rate=0.05, validation=0.2)
+    weights = operator.weights[...]
+    assert len(weights.devices()) == 1
+    return {"weights": weights, **{f"line/{name}": curve for name, curve in report.history.items()}}
+
+
+def parts(batch_size):
+    """Train on samples, some of them sparse, that come in three parts from a loader."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(90, 3)).astype(np.float32)
+    counts = sp.random_array((90, 40), density=0.3, format="csr", dtype=np.float32, rng=random)
+    loader = [{"features": features[rows], "counts": counts[rows]} for rows in (slice(0, 50), slice(50, 90))]
+
+    def loss(operator, batch, key):
+        targets = scatter_dense(batch["counts"]).sum(1)
+        squares = (batch["features"] @ operator.weights[...] - targets) ** 2
+        return jnp.sum(batch["sample_weight"] * squares) / jnp.sum(batch["sample_weight"])
+
+    source, operator = IteratorSource(loader, 90, part_rows=32), Linear(OperatorConfig(), rngs=nnx.Rngs(0))
+    report = train(operator, source, loss=loss, weighted=True, batch_size=batch_size, stratified=True, max_epochs=4)
+    return {f"parts/{name}": curve for name, curve in report.history.items()}
+
+
+def vae(batch_size):
+    """Train on sparse and dense counts of which some cells lack one."""
+    random = np.random.default_rng(0)
+    place = random.normal(size=(203, 2))
+    matrices = []
+    for size in (40, 30, 12):
+        counts = random.poisson(np.exp(0.4 * place @ random.normal(size=(2, size)) - 0.5)).astype(np.float32)
+        matrices.append(sp.csr_array(counts))
+    matrices[2] = matrices[2].toarray() + random.normal(size=(203, 12)).astype(np.float32)
+    present = np.ones((203, 3), bool)
+    present[::5, 1] = False
+    kinds = ("negative_binomial", "multinomial", "gaussian")
+    config = MultiOmicsVAEConfig(modality_dims=(40, 30, 12), latent_dim=3, likelihoods=kinds)
+    operator = DifferentiableMultiOmicsVAE(config, rngs=nnx.Rngs(0))
+    report = operator.fit_matrices(matrices, present=present, max_epochs=4, batch_size=batch_size, patience=10)
+    embedding = operator.embed(matrices, present=present).mean
+    return {"embedding": embedding, **{f"vae/{name}": curve for name, curve in report.history.items()}}
+
+
+def sizes(batch_size):
+    """Bytes of samples on all devices of this process, and on the one that has the most."""
+    random = np.random.default_rng(0)
+    matrix = sp.random_array((2000, 300), density=0.2, format="csr", dtype=np.float32, rng=random)
+    data = {"x": random.normal(size=(2000, 20)), "counts": batches.Samples(matrix, random.permutation(2000), 9000)}
+    samples, _ = batches.place_samples(data, None, 2000, placement=place_training(batch_size))
+    held: dict[int, int] = {}
+    for array in jax.tree.leaves(samples):
+        for shard in array.addressable_shards:
+            held[shard.device.id] = held.get(shard.device.id, 0) + shard.data.nbytes
+    return {"sample_bytes": sum(held.values()), "largest_part": max(held.values())}
+
+
+def main():
+    """Write the results of this process."""
+    path, batch_size, *host = sys.argv[1:]
+    if host:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{host[0]}", num_processes=2, process_id=int(host[1]))
+    dbio.settings.verbosity = "info"
+    size = int(batch_size)
+    np.savez(path, devices=jax.device_count(), **line(size), **parts(size), **vae(size), **sizes(size))
+
+
+if __name__ == "__main__":
+    main()

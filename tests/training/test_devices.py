@@ -1,0 +1,84 @@
+"""Several devices of one host, and several hosts, give the result of one; each sample is held once in all."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+RUN = HERE / "devices_run.py"
+
+
+def run(path, *, devices=1, batch_size=16, host=None):
+    """Start ``devices_run.py`` with so many devices."""
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment |= {"JAX_PLATFORMS": "cpu", "DIFFBIO_SC_PROGRESS": "0"}
+    arguments = [str(path), str(batch_size), *([] if host is None else map(str, host))]
+    command, pipe = [sys.executable, str(RUN), *arguments], subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def finished(*processes):
+    """Output of each, after all have ended well."""
+    outputs = [process.communicate(timeout=300) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors
+    return ["".join(output) for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    path = tmp_path_factory.mktemp("devices") / "one.npz"
+    (output,) = finished(run(path))
+    assert "Training uses" not in output
+    return dict(np.load(path))
+
+
+def assert_equal_runs(found, expected):
+    curves = [name for name in expected if name.startswith(("line/", "parts/", "vae/"))]
+    assert {"line/loss", "line/validation_loss", "parts/loss", "vae/loss", "vae/validation_nll_1"} <= set(curves)
+    for name in curves:
+        assert np.isfinite(expected[name]).all()
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-7, err_msg=name)
+    np.testing.assert_allclose(found["weights"], expected["weights"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["embedding"], expected["embedding"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_devices_of_one_host_give_the_result_of_one_and_hold_each_sample_once(tmp_path, one_device, count):
+    (output,) = finished(run(tmp_path / "several.npz", devices=count))
+    several = dict(np.load(tmp_path / "several.npz"))
+    assert (int(one_device["devices"]), int(several["devices"])) == (1, count)
+    assert "Training uses" not in output
+    assert_equal_runs(several, one_device)
+    assert several["sample_bytes"] <= 1.15 * one_device["sample_bytes"]
+    np.testing.assert_allclose(several["largest_part"], several["sample_bytes"] / count, rtol=0.1)
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_devices_do_not_divide_is_told(tmp_path, one_device):
+    (output,) = finished(run(tmp_path / "three.npz", devices=3))
+    assert "Training uses 2 of 3 devices: batches of 16 samples are not divided equally among more" in output
+    assert_equal_runs(dict(np.load(tmp_path / "three.npz")), one_device)
+
+
+@pytest.mark.slow
+def test_two_hosts_give_the_result_of_one_device(tmp_path, one_device):
+    """Two processes of two devices each, joined by ``jax.distributed``."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    paths = [tmp_path / f"{number}.npz" for number in range(2)]
+    finished(*(run(path, devices=2, host=(port, number)) for number, path in enumerate(paths)))
+    for path in paths:
+        found = dict(np.load(path))
+        assert int(found["devices"]) == 4
+        assert_equal_runs(found, one_device)
+        assert found["sample_bytes"] <= 1.15 * one_device["sample_bytes"] / 2
