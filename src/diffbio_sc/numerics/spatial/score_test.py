@@ -88,11 +88,16 @@ class _Weights:
         self.scale = v.mean()
         self.v, self.w = v / self.scale, w / self.scale
         self.design = design
-        self.weighted_design = self.v[:, None] * design
-        self.inverse = np.linalg.inv(design.T @ self.weighted_design)
+        weighted = self.weighted_design
+        self.inverse = np.linalg.inv(design.T @ weighted)
         self._first = design.astype(np.float32)
-        self._second = (self.inverse @ self.weighted_design.T).astype(np.float32)
-        self.trace = self.v.sum() - np.sum(self.inverse * (self.weighted_design.T @ self.weighted_design))
+        self._second = (self.inverse @ weighted.T).astype(np.float32)
+        self.trace = self.v.sum() - np.sum(self.inverse * (weighted.T @ weighted))
+
+    @property
+    def weighted_design(self) -> Float[np.ndarray, "spots columns"]:
+        """Nuisance columns times v."""
+        return self.v[:, None] * self.design
 
     def project(self, residuals: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
         """Take the nuisance columns out, in place."""
@@ -238,8 +243,10 @@ class SpatialScoreTest:
         dense = counts.toarray()
         dense *= weights.w.astype(np.float32)
         weights.project(dense)
-        limit = _CLIP * np.sqrt(weights.v)[None] * np.sqrt(mean / weights.scale)[:, None] + weights.w[None]
-        np.minimum(dense, limit.astype(np.float32), out=dense)
+        spread = (_CLIP * np.sqrt(mean / weights.scale)).astype(np.float32)
+        limit = np.multiply.outer(spread, np.sqrt(weights.v).astype(np.float32))
+        limit += weights.w.astype(np.float32)
+        np.minimum(dense, limit, out=dense)
         return weights.project(dense)
 
     def _balance_groups(self, residuals: np.ndarray, weights: _Weights) -> None:
