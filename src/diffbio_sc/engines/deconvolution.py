@@ -451,9 +451,10 @@ def posterior_composition(
             fields = [np.empty(solution.weights.shape, part.dtype) for part in parts]
         for field, part in zip(fields, parts, strict=True):
             field[rows] = part
-    for field in fields[:3]:
+    weights, proportions, deviation, abundance = fields
+    for field in (weights, proportions, deviation):
         field[~filled] = np.nan
-    return Composition(*fields, frequency)
+    return Composition(weights, proportions, deviation, abundance, frequency)
 
 
 def _compose(
