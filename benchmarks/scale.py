@@ -478,9 +478,9 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help=f"default: all, {' '.join(TABLES)}")
-    parser.add_argument("--quick", action="store_true", help="small tissues; cost, memory, settings and peaks")
+    parser.add_argument("--quick", action="store_true", help="a small tissue; cost, settings and peaks")
     parser.add_argument("--rows", type=int, help="spots of the table of cost; default 30000, quick 7500")
-    parser.add_argument("--sizes", help="spots of the table of memory; default 7500,30000,120000, quick 30000")
+    parser.add_argument("--sizes", help="spots of the table of memory; default 7500,30000,120000")
     parser.add_argument("--million", type=int, default=MILLION, help="spots that are made on the fly")
     parser.add_argument("--millions", help="millions of fragments; default 2,8, quick 2")
     parser.add_argument("--block", default="256MB", help="memory of a block")
@@ -489,10 +489,10 @@ def main() -> None:
     parser.add_argument("--compare", type=Path, help="stored run, which may not be exceeded by more than a fifth")
     options = parser.parse_args()
     quick = options.quick
-    tables = options.tables or (("cost", "memory", "settings", "peaks") if quick else TABLES)
+    tables = options.tables or (("cost", "settings", "peaks") if quick else TABLES)
     if unknown := set(tables) - set(TABLES):
         parser.error(f"no tables {sorted(unknown)}; there are {' '.join(TABLES)}")
-    sizes = [int(size) for size in (options.sizes or ("30000" if quick else "7500,30000,120000")).split(",")]
+    sizes = [int(size) for size in (options.sizes or "7500,30000,120000").split(",")]
     millions = [int(number) for number in (options.millions or ("2" if quick else "2,8")).split(",")]
     rows = options.rows or (7500 if quick else 30_000)
     print(json.dumps({"commit": commit(), **machine()}), flush=True)
