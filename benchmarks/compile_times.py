@@ -71,7 +71,8 @@ def deconvolve(adata) -> None:
 
 
 def multiomics(more: float = 1.0):
-    return run_dataset("simulate_multiomics", n_cells=int(590 * more))
+    cells = run_dataset("simulate_multiomics", n_cells=int(590 * MORE))
+    return cells[: int(590 * more)].copy()
 
 
 def run_dataset(name: str, **options: Any) -> Any:
@@ -176,7 +177,7 @@ CASES: dict[str, tuple[Callable[[float], Any], Callable[[Any], Any]]] = {
         after(regions, model_of_regions),
         lambda adata: run("tl.contextual_predict", adata.copy(), model=adata),
     ),
-    "tl.contextual_ablation": (regions, of("tl.contextual_ablation", n_seeds=1)),
+    "tl.contextual_ablation": (regions, of("tl.contextual_ablation", n_seeds=1, refine=False, average=False)),
     "tl.attributions": (after(regions, model_of_regions), lambda adata: run("tl.attributions", adata)),
     "tl.call_peaks": (lambda more=1.0: fragments(more)[0], of("tl.call_peaks")),
     "tl.peaks": (bins, of("tl.peaks")),

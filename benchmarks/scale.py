@@ -1,6 +1,6 @@
 """What work block by block costs: CPU, memory, passes and compilation, here, lazily and on workers.
 
-python benchmarks/scale.py [cost] [memory] [settings] [million] [peaks] [compile] [training] [--quick]
+python benchmarks/scale.py [cost] [memory] [settings] [million] [peaks] [workers] [compile] [training] [--quick]
     [--rows 30000] [--sizes 7500,30000,120000] [--block 256MB] [--write run.json]
     [--compare benchmarks/baseline/scale.json]
 
@@ -393,60 +393,114 @@ def million(rows: int) -> None:
         show({"table": "million", **run_row("million", function, rows)})
 
 
-def make_fragments(folder: Path, millions: int) -> Path:
-    """Fragments with barcodes: 250,000 on each chromosome of 30 million base pairs, a third of them in peaks."""
-    path = folder / f"fragments_{millions}.tsv"
+def make_fragments(folder: Path, millions: int, rows: int = 250_000) -> Path:
+    """Fragments with barcodes: so many on each chromosome, of 120 base pairs a fragment, a third of them in peaks."""
+    path = folder / f"fragments_{millions}_{rows}.tsv"
     if path.exists():
         return path
+    length, lines = 120 * rows, "chr{}\t%d\t%d\tcell%d\t1\n"
     with path.open("w") as file:
-        for chromosome in range(4 * millions):
+        for chromosome in range(1_000_000 * millions // rows):
             rng = np.random.default_rng([11, chromosome])
-            summits = rng.integers(1000, 30_000_000 - 1000, 600)
-            inside = rng.normal(rng.choice(summits, 80_000), 120).astype(int)
-            start = np.sort(np.concatenate([inside, rng.integers(0, 30_000_000 - 1000, 170_000)]).clip(0))
-            table = pd.DataFrame(
-                {
-                    "chrom": f"chr{chromosome + 1}",
-                    "start": start,
-                    "end": start + rng.integers(40, 400, len(start)),
-                    "barcode": [f"cell{k}" for k in rng.integers(0, 5000, len(start))],
-                    "count": 1,
-                }
-            )
-            table.to_csv(file, sep="\t", header=False, index=False)
+            summits = rng.integers(1000, length - 1000, 600 * rows // 250_000)
+            inside = rng.normal(rng.choice(summits, 8 * rows // 25), 120).astype(int)
+            start = np.sort(np.concatenate([inside, rng.integers(0, length - 1000, rows - len(inside))]).clip(0))
+            end = start + rng.integers(40, 400, len(start))
+            columns = zip(start.tolist(), end.tolist(), rng.integers(0, 5000, len(start)).tolist(), strict=True)
+            file.write("".join(map(lines.format(chromosome + 1).__mod__, columns)))
     return path
 
 
-def peak_row(folder: Path, millions: int, kind: str) -> dict:
-    """Peaks of one file; of groups of its cells; or of copies of it as replicates."""
+def make_indexed(folder: Path) -> Path:
+    """8 million fragments on 8 chromosomes, compressed by bgzip, with an index of tabix."""
+    import pysam
+
+    path = folder / "indexed.tsv.gz"
+    if not path.exists():
+        pysam.tabix_compress(str(make_fragments(folder, 8, 1_000_000)), str(path))
+        pysam.tabix_index(str(path), preset="bed")
+    return path
+
+
+def make_toy(folder: Path) -> Path:
+    path = folder / "toy_fragments.tsv"
+    if not path.exists():
+        with make_fragments(folder, 2).open() as lines:
+            path.write_text("".join(line for line, _ in zip(lines, range(50_000), strict=False)))
+    return path
+
+
+def call_fragments(path: Path, kind: str) -> int:
+    """Number of peaks of one file; of groups of its cells; or of copies of it as replicates."""
     import diffbio_sc as dbio
 
-    toy_file = folder / "toy_fragments.tsv"
-    if not toy_file.exists():
-        lines = make_fragments(folder, millions).open()
-        toy_file.write_text("".join(line for line, _ in zip(lines, range(50_000), strict=False)))
+    mode = "auto" if kind.endswith("auto") else "narrow"
+    if kind.startswith("groups"):
+        labels = {f"cell{k}": f"type{k % int(kind.split()[1])}" for k in range(5000)}
+        return sum(map(len, dbio.tl.call_peaks(path, groupby=labels, mode=mode).values()))
+    if kind.startswith("replicates"):
+        files = {f"replicate {k}": path for k in range(int(kind.split()[1]))}
+        return len(dbio.tl.call_peaks(files, replicate=True, mode=mode))
+    return len(dbio.tl.call_peaks(path, mode=mode))
+
+
+def peak_row(folder: Path, millions: int, kind: str) -> dict:
+    """Peaks of a file in this process."""
     path = make_fragments(folder, millions)
-
-    def run(where: Path) -> int:
-        if kind.startswith("groups"):
-            labels = {f"cell{k}": f"type{k % int(kind.split()[1])}" for k in range(5000)}
-            return sum(map(len, dbio.tl.call_peaks(where, groupby=labels, mode="narrow").values()))
-        if kind.startswith("replicates"):
-            files = {f"replicate {k}": where for k in range(int(kind.split()[1]))}
-            return len(dbio.tl.call_peaks(files, replicate=True, mode="narrow"))
-        return len(dbio.tl.call_peaks(where, mode="narrow"))
-
-    run(toy_file)
+    call_fragments(make_toy(folder), kind)
     before, started = forget_peak(), cpu()
-    number = run(path)
+    number = call_fragments(path, kind)
     found = {"peaks": kind, "million fragments": millions, "MB": round(peak() - before)}
     return {**found, "CPU s": round(cpu() - started, 1), "number": number}
 
 
+def ready_peaks(path: str) -> None:
+    """Load what peaks take in a worker."""
+    from diffbio_sc.engines.interval_peaks import stream_peaks
+    from diffbio_sc.engines.peak_settings import PeakSettings
+    from diffbio_sc.io import read_intervals
+
+    stream_peaks(read_intervals(path), None, PeakSettings(mode="narrow"))
+
+
+def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
+    """Peaks of the indexed file on workers; 0 workers: in this process."""
+    from contextlib import ExitStack
+
+    toy, path = make_toy(folder), make_indexed(folder)
+    with ExitStack() as stack:
+        client = None
+        if workers:
+            import distributed
+
+            cluster = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
+            client.run(ready_peaks, str(toy))
+        call_fragments(toy, kind)
+        before, started, wall = forget_peak(), cpu(), time.perf_counter()
+        theirs = client.run(cpu) if client is not None else {}
+        held = client.run(forget_peak) if client is not None else {}
+        number = call_fragments(path, kind)
+        found = {"peaks": kind, "workers": workers, "wall s": round(time.perf_counter() - wall, 1)}
+        found |= {"CPU s": round(cpu() - started, 1), "MB": round(peak() - before), "number": number}
+        if client is not None:
+            used = [round(value - theirs[key], 1) for key, value in client.run(cpu).items()]
+            found["CPU s of each worker"] = used
+            found["worker MB"] = round(max(value - held[key] for key, value in client.run(peak).items()))
+    return found
+
+
 def peaks(folder: Path, millions: list[int]) -> None:
-    for kind in ("one file", "groups 20", "groups 200", "replicates 8"):
+    for kind in ("one file", "one file, auto", "groups 20", "groups 200", "replicates 8"):
         for number in millions:
-            show(run_row("peaks", folder, number, kind))
+            if number <= 8 or kind.startswith("one file"):
+                show(run_row("peaks", folder, number, kind))
+
+
+def peak_workers(folder: Path) -> None:
+    for kind in ("one file", "groups 20"):
+        for workers in (0, 1, 2):
+            show(run_row("peak workers", folder, workers, kind))
 
 
 def training() -> None:
@@ -455,7 +509,7 @@ def training() -> None:
     subprocess.run([sys.executable, str(script), "devices", "--cells", "8000"], check=True, timeout=LIMIT)
 
 
-TABLES = ("cost", "memory", "settings", "million", "peaks", "compile", "training")
+TABLES = ("cost", "memory", "settings", "million", "peaks", "workers", "compile", "training")
 # Of functions that work block by block; all others by compile_times.py.
 COMPILED = ("tl.deconvolve", "tl.spatial_genes", "tl.spatial_patterns", "tl.call_peaks")
 
@@ -472,6 +526,9 @@ def main() -> None:
             return
         if arguments[0] == "peaks":
             show(peak_row(Path(arguments[1]), int(arguments[2]), arguments[3]))
+            return
+        if arguments[0] == "peak workers":
+            show(peak_workers_row(Path(arguments[1]), int(arguments[2]), arguments[3]))
             return
         function, source, rows, folder, block, result = arguments
         show(row(function, source, int(rows), Path(folder), block, Path(result)))
@@ -510,6 +567,8 @@ def main() -> None:
             million(options.million)
         if "peaks" in tables:
             peaks(folder, millions)
+        if "workers" in tables:
+            peak_workers(folder)
         if "compile" in tables:
             compile_times.compile_times(list(COMPILED))
         if "training" in tables:

@@ -20,7 +20,7 @@ DEFINITIONS = {
     CPU: MetricDef(name=CPU, direction="lower", description="CPU seconds of the row over those of the yardstick"),
     MEMORY: MetricDef(name=MEMORY, unit="MB", direction="lower", description="largest memory of the row"),
 }
-_TEXT = ("table", "function", "source", "setting", "peaks", "store", "rows", "genes", "block", "million fragments")
+_TEXT = ("table", "function", "source", "setting", "peaks", "workers", "rows", "genes", "block", "million fragments")
 
 
 def yardstick() -> float:

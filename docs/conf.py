@@ -50,7 +50,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!diffbio_sc\.).*"),
     (r"py:.*", r"diffbio_sc\.(numerics|engines|genome|blocks|_anndata)\..*"),
     (r"py:.*", r"diffbio_sc\.(sources\.(embedding_files|download)|benchmarks\.guard)(\..*)?"),
-    (r"py:.*", r"diffbio_sc\.training\.(trainable|optimizers)\..*"),
+    (r"py:.*", r"diffbio_sc\.training\.(trainable|optimizers|batches|streams)\..*"),
     (r"py:.*", r"diffbio_sc\.operators\.[a-z_]+\.[a-z_.]+\.[A-Z]\w+"),
 ]
 napoleon_google_docstring = False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-from pathlib import Path
 
 
 class Dies:
@@ -35,5 +34,15 @@ def fails(item):
     raise ValueError(f"task {item} cannot be done")
 
 
-def exists(path):
-    return Path(path).exists()
+def nested():
+    """A flow within a task."""
+    from diffbio_sc.blocks.rounds import Round, task_runner
+
+    def flow():
+        values = [1, 2]
+        for _ in range(3):
+            values = yield Round(double, values, "Doubling")
+        return values
+
+    with task_runner() as runner:
+        return runner.run([flow()])[0]

@@ -31,7 +31,8 @@ def tissue(spots):
 
 
 def cells(number):
-    return dbio.datasets.simulate_multiomics(n_cells=number, n_genes=60, n_peaks=84, n_types=4)
+    # Of one sample: entries a cell are padded to a bucket as well.
+    return dbio.datasets.simulate_multiomics(n_cells=MORE_CELLS, n_genes=60, n_peaks=80, n_types=4)[:number].copy()
 
 
 def fitted(number):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import diffbio_sc as dbio
+from diffbio_sc.blocks.rounds import run_here
+from diffbio_sc.engines import interval_sample, peak_sets
 from diffbio_sc.engines.peak_sets import pool_intervals
-from diffbio_sc.engines.pseudobulk import split_groups
+from diffbio_sc.engines.pseudobulk import split_groups, split_rounds
 from diffbio_sc.genome import columns
 from diffbio_sc.numerics.genome.duplicates import drop_duplicates
+from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
 
 
 @pytest.fixture
@@ -80,6 +86,17 @@ def test_tables_are_the_same_from_files_and_from_memory(tmp_path, on_disk, mode,
         same(found, expected)
 
 
+def test_two_threads_call_at_once(tmp_path, on_disk):
+    on_disk()
+    paths = [write(tmp_path / f"{seed}.tsv.gz", seed) for seed in (0, 1)]
+    expected = [dbio.tl.call_peaks(path, mode="narrow", groupby=CELLS) for path in paths]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(2):
+            found = threads.map(lambda path: dbio.tl.call_peaks(path, mode="narrow", groupby=CELLS), paths)
+            for one, known in zip(found, expected, strict=True):
+                same(one, known)
+
+
 def test_columns_in_files_are_arrays_that_keep_their_values(tmp_path, on_disk):
     on_disk()
     assert type(columns.new_column(10, np.int32)) is np.ndarray  # nobody asked for files
@@ -125,3 +142,124 @@ def test_duplicates_are_dropped_batch_by_batch():
     np.testing.assert_array_equal(whole[2], parts[2])
     np.testing.assert_array_equal(whole[0][:kept], parts[0][:kept])
     np.testing.assert_array_equal(whole[1][:kept], parts[1][:kept])
+
+
+def test_duplicates_are_dropped_into_other_arrays():
+    rng = np.random.default_rng(0)
+    start = np.sort(rng.integers(0, 30, 80)).astype(np.int32)
+    end = (start + rng.integers(1, 4, 80)).astype(np.int32)
+    place, other = (start.copy(), end.copy()), (np.zeros(80, np.int32), np.zeros(80, np.int32))
+    kept = drop_duplicates(*place, np.array([[0, 80]]), 1)
+    bounds, before = np.array([[0, 80]]), (start.copy(), end.copy())
+    assert drop_duplicates(start, end, bounds, 1, into=other) == kept == bounds[0, 1] < 80
+    for source, known in zip((start, end), before, strict=True):
+        np.testing.assert_array_equal(source, known)  # they stay as they are
+    np.testing.assert_array_equal(np.stack(other)[:, :kept], np.stack(place)[:, :kept])
+
+
+def test_one_chromosome_is_cut_where_no_equal_starts_are_torn_apart(monkeypatch):
+    monkeypatch.setattr(interval_sample, "_ROWS_AT_ONCE", 4)
+    start = np.array([9, 1, 1, 2, 3, 3, 3, 4, 5, 6, 7], np.int32)
+    blocks = [block.tolist() for block in interval_sample._blocks(start, np.array([[1, 11]]))]
+    assert blocks == [[[1, 7]], [[7, 11]]]
+    two = np.array([[0, 1], [1, 11]])
+    (block,) = interval_sample._blocks(start, two)
+    np.testing.assert_array_equal(block, two)
+
+
+def test_rows_of_several_samples_between_the_same_places(monkeypatch):
+    monkeypatch.setattr(peak_sets, "_MERGED_ROWS", 30)
+    rng = np.random.default_rng(1)
+    starts = [np.sort(rng.integers(0, 200, number)) for number in (150, 0, 70, 3)]
+    ranges = list(peak_sets._ranges(starts))
+    assert len(ranges) > 4
+    for number, column in enumerate(starts):
+        rows = [one[number] for one in ranges]
+        assert [rows[0][0], rows[-1][1]] == [0, len(column)]
+        assert all(left[1] == right[0] for left, right in zip(rows, rows[1:], strict=False))
+    joined = [np.concatenate([c[low:high] for c, (low, high) in zip(starts, one, strict=True)]) for one in ranges]
+    assert all(left.max() < right.min() for left, right in zip(joined, joined[1:], strict=False))
+    assert max(map(len, joined)) < 90
+
+
+def test_columns_of_a_shared_folder_travel_by_their_place(tmp_path):
+    with columns.columns_on_disk(tmp_path):
+        column = columns.new_column(50_000, np.int32)
+        columns.write_rows(column, 0, np.arange(50_000))
+        copied = columns.copy_column(column)
+        fragments = dbio.io.read_fragments(write(tmp_path / "a.tsv.gz", 0))
+        assert columns.new_column(0, np.int8).shape == (0,)
+    place = columns.stored(column[1000:2000])
+    assert place == (str(column.filename), "<i4", 1000, 1000)
+    opened = place.open()
+    np.testing.assert_array_equal(opened, np.arange(1000, 2000))
+    assert columns.stored(opened[5:][:7]) == (str(column.filename), "<i4", 1005, 7)  # again, from a view of a part
+    columns.write_rows(opened[10:], 2, np.array([-1, -2], np.int64))
+    np.testing.assert_array_equal(column[1010:1016], [1010, 1011, -1, -2, 1014, 1015])
+    opened[0] = 7  # reaches no file
+    assert column[1000] == 1000
+    np.testing.assert_array_equal(copied, np.arange(50_000))
+    assert copied.filename != column.filename
+    memory = np.arange(5)
+    assert columns.stored(memory) is not memory
+    np.testing.assert_array_equal(columns.stored(memory), memory)
+    assert columns.stored(None) is columns.opened(None) is None
+    chosen = fragments.select_chromosomes(["chr10", "chr3"])
+    sent = pickle.dumps(chosen)
+    assert len(sent) < 3000
+    found = pickle.loads(sent)
+    for name in chosen:
+        for mine, theirs in zip(chosen[name], found[name], strict=True):
+            assert (mine is None) == (theirs is None)
+            if mine is not None:
+                np.testing.assert_array_equal(mine, theirs)
+    (again,) = pickle.loads(pickle.dumps(columns.ColumnTuple((column[3:9],))))
+    np.testing.assert_array_equal(again, np.arange(3, 9))
+    columns.discard(column, copied, memory)
+    assert not any(map(Path.exists, map(Path, (column.filename, copied.filename))))
+    assert column[5] == 5
+
+
+def test_parts_that_several_processes_write_share_no_page():
+    starts = columns.row_starts([3, 0, 20_000, 5])
+    assert starts == [0, 1 << 14, 1 << 14, 3 << 14, (3 << 14) + 5]
+    assert columns.row_starts([]) == [0]
+    assert columns.row_starts([70_000]) == [0, 70_000]
+
+
+def test_a_list_of_columns_goes_out_of_memory_one_by_one(tmp_path, monkeypatch):
+    gone = []
+    monkeypatch.setattr(columns, "release", lambda column: gone.append(column.copy()))
+    listed = columns.ColumnList([np.arange(3), np.arange(2)])
+    for _ in range(2):
+        found = list(listed)
+    assert [len(one) for one in gone] == [3, 2, 3, 2]
+    assert len(listed) == 2
+    assert found[1] is listed[1]
+
+
+def test_histograms_of_parts_add_up():
+    values = np.random.default_rng(0).exponential(3, 5000)
+    whole, sum_of_parts = PValueHistogram(), PValueHistogram()
+    whole.add_values(values)
+    for part in np.array_split(values, 7):
+        one = PValueHistogram()
+        one.add_values(part)
+        sum_of_parts.add_filled(*one.filled())
+    np.testing.assert_array_equal(whole.counts, sum_of_parts.counts)
+
+
+def test_fragments_are_dealt_to_groups_by_part(tmp_path, monkeypatch):
+    fragments = dbio.io.read_fragments(write(tmp_path / "a.tsv.gz", 0))
+    codes = (np.arange(len(fragments.barcodes)) % 4 - 1).astype(np.int32)
+    monkeypatch.setattr("diffbio_sc.genome.intervals.PART_ROWS", 1)
+    groups = run_here(split_rounds(fragments, codes, ["a", "b", "c"]))
+    whole = split_groups(fragments, codes, ["a", "b", "c"])
+    for number, name in enumerate("abc"):
+        assert groups[name].chromosomes == fragments.chromosomes
+        assert len(groups[name]) == (codes[fragments.columns["cell_code"]] == number).sum() == len(whole[name])
+        assert len(whole[name].columns["start"]) == len(whole[name])
+        for chromosome in fragments:
+            expected = fragments[chromosome].start[codes[fragments[chromosome].cell_code] == number]
+            np.testing.assert_array_equal(groups[name][chromosome].start, expected)
+            np.testing.assert_array_equal(whole[name][chromosome].start, expected)

@@ -91,9 +91,9 @@ def test_intervals_hold_what_cells_that_differ_do_to_spots(deep):
             np.random.default_rng(1),
             fraction_of="cells",
             dispersion_index=np.full(genes, 1.5),
+            sampling_index=np.full(genes, 1.5),
             size_variation=None,
             platform_effect=True,
-            refine=True,
         )
         miss = np.abs(found.proportions - truth)[truth > 0]
         without.append((miss <= 1.645 * found.deviation[truth > 0]).mean())

@@ -8,7 +8,7 @@ from scipy.optimize import minimize, nnls
 from scipy.stats import nbinom
 
 from diffbio_sc.numerics.counts.nonnegative_quadratic import nonnegative_quadratic
-from diffbio_sc.numerics.counts.regression import regress, regression_weights
+from diffbio_sc.numerics.counts.regression import regress, regression_weights, score
 
 DISPERSION = 0.1
 
@@ -80,11 +80,12 @@ def test_implicit_gradients_equal_finite_differences(case):
         start = [jnp.asarray(part, jnp.float64) for part in (counts, depth, signatures, DISPERSION)]
 
         start.append(jnp.asarray(direction_rng.gamma(1.0, 1.0, counts.shape[1]), jnp.float64))
+        start.append(jnp.asarray(direction_rng.gamma(1.0, 0.02, signatures.shape), jnp.float64))
 
-        def objective(counts, depth, signatures, dispersion, excess):
-            return (regression_weights(counts, depth, signatures, dispersion, excess, 60, 60) * cotangent).sum()
+        def objective(counts, depth, signatures, dispersion, excess, error):
+            return (regression_weights(counts, depth, signatures, dispersion, excess, error, 60, 60) * cotangent).sum()
 
-        gradients = jax.grad(objective, argnums=(0, 1, 2, 3, 4))(*start)
+        gradients = jax.grad(objective, argnums=(0, 1, 2, 3, 4, 5))(*start)
         for position, gradient in enumerate(gradients):
             direction = direction_rng.normal(size=start[position].shape) * np.asarray(start[position])
             if position == 0:  # counts of 0 must not become negative
@@ -133,3 +134,57 @@ def test_excess_variance_weighs_genes_as_the_quasi_score_says(case):
     assert (slope / size)[found == 0].max() < 0.05
     plain = np.asarray(regress(counts, depth, signatures, jnp.float32(DISPERSION), steps=40, sweeps=40).weights)
     assert np.abs(plain - found).max() > 0.01
+
+
+def test_errors_of_signatures_do_not_bias_the_corrected_score():
+    """Signatures from few reference counts, many genes; the last type is absent and like the first."""
+    rng = np.random.default_rng(6)
+    genes, depth, in_reference = 3000, 2000.0, 60_000
+    true = rng.gamma(2.0, 0.5, (4, genes)) + 0.2
+    true /= true.sum(1, keepdims=True)
+    true[3] = 0.8 * true[0] + 0.2 * true[3]
+    weights = np.array([0.6, 0.3, 0.1, 0.0])
+    found = {True: [], False: []}
+    for _ in range(300):
+        counts = rng.poisson(depth * weights @ true)[None].astype(np.float32)
+        sums = rng.poisson(in_reference * true)
+        signatures = (sums / in_reference).astype(np.float32)
+        arguments = (weights[None].astype(np.float32), counts, jnp.array([depth]), signatures, jnp.float32(DISPERSION))
+        for corrected in found:
+            error = jnp.asarray(1.0 / np.maximum(sums, 1), jnp.float32) if corrected else None
+            found[corrected].append(np.asarray(score(*arguments, 0.5, error))[0])
+    mean, plain = (np.mean(found[corrected], 0) for corrected in (True, False))
+    noise = np.std(found[True], 0).max() / 300**0.5
+    assert plain[3] - plain[0] > 10 * noise  # the first type loses to the one that is like it
+    assert np.abs(mean).max() < 0.1 * np.abs(plain).max() + 3 * noise
+
+
+def test_corrected_regression_is_the_root_of_the_corrected_score(case):
+    counts, depth, signatures = case
+    error = np.random.default_rng(7).gamma(1.0, 0.02, signatures.shape).astype(np.float32)
+    options = {"excess": 0.3, "error": error}
+    found = regress(counts, depth, signatures, jnp.float32(DISPERSION), steps=60, sweeps=60, **options).weights
+    slope = np.asarray(score(found, counts, depth, signatures, jnp.float32(DISPERSION), **options))
+    assert np.abs(slope)[np.asarray(found) > 1e-3].max() < 0.5  # of scores of the order of a thousand
+    assert slope[np.asarray(found) == 0].max() < 0.5
+    plain = regress(counts, depth, signatures, jnp.float32(DISPERSION), steps=60, sweeps=60, excess=0.3).weights
+    assert np.abs(np.asarray(plain) - np.asarray(found)).max() > 0.005
+
+
+def test_small_inverses_are_not_spread_over_threads(case, monkeypatch):
+    """BLAS threads that wait actively for the next small matrix cost up to fourteen times the CPU."""
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    from diffbio_sc.numerics.counts import spot_regression
+
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    seen = []
+    solve = spot_regression._solve_block
+    monkeypatch.setattr(spot_regression, "_solve_block", lambda *inputs: (seen.append(threads()), solve(*inputs))[1])
+    counts, _, signatures = case
+    with threadpool_limits(2, user_api="blas"):
+        spot_regression.SpotSolver(signatures, DISPERSION, 6)(counts)
+        assert set(threads()) == {2}
+    assert set(seen[0]) == {1}

@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.spatial.distance import cdist
 
+from diffbio_sc._compiled import full_products
 from diffbio_sc.numerics.spatial.kernels import KERNELS, kernel_matrix
 from diffbio_sc.numerics.spatial.kriging import smooth
 from diffbio_sc.numerics.spatial.representatives import representative_spots
@@ -71,6 +72,7 @@ def test_periodic_kernel_repeats_and_linear_kernel_is_an_inner_product():
 
 
 @pytest.mark.parametrize("kind", KERNELS)
+@full_products()
 def test_kernels_are_positive_and_have_finite_gradients_where_spots_coincide(kind):
     x = jnp.asarray(np.random.default_rng(0).uniform(0, 5, (30, 2)))
     x = x.at[1].set(x[0])

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from scipy.special import digamma, expit, gammaln, log_softmax, logsumexp
 from scipy.stats import bernoulli, multinomial, nbinom, norm, poisson
 
+from diffbio_sc._compiled import full_products
 from diffbio_sc.numerics.counts import likelihoods
 from diffbio_sc.numerics.counts.likelihood_choice import ModalitySummary, choose_likelihood
 from diffbio_sc.numerics.counts.likelihoods import LIKELIHOODS, sample_columns
@@ -317,6 +318,7 @@ def test_sampled_columns_are_one_of_each_run(sampled):
     assert columns.max() < FEATURES
 
 
+@full_products()
 def test_a_sample_of_all_columns_is_the_multinomial(counts, linear_decoder):
     latent, weights, intercept = linear_decoder
     everything = sample_columns(jax.random.key(0), FEATURES, FEATURES)

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 from scipy.stats import nbinom, poisson
 
-from diffbio_sc.numerics.spatial.root_mean import RootMeans, expected_root
+from diffbio_sc.numerics.spatial.root_mean import RootMeans, expected_root, expected_roots
 from diffbio_sc.numerics.spatial.score_test import SpatialScoreTest
 
 
@@ -31,6 +31,16 @@ def test_interpolation_in_depth_is_exact_enough():
         exact = expected_root(means[:, None] * depth, strength / means[:, None], 0.4)
         np.testing.assert_allclose(found, exact, atol=2e-3)
     np.testing.assert_allclose(RootMeans(np.ones(3), 0.4)(np.array([2.0]), 0.0), 1.4740333, rtol=1e-5)
+
+
+def test_roots_of_means_that_differ_between_spots():
+    means = np.random.default_rng(0).lognormal(0, 1.2, (2, 300)) * np.array([[0.5], [40.0]])
+    dispersion = np.array([0.0, 0.8])
+    found = expected_roots(means, dispersion, 0.4)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected_root(means, dispersion[:, None], 0.4), atol=2e-3)
+    even = expected_roots(np.full((1, 3), 2.0), np.zeros(1), 0.4)
+    np.testing.assert_allclose(even, expected_root(np.array(2.0), np.array(0.0), 0.4), rtol=1e-5)
 
 
 def test_level_holds_where_depth_varies_strongly_and_smoothly():

@@ -5,7 +5,9 @@ import numpy as np
 from diffbio_sc.numerics.counts.signatures import (
     fit_bulk,
     informative_genes,
+    relative_error,
     remove_batch_effect,
+    sampling_index,
     shrunken_profiles,
     size_without_batch_depth,
 )
@@ -74,3 +76,27 @@ def test_sizes_of_types_do_not_follow_the_depth_of_their_batch():
     cells = np.array([[50, 20, 0], [5, 0, 30]])
     found = size_without_batch_depth(cells * size * depth[:, None], cells)
     np.testing.assert_allclose(found / found[0], size / size[0], rtol=1e-3)
+
+
+def test_error_of_a_profile_is_its_variance_over_draws_of_cells():
+    """Cells of very different sizes, which a profile does not feel; genes that vary between cells, which it does."""
+    rng = np.random.default_rng(3)
+    cells, genes = np.array([300, 600]), 40
+    profile = rng.dirichlet(np.full(genes, 2.0), 2)
+    size_variation, varying = 0.5, np.where(np.arange(genes) < 20, 0.0, 0.4)
+    drawn, errors = [], []
+    for _ in range(150):
+        sums, squares = np.zeros((2, genes)), np.zeros(genes)
+        for kind in range(2):
+            size = 400 * rng.gamma(1 / size_variation, size_variation, cells[kind])
+            per_cell = np.where(varying > 0, rng.gamma(2.5, 0.4, (cells[kind], genes)), 1.0)
+            counts = rng.poisson(size[:, None] * profile[kind] * per_cell)
+            sums[kind] = counts.sum(0)
+            squares += ((counts - counts.mean(0)) ** 2).sum(0) / (1 - 1 / cells[kind])
+        index = squares / sums.sum(0)
+        drawn.append(shrunken_profiles(sums))
+        errors.append(relative_error(sums, sampling_index(index, sums, cells, np.full(2, size_variation))))
+    expected = np.var(drawn, 0) / np.mean(drawn, 0) ** 2
+    ratio = np.mean(errors, 0) / expected
+    for group in (varying == 0, varying > 0):
+        np.testing.assert_allclose(np.median(ratio[:, group], 1), 1.0, rtol=0.2)

@@ -208,10 +208,42 @@ def test_collinear_columns_are_dropped():
     assert columns.shape == (40, 8)  # two intercepts, two depths, and of three shares that sum to 1 two on each slide
     assert np.linalg.matrix_rank(columns) == 8
     assert nuisance_columns(np.ones(40), groups, np.column_stack([groups, np.ones(40)])).shape == (40, 2)
-    span = np.column_stack([columns, share])
-    assert np.linalg.matrix_rank(span, tol=1e-8) == 8
-    shared = nuisance_columns(depth, groups, share, by_group=False)
-    assert np.linalg.matrix_rank(np.column_stack([shared, share]), tol=1e-8) == shared.shape[1] == 6
+    assert nuisance_columns(depth, groups, share, by_group=False).shape == (40, 6)
+    assert nuisance_columns(np.ones(40), groups, share, by_group=False).shape == (40, 4)  # even depth: shares alone
+
+
+def test_columns_span_the_share_of_genes_whose_types_differ_in_size():
+    rng = np.random.default_rng(1)
+    share, groups = rng.dirichlet(np.ones(3), 60), np.repeat([0, 1], 30)
+    depth = share @ [1.0, 3.0, 0.5]
+    depth[groups == 1] *= depth[groups == 0].mean() / depth[groups == 1].mean()
+    gene = share @ [0.2, 0.1, 2.0] / (share @ [1.0, 3.0, 0.5])
+    for by_group in (True, False):
+        columns = nuisance_columns(depth, np.zeros(60, int), share, by_group=by_group)
+        exact = nuisance_columns(share @ [1.0, 3.0, 0.5], np.zeros(60, int), share, by_group=by_group)
+        left = [gene - one @ np.linalg.lstsq(one, gene, rcond=None)[0] for one in (exact, columns)]
+        assert np.abs(left[0]).max() < 1e-8
+        assert left[1].std() < 0.2 * gene.std()
+
+
+def test_genes_of_cell_types_are_no_pattern_beyond_composition():
+    """Types that differ in region, size and expression on four slides: mean and variance follow the composition."""
+    rng = np.random.default_rng(4)
+    side = 14
+    one = np.stack([np.arange(side**2) % side, np.arange(side**2) // side], 1).astype(float)
+    places, slides = np.tile(one, (4, 1)), np.repeat(np.arange(4), side**2)
+    centres = rng.uniform(2, side - 2, (5, 2))
+    chance = np.exp(-((places[:, None] - centres) ** 2).sum(-1) / 18) + 1e-3
+    cells = np.stack([rng.multinomial(8, one / one.sum()) for one in chance])
+    rate = rng.gamma(0.4, 2.0, (5, 400)) * np.array([1.0, 1.5, 0.6, 1.0, 2.0])[:, None]
+    counts = rng.poisson((cells @ rate) * rng.lognormal(0, 0.2, (len(places), 1)))
+    test = SpatialScoreTest(places, counts.sum(1), groups=slides, covariates=cells / cells.sum(1, keepdims=True))
+    columns = sp.csc_array(counts.astype(float))
+    moments = test.moments(columns)
+    found = test.test(columns, moments.mean, test.classes(moments)).log_p
+    found = np.exp(found[np.isfinite(found)])
+    assert 0.02 < (found < 0.05).mean() < 0.08  # binomial standard error .011; .2 with even variances and plain shares
+    assert (found < 0.001).mean() < 0.01
 
 
 def test_covariates_have_an_effect_of_their_own_on_each_slide():

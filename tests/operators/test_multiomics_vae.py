@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from flax import nnx
 from scipy.stats import norm
 
+from diffbio_sc._compiled import full_products
 from diffbio_sc.numerics.counts import likelihoods
 from diffbio_sc.numerics.padding import bucket_size
 from diffbio_sc.operators import FitReport, NotFittedWarning
@@ -233,6 +234,7 @@ def test_slopes_start_at_half_a_newton_step_of_the_poisson_regression(simulated)
     np.testing.assert_allclose(found, 0.5 * step, rtol=1e-3, atol=1e-4)
 
 
+@full_products()
 def test_features_of_dense_and_sparse_counts_agree(started, simulated):
     names = started.config.modality_likelihoods
     for m, matrix in enumerate(simulated[0]):

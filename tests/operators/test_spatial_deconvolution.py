@@ -274,6 +274,32 @@ def test_unknown_signature_is_that_of_the_missing_type():
     assert similarity[4] > 0.8
 
 
+def test_unknown_signature_of_a_type_that_most_spots_have(monkeypatch):
+    """The residuals are then skewed to the side of the few spots without it, whose excess is of all other genes."""
+    from diffbio_sc.operators.multiomics import spatial_deconvolution as module
+
+    rng = np.random.default_rng(1)
+    profiles = rng.gamma(0.3, 1.0, (5, 60)) + 0.02
+    profiles /= profiles.sum(1, keepdims=True)
+    share = rng.dirichlet(np.ones(4), 200)
+    missing = np.where(rng.random(200) < 0.6, 0.5, 0.0)[:, None]
+    counts = rng.poisson(3000 * np.hstack([(1 - missing) * share, missing]) @ profiles).astype(np.float32)
+    operator = make(n_cell_types=4, n_genes=60)
+    operator.fit_signatures(counts, profiles[:4].astype(np.float32), refine=False)
+
+    def similarity() -> float:
+        found = operator.unknown_signature(counts, profiles[:4])
+        return float(np.corrcoef(found / counts.mean(0), profiles[4] / counts.mean(0))[0, 1])
+
+    assert similarity() > 0.9
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_pays", lambda gain: False)  # the likelihood does not tell: by the share of the RNA
+        assert similarity() > 0.9
+    rounds = module.unknown_rounds
+    monkeypatch.setattr(module, "unknown_rounds", lambda *inputs: rounds(*inputs[:-1], 1.0))
+    assert similarity() < 0.0  # started from the skewed side alone
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("n_genes", 0), ("n_cell_types", 2.5), ("temperature", 0.0), ("dispersion", -1.0), ("hidden_dim", -1)],

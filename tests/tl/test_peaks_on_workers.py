@@ -69,8 +69,8 @@ def workers():
 @pytest.fixture
 def small_parts(monkeypatch):
     """Every chromosome a task of its own, ranges of an index too."""
-    monkeypatch.setattr("diffbio_sc.genome.intervals._PART_ROWS", 1)
-    monkeypatch.setattr(peak_sets, "_PART_ROWS", 1)
+    monkeypatch.setattr("diffbio_sc.genome.intervals.PART_ROWS", 1)
+    monkeypatch.setattr(peak_sets, "PART_ROWS", 1)
     monkeypatch.setattr(_tabix, "_LEAST_BYTES", 0)
 
 
@@ -144,6 +144,11 @@ def test_threads_of_one_process(files, small_parts):
     ):
         for one, expected in zip(calls(files, "auto")[-3:], here, strict=True):
             same(one(), expected)
+
+
+def test_processes_of_a_call(files, small_parts):
+    for one in ({"mode": "auto", "groupby": CELLS}, {"mode": "narrow", "duplicates": 1}):
+        same(dbio.tl.call_peaks(files["a"], n_jobs=2, **one), dbio.tl.call_peaks(files["a"], **one))
 
 
 def test_what_is_in_memory_stays_here(files, workers, monkeypatch):

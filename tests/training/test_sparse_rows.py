@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from diffbio_sc._compiled import full_products
 from diffbio_sc.numerics.counts import sparse_rows
 from diffbio_sc.numerics.counts.sparse_rows import batch_capacity, place_sparse, stratified_capacity, stratified_order
 from diffbio_sc.training.batches import bucket_size
@@ -78,6 +79,7 @@ def test_capacity_may_be_exactly_full_and_never_drops(matrix):
 
 
 @pytest.mark.parametrize("density", [0.02, 0.5])
+@full_products()
 def test_matmul_and_its_gradients_equal_the_dense_product(density):
     matrix = make_matrix(columns=400, density=density)
     which = np.arange(1, 1 + BATCH)

@@ -27,11 +27,21 @@ _LOADING = threading.Lock()
 
 
 def active_client() -> Any | None:
-    """The client of ``dask.distributed`` that dask would use now, or None."""
+    """The client of ``dask.distributed`` that dask would use now, or None.
+
+    None also within a task of a cluster: a task that waits for others holds the thread that they need.
+    """
     if "distributed" not in sys.modules:
         return None
     from dask.base import get_scheduler
-    from distributed import Client
+    from distributed import Client, get_worker
+
+    try:
+        get_worker()
+    except ValueError:
+        pass
+    else:
+        return None
 
     client = getattr(get_scheduler(), "__self__", None)
     return client if isinstance(client, Client) and client.status == "running" else None

@@ -7,17 +7,24 @@ of one does not keep the workers from those of another.
 
 from __future__ import annotations
 
+import abc
+import os
+import tempfile
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
+from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
 from diffbio_sc.blocks.cluster import active_client, shared_folder
 
-__all__ = ["Flow", "Here", "Round", "Workers", "run_here", "task_runner"]
+__all__ = ["Flow", "Here", "Processes", "Round", "Runner", "Workers", "run_here", "task_runner"]
 
 Result = TypeVar("Result")
 _FLOWS_PER_THREAD = 2
@@ -59,19 +66,33 @@ class Here:
         return [run_here(flow) for flow in flows]
 
 
-class Workers:
-    """Runs flows on the workers of a cluster. A task that is lost with its worker is run again, by another.
+class _Spread(abc.ABC):
+    """Runs flows by other processes, several at a time.
 
     Parameters
     ----------
-    client
-        Of ``dask.distributed``.
     folder
-        Seen by all workers, for what is too large to travel.
+        Seen by all of them, for what is too large to travel.
     """
 
-    def __init__(self, client: Any, folder: Path):
-        self.client, self.folder = client, folder
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @abc.abstractmethod
+    def _threads(self) -> int:
+        """Number of tasks that are worked on at a time."""
+
+    @abc.abstractmethod
+    def _submit(self, task: _Task, name: str) -> Any:
+        """Begin a task; returns what :meth:`_next` will return when it is done."""
+
+    @abc.abstractmethod
+    def _next(self) -> Any:
+        """Wait for a task that is done."""
+
+    @abc.abstractmethod
+    def _forget(self) -> None:
+        """Leave out tasks that are not done."""
 
     def run(self, flows: Iterable[Flow[Result]], description: str | None = None) -> list[Result]:
         """Return the results of all flows, in order."""
@@ -83,14 +104,11 @@ class Workers:
         return [results[number] for number in range(len(flows))]
 
     def _finished(self, flows: list[Flow[Result]]) -> Iterator[tuple[int, Result]]:
-        from distributed import as_completed
-
-        places: dict[str, tuple[int, int]] = {}  # flow and task of each future
+        places: dict[Any, tuple[int, int]] = {}  # flow and task of each future
         rounds: dict[int, list[Any]] = {}  # results of the rounds that flows wait for
         missing: dict[int, int] = {}
         waiting = iter(range(len(flows)))
-        completed: Any = as_completed(loop=self.client.loop)
-        most = max(_FLOWS_PER_THREAD * sum(self.client.nthreads().values()), 1)
+        most = max(_FLOWS_PER_THREAD * self._threads(), 1)
 
         def advance(number: int, results: list[Any] | None) -> list[tuple[int, Result]]:
             """Submit the next round of a flow; its result if there is none."""
@@ -102,12 +120,9 @@ class Workers:
                 if current.items:
                     break
                 results = []
-            label, token = current.name.lower().replace(" ", "-"), uuid.uuid4().hex[:8]
             rounds[number], missing[number] = [None] * len(current.items), len(current.items)
-            for task, item in enumerate(current.items):
-                key = f"{label}-{token}-{task}"
-                places[key] = number, task
-                completed.add(self.client.submit(_run, _Task(current.function, item), key=key, pure=False))
+            for place, item in enumerate(current.items):
+                places[self._submit(_Task(current.function, item), current.name)] = number, place
             return []
 
         try:
@@ -116,17 +131,93 @@ class Workers:
                     yield from advance(following, None)
                 if not rounds:
                     return
-                future = next(completed)
-                number, task = places.pop(future.key)
-                rounds[number][task] = future.result()
-                future.release()
+                future = self._next()
+                number, place = places.pop(future)
+                rounds[number][place] = future.result()
                 missing[number] -= 1
                 if not missing[number]:
                     yield from advance(number, rounds.pop(number))
         finally:
-            completed.clear()
+            places.clear()
+            self._forget()
             for flow in flows:
                 flow.close()
+
+
+class Workers(_Spread):
+    """Runs flows on the workers of a cluster. A task that is lost with its worker is run again, by another.
+
+    Parameters
+    ----------
+    client
+        Of ``dask.distributed``.
+    folder
+        Seen by all workers.
+    """
+
+    def __init__(self, client: Any, folder: Path):
+        from distributed import as_completed
+
+        super().__init__(folder)
+        self.client = client
+        self._completed: Any = as_completed(loop=client.loop)
+
+    def _threads(self) -> int:
+        return sum(self.client.nthreads().values())
+
+    def _submit(self, task: _Task, name: str) -> Any:
+        key = f"{name.lower().replace(' ', '-')}-{uuid.uuid4().hex}"
+        future = self.client.submit(_run, task, key=key, pure=False)
+        self._completed.add(future)
+        return future
+
+    def _next(self) -> Any:
+        return next(self._completed)
+
+    def _forget(self) -> None:
+        self._completed.clear()
+
+
+class Processes(_Spread):
+    """Runs flows in processes of this machine, which begin anew (spawn) and end with the call.
+
+    Parameters
+    ----------
+    executor
+        Pool of processes.
+    number
+        Of processes.
+    folder
+        For what is too large to travel.
+    """
+
+    def __init__(self, executor: ProcessPoolExecutor, number: int, folder: Path):
+        super().__init__(folder)
+        self.executor, self.number = executor, number
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pending: set[Future] = set()
+        self._done: SimpleQueue[Future] = SimpleQueue()
+
+    def _threads(self) -> int:
+        return self.number
+
+    def _submit(self, task: _Task, name: str) -> Future:
+        future = self.executor.submit(_run, task)
+        self._pending.add(future)
+        future.add_done_callback(self._done.put)
+        return future
+
+    def _next(self) -> Future:
+        future = self._done.get()
+        self._pending.discard(future)
+        return future
+
+    def _forget(self) -> None:
+        for future in self._pending:
+            future.cancel()
+        self._begin()
 
 
 class _Task:
@@ -141,18 +232,46 @@ def _run(task: _Task) -> Any:
 
 
 @contextmanager
-def task_runner(*, spread: bool = True) -> Iterator[Here | Workers]:
-    """Give what runs flows: the workers of the active client, if ``spread``, else this process."""
+def task_runner(*, spread: bool = True, n_jobs: int | None = None) -> Iterator[Here | Workers | Processes]:
+    """Give what runs flows: the workers of the active client, ``n_jobs`` processes, or without either this process.
+
+    Parameters
+    ----------
+    spread
+        Whether other processes may be used at all.
+    n_jobs
+        Number of processes; -1 for one for each core.
+    """
+    number = _number_of_jobs(n_jobs)
     client = active_client() if spread else None
-    if client is None:
-        yield Here()
+    if client is not None:
+        with shared_folder(client) as folder:
+            if folder is not None:
+                yield Workers(client, folder)
+                return
+        logger.warning(
+            "The workers of the cluster share no folder with this process, and are not used: set dask's "
+            "'temporary-directory' or settings.cache_dir to a folder that all of them see."
+        )
+    if client is None and spread and number > 1:
+        with (
+            tempfile.TemporaryDirectory(prefix="diffbio-sc-", ignore_cleanup_errors=True) as name,
+            ProcessPoolExecutor(number, mp_context=get_context("spawn")) as executor,
+        ):
+            yield Processes(executor, number, Path(name))
         return
-    with shared_folder(client) as folder:
-        if folder is None:
-            logger.warning(
-                "The workers of the cluster share no folder with this process, and are not used: set dask's "
-                "'temporary-directory' or settings.cache_dir to a folder that all of them see."
-            )
-            yield Here()
-            return
-        yield Workers(client, folder)
+    yield Here()
+
+
+def _number_of_jobs(n_jobs: int | None) -> int:
+    if n_jobs is None:
+        return 1
+    number = whole_number(n_jobs, "n_jobs", minimum=-1)
+    if number == 0:
+        raise ValueError("n_jobs must be a number of processes, or -1 for one for each core, found 0.")
+    if number > 0:
+        return number
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+Runner = Here | Workers | Processes

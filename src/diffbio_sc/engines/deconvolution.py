@@ -32,7 +32,7 @@ _SPOTS_AT_ONCE = 2**14  # of which the posterior is computed
 _UNKNOWN_STEPS = 3
 # Of a spot's cells. Below, a signature outside the reference rather explains that cells of a type differ
 # (benchmarks/deconvolution.py missing).
-_UNEXPLAINED_SHARE = 0.2
+_UNEXPLAINED_SHARE = 0.3
 
 
 def choose_genes(
@@ -193,8 +193,8 @@ class Fit(NamedTuple):
     kept
         Share of the sum of weights that the posterior keeps, see
         :func:`~diffbio_sc.numerics.counts.presence.pull_to_sum`.
-    refined
-        Whether signatures were refined on the spots.
+    refined, corrected
+        Whether signatures were refined on the spots, and weights corrected for the signatures' errors.
     solvers
         Regression of each slide.
     report
@@ -205,6 +205,7 @@ class Fit(NamedTuple):
     dispersion: float
     kept: float
     refined: bool
+    corrected: bool
     solvers: list[SlideSolver]
     report: FitReport
 
@@ -215,6 +216,7 @@ def fit_signatures(
     profiles: np.ndarray,
     *,
     dispersion_index: np.ndarray | None = None,
+    signature_error: np.ndarray | None = None,
     platform_effect: bool = True,
     refine: bool = True,
 ) -> Fit:
@@ -228,6 +230,8 @@ def fit_signatures(
         Types by genes used.
     dispersion_index
         Variance over mean of these genes between reference cells of a type; None if not known.
+    signature_error
+        Squared relative errors of the profiles; None if they are exact.
     platform_effect, refine
         Whether to estimate the genes' factors between the platforms, and the types' own deviations (if these let spots
         be predicted better).
@@ -244,6 +248,7 @@ def fit_signatures(
         platform_effect=platform_effect,
         refine=refine,
         excess_shape=None if dispersion_index is None else excess_shape(dispersion_index),
+        signature_error=signature_error,
     )
     unknown = operator.unknown_signature(few, profiles)
     rows = counts.plan().rows
@@ -252,10 +257,11 @@ def fit_signatures(
         known = operator.solver(profiles, rows)
         own = np.concatenate([operator.platform_signatures(profiles), unknown[None]]).astype(np.float32)
         extended = np.concatenate([known.signatures, unknown[None]]).astype(np.float32)
+        error = None if known.error is None else np.concatenate([known.error, np.zeros((1, genes))])
         return SlideSolver(
             known,
             SpotSolver(own, known.dispersion, _UNKNOWN_STEPS, rows=rows),
-            dataclasses.replace(known, signatures=extended, room=0),
+            dataclasses.replace(known, signatures=extended, error=error, room=0),
         )
 
     common = operator.log_platform[...]
@@ -268,8 +274,10 @@ def fit_signatures(
                 operator.adapt_platform(sample.take_slide(counts, columns, slide, FIT_SPOTS), profiles)
             solvers.append(solver())
             operator.log_platform[...] = common
-    refined = bool(np.any(np.asarray(operator.log_deviation[...])))
-    return Fit(np.asarray(common), config.dispersion, float(operator.kept[...]), refined, solvers, report)
+    refined, corrected = (
+        bool(np.any(np.asarray(part[...]))) for part in (operator.log_deviation, operator.signature_error)
+    )
+    return Fit(np.asarray(common), config.dispersion, float(operator.kept[...]), refined, corrected, solvers, report)
 
 
 class Regressed(NamedTuple):
@@ -501,8 +509,8 @@ def with_sizes_of_samples(profiles: np.ndarray, weights: np.ndarray, composition
 def without_unexplained(found: Composition, extended: Composition) -> tuple[Composition, np.ndarray]:
     """Proportions among what the reference explains, and the share of each spot that it does not.
 
-    ``extended`` has the unknown signature as last type. Spots of which that makes up less than a fifth stay as they
-    are ``found`` without it.
+    ``extended`` has the unknown signature as last type. Spots of which that makes up less than three tenths stay as
+    they are ``found`` without it.
     """
     share = extended.proportions[:, -1]
     rows = np.flatnonzero((share > _UNEXPLAINED_SHARE) & (share < 1.0 - 1e-3))

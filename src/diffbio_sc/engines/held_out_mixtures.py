@@ -198,11 +198,13 @@ def calibrate(
     *,
     fraction_of: str,
     dispersion_index: np.ndarray,
+    sampling_index: np.ndarray,
     size_variation: np.ndarray | None,
     platform_effect: bool,
-    refine: bool,
 ) -> Calibration:
     """Deconvolve mixtures of held-out cells like the spots, and compare with their truth.
+
+    Signatures are refined, or their errors corrected for, if the spots' were.
 
     Parameters
     ----------
@@ -214,7 +216,7 @@ def calibrate(
         Counts of all reference cells in the genes used, summed by type.
     generator
         Draws compositions, numbers and cells.
-    fraction_of, dispersion_index, size_variation, platform_effect, refine
+    fraction_of, dispersion_index, sampling_index, size_variation, platform_effect
         As the spots were deconvolved.
     """
     types, genes = sums.shape
@@ -266,8 +268,10 @@ def calibrate(
             mixtures.counts[filled],
             profiles,
             platform_effect=platform_effect,
-            refine=refine,
+            refine=fit.refined,
             excess_shape=excess_shape(dispersion_index),
+            signature_error=signatures.relative_error(left, sampling_index) if fit.corrected else None,
+            decide=False,
         )
         solution = operator.solver(profiles)(mixtures.counts)
         order = np.flatnonzero(filled)

@@ -15,6 +15,7 @@ from diffbio_sc.engines.interval_sample import Sample, SamplePart, coarse_bins, 
 from diffbio_sc.engines.mark_choice import BREADTH_WIDTH, Breadth, choose_mark, measure_breadth, tell_unguarded
 from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
+from diffbio_sc.genome.columns import ColumnList, discard
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.peak_table import PeakTable
 from diffbio_sc.numerics.genome.background_host import robust_level
@@ -106,7 +107,7 @@ def peak_rounds(treatment: Intervals, control: Intervals | None, settings: PeakS
 
 def _by_chain(sample: Sample, source: Sample | None, name: str, settings: PeakSettings) -> Flow[PeakTable]:
     broad = settings.mode == "broad"
-    sequences: Sequence[np.ndarray] = []
+    sequences = ColumnList([])
     if settings.mode == "auto" or (broad and source is None):
         sequences = yield from coarse_bins(sample, BREADTH_WIDTH)
     if settings.mode == "auto":
@@ -116,8 +117,8 @@ def _by_chain(sample: Sample, source: Sample | None, name: str, settings: PeakSe
     if broad:
         table = yield from _broad(sample, source, sequences, settings)
     else:
-        del sequences
         table = yield from _narrow(sample, source, settings)
+    discard(*sequences.columns[:1])
     logger.info(f"{name}: {len(table)} peaks.")
     return table
 
@@ -134,7 +135,9 @@ def breadth_rounds(intervals: Intervals, settings: PeakSettings) -> Flow[Breadth
     sample = yield from sample_rounds(intervals, settings)
     sequences = yield from coarse_bins(sample, BREADTH_WIDTH)
     discard_sample(sample, intervals)
-    return measure_breadth(sequences, BREADTH_WIDTH)
+    breadth = measure_breadth(sequences, BREADTH_WIDTH)
+    discard(*sequences.columns[:1])
+    return breadth
 
 
 def _prepare_control(control: Intervals, sample: Sample, name: str, settings: PeakSettings) -> Flow[Sample]:

@@ -20,6 +20,7 @@ from diffbio_sc.genome.columns import (
     discard,
     new_column,
     opened,
+    read_again,
     release,
     row_batches,
     row_starts,
@@ -427,33 +428,50 @@ def _extended(rows: _Rows) -> np.ndarray:
 
 
 class _Coarse(NamedTuple):
+    """A part of a sample, and where its bins are written to."""
+
     part: SamplePart
     mean_length: float
     width: int
+    columns: ColumnTuple
+    first: int
 
 
 def coarse_bins(sample: Sample, width: int) -> Flow[ColumnList]:
     """Effective fragments in bins of ``width``, of the chromosomes that hold some."""
-    found = yield Round(_coarse_bins, [_Coarse(part, sample.mean_length, width) for part in sample.parts], "Breadth")
-    columns = []
-    for one in (one for part in found for one in part):
-        column = new_column(len(one), one.dtype)
-        column[:] = one
-        release(column)
-        columns.append(column)
-    return ColumnList(columns)
+    numbers = [_bins_of(part, width) for part in sample.parts]
+    starts = row_starts(number.sum() for number in numbers)
+    column = new_column(starts[-1], np.float32)
+    items = [
+        _Coarse(part, sample.mean_length, width, ColumnTuple((column,)), first)
+        for part, first in zip(sample.parts, starts, strict=False)
+    ]
+    yield Round(_coarse_bins, items, "Breadth")
+    column = read_again(column)
+    stops = [first + np.cumsum(number) for first, number in zip(starts, numbers, strict=False)]
+    return ColumnList(
+        [
+            column[stop - number : stop]
+            for some, ends in zip(numbers, stops, strict=True)
+            for number, stop in zip(some.tolist(), ends.tolist(), strict=True)
+            if number
+        ]
+    )
 
 
-def _coarse_bins(item: _Coarse) -> list[np.ndarray]:
-    result = []
-    part, mean_length, width = item
-    for (first, last), length in zip(part.bounds.tolist(), part.lengths.tolist(), strict=True):
-        bins = length // width
-        if last > first and bins:
+def _bins_of(part: SamplePart, width: int) -> np.ndarray:
+    """Number of bins of each chromosome, 0 of those without fragments."""
+    return np.where(part.bounds[:, 1] > part.bounds[:, 0], part.lengths // width, 0)
+
+
+def _coarse_bins(item: _Coarse) -> None:
+    part, mean_length, width, (column,), place = item
+    for (first, last), bins in zip(part.bounds.tolist(), _bins_of(part, width).tolist(), strict=True):
+        if bins:
             start = part.start[first:last]
             end = np.minimum(part.end[first:last], bins * width)
             inside = end > start
             sums = depth_sums(start[inside], end[inside], width, bins)
-            result.append((sums / mean_length).astype(np.float32))
+            write_rows(column, place, (sums / mean_length).astype(np.float32))
+            place += bins
             part.release()
-    return result

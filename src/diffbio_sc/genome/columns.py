@@ -63,9 +63,9 @@ class StoredColumn(NamedTuple):
 
 def stored(column: np.ndarray | None) -> StoredColumn | np.ndarray | None:
     """Where a column lies that is in a file of a shared folder; the values of any other."""
-    whole = _whole(column)
-    if column is None or whole is None or whole.filename is None or not len(column):
+    if column is None or not len(column) or not _in_folder(column):
         return None if column is None else np.array(column)
+    whole: Any = _whole(column)
     first = (_address(column) - _address(whole) + whole.offset) // column.dtype.itemsize
     return StoredColumn(str(whole.filename), column.dtype.str, first, len(column))
 
@@ -92,8 +92,7 @@ def write_rows(column: np.ndarray, first: int, values: np.ndarray) -> None:
     To a file of a shared folder they are written as bytes, not through memory that is mapped: other machines see them
     when the file is closed.
     """
-    whole = _whole(column)
-    if whole is None or whole.filename is None:
+    if not _in_folder(column):
         column[first : first + len(values)] = values
         release(column)
     elif len(values):
@@ -104,6 +103,12 @@ def write_rows(column: np.ndarray, first: int, values: np.ndarray) -> None:
             rest = memoryview(np.ascontiguousarray(values, column.dtype)).cast("B")
             while len(rest):
                 rest = rest[file.write(rest) :]
+
+
+def read_again(column: np.ndarray) -> np.ndarray:
+    """Return a column as others have written it: one of a shared folder is opened anew."""
+    place = stored(column) if _in_folder(column) else column
+    return place.open() if isinstance(place, StoredColumn) else column
 
 
 def copy_column(column: np.ndarray) -> np.ndarray:
@@ -130,8 +135,8 @@ def row_starts(counts: Iterable[int]) -> list[int]:
 def discard(*columns: np.ndarray | None) -> None:
     """Delete the files of columns that lie in a shared folder; arrays that are open keep their values."""
     for column in columns:
-        whole = _whole(column)
-        if whole is not None and whole.filename is not None:
+        if _in_folder(column):
+            whole: Any = _whole(column)
             Path(whole.filename).unlink(missing_ok=True)
 
 
@@ -190,6 +195,12 @@ def _whole(column: Any) -> np.memmap | None:
             found = column
         column = getattr(column, "base", None)
     return found
+
+
+def _in_folder(column: np.ndarray | None) -> bool:
+    """Whether a column lies in a file that others can open."""
+    whole = _whole(column)
+    return whole is not None and whole.filename is not None
 
 
 def _address(column: np.ndarray) -> int:

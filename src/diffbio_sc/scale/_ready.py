@@ -7,8 +7,8 @@ import importlib
 import os
 from pathlib import Path
 
-_ENGINES = ("deconvolution", "spatial_genes", "spatial_patterns")
-_LEAST_SECONDS = 0.1  # of compilation that are worth a file
+_ENGINES = ("deconvolution", "interval_peaks", "spatial_genes", "spatial_patterns")
+_LEAST_SECONDS = 0.0  # of compilation that are worth a file: a first call has dozens of small programs
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt
 _LARGEST_KEPT = 32 * 2**20  # bytes of an array; what glibc's thresholds grow to by themselves
 

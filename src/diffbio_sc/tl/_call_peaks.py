@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from diffbio_sc.blocks.rounds import Flow, Here, Workers
+    from diffbio_sc.blocks.rounds import Flow, Runner
     from diffbio_sc.engines.mark_choice import Breadth
     from diffbio_sc.engines.peak_settings import PeakSettings
     from diffbio_sc.genome.peak_table import PeakTable
@@ -52,6 +52,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
     genome_size: float | None = None,
     bin_size: int = 25,
     duplicates: int | Literal["auto"] | None = "auto",
+    n_jobs: int | None = None,
 ) -> pd.DataFrame | dict[str, pd.DataFrame]:
     """Call the peaks of fragments or reads: ChIP-seq, ATAC-seq, or single cells pooled by their label.
 
@@ -59,7 +60,8 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
     position, from a control where there is one :cite:p:`Zhang2008`. The most probable path of a chain of two states,
     background and peak, is the segmentation, with a penalty for each change :cite:p:`Hocking2015`. Borders and summits
     of peaks are then found to the base pair. Chromosomes are worked through one after the other, and no matrix of the
-    genome is made. :func:`diffbio_sc.tl.peaks` calls the peaks of counts in bins.
+    genome is made. With an active client of ``dask.distributed`` its workers read the files and work on the
+    chromosomes. :func:`diffbio_sc.tl.peaks` calls the peaks of counts in bins.
 
     Parameters
     ----------
@@ -95,6 +97,10 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
     duplicates
         Number of equal fragments (or reads) that count, None for all; by default 1, or all where fragments have
         barcodes or counts.
+    n_jobs
+        Number of processes that work on files side by side, -1 for one for each core; default this process alone. The
+        workers of an active client of ``dask.distributed`` are used instead. A script needs
+        ``if __name__ == "__main__":`` about its calls, as each process loads it.
 
     Returns
     -------
@@ -157,7 +163,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
     given = [one for some in (source, control) for one in (some.values() if isinstance(some, Mapping) else [some])]
     spread = not any(isinstance(one, Intervals) for one in given)
     # No more of a file than a chromosome is in memory, however many samples and groups there are.
-    with task_runner(spread=spread) as runner, columns_on_disk(runner.folder):
+    with task_runner(spread=spread, n_jobs=n_jobs) as runner, columns_on_disk(runner.folder):
         if isinstance(source, Mapping):
             return _call_samples(source, settings, bool(replicate), control, blacklist, runner)
         if groupby is not None:
@@ -184,7 +190,7 @@ def _call_samples(
     replicate: bool,
     control: Any,
     blacklist: Any,
-    runner: Here | Workers,
+    runner: Runner,
 ) -> dict[str, pd.DataFrame] | pd.DataFrame:
     from diffbio_sc.engines.peak_sets import count_support, pool_rounds
 
@@ -215,9 +221,9 @@ def _call_samples(
         )
         for name, one in known.items()
     ]
-    tables = runner.run(flows, "Samples")
     if not replicate:
-        return {name: table.to_frame() for name, table in zip(known, tables, strict=True)}
+        return dict(zip(known, runner.run(map(_framed, flows), "Samples"), strict=True))
+    tables = runner.run(flows, "Samples")
     (pooled,) = runner.run([pool_rounds(opened)])
     (table,) = runner.run([_sample_flow(pooled, control, settings, blacklist)])
     return count_support(table, tables).to_frame()
@@ -229,7 +235,7 @@ def _call_cells(
     settings: PeakSettings,
     control: Any,
     blacklist: Any,
-    runner: Here | Workers,
+    runner: Runner,
 ) -> dict[str, pd.DataFrame]:
     """Peaks of each label's cells."""
     import pandas as pd
@@ -258,11 +264,10 @@ def _call_cells(
         _sample_flow(group, against, dataclasses.replace(settings, prefix=f"{name}_"), blacklist)
         for name, group in groups.items()
     ]
-    tables = runner.run(flows, "Groups")
-    return {str(name): table.to_frame() for name, table in zip(groups, tables, strict=True)}
+    return dict(zip(map(str, groups), runner.run(map(_framed, flows), "Groups"), strict=True))
 
 
-def _one_mark(samples: Mapping[str, Any], settings: PeakSettings, runner: Here | Workers) -> PeakSettings:
+def _one_mark(samples: Mapping[str, Any], settings: PeakSettings, runner: Runner) -> PeakSettings:
     """Settings with the mark that all samples or groups of one experiment are called as; said once."""
     from diffbio_sc.engines.mark_choice import choose_mark, tell_unguarded
 
@@ -295,6 +300,12 @@ def _file_flow(
     if against is not None:
         close_source(control, against)
     return table
+
+
+def _framed(flow: Flow[PeakTable]) -> Flow[pd.DataFrame]:
+    """Peaks as a table of pandas: of many groups none is held twice."""
+    table = yield from flow
+    return table.to_frame()
 
 
 def _sample_flow(

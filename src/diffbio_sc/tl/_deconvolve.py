@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _MINIMUM_GENES = 10
-_NOT_PARAMETERS = ("adata", "reference", "started", "engine", "held_out_mixtures")
+_NOT_PARAMETERS = ("adata", "reference", "started", "engine", "held_out_mixtures", "relative_error", "sampling_index")
 
 
 def deconvolve(
@@ -95,8 +95,8 @@ def deconvolve(
         Whether to refine the signatures on the spots, if refined ones predict further spots better.
     unexplained
         Whether to let one signature outside the reference take part as a further type, and give proportions among the
-        others where it makes up more than a fifth of a spot. For tissues that may hold a type that the reference lacks;
-        where it lacks none, this costs a little.
+        others where it makes up more than three tenths of a spot. For tissues that may hold a type that the reference
+        lacks; where it lacks none, this costs a little.
     library_key
         Column of ``adata.obs`` with the slide of each spot: each slide gets its own platform effect.
     smoothing
@@ -151,8 +151,9 @@ def deconvolve(
     `.uns["deconvolution"]` : dict
         ``params``, ``version``, ``report`` (history, converged, steps, seconds), ``cell_types`` (original names),
         ``genes`` used, ``presence_probability`` of each type, ``dispersion``, ``refined``: whether signatures were
-        refined, ``typical_error`` of each type where it is present, on mixtures of held-out reference cells,
-        ``cell_sizes``, if they were given or learned from rows of known composition.
+        refined, ``corrected``: whether weights were corrected for the signatures' sampling error, ``typical_error`` of
+        each type where it is present, on mixtures of held-out reference cells, ``cell_sizes``, if they were given or
+        learned from rows of known composition.
 
     Raises
     ------
@@ -178,6 +179,7 @@ def deconvolve(
     """
     from diffbio_sc.engines import deconvolution as engine
     from diffbio_sc.engines import held_out_mixtures
+    from diffbio_sc.numerics.counts.signatures import relative_error, sampling_index
 
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
@@ -215,12 +217,15 @@ def deconvolve(
     sample = engine.survey_spots(spots, min_counts, generator)
     _check_depth(sample.depth, sample.filled, min_counts, len(columns))
     index = table.dispersion_index[in_reference][chosen]
+    cells_of_type = 0 if table.codes is None else np.bincount(table.codes[table.codes >= 0], minlength=len(table.types))
+    sampling = sampling_index(index, sums[:, chosen], cells_of_type, table.size_variation)
     size_variation = table.size_variation if fraction_of == "cells" else None
     fit = engine.fit_signatures(
         spots,
         sample,
         profiles,
         dispersion_index=index,
+        signature_error=None if table.exact else relative_error(sums[:, chosen], sampling),
         platform_effect=platform_effect,
         refine=refine,
     )
@@ -262,9 +267,9 @@ def deconvolve(
             generator,
             fraction_of=fraction_of,
             dispersion_index=index,
+            sampling_index=sampling,
             size_variation=size_variation,
             platform_effect=platform_effect,
-            refine=refine,
         )
         found = found._replace(deviation=calibration.widen(found.deviation))
 
@@ -286,6 +291,7 @@ def deconvolve(
         presence_probability=found.presence_probability,
         dispersion=fit.dispersion,
         refined=fit.refined,
+        corrected=fit.corrected,
         **({} if calibration is None else {"typical_error": calibration.error}),
         **({} if cell_sizes is None else {"cell_sizes": profiles.sum(1)}),
     )

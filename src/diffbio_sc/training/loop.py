@@ -88,8 +88,8 @@ def train(
     data
         Arrays by name, held on the devices for the whole run; sparse ones as
         :class:`~diffbio_sc.training.batches.Samples`, of which a batch has the entries. Or a
-        :class:`~diffbio_sc.training.streams.BatchSource`, which gives them part by part in each epoch: never more than
-        two parts are in memory.
+        :class:`~diffbio_sc.training.BatchSource`, which gives them part by part in each epoch: two or three parts
+        are in memory at a time.
     loss
         ``loss(operator, batch, key)``, a scalar that averages over the samples of the batch, or a pair of it and a
         dict of scalars to record beside it. ``key`` is fresh in each step, ``batch["is_training"]`` a boolean. Default:

@@ -101,9 +101,12 @@ class Streamed:
         return bucket_size(self.source.part_rows)
 
     def parts(self, epoch: int) -> Iterator[batches.SampleSet]:
-        """Put one part after the other on the devices; the next is read meanwhile."""
-        parts = iter(self.source.parts(epoch))
-        for part in ahead(parts) if self.source.reads_ahead else parts:
+        """Put one part after the other on the devices; the next is read, and put there, meanwhile."""
+        placed = self._placed_parts(epoch)
+        yield from ahead(placed) if self.source.reads_ahead else placed
+
+    def _placed_parts(self, epoch: int) -> Iterator[batches.SampleSet]:
+        for part in self.source.parts(epoch):
             if self.check is not None:
                 self.check(part)
             yield self._placed(part, "a part of the source")

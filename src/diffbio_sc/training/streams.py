@@ -55,7 +55,11 @@ class BatchSource(abc.ABC):
 
     @abc.abstractmethod
     def parts(self, epoch: int) -> Iterator[Mapping[str, Any]]:
-        """Arrays by name of one part after the other, with one row a sample; sparse ones as ``Samples``."""
+        """Yield arrays by name, with one row a sample, of one part after the other.
+
+        Each part but the last has ``part_rows`` samples. ``self.rooms.arranged(arrays)`` makes room in sparse ones,
+        CSR, as in the parts before.
+        """
 
     def identity(self) -> Any:
         """Return what a checkpoint compares."""
@@ -153,7 +157,8 @@ class Rooms:
         lengths = {key: np.diff(value.indptr) for key, value in arrays.items() if sp.issparse(value)}
         order = None
         if self.stratified and lengths:
-            order = np.argsort(sum(lengths.values()), kind="stable")
+            total = sum(lengths.values())
+            order = None if (np.diff(total) >= 0).all() else np.argsort(total, kind="stable")
         return {
             key: self._sparse(key, value, lengths[key], order) if key in lengths else Samples(value, order)
             for key, value in arrays.items()

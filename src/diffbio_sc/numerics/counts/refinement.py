@@ -17,7 +17,7 @@ _DAMPING = 0.5  # of the platform step, against the alternation between two stat
 # What the constants below do to the error, set by set: benchmarks/deconvolution.py constants, left_out.
 _CLIPPED_RESIDUAL = 1.0  # in units of the spread of gamma, the width of its robust prior
 _RESIDUAL_NOISE = 0.15  # of a gene's log ratio, from what sampling and model error leave
-_UNEXPLAINED_ONLY = 0.3  # of the part of a deviation that other signatures explain as well, how much is taken out
+_UNEXPLAINED_ONLY = 0.1  # of the part of a deviation that other signatures explain as well, how much is taken out
 
 
 def _masked_median(values, used):
@@ -34,7 +34,7 @@ class _Refinement(NamedTuple):
     history: Array
 
 
-@partial(jax.jit, static_argnums=(12,))
+@partial(jax.jit, static_argnums=(13,))
 def refinement_rounds(
     counts,
     base,
@@ -42,6 +42,7 @@ def refinement_rounds(
     used,
     dispersion,
     excess,
+    error,
     spread,
     openness,
     prior_counts,
@@ -105,7 +106,9 @@ def refinement_rounds(
         theta = jnp.where(first, now.theta, update_deviation(now.weights, log_platform, now.theta))
         mu = signature(log_platform, theta)
         products = regression.pair_products(mu)
-        new = regression.fisher_step(now.weights, counts, depth, mu, dispersion, products, excess=excess).weights
+        new = regression.fisher_step(
+            now.weights, counts, depth, mu, dispersion, products, excess=excess, error=error
+        ).weights
         size = jnp.where(now.step == 0, 1.0, regression.DAMPED_STEP)
         weights = now.weights + size * (new - now.weights)
         mean, _ = weighted(weights, mu)

@@ -21,6 +21,47 @@ def shrunken_profiles(sums: np.ndarray) -> np.ndarray:
     return (sums + _PSEUDO_COUNTS * pooled) / (sums.sum(1, keepdims=True) + _PSEUDO_COUNTS)
 
 
+def sampling_index(index: np.ndarray, sums: np.ndarray, cells: np.ndarray, size_variation: np.ndarray) -> np.ndarray:
+    """Variance over mean of each gene's counts between cells of each type, as if all had the same size; at least 1.
+
+    A profile is a ratio of counts, which cells that are merely deeper do not change. What remains is divided among the
+    types as in the negative binomial, where variance over mean is 1 plus a multiple of the mean.
+
+    Parameters
+    ----------
+    index
+        Variance over mean of each gene's counts between cells of a type, pooled over types (genes,).
+    sums
+        Counts summed over the cells of each type (types, genes).
+    cells
+        Cells of each type.
+    size_variation
+        Squared coefficient of variation of the counts of a cell of each type.
+
+    Returns
+    -------
+    Types by genes.
+    """
+    mean = sums / np.maximum(np.reshape(cells, (-1, 1)), 1)
+    total, squares = np.maximum(sums.sum(0), 1e-300), np.maximum((sums * mean).sum(0), 1e-300)
+    beyond = np.maximum(index - 1.0 - size_variation @ (sums * mean) / total, 0.0)
+    return 1.0 + beyond * mean * total / squares
+
+
+def relative_error(sums: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Squared relative sampling error of each entry of :func:`shrunken_profiles`.
+
+    Parameters
+    ----------
+    sums
+        Counts summed over the cells of each type (types, genes).
+    index
+        Variance over mean of each entry's counts, see :func:`sampling_index` (types, genes).
+    """
+    pooled = sums.sum(0) / max(sums.sum(), 1.0)
+    return index * sums / np.maximum(sums + _PSEUDO_COUNTS * pooled, 1e-12) ** 2
+
+
 def remove_batch_effect(sums: np.ndarray, *, strength: float = 10.0, iterations: int = 50) -> np.ndarray:
     """Sums a type and gene with the batches' gene-specific factors divided out.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffbio_sc._compiled import one_thread_at_a_time
+from diffbio_sc._compiled import one_blas_thread, one_thread_at_a_time
 from diffbio_sc.numerics.counts import regression
 from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
 
@@ -61,6 +61,8 @@ class SpotSolver:
     rows
         Spots of a whole block. Blocks of at least half as many are padded to it and share one compiled program; smaller
         ones are padded to their own bucket.
+    error
+        Squared relative errors of the signatures (types, genes); None for none.
     """
 
     signatures: np.ndarray
@@ -69,8 +71,10 @@ class SpotSolver:
     room: int = 0
     rows: int = 0
     excess: np.ndarray | None = None
+    error: np.ndarray | None = None
 
     @one_thread_at_a_time
+    @one_blas_thread()
     def __call__(
         self,
         counts: np.ndarray,
@@ -94,6 +98,7 @@ class SpotSolver:
             zero_padded(prior_precision.astype(np.float32), (padded_types,)),
             np.int32(self.steps),
             zero_padded(np.zeros(genes) if self.excess is None else self.excess, (shape[1],)),
+            zero_padded(np.zeros((types, genes)) if self.error is None else self.error, (padded_types, shape[1])),
         )
         weights, deviation, inflation, misfit = (np.asarray(part)[:spots] for part in solution)
         return SpotSolution(weights[:, :types], deviation[:, :types], inflation[:, :types], misfit)
@@ -126,11 +131,11 @@ def diagnose(weights, counts, depth, mu, dispersion, excess, used, information=N
 
 
 @jax.jit
-def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, steps, excess) -> SpotSolution:
+def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, steps, excess, error) -> SpotSolution:
     depth = counts.sum(-1)
     real = (mu.sum(1) > 0).astype(mu.dtype)  # not types that only pad the shape
     start = jnp.broadcast_to(real / real.sum(), (len(counts), len(mu)))
     weights, information = regression.regress(
-        counts, depth, mu, dispersion, start, prior_mean, prior_precision, steps=steps, excess=excess
+        counts, depth, mu, dispersion, start, prior_mean, prior_precision, steps=steps, excess=excess, error=error
     )
     return diagnose(weights, counts, depth, mu, dispersion, excess, used, information)

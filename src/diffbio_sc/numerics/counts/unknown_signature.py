@@ -8,11 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from diffbio_sc.numerics.counts import regression
+from diffbio_sc.numerics.counts.negative_binomial import negative_binomial_deviance
 
 
 @partial(jax.jit, static_argnums=(5,))
-def unknown_rounds(counts, weights, mu, dispersion, used, rounds):
-    """Signature of sum 1 that, added to ``mu``, explains most of the residuals of ``weights``."""
+def unknown_rounds(counts, weights, mu, dispersion, used, rounds, side=1.0):
+    """Signature of sum 1 that, added to ``mu``, explains most of the residuals of ``weights``.
+
+    It starts from the genes in excess on one side of the residuals' leading component: that of which few spots have
+    much (``side`` 1), or the other (-1). Also returned are its share of each spot, and the spots' negative binomial
+    deviance.
+    """
     depth = counts.sum(-1)
     filled = (depth > 0).astype(counts.dtype)
     mean = regression.expected_counts(weights, depth, mu)
@@ -28,7 +34,7 @@ def unknown_rounds(counts, weights, mu, dispersion, used, rounds):
     loading = jax.lax.fori_loop(0, 20, power, start / jnp.maximum(jnp.linalg.norm(start), 1e-12))
     scores = residual @ loading
     centred = (scores - scores.sum() / filled.sum()) * filled
-    loading = jnp.maximum(loading * jnp.sign((centred**3).sum()), 0.0)
+    loading = jnp.maximum(loading * side * jnp.sign((centred**3).sum()), 0.0)
     average = mean.sum(0) / filled.sum()
     signature = loading * jnp.sqrt(average * (1.0 + dispersion * average))
     signature = (signature + 1e-3 * loading.max() * average / average.sum()) * used
@@ -47,4 +53,7 @@ def unknown_rounds(counts, weights, mu, dispersion, used, rounds):
         signature = (signature + 1e-8) * used
         return (weights, signature / signature.sum()), None
 
-    return jax.lax.scan(one_round, (weights, signature), None, length=rounds)[0][1]
+    weights, signature = jax.lax.scan(one_round, (weights, signature), None, length=rounds)[0]
+    mean = regression.expected_counts(weights, depth, jnp.concatenate([mu, signature[None]]))
+    deviance = (negative_binomial_deviance(counts, mean, dispersion) * used).sum(-1)
+    return signature, weights[:, -1] / jnp.maximum(weights.sum(-1), 1e-12) * filled, deviance

@@ -9,6 +9,8 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 
 LARGEST_DISPERSION = 50.0
+_SPOTS_A_COLUMN = 5  # at least, to estimate the depth that covariates let expect
+_LEAST_EXPECTED = 0.1  # of the mean depth
 _COLUMNS_AT_ONCE = 2048  # of dense counts, which become float64
 
 
@@ -89,6 +91,9 @@ def nuisance_columns(
 ) -> Float[np.ndarray, "spots columns"]:
     """Intercept and standardised log depth of each group, and covariates; columns that others span are left out.
 
+    A gene's counts are a sum over the cells of a spot, and so is the depth. The gene's share of it is the ratio of
+    both: linear in covariates (and a constant) over the depth that these let expect.
+
     Groups have effects of their own (``by_group``): where a gene's level differs between slides, so does by how much a
     cell type changes it.
     """
@@ -105,6 +110,8 @@ def nuisance_columns(
     if covariates is None:
         return np.column_stack(columns)
     covariates = np.asarray(covariates, np.float64)
+    expected = _expected_depth(depth, groups, covariates)[:, None]
+    covariates = np.column_stack([1.0 / expected, covariates / expected])
     insides = [groups == group for group in np.unique(groups)] if by_group else [np.ones(len(depth), bool)]
     for column in (np.where(inside, values, 0.0) for values in covariates.T for inside in insides):
         scale = np.linalg.norm(column)
@@ -116,3 +123,13 @@ def nuisance_columns(
         basis = np.column_stack([basis, rest / length])
         columns.append(rest / length * np.sqrt(len(depth)))
     return np.column_stack(columns)
+
+
+def _expected_depth(depth: np.ndarray, groups: np.ndarray, covariates: np.ndarray) -> np.ndarray:
+    """Depth, by its mean on the slide, that covariates let expect."""
+    codes = np.unique(groups, return_inverse=True)[1]
+    relative = depth / (np.bincount(codes, depth) / np.bincount(codes))[codes]
+    design = np.column_stack([np.ones(len(depth)), covariates])
+    if len(depth) < _SPOTS_A_COLUMN * design.shape[1]:
+        return np.ones(len(depth))
+    return np.maximum(design @ np.linalg.lstsq(design, relative, rcond=None)[0], _LEAST_EXPECTED)

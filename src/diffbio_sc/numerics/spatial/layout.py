@@ -93,9 +93,9 @@ class DenseKernels:
         self.matrices = [rbf(distance, scale) * self.same_group for scale in scales]
         self._single = [matrix.astype(np.float32) for matrix in self.matrices]
 
-    def quadratic(self, values: Float[np.ndarray, "genes points"]) -> Float[np.ndarray, "scales genes"]:
-        """Quadratic form x'Kx of each row x, at each scale."""
-        return np.stack([np.einsum("gi,gi->g", values @ matrix, values) for matrix in self._single])
+    def quadratic(self, values: Float[np.ndarray, "genes points"], power: int = 1) -> Float[np.ndarray, "scales genes"]:
+        """Quadratic form of each row with K (elementwise to a power), at each scale."""
+        return np.stack([np.einsum("gi,gi->g", values @ matrix**power, values) for matrix in self._single])
 
     def apply(self, scale: int, values: np.ndarray, power: int = 1) -> np.ndarray:
         """K (elementwise to a power) times a vector, or each column."""
@@ -115,11 +115,20 @@ class GridKernels:
         twice[0] = 1.0
         if shape[-1] % 2 == 0:
             twice[-1] = 1.0
-        self._weights = np.empty((int(np.prod(shape[:-1])) * len(twice), len(scales)), np.float32)
-        for scale in range(len(scales)):
-            self._weights[:, scale] = (self._spectrum(scale) * twice).ravel() / np.prod(shape)
+        self._once_or_twice = twice
+        self._weights: dict[int, np.ndarray] = {}
 
-    def _spectrum(self, scale: int, power: int = 1) -> np.ndarray:
+    def _weights_of(self, power: int) -> np.ndarray:
+        """What each frequency counts in the quadratic form of each scale (frequencies, scales)."""
+        if power not in self._weights:
+            size = int(np.prod(self.shape[:-1])) * len(self._once_or_twice)
+            weights = np.empty((size, len(self._scales)), np.float32)
+            for scale in range(len(self._scales)):
+                weights[:, scale] = (self._spectrum(scale, power) * self._once_or_twice).ravel() / np.prod(self.shape)
+            self._weights[power] = weights
+        return self._weights[power]
+
+    def _spectrum(self, scale: int, power: int) -> np.ndarray:
         """Fourier transform of a kernel, elementwise to a power: like the kernel, a product over the axes."""
         result = np.ones(())
         for axis, size in enumerate(self.shape):
@@ -134,12 +143,12 @@ class GridKernels:
         grid[:, self.used] = values
         return grid.reshape(-1, *self.shape)
 
-    def quadratic(self, values: Float[np.ndarray, "genes cells"]) -> Float[np.ndarray, "scales genes"]:
-        """Quadratic form x'Kx of each row x, at each scale."""
+    def quadratic(self, values: Float[np.ndarray, "genes cells"], power: int = 1) -> Float[np.ndarray, "scales genes"]:
+        """Quadratic form of each row with K (elementwise to a power, at most 2), at each scale."""
         transform = scipy.fft.rfftn(self._on_grid(values), axes=range(1, len(self.shape) + 1))
-        power = transform.real**2
-        power += transform.imag**2
-        return (power.reshape(len(values), -1) @ self._weights).T
+        strength = transform.real**2
+        strength += transform.imag**2
+        return (strength.reshape(len(values), -1) @ self._weights_of(power)).T
 
     def apply(self, scale: int, values: np.ndarray, power: int = 1) -> np.ndarray:
         """K (elementwise to a power) times a vector, or each column."""
@@ -274,17 +283,17 @@ class SpotLayout:
                 shape=(len(spots_of_point), len(used)),
             )
 
-    def quadratic(self, values: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "scales genes"]:
-        """Quadratic form x'Kx of each row x (spots in the layout's order), at each lengthscale."""
+    def quadratic(self, values: Float[np.ndarray, "genes spots"], power: int = 1) -> Float[np.ndarray, "scales genes"]:
+        """Quadratic form of each row (spots in the layout's order) with K (elementwise to a power), at each scale."""
         if self.levels[0].exact:
-            return self.levels[0].kernels.quadratic(values)
+            return self.levels[0].kernels.quadratic(values, power)
         by_cell = np.add.reduceat(values, self._starts, axis=1)
         results = []
         for level in self.levels:
             if level.dense:
-                results.append(level.kernels.quadratic(np.ascontiguousarray((self._coarse @ by_cell.T).T)))
+                results.append(level.kernels.quadratic(np.ascontiguousarray((self._coarse @ by_cell.T).T), power))
             else:
-                results.append(level.kernels.quadratic(by_cell))
+                results.append(level.kernels.quadratic(by_cell, power))
         return np.concatenate(results)
 
 

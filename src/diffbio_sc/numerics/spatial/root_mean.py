@@ -49,7 +49,7 @@ class RootMeans:
         self._offset = offset
         low, high = np.log(depth.min()), np.log(depth.max())
         half = max((high - low) / 2.0, 1e-6)
-        nodes = np.cos(np.pi * (np.arange(_DEGREE + 1) + 0.5) / (_DEGREE + 1))
+        nodes = _chebyshev_nodes()
         self._depth = np.exp((low + high) / 2.0 + half * nodes)
         # Values at the nodes times these are the coefficients of Chebyshev's polynomials.
         self._from_nodes = np.linalg.inv(np.polynomial.chebyshev.chebvander(nodes, _DEGREE))
@@ -70,3 +70,20 @@ class RootMeans:
                 polynomials[degree] = 2.0 * place * polynomials[degree - 1] - polynomials[degree - 2]
             np.matmul(coefficients, polynomials, out=result[:, start : start + _SPOTS_AT_ONCE])
         return result
+
+
+def expected_roots(
+    means: Float[np.ndarray, "genes spots"], dispersion: Float[np.ndarray, " genes"], offset: float
+) -> Float[np.ndarray, "genes spots"]:
+    """Expected roots of counts with a mean of their own at each spot, float32, by a polynomial for each gene."""
+    logs = np.log(np.maximum(means, 1e-12))
+    low, high = logs.min(1, keepdims=True), logs.max(1, keepdims=True)
+    middle, half = (low + high) / 2.0, np.maximum((high - low) / 2.0, 1e-6)
+    nodes = _chebyshev_nodes()
+    values = expected_root(np.exp(middle + half * nodes), dispersion[:, None], offset)
+    coefficients = np.linalg.solve(np.polynomial.chebyshev.chebvander(nodes, _DEGREE), values.T).astype(np.float32)
+    return np.polynomial.chebyshev.chebval(((logs - middle) / half).astype(np.float32), coefficients[:, :, None], False)
+
+
+def _chebyshev_nodes() -> Float[np.ndarray, " nodes"]:
+    return np.cos(np.pi * (np.arange(_DEGREE + 1) + 0.5) / (_DEGREE + 1))

@@ -37,7 +37,8 @@ from diffbio_sc.numerics.spatial.gene_moments import (
 )
 from diffbio_sc.numerics.spatial.layout import Level, SpotLayout
 from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
-from diffbio_sc.numerics.spatial.root_mean import RootMeans
+from diffbio_sc.numerics.spatial.root_mean import RootMeans, expected_roots
+from diffbio_sc.numerics.spatial.variance_model import VarianceModel
 
 # Classes of c = alpha m that share weights, and those at which spectra are computed (interpolated between).
 _CLASSES = np.array([0, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 40.0])
@@ -92,12 +93,24 @@ class _Weights:
         self.inverse = np.linalg.inv(design.T @ weighted)
         self._first = design.astype(np.float32)
         self._second = (self.inverse @ weighted.T).astype(np.float32)
+        self._second_share = (self.inverse @ design.T).astype(np.float32)
         self.trace = self.v.sum() - np.sum(self.inverse * (weighted.T @ weighted))
 
     @property
     def weighted_design(self) -> Float[np.ndarray, "spots columns"]:
         """Nuisance columns times v."""
         return self.v[:, None] * self.design
+
+    @property
+    def kept(self) -> Float[np.ndarray, " spots"]:
+        """Share of the variance of each spot that the sum of squares keeps; over all variances it is the trace."""
+        weighted = self.weighted_design
+        both = self.inverse @ (weighted.T @ weighted) @ self.inverse
+        return 1.0 - np.sum(self.design * (2.0 * weighted @ self.inverse - self.design @ both), 1)
+
+    def fit(self, counts: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
+        """Expected share of the depth, as the nuisance columns let expect."""
+        return ((counts * self.w.astype(np.float32)) @ self._first) @ self._second_share
 
     def project(self, residuals: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
         """Take the nuisance columns out, in place."""
@@ -106,13 +119,18 @@ class _Weights:
 
 
 class _Cumulants(NamedTuple):
-    """Of T at one scale: first three cumulants, sum K^3 v v and sum K^4 v^2 v^2 over distinct pairs."""
+    """Of T at one scale: first three cumulants; sums of K^2 v v, K^3 v v and K^4 v^2 v^2 over distinct pairs.
+
+    ``shares`` says by how much the variance of each spot adds to the mean; empty where the weights tell all variances.
+    """
 
     mean: float
     second: float
     third: float
+    pairs: float
     cubes: float
     fourths: float
+    shares: np.ndarray
 
 
 class SpatialScoreTest:
@@ -152,7 +170,9 @@ class SpatialScoreTest:
         self._groups = groups[order]
         names, codes = np.unique(self._groups, return_inverse=True)
         self._indicator = np.eye(len(names), dtype=np.float32)[codes] if len(names) > 1 else None
-        self.design = nuisance_columns(self.depth, self._groups, None if covariates is None else covariates[order])
+        covariates = None if covariates is None else covariates[order]
+        self.design = nuisance_columns(self.depth, self._groups, covariates)
+        self._variance_model = None if covariates is None else VarianceModel(covariates)
         if len(depth) <= self.design.shape[1] + 2:
             raise ValueError(f"{len(depth)} spots are too few for {self.design.shape[1]} nuisance columns.")
         self._root_means = RootMeans(self.depth, _ROOT_OFFSET)
@@ -237,7 +257,11 @@ class SpatialScoreTest:
             roots.data = np.sqrt(roots.data + np.float32(_ROOT_OFFSET)) - np.float32(np.sqrt(_ROOT_OFFSET))
             dense = roots.toarray()
             dense += np.float32(np.sqrt(_ROOT_OFFSET))
-            dense -= self._root_means(mean, weights.c)
+            if self._variance_model is None:
+                dense -= self._root_means(mean, weights.c)
+            else:
+                fitted = np.maximum(weights.fit(counts.toarray()), mean[:, None] / _LARGEST_BALANCE) * self.depth
+                dense -= expected_roots(fitted, weights.c / np.maximum(mean, 1e-12), _ROOT_OFFSET)
             dense *= factor
             return weights.project(dense)
         dense = counts.toarray()
@@ -277,8 +301,8 @@ class SpatialScoreTest:
             self._prepared[code] = cumulants, self._interpolated_spectra(weights.c)
         return self._prepared[code]
 
-    def _moments_of(self, level: Level, scale: int, weights: _Weights) -> tuple[float, float, np.ndarray]:
-        """Mean and second cumulant of T, and K V X - V X by spot."""
+    def _moments_of(self, level: Level, scale: int, weights: _Weights) -> tuple[float, float, float, np.ndarray]:
+        """Mean and second cumulant of T, sum of K^2 v v over distinct pairs, and K V X - V X by spot."""
         kernels, v = level.kernels, weights.v
         applied = kernels.apply(scale, level.sums(weights.weighted_design))[level.point_of_spot]
         hollow = applied - weights.weighted_design
@@ -286,10 +310,10 @@ class SpatialScoreTest:
         by_point = level.sums(v)
         pairs = by_point @ kernels.apply(scale, by_point, 2) - (v**2).sum()
         crossed = np.sum(weights.inverse * (hollow.T @ (v[:, None] * hollow)))
-        return -np.trace(middle), 2.0 * (pairs - 2.0 * crossed + np.trace(middle @ middle)), hollow
+        return -np.trace(middle), 2.0 * (pairs - 2.0 * crossed + np.trace(middle @ middle)), pairs, hollow
 
     def _cumulants(self, level: Level, scale: int, weights: _Weights) -> _Cumulants:
-        mean, second, hollow = self._moments_of(level, scale, weights)
+        mean, second, pairs, hollow = self._moments_of(level, scale, weights)
         kernels, v = level.kernels, weights.v
         by_point, squares = level.sums(v), level.sums(v**2)
         if level.dense:
@@ -308,7 +332,11 @@ class SpatialScoreTest:
             third = self._third_cumulant(level, scale, weights, hollow)
             cubes = by_point @ kernels.apply(scale, by_point, 3) - (v**2).sum()
             fourths = squares @ kernels.apply(scale, squares, 4) - (v**4).sum()
-        return _Cumulants(mean, second, third, max(cubes, 0.0), max(fourths, 0.0))
+        if self._variance_model is None:  # shares are not asked for
+            return _Cumulants(mean, second, third, pairs, max(cubes, 0.0), max(fourths, 0.0), np.empty(0))
+        middle = weights.inverse @ (weights.weighted_design.T @ hollow) @ weights.inverse
+        shares = np.sum((weights.design @ middle - 2.0 * hollow @ weights.inverse) * weights.design, 1)
+        return _Cumulants(mean, second, third, pairs, max(cubes, 0.0), max(fourths, 0.0), shares)
 
     def _third_cumulant(self, level: Level, scale: int, weights: _Weights, hollow: np.ndarray) -> float:
         """Of T on a grid: 8 tr (A S)^3 with A = K - I; nuisance columns take the largest eigenvalues out.
@@ -363,7 +391,7 @@ class SpatialScoreTest:
         if level.exact:
             return eigenvalues, (0.0, 1.0)
         # Cells: few eigenvalues, minus the diagonal; the rest of the sum and of the sum of squares in a bulk.
-        mean, second, _ = self._moments_of(level, scale, weights)
+        mean, second, _, _ = self._moments_of(level, scale, weights)
         diagonal = (v**2).sum() / v.sum()
         kept = eigenvalues[eigenvalues > 1e-3 * eigenvalues[0]][: len(v) // 2] - diagonal
         rest = kept.sum() - mean
@@ -400,26 +428,43 @@ class SpatialScoreTest:
         constant = sum2 <= 1e-9 * weights.trace  # no variation left once depth and covariates are out
         sum2 = np.where(constant, 1.0, sum2)
         statistic = self.layout.quadratic(residuals).astype(np.float64) - sum2
-        stretch = kurtosis_stretch(sum4 / sum2**2, v)
+        variances = v if self._variance_model is None else self._variance_model(squared, v)
+        means, ratios = self._law_of_variances(variances, weights, cumulants)
+        stretch = kurtosis_stretch(sum4 / sum2**2, variances)
         third_moment = sum3 / sum2 * np.sqrt(weights.trace / sum2)  # of a residual of variance v, by v
-        kurtosis = sum4 / sum2**2 * v.sum() ** 2 / (v**2).sum()
+        kurtosis = sum4 / sum2**2 * v.sum() ** 2 / (variances**2).sum(-1)
         log_p = np.full((len(statistic) + 1, len(sum2)), np.nan)
         skewness = np.zeros(log_p.shape)
         for index, (cumulant, spectrum) in enumerate(zip(cumulants, spectra, strict=True)):
             mean, second = cumulant.mean, cumulant.second
-            observed = mean + (statistic[index] / sum2 * weights.trace - mean) * stretch
-            extra_third = 4.0 * cumulant.cubes * third_moment**2
+            wider = np.sqrt(ratios[index])
+            observed = mean + (statistic[index] / sum2 * weights.trace - means[index]) * stretch / wider
+            extra_third = 4.0 * cumulant.cubes * third_moment**2 / wider
             extra_fourth = np.maximum(8.0 * cumulant.fourths * (kurtosis**2 - 9.0) / second**2, 0.0)
             skewness[index] = np.maximum(extra_third / second**1.5, np.sqrt(extra_fourth))
             if second - 2.0 * mean**2 / weights.trace < 0.02 * weights.trace:
                 continue  # the kernel is nearly constant on these spots: nothing but rounding
-            law = _NullLaw(cumulant, spectrum, weights, extra_third, extra_fourth, skewness[index] > 0.01)
+            # Variance on a part of the spots: the wider the spread the fewer they are, and the more skewed.
+            third = cumulant.third if spectrum is None else 8.0 * (spectrum[1] * spectrum[0] ** 3).sum()
+            extra_third = extra_third + (wider - 1.0) * third
+            corrected = (skewness[index] > 0.01) | (wider != 1.0)
+            law = _NullLaw(cumulant, third, spectrum, weights, extra_third, extra_fourth, corrected)
             usable = ~constant & (skewness[index] <= _LARGEST_SKEWNESS)
             log_p[index] = np.where(usable, law.log_tail(observed / weights.trace), np.nan)
             if index == 0 and self.lengthscales[0] <= _FINEST_ALTERNATION * self.layout.spacing:
                 log_p[-1] = np.where(usable, law.log_tail(observed / weights.trace, lower=True), np.nan)
                 skewness[-1] = skewness[0]
         return log_p, skewness
+
+    def _law_of_variances(self, variances: np.ndarray, weights: _Weights, cumulants: list[_Cumulants]):
+        """Mean of T, and by what its variance is larger, by scale and gene of residuals with these variances."""
+        if variances.ndim == 1:
+            return [cumulant.mean for cumulant in cumulants], np.ones(len(cumulants))
+        kept = weights.trace / (variances @ weights.kept)
+        means = np.stack([variances @ cumulant.shares * kept for cumulant in cumulants])
+        pairs = self.layout.quadratic(variances.astype(np.float32), 2) - (variances**2).sum(1)
+        expected = np.array([[cumulant.pairs] for cumulant in cumulants])
+        return means, np.clip(pairs / expected, 1.0 / _LARGEST_BALANCE, _LARGEST_BALANCE)
 
 
 def _either_tail(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
@@ -436,7 +481,7 @@ class _NullLaw:
 
     Parameters
     ----------
-    cumulant, spectrum
+    cumulant, third, spectrum
         Of Gaussian residuals; without a spectrum, two eigenvalues with the cumulants stand for it.
     weights
         Weights of the class.
@@ -446,9 +491,10 @@ class _NullLaw:
         Genes to correct.
     """
 
-    def __init__(self, cumulant: _Cumulants, spectrum, weights: _Weights, extra_third, extra_fourth, discrete):
+    def __init__(
+        self, cumulant: _Cumulants, third: float, spectrum, weights: _Weights, extra_third, extra_fourth, discrete
+    ):
         mean, second = cumulant.mean, cumulant.second
-        third = cumulant.third if spectrum is None else 8.0 * (spectrum[1] * spectrum[0] ** 3).sum()
         bottom = (weights.v**2).sum() / weights.v.sum()
         one = np.ones(1)
         simple = two_point_spectrum(mean * one, second * one, third * one, bottom)
@@ -487,8 +533,8 @@ def kurtosis_stretch(share: np.ndarray, variances: np.ndarray) -> np.ndarray:
     variances
         Variance of each residual under the null model.
     """
-    squares = (variances**2).sum()
-    gaussian = 3.0 * squares / (variances.sum() ** 2 + 2.0 * squares)
+    squares = (variances**2).sum(-1)
+    gaussian = 3.0 * squares / (variances.sum(-1) ** 2 + 2.0 * squares)
     return np.sqrt((1.0 - gaussian) / (1.0 - np.minimum(share, 0.9)))
 
 
