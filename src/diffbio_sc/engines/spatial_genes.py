@@ -169,6 +169,7 @@ def find_spatial_genes(
     width = spots.counts.shape[1]
     classes = np.full(width, -1)
     classes[genes] = test.classes(type(moments)(*(part[genes] for part in moments)))
+    test.prepare(classes)
     variance = None if generator is None else _variance_components(test, spots, used, generator)
     pattern = DepthPattern(spots.coordinates[used], spots.slides[used], spots.depth[used])
     function = _TestBlock(test, used, moments.mean, moments.dispersion, classes, variance, pattern)
