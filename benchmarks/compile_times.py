@@ -118,7 +118,7 @@ def contact_map(more: float = 1.0, **options: Any):
 
 def compare_contacts(adata) -> None:
     groups = {name: [f"contacts_{name}_{k}" for k in (1, 2)] for name in "ab"}
-    run("tl.differential_contacts", adata, groups=groups, loops=adata.uns["truth"]["loops"])
+    run("tl.differential_contacts", adata, groups=groups, features=["loops"], loops=adata.uns["truth"]["loops"])
 
 
 def states(more: float = 1.0, **options: Any):
@@ -177,7 +177,7 @@ CASES: dict[str, tuple[Callable[[float], Any], Callable[[Any], Any]]] = {
         after(regions, model_of_regions),
         lambda adata: run("tl.contextual_predict", adata.copy(), model=adata),
     ),
-    "tl.contextual_ablation": (regions, of("tl.contextual_ablation", n_seeds=1)),
+    "tl.contextual_ablation": (regions, of("tl.contextual_ablation", n_seeds=1, refine=False, average=False)),
     "tl.attributions": (after(regions, model_of_regions), lambda adata: run("tl.attributions", adata)),
     "tl.call_peaks": (lambda more=1.0: fragments(more)[0], of("tl.call_peaks")),
     "tl.peaks": (bins, of("tl.peaks")),

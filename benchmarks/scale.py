@@ -1,10 +1,12 @@
 """What work block by block costs: CPU, memory, passes and compilation, here, lazily and on workers.
 
-python benchmarks/scale.py [cost] [memory] [peaks] [workers] [compile] [--rows 30000] [--sizes 7500,30000,120000]
-    [--millions 2,8,32] [--block 256MB]
+python benchmarks/scale.py [cost] [memory] [settings] [million] [peaks] [workers] [compile] [training] [--quick]
+    [--rows 30000] [--sizes 7500,30000,120000] [--block 256MB] [--write run.json]
+    [--compare benchmarks/baseline/scale.json]
 
 Every row is a process of its own, which first runs the function on a toy. CPU seconds are of the process and its
-workers; memory is the peak of resident memory during the call over that before it (Linux).
+workers; memory is the peak of resident memory during the call over that before it (Linux). The exit status is 1 if a
+row failed, differs from its reference, or takes a fifth more CPU or memory than the stored run.
 """
 
 from __future__ import annotations
@@ -16,42 +18,55 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+os.environ.setdefault("NPROC", "2")  # XLA's pool, whatever the machine
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
 import compile_times
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from scale_records import as_run, commit, judge, machine, yardstick
 
 GENES, CHUNK, TYPES, DEPTH = 2000, 1000, 8, 230
 FUNCTIONS = ("deconvolve", "spatial_genes")
 LIMIT = 900  # seconds of a row
+SETTINGS = ("no client", "threads 4", "workers 2 x 1", "workers 1 x 2", "two threads")
+SETTING_LIMIT = 120  # seconds of each call in a setting
+MILLION, MILLION_GENES, MILLION_CHUNK, MILLION_COUNTS = 1_200_000, 200, 10_000, 40
+CAP = 2000  # megabytes that a process of the million may take
+SHOWN: list[dict] = []  # all rows
 
 
-def profiles(rng: np.random.Generator) -> pd.DataFrame:
+def profiles(rng: np.random.Generator, genes: int = GENES) -> pd.DataFrame:
     """Counts per cell of some types."""
-    values = rng.gamma(0.35, 1.0, (TYPES, GENES)) + 1e-3
+    values = rng.gamma(0.35, 1.0, (TYPES, genes)) + 1e-3
     return pd.DataFrame(
         2000 * values / values.sum(1, keepdims=True),
         index=[f"type_{k}" for k in range(TYPES)],
-        columns=[f"gene_{k}" for k in range(GENES)],
+        columns=[f"gene_{k}" for k in range(genes)],
     )
+
+
+def places_and_shares(index: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of spots on a square, and the types' shares in stripes."""
+    places = np.column_stack([index % side, index // side]).astype(np.float64)
+    wave = np.sin(places[:, :1] / np.linspace(4, 30, TYPES)) + np.cos(places[:, 1:] / np.linspace(25, 5, TYPES))
+    share = np.exp(1.5 * wave)
+    return places, share / share.sum(1, keepdims=True)
 
 
 def spots(start: int, rows: int, side: int, table: pd.DataFrame) -> tuple[sp.csr_matrix, np.ndarray]:
     """Counts of one chunk of a tissue of types in stripes and spots, and the places."""
     rng = np.random.default_rng([7, start])
-    index = np.arange(start, start + rows)
-    places = np.column_stack([index % side, index // side]).astype(np.float64)
-    wave = np.sin(places[:, :1] / np.linspace(4, 30, TYPES)) + np.cos(places[:, 1:] / np.linspace(25, 5, TYPES))
-    share = np.exp(1.5 * wave)
-    share /= share.sum(1, keepdims=True)
+    places, share = places_and_shares(np.arange(start, start + rows), side)
     rate = table.to_numpy() / table.to_numpy().sum(1, keepdims=True)
     counts = rng.poisson(DEPTH * rng.gamma(5, 0.2, (rows, 1)) * (share @ rate))
     return sp.csr_matrix(counts.astype(np.float32)), places
@@ -101,6 +116,9 @@ def call(function: str, adata) -> np.ndarray:
     if function == "deconvolve":
         dbio.tl.deconvolve(adata, profiles(np.random.default_rng(0)))
         return adata.obsm["deconvolution"].to_numpy()
+    if function == "spatial_patterns":
+        dbio.tl.spatial_patterns(adata)
+        return np.asarray(adata.obsm["spatial_patterns"], np.float64)
     dbio.tl.spatial_genes(adata)
     return np.column_stack([adata.var["spatial_score"], adata.var["fsv"]])
 
@@ -136,10 +154,22 @@ def toy(function: str) -> None:
         call(function, ad.AnnData(counts, var=pd.DataFrame(index=table.columns), obsm={"spatial": places}))
 
 
+@contextmanager
+def cluster(**options):
+    """A local cluster as the documentation recommends, and its client."""
+    import dask
+    import distributed
+
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),
+        distributed.LocalCluster(dashboard_address=None, **options) as local,
+        distributed.Client(local) as client,
+    ):
+        yield client
+
+
 def row(function: str, source: str, rows: int, folder: Path, block: str, result: Path) -> dict:
     """One row: the function on one kind of source, twice."""
-    from contextlib import ExitStack
-
     import diffbio_sc as dbio
 
     dbio.settings.block_bytes = block
@@ -151,11 +181,7 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
     with ExitStack() as stack:
         client = None
         if source.startswith("workers"):
-            import distributed
-
-            number = int(source.split()[1])
-            cluster = distributed.LocalCluster(n_workers=number, threads_per_worker=1, dashboard_address=None)
-            client = stack.enter_context(distributed.Client(stack.enter_context(cluster)))
+            client = stack.enter_context(cluster(n_workers=int(source.split()[1]), threads_per_worker=1))
             found["worker MB before"] = round(max(client.run(memory, "VmRSS").values()))
             if source.endswith("warm"):
                 dbio.scale.warm(client)
@@ -181,24 +207,34 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
     return found
 
 
-def run_row(*arguments: object) -> dict:
+def run_row(*arguments: object, limit: int = LIMIT) -> dict:
     """A row in a process of its own."""
     command = [sys.executable, __file__, "row", json.dumps([str(one) for one in arguments])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return {"row": arguments[:3], "failed": f"no end after {limit} s"}
     if done.returncode:
         return {"row": arguments[:3], "failed": done.stderr.strip().splitlines()[-1:]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def show(found: dict) -> None:
+    SHOWN.append(found)
     print(json.dumps(found), flush=True)
 
 
 def cost(folder: Path, rows: int, block: str) -> None:
     make_tissue(folder, rows)
     for function in FUNCTIONS:
+        in_memory = 0.0
         for source in ("memory", "lazy", "workers 1 warm", "workers 2 warm"):
-            show(run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy"))
+            found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy")
+            total = found.get("CPU s second", 0.0) + found.get("workers CPU s second", 0.0)
+            in_memory = in_memory or total
+            if in_memory and total:
+                found["over memory"] = round(total / in_memory, 2)
+            show({"table": "cost", **found})
 
 
 def grow(folder: Path, sizes: list[int], block: str) -> None:
@@ -206,7 +242,155 @@ def grow(folder: Path, sizes: list[int], block: str) -> None:
         for rows in sizes:
             make_tissue(folder, rows)
             for source in ("lazy", "workers 2 warm"):
-                show(run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy"))
+                found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy")
+                show({"table": "memory", **found})
+
+
+def setting_row(setting: str, rows: int, folder: Path) -> dict:
+    """All functions in one setting, with a block for each chunk, against memory: second calls."""
+    import diffbio_sc as dbio
+
+    dbio.settings.block_bytes = 4 * GENES * (CHUNK + 1)
+    path = make_tissue(folder, rows)
+    whole = open_tissue(path, lazily=False)
+    options = {
+        "threads 4": {"n_workers": 1, "threads_per_worker": 4, "processes": False},
+        "workers 2 x 1": {"n_workers": 2, "threads_per_worker": 1},
+        "workers 1 x 2": {"n_workers": 1, "threads_per_worker": 2},
+    }.get(setting)
+    found: dict = {"setting": setting, "rows": rows}
+    for function in (*FUNCTIONS, "spatial_patterns"):
+        call(function, whole)
+        started = cpu()
+        expected = call(function, whole)
+        in_memory = cpu() - started
+        with ExitStack() as stack:
+            client = None
+            if options is not None:
+                client = stack.enter_context(cluster(**options))
+                dbio.scale.warm(client)
+            copies = [_tested_copy(path, whole) for _ in range(2 if setting == "two threads" else 1)]
+            for _ in range(2):
+                started = cpu() + _elsewhere(client)
+                values = _at_once(function, copies)
+                used = (cpu() + _elsewhere(client) - started) / len(copies)
+        found[f"{function} over memory"] = round(used / in_memory, 2)
+        found[f"{function} difference"] = max(float(np.nanmax(np.abs(one - expected))) for one in values)
+    return found
+
+
+def _tested_copy(path: Path, whole):
+    adata = open_tissue(path, lazily=True)
+    adata.var, adata.uns = whole.var.copy(), dict(whole.uns)
+    return adata
+
+
+def _elsewhere(client) -> float:
+    """CPU seconds of workers in other processes."""
+    return 0.0 if client is None else sum(used for pid, used in client.run(_cpu_of).values() if pid != os.getpid())
+
+
+def _cpu_of() -> tuple[int, float]:
+    return os.getpid(), cpu()
+
+
+def _at_once(function: str, copies: list) -> list[np.ndarray]:
+    """The function on all copies, each in a thread of its own if there are several."""
+    if len(copies) == 1:
+        return [call(function, copies[0])]
+    found: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda one=one: found.append(call(function, one))) for one in copies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(found) < len(copies):
+        raise RuntimeError("a thread failed")
+    return found
+
+
+def try_settings(folder: Path, rows: int) -> None:
+    make_tissue(folder, rows)
+    for setting in SETTINGS:
+        show({"table": "settings", **run_row("setting", setting, rows, folder, limit=6 * SETTING_LIMIT)})
+
+
+def made_spots(start: int, rows: int, side: int, cumulative: np.ndarray) -> sp.csr_matrix:
+    """Counts of one chunk, drawn one by one: its type from the spot's shares, its gene from the type's profile."""
+    rng = np.random.default_rng([13, start])
+    share = places_and_shares(np.arange(start, start + rows), side)[1].cumsum(1)
+    spot = np.repeat(np.arange(rows), rng.poisson(MILLION_COUNTS, rows))
+    kind = (rng.random(len(spot))[:, None] > share[spot, :-1]).sum(1)
+    # Row k of the cumulative profiles lies between k and k + 1.
+    genes = cumulative.shape[1]
+    gene = np.searchsorted(cumulative.ravel(), kind + rng.random(len(spot))) - kind * genes
+    ones = np.ones(len(spot), np.float32)
+    return sp.csr_matrix((ones, (spot, np.clip(gene, 0, genes - 1))), shape=(rows, genes))
+
+
+def million_row(function: str, rows: int) -> dict:
+    """A tissue that is made as it is read, in this process, which ends itself beyond ``CAP``.
+
+    Resident memory is watched, not address space, of which compiled code reserves more than it uses.
+    """
+    import anndata as ad
+    import dask
+    import dask.array as da
+
+    import diffbio_sc as dbio
+
+    dbio.settings.block_bytes = "64MB"
+    toy(function)
+    side, table = int(np.ceil(np.sqrt(rows))), profiles(np.random.default_rng(0), MILLION_GENES)
+    rate = table.to_numpy().cumsum(1)
+    cumulative = rate / rate[:, -1:] + np.arange(TYPES)[:, None]
+    make = dask.delayed(made_spots, pure=False)
+    matrix = da.concatenate(
+        [
+            da.from_delayed(
+                make(start, min(MILLION_CHUNK, rows - start), side, cumulative),
+                (min(MILLION_CHUNK, rows - start), MILLION_GENES),
+                meta=sp.csr_matrix((0, 0), dtype=np.float32),
+            )
+            for start in range(0, rows, MILLION_CHUNK)
+        ]
+    )
+    places, share = places_and_shares(np.arange(rows), side)
+    adata = ad.AnnData(matrix, var=pd.DataFrame(index=table.columns), obsm={"spatial": places})
+    share = share.astype(np.float32)
+    threading.Thread(target=_watch, daemon=True).start()
+    before, started, wall = forget_peak(), cpu(), time.perf_counter()
+    if function == "deconvolve":
+        dbio.tl.deconvolve(adata, table)
+        error = np.sqrt(np.nanmean((adata.obsm["deconvolution"].to_numpy() - share) ** 2))
+        result = {"RMSE of the proportions": round(float(error), 4)}
+    else:
+        dbio.tl.spatial_genes(adata)
+        result = {"genes found": int(adata.var["is_spatial"].sum())}
+    return {
+        "function": function,
+        "rows": rows,
+        "genes": MILLION_GENES,
+        "CPU s": round(cpu() - started, 1),
+        "wall s": round(time.perf_counter() - wall, 1),
+        "MB before": round(before),
+        "MB of the process": round(peak()),
+        "bytes a spot": round((peak() - before) * 1e6 / rows),
+        **result,
+    }
+
+
+def _watch() -> None:
+    while True:
+        if memory("VmRSS") > CAP:
+            print(f"more than {CAP} MB", file=sys.stderr, flush=True)
+            os._exit(3)
+        time.sleep(0.1)
+
+
+def million(rows: int) -> None:
+    for function in FUNCTIONS:
+        show({"table": "million", **run_row("million", function, rows)})
 
 
 def make_fragments(folder: Path, millions: int, rows: int = 250_000) -> Path:
@@ -319,10 +503,27 @@ def peak_workers(folder: Path) -> None:
             show(run_row("peak workers", folder, workers, kind))
 
 
+def training() -> None:
+    """Training on several devices of the host, a small case of ``scale_training.py``."""
+    script = Path(__file__).with_name("scale_training.py")
+    subprocess.run([sys.executable, str(script), "devices", "--cells", "8000"], check=True, timeout=LIMIT)
+
+
+TABLES = ("cost", "memory", "settings", "million", "peaks", "workers", "compile", "training")
+# Of functions that work block by block; all others by compile_times.py.
+COMPILED = ("tl.deconvolve", "tl.spatial_genes", "tl.spatial_patterns", "tl.call_peaks")
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     if sys.argv[1:2] == ["row"]:
         arguments = json.loads(sys.argv[2])
+        if arguments[0] == "setting":
+            show(setting_row(arguments[1], int(arguments[2]), Path(arguments[3])))
+            return
+        if arguments[0] == "million":
+            show(million_row(arguments[1], int(arguments[2])))
+            return
         if arguments[0] == "peaks":
             show(peak_row(Path(arguments[1]), int(arguments[2]), arguments[3]))
             return
@@ -332,27 +533,70 @@ def main() -> None:
         function, source, rows, folder, block, result = arguments
         show(row(function, source, int(rows), Path(folder), block, Path(result)))
         return
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", default=["cost", "memory", "peaks", "workers", "compile"])
-    parser.add_argument("--rows", type=int, default=30_000)
-    parser.add_argument("--sizes", default="7500,30000,120000")
-    parser.add_argument("--millions", default="2,8,32", help="millions of fragments")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", help=f"default: all, {' '.join(TABLES)}")
+    parser.add_argument("--quick", action="store_true", help="a small tissue; cost, settings and peaks")
+    parser.add_argument("--rows", type=int, help="spots of the table of cost; default 30000, quick 7500")
+    parser.add_argument("--sizes", help="spots of the table of memory; default 7500,30000,120000")
+    parser.add_argument("--million", type=int, default=MILLION, help="spots that are made on the fly")
+    parser.add_argument("--millions", help="millions of fragments; default 2,8, quick 2")
     parser.add_argument("--block", default="256MB", help="memory of a block")
     parser.add_argument("--folder", type=Path, help="where tissues are kept; default: a temporary folder")
+    parser.add_argument("--write", type=Path, help="file for the run")
+    parser.add_argument("--compare", type=Path, help="stored run, which may not be exceeded by more than a fifth")
     options = parser.parse_args()
+    quick = options.quick
+    tables = options.tables or (("cost", "settings", "peaks") if quick else TABLES)
+    if unknown := set(tables) - set(TABLES):
+        parser.error(f"no tables {sorted(unknown)}; there are {' '.join(TABLES)}")
+    sizes = [int(size) for size in (options.sizes or "7500,30000,120000").split(",")]
+    millions = [int(number) for number in (options.millions or ("2" if quick else "2,8")).split(",")]
+    rows = options.rows or (7500 if quick else 30_000)
+    print(json.dumps({"commit": commit(), **machine()}), flush=True)
+    measures = [yardstick()]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if "cost" in options.tables:
-            cost(folder, options.rows, options.block)
-        if "memory" in options.tables:
-            grow(folder, [int(size) for size in options.sizes.split(",")], options.block)
-        if "peaks" in options.tables:
-            peaks(folder, [int(number) for number in options.millions.split(",")])
-        if "workers" in options.tables:
+        if "cost" in tables:
+            cost(folder, rows, options.block)
+        if "memory" in tables:
+            grow(folder, sizes, options.block)
+        if "settings" in tables:
+            try_settings(folder, 7500)
+        if "million" in tables:
+            million(options.million)
+        if "peaks" in tables:
+            peaks(folder, millions)
+        if "workers" in tables:
             peak_workers(folder)
-        if "compile" in options.tables:
-            compile_times.compile_times(list(compile_times.CASES))
+        if "compile" in tables:
+            compile_times.compile_times(list(COMPILED))
+        if "training" in tables:
+            training()
+    measures.append(yardstick())
+    raise SystemExit(finish(options, sum(measures) / 2))
+
+
+def finish(options: argparse.Namespace, seconds: float) -> int:
+    """Store and compare the run; the exit status."""
+    bad = [found for found in SHOWN if "failed" in found or _difference(found) > 1e-6]
+    for found in bad:
+        print("FAILED", json.dumps(found))
+    run = as_run([found for found in SHOWN if "failed" not in found], seconds)
+    print(json.dumps({"yardstick, CPU s": round(seconds, 3)}))
+    status = int(bool(bad))
+    if options.compare is not None:
+        result = judge(run, options.compare)
+        print(result.table())
+        print(result.summary())
+        status = max(status, result.exit_code)
+    if options.write is not None:
+        options.write.write_text(json.dumps(run.to_dict(), indent=2) + "\n")
+    return status
+
+
+def _difference(found: dict) -> float:
+    return max((value for key, value in found.items() if key.endswith("difference")), default=0.0)
 
 
 if __name__ == "__main__":

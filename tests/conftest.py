@@ -32,7 +32,8 @@ if "XLA_FLAGS" not in os.environ:
 _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffbio_sc_tests_")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    # Small programs too: loading one takes a third of the time of compiling it, and there are thousands.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 _MOST_MAPS = 20_000
 # Folders of long files: a worker that gets one of them last keeps all others waiting.

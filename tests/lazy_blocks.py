@@ -123,3 +123,20 @@ def compiled_store():
         os.environ.get("NPROC"),
         "diffbio_sc.engines.deconvolution" in sys.modules,
     )
+
+
+def pages_taken_anew():
+    """Page faults of arrays of 2 MB, made and freed a hundred times, before and after a worker is made ready."""
+    import resource
+
+    from diffbio_sc.scale._ready import keep_freed_memory
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(100):
+            np.ones(2**18)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    before = faults()
+    keep_freed_memory()
+    return f"{before} {faults()}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +35,23 @@ def test_workers_with_too_little_memory_are_told():
         UserWarning, match=r"2 workers have less memory .* first: tcp://0 has 1\.0 GB, 1\.2 GB are needed"
     ):
         _check_memory(Told((1_000_000_000, 1), (2_000_000_000, 4)), 256_000_000)
+
+
+def test_workers_keep_what_they_free_where_dask_tells_malloc_not_to(monkeypatch):
+    """Pages that are taken anew, of an array that is made and freed a hundred times (glibc)."""
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("another C library")
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    code = "import lazy_blocks; print(lazy_blocks.pages_taken_anew())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    taken = [
+        int(subprocess.run([sys.executable, "-c", code], env=chosen, capture_output=True, check=True).stdout.split()[k])
+        for chosen in (environment, {**environment, "MALLOC_TRIM_THRESHOLD_": "65536"})
+        for k in (0, 1)
+    ]
+    as_usual, untouched, as_dask, kept = taken
+    assert untouched <= 2 * as_usual + 100  # without dask's variable nothing is set
+    assert kept < 0.2 * as_dask
 
 
 @pytest.mark.slow

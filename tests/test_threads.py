@@ -48,6 +48,36 @@ if __name__ == "__main__":
 """
 )
 
+# All functions in two plain threads at once, a lazy tissue of five blocks each.
+FUNCTIONS = """
+import warnings; warnings.simplefilter("ignore")
+import threading
+import dask.array as da, numpy as np, diffbio_sc as dbio
+spots, cells = dbio.datasets.pbmc_tissue(n_spots=480)
+from diffbio_sc.blocks import interface
+interface.block_rows = lambda columns, budget: 96
+def run(adata):
+    dbio.tl.deconvolve(adata, cells, cell_type_key="cell_type")
+    dbio.tl.spatial_genes(adata)
+    dbio.tl.spatial_patterns(adata)
+    fields = adata.obsm["deconvolution"], adata.var[["spatial_score", "fsv"]], adata.obsm["spatial_patterns"]
+    return [np.asarray(field, np.float64) for field in fields]
+def lazy():
+    adata = spots.copy()
+    adata.X = da.from_array(spots.X.toarray(), chunks=(96, -1))
+    return adata
+found = []
+def call():
+    found.append(run(lazy()))
+threads = [threading.Thread(target=call) for _ in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(found) == 2
+for one in found:
+    for values, alone in zip(one, run(spots), strict=True):
+        np.testing.assert_allclose(values, alone, rtol=1e-6, atol=1e-6)
+"""
+
 TWO_THREADS = """
 import threading
 import jax, jax.numpy as jnp, numpy as np
@@ -101,6 +131,12 @@ def _run(code: str) -> None:
 def test_blocks_on_several_threads_end():
     pytest.importorskip("distributed")
     _run(SCHEDULERS)
+
+
+@pytest.mark.slow
+def test_functions_in_two_plain_threads_give_what_one_gives():
+    pytest.importorskip("dask")
+    _run(FUNCTIONS)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import pickle
 import threading
@@ -133,6 +134,23 @@ def test_a_chunk_that_cannot_be_read_is_named(workers, tmp_path, where):
                 stack.enter_context(workers.as_current())
             with pytest.raises(RuntimeError, match=message + "checksum does not match"):
                 one()
+
+
+def test_the_version_of_scipy_is_looked_up_once_for_all_chunks(monkeypatch):
+    sparse_dataset = pytest.importorskip("anndata._core.sparse_dataset")
+    asked = []
+
+    def version(name):
+        asked.append(name)
+        return "1.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(sparse_dataset, "version", version)
+    matrix = as_count_matrix(da.from_array(values(), chunks=(20, 23)))
+    for _ in range(2):
+        np.testing.assert_array_equal(matrix.read(0, 20), values()[:20])
+        assert [sparse_dataset.version("scipy") for _ in range(3)] == ["1.0"] * 3
+    assert asked == ["scipy"]
 
 
 def test_what_workers_hold_and_what_blocks_share_is_not_copied_into_tasks(workers, tmp_path):

@@ -252,7 +252,7 @@ def test_histograms_of_parts_add_up():
 def test_fragments_are_dealt_to_groups_by_part(tmp_path, monkeypatch):
     fragments = dbio.io.read_fragments(write(tmp_path / "a.tsv.gz", 0))
     codes = (np.arange(len(fragments.barcodes)) % 4 - 1).astype(np.int32)
-    monkeypatch.setattr("diffbio_sc.genome.intervals._PART_ROWS", 1)
+    monkeypatch.setattr("diffbio_sc.genome.intervals.PART_ROWS", 1)
     groups = run_here(split_rounds(fragments, codes, ["a", "b", "c"]))
     whole = split_groups(fragments, codes, ["a", "b", "c"])
     for number, name in enumerate("abc"):

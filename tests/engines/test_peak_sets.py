@@ -78,6 +78,7 @@ def test_a_table_has_the_columns_and_types_that_are_defined_once(tmp_path):
     assert tuple(some.columns[:10]) == NARROWPEAK
     assert some["score"].tolist() == [0, 0, 0]
     assert some["strand"].tolist() == ["."] * 3
+    assert len(set(map(id, some["strand"]))) == 1  # one text, not one for each row
     dbio.io.write_narrowpeak(some, tmp_path / "x.narrowPeak")
     back = dbio.io.read_narrowpeak(tmp_path / "x.narrowPeak")
     pd.testing.assert_frame_equal(back[["start", "end", "peak"]], some[["start", "end", "peak"]])

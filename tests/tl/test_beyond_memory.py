@@ -55,6 +55,14 @@ def expected(tissue):
     return run(spots.copy(), cells)
 
 
+@pytest.fixture(scope="module")
+def patterns(expected):
+    """The tested tissue with its patterns."""
+    found = expected.copy()
+    dbio.tl.spatial_patterns(found)
+    return found
+
+
 def agree(found, expected, names=("deconvolution", "spatial_genes", "variance")):
     for name in names:
         np.testing.assert_allclose(FIELDS[name](found), FIELDS[name](expected), rtol=1e-6, atol=1e-6, err_msg=name)
@@ -140,7 +148,7 @@ def test_genomic_bins_of_a_lazy_object(tmp_path):
     assert lazy.X is matrix
 
 
-def test_threads_of_a_cluster_give_the_same(tissue, expected, tmp_path):
+def test_threads_of_a_cluster_give_the_same(tissue, expected, patterns, tmp_path):
     spots, cells = tissue
     with (
         distributed.LocalCluster(n_workers=1, threads_per_worker=4, processes=False, dashboard_address=None) as cluster,
@@ -148,7 +156,7 @@ def test_threads_of_a_cluster_give_the_same(tissue, expected, tmp_path):
     ):
         lazy = run(lazily(spots, tmp_path / "log"), cells)
         dbio.tl.spatial_patterns(lazy)
-    agree(lazy, expected)
+    agree(lazy, patterns, FIELDS)
     assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [8] * 5  # 4, 2 and the patterns 2
 
 
@@ -166,14 +174,18 @@ def test_a_chunk_that_cannot_be_read_is_named_and_nothing_written(tissue, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_give_the_same(tissue, expected, tmp_path, workers):
+def test_workers_give_the_same(tissue, expected, patterns, tmp_path, workers):
     spots, cells = tissue
+    tested = lazily(expected, tmp_path / "again")
     with (
         distributed.LocalCluster(n_workers=workers, threads_per_worker=3 - workers, dashboard_address=None) as cluster,
         distributed.Client(cluster),
     ):
         agree(run(lazily(spots, tmp_path / "log"), cells, variance=False), expected, ("deconvolution", "spatial_genes"))
+        dbio.tl.spatial_patterns(tested)
+    agree(tested, patterns, FIELDS)
     assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [6] * 5
+    assert lazy_blocks.reads(tmp_path / "again", CHUNK).tolist() == [2] * 5
 
 
 @pytest.mark.slow

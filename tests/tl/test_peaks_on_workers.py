@@ -69,8 +69,8 @@ def workers():
 @pytest.fixture
 def small_parts(monkeypatch):
     """Every chromosome a task of its own, ranges of an index too."""
-    monkeypatch.setattr("diffbio_sc.genome.intervals._PART_ROWS", 1)
-    monkeypatch.setattr(peak_sets, "_PART_ROWS", 1)
+    monkeypatch.setattr("diffbio_sc.genome.intervals.PART_ROWS", 1)
+    monkeypatch.setattr(peak_sets, "PART_ROWS", 1)
     monkeypatch.setattr(_tabix, "_LEAST_BYTES", 0)
 
 

@@ -274,6 +274,22 @@ def test_totals_that_are_a_pattern_of_few_genes_get_a_warning():
     assert adata.var["is_spatial"][~truth].sum() <= min(6, harmed / 2)
 
 
+def test_totals_that_few_genes_change_a_little_get_a_warning():
+    """A quarter of the genes is raised by half only: the variation of totals is mostly that of all genes."""
+    rng = np.random.default_rng(1)
+    places = rng.uniform(0, 20, (600, 2))
+    hot = (((places - 8) ** 2).sum(1) < 40)[:, None]
+    even = rng.lognormal(0, 0.2, (600, 1)) * (rng.gamma(2, 1, 200) + 0.2)
+    for effect, warned in ((0.0, False), (1.0, True)):
+        adata = ad.AnnData(rng.poisson(even * (1 + effect * hot * (np.arange(200) < 50))).astype(np.float32))
+        adata.obsm["spatial"] = places
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dbio.tl.spatial_genes(adata, variance=False)
+        assert any("total_counts_key" in str(one.message) for one in caught) == warned
+        assert (adata.var["is_spatial"][50:].sum() > 10) == warned  # the harm that the warning is about
+
+
 def _normalised(adata):
     adata.X = np.log1p(adata.X)
 

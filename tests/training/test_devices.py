@@ -17,7 +17,8 @@ RUN = HERE / "devices_run.py"
 
 def run(path, *, devices=1, batch_size=16, host=None):
     """Start ``devices_run.py`` with so many devices."""
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     environment |= {"JAX_PLATFORMS": "cpu", "DIFFBIO_SC_PROGRESS": "0"}
     arguments = [str(path), str(batch_size), *([] if host is None else map(str, host))]
     command, pipe = [sys.executable, str(RUN), *arguments], subprocess.PIPE

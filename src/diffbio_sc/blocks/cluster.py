@@ -7,8 +7,10 @@ the blocks of a lazy matrix are worked through one after the other in this proce
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import tempfile
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -20,6 +22,8 @@ from diffbio_sc._progress import progress
 from diffbio_sc._settings import settings
 
 _TOKEN = "token"
+_LOADED: dict[Path, Any] = {}  # what this process has loaded from shared folders
+_LOADING = threading.Lock()
 
 
 def active_client() -> Any | None:
@@ -102,3 +106,32 @@ def _sees(folder: Path, token: str) -> bool:
         return (folder / _TOKEN).read_text() == token and os.access(folder, os.W_OK)
     except OSError:
         return False
+
+
+@contextmanager
+def stored_for_workers(client: Any, value: Any, path: Path) -> Iterator[Path]:
+    """Store a large constant of many tasks in a shared folder, from which each worker loads it once.
+
+    In a graph it would go through the scheduler and from worker to worker, and tasks would stay where it already is.
+    """
+    import cloudpickle
+
+    with path.open("wb") as file:
+        cloudpickle.dump(value, file, protocol=pickle.HIGHEST_PROTOCOL)
+    try:
+        yield path
+    finally:
+        client.run(_forget, path, on_error="ignore")
+
+
+def load_stored(path: Path) -> Any:
+    """What :func:`stored_for_workers` stored."""
+    with _LOADING:
+        if path not in _LOADED:
+            with path.open("rb") as file:
+                _LOADED[path] = pickle.load(file)
+        return _LOADED[path]
+
+
+def _forget(path: Path) -> None:
+    _LOADED.pop(path, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -161,11 +162,10 @@ class RowStore:
 
     def _read_piece(self, wanted: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
         """Read rows, ascending, and what lies in small gaps between them; keep the rows."""
-        breaks = np.flatnonzero(np.diff(wanted) > _GAP) + 1
-        first, last = wanted[np.concatenate([[0], breaks])], wanted[np.concatenate([breaks - 1, [-1]])] + 1
         end = 0
-        for start, stop in zip(first.tolist(), last.tolist(), strict=True):
-            inside = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)]
+        for part in _spans(wanted):
+            inside = wanted[part]
+            start, stop = int(inside[0]), int(inside[-1]) + 1
             bounds = (int(self._starts[start]), int(self._starts[stop]))
             kept: Any = slice(None)
             if len(inside) < stop - start:
@@ -202,12 +202,17 @@ class ArrayStore:
         """Return rows at ascending indices."""
         result = np.empty((len(rows), *self._shape), self.dtype)
         width = int(np.prod(self._shape))
-        for part in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-            if len(part):
-                start = int(rows[part[0]]) * width
-                found = _part(self._path, self.dtype, start, start + len(part) * width)
-                result[part[0] : part[-1] + 1] = found.reshape(len(part), *self._shape)
+        for part in _spans(rows):
+            start, stop = int(rows[part.start]), int(rows[part.stop - 1]) + 1
+            found = _part(self._path, self.dtype, start * width, stop * width).reshape(-1, *self._shape)
+            result[part] = found[rows[part] - start]
         return result
+
+
+def _spans(rows: np.ndarray) -> Iterator[slice]:
+    """Parts of ascending rows between which no more lies than is read on over."""
+    bounds = [0, *(np.flatnonzero(np.diff(rows) > _GAP) + 1).tolist(), len(rows)]
+    return (slice(first, last) for first, last in pairwise(bounds) if last > first)
 
 
 def _part(path: Path, dtype: Any, start: int, stop: int) -> np.ndarray:

@@ -28,6 +28,7 @@ from diffbio_sc.operators.multiomics.spatial_deconvolution import (
 _FEWEST_SAMPLED = 50  # of each slide, however many slides share the sample
 _NEIGHBOURS = 6  # of a spot on a hexagonal lattice
 _SOLVER_STEPS = 6
+_SPOTS_AT_ONCE = 2**14  # of which the posterior is computed
 _UNKNOWN_STEPS = 3
 # Of a spot's cells. Below, a signature outside the reference rather explains that cells of a type differ
 # (benchmarks/deconvolution.py missing).
@@ -431,21 +432,55 @@ def posterior_composition(
         return learn_presence(solution.weights[rows], solution.deviation[rows], cells=cells, kept=kept)
 
     prior = learn(few)
-    probability = np.broadcast_to(prior.probability, solution.weights.shape).copy()
-    typical = np.broadcast_to(prior.typical_weight, solution.weights.shape).copy()
+    probability = np.broadcast_to(prior.probability, solution.weights.shape)
+    typical = np.broadcast_to(prior.typical_weight, solution.weights.shape)
     frequency = prior.probability
     if cells is not None:
         known = filled & (np.nan_to_num(cells) > 0)
         if (few & known).any():
+            probability, typical = probability.copy(), typical.copy()
             by_cells = learn(few & known, cells[few & known])
             probability[known], typical[known] = by_cells.in_spots_of(cells[known])
         frequency = probability[filled].mean(0)
-    here = (solution.weights, solution.deviation, probability.astype(np.float32), typical.astype(np.float32))
+    # Block by block: what a spot takes on the way is ten times what is kept of it.
+    fields: list[np.ndarray] = []
+    for start in range(0, len(filled), _SPOTS_AT_ONCE):
+        rows = slice(start, start + _SPOTS_AT_ONCE)
+        parts = _compose(
+            SpotSolution(*(field[rows] for field in solution)),
+            profiles.sum(1),
+            (probability[rows].astype(np.float32), typical[rows].astype(np.float32)),
+            sample.depth[rows],
+            None if cells is None else cells[rows],
+            kept,
+            size_variation,
+        )
+        if not fields:
+            fields = [np.empty(solution.weights.shape, part.dtype) for part in parts]
+        for field, part in zip(fields, parts, strict=True):
+            field[rows] = part
+    weights, proportions, deviation, abundance = fields
+    for field in (weights, proportions, deviation):
+        field[~filled] = np.nan
+    return Composition(weights, proportions, deviation, abundance, frequency)
+
+
+def _compose(
+    solution: SpotSolution,
+    size: np.ndarray,
+    prior: tuple[np.ndarray, np.ndarray],
+    depth: np.ndarray,
+    cells: np.ndarray | None,
+    kept: float,
+    size_variation: np.ndarray | None,
+) -> tuple[np.ndarray, ...]:
+    """Weights, proportions, their deviations and abundance of some spots, whether they are filled or not."""
+    here = (solution.weights, solution.deviation, *prior)
     posterior = spike_and_slab(*here, pull_to_sum(*here, kept) if kept > 0 else 0.0)
-    weights, size = posterior.mean, profiles.sum(1)
+    weights = posterior.mean
     coefficients = weights / size
     total = coefficients.sum(1, keepdims=True)
-    number = sample.depth[:, None] * total if cells is None else cells[:, None]
+    number = depth[:, None] * total if cells is None else cells[:, None]
     variance = SIGNATURE_INFLATION * posterior.variance * solution.inflation / size**2
     with np.errstate(divide="ignore", invalid="ignore"):
         proportions = coefficients / total
@@ -454,10 +489,7 @@ def posterior_composition(
             in_spot = np.maximum(np.nan_to_num(number * proportions), 1.0)
             variance = variance + coefficients**2 * size_variation / in_spot
         deviation = proportion_deviation(coefficients, variance)
-    weights, proportions, deviation = (
-        np.where(filled[:, None], values, np.nan) for values in (weights, proportions, deviation)
-    )
-    return Composition(weights, proportions, deviation, number * proportions, frequency)
+    return weights, proportions, deviation, number * proportions
 
 
 def with_sizes_of_samples(profiles: np.ndarray, weights: np.ndarray, composition: np.ndarray) -> np.ndarray:

@@ -11,13 +11,12 @@ from diffbio_sc._logging import logger
 from diffbio_sc.blocks.rounds import Flow, Round, run_here
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.columns import new_column, release, row_batches, row_starts, write_rows
-from diffbio_sc.genome.intervals import Intervals
+from diffbio_sc.genome.intervals import PART_ROWS, Intervals
 from diffbio_sc.genome.overlap import Regions, chromosome_codes
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 
 __all__ = ["count_support", "cut_at_regions", "merge_tables", "pool_intervals", "pool_rounds"]
 
-_PART_ROWS = 1 << 18  # chromosomes with fewer are worked on together
 _MERGED_ROWS = 1 << 18  # of several samples, put in order at a time
 _NO_LIMIT = np.iinfo(np.int64).max
 
@@ -86,7 +85,7 @@ def pool_rounds(parts: Sequence[Intervals], name: str = "the pooled replicates")
     sizes = None
     if all(part.sizes is not None for part in parts):
         sizes = {key: max((part.sizes or {}).get(key, 0) for part in parts) for key in chromosomes}
-    batches = list(row_batches(number.tolist(), _PART_ROWS))
+    batches = list(row_batches(number.tolist(), PART_ROWS))
     starts = row_starts(number[batch].sum() for batch in batches)
     stops = np.zeros(len(number), np.int64)
     for first, batch in zip(starts, batches, strict=False):

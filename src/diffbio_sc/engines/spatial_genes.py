@@ -12,6 +12,7 @@ from diffbio_sc._settings import settings
 from diffbio_sc.blocks.matrix import CountMatrix
 from diffbio_sc.blocks.plan import column_blocks
 from diffbio_sc.blocks.steps import Step
+from diffbio_sc.numerics.spatial.depth_pattern import DepthPattern
 from diffbio_sc.numerics.spatial.gene_moments import GeneSums, nuisance_columns, pearson_residuals, sum_genes
 from diffbio_sc.numerics.spatial.kriging import smooth
 from diffbio_sc.numerics.spatial.representatives import representative_spots
@@ -95,13 +96,15 @@ class SumGenes(Step):
 class Genes(NamedTuple):
     """Results of all genes; NaN where there are none.
 
-    ``variance`` has columns fraction of spatial variance, its error, lengthscale, at bound, noise ratio.
+    ``variance`` has columns fraction of spatial variance, its error, lengthscale, at bound, noise ratio;
+    ``depth_slope`` is that of :class:`~diffbio_sc.numerics.spatial.depth_pattern.DepthPattern`.
     """
 
     log_p: np.ndarray
     mean: np.ndarray
     dispersion: np.ndarray
     variance: np.ndarray
+    depth_slope: np.ndarray
 
 
 def make_test(spots: Spots, lengthscales: np.ndarray | None = None) -> SpatialScoreTest:
@@ -166,15 +169,17 @@ def find_spatial_genes(
     width = spots.counts.shape[1]
     classes = np.full(width, -1)
     classes[genes] = test.classes(type(moments)(*(part[genes] for part in moments)))
+    test.prepare(classes)
     variance = None if generator is None else _variance_components(test, spots, used, generator)
-    function = _TestBlock(test, used, moments.mean, moments.dispersion, classes, variance)
-    log_p, fits = np.full(width, np.nan), np.full((width, 5), np.nan)
+    pattern = DepthPattern(spots.coordinates[used], spots.slides[used], spots.depth[used])
+    function = _TestBlock(test, used, moments.mean, moments.dispersion, classes, variance, pattern)
+    log_p, fits, slopes = np.full(width, np.nan), np.full((width, 5), np.nan), np.full(width, np.nan)
     blocks = _blocks_of(genes, moments.spots)
-    for block, (one_log_p, one_fits) in zip(
+    for block, (one_log_p, one_fits, one_slopes) in zip(
         blocks, spots.counts.map_columns(function, blocks, description="Spatial genes"), strict=True
     ):
-        log_p[block], fits[block] = one_log_p, one_fits
-    return Genes(log_p, moments.mean, moments.dispersion, fits)
+        log_p[block], fits[block], slopes[block] = one_log_p, one_fits, one_slopes
+    return Genes(log_p, moments.mean, moments.dispersion, fits, slopes)
 
 
 def _blocks_of(genes: np.ndarray, entries: np.ndarray) -> list[np.ndarray]:
@@ -220,11 +225,11 @@ def _variance_components(
 class _TestBlock:
     """Test of one block of genes, and its variance on the representative spots; picklable for dask workers."""
 
-    def __init__(self, test, used, mean, dispersion, classes, variance: _Variance | None):
-        self.test, self.used, self.variance = test, used, variance
+    def __init__(self, test, used, mean, dispersion, classes, variance: _Variance | None, pattern: DepthPattern):
+        self.test, self.used, self.variance, self.pattern = test, used, variance, pattern
         self.mean, self.dispersion, self.classes = mean, dispersion, classes
 
-    def __call__(self, counts: sp.csc_array, block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, counts: sp.csc_array, block: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         counts = _used_rows(counts, self.used)
         classes = self.classes[block]
         log_p = self.test.test(counts, self.mean[block], classes).log_p
@@ -237,7 +242,7 @@ class _TestBlock:
             fit = self.variance.components.fit(residuals)
             parts = (fit.fsv, fit.fsv_se, fit.lengthscale, fit.lengthscale_at_bound, fit.noise_ratio)
             fits[tested] = np.stack([np.asarray(part, np.float64) for part in parts], 1)
-        return log_p, fits
+        return log_p, fits, self.pattern.slopes(counts)
 
 
 def _used_rows(counts: sp.csc_array, used: np.ndarray) -> sp.csc_array:

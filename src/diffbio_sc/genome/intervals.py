@@ -28,7 +28,9 @@ COLUMN_TYPES = {
 
 # Chromosomes with fewer rows than this are sorted together in one call.
 _SMALL = 4096
-_PART_ROWS = 1 << 18
+
+PART_ROWS = 1 << 18
+"""Chromosomes with fewer rows are worked on together where parts of a sample are tasks."""
 
 
 class IntervalArrays(NamedTuple):
@@ -317,7 +319,7 @@ class Intervals:
 
     def parts(self) -> list[Intervals]:
         """The chromosomes one by one, small ones together: pieces to be worked on apart. Shares memory."""
-        batches = row_batches(self.counts(), _PART_ROWS)
+        batches = row_batches(self.counts(), PART_ROWS)
         return [self.select_chromosomes(self.chromosomes[batch]) for batch in batches]
 
     def rename_chromosomes(self, names: Mapping[str, str]) -> Intervals:

@@ -52,6 +52,13 @@ _NEEDED = tuple(column.name for column in PEAK_COLUMNS if column.missing is None
 _SCORES = ("score", "signalValue", "pValue", "qValue")
 
 
+def _filled(number: int, value: Any, kind: type) -> np.ndarray:
+    """One value so often; of text one object, where ``np.full`` makes one for each row."""
+    column = np.empty(number, kind)
+    column.fill(value)
+    return column
+
+
 class PeakTable:
     """Peaks as arrays of equal length, by the names of the columns.
 
@@ -69,7 +76,7 @@ class PeakTable:
             if name in columns:
                 self.columns[name] = np.asarray(columns[name], dtype=kind)
             else:
-                self.columns[name] = np.full(number, missing, dtype=kind)
+                self.columns[name] = _filled(number, missing, kind)
         for name, values in columns.items():
             self.columns.setdefault(name, np.asarray(values))
         wrong = [name for name, values in self.columns.items() if len(values) != number]
@@ -103,7 +110,7 @@ class PeakTable:
                 "log_odds": peaks.log_odds,
                 "fragments": peaks.fragments,
                 "expected": peaks.expected,
-                "mark": np.full(number, mark, object),
+                "mark": _filled(number, mark, object),
             }
         )
 

@@ -18,9 +18,10 @@ class MakeReady(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Make the worker's process ready."""
-        from diffbio_sc.scale._ready import make_ready
+        from diffbio_sc.scale._ready import keep_freed_memory, make_ready
 
         if os.getpid() != self.client_process:
             # XLA's pool of a process: as many threads as the worker has, not as the machine has cores.
             os.environ.setdefault("NPROC", str(worker.state.nthreads))
+            keep_freed_memory()
         make_ready(self.folder)

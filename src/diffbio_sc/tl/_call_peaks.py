@@ -221,9 +221,9 @@ def _call_samples(
         )
         for name, one in known.items()
     ]
-    tables = runner.run(flows, "Samples")
     if not replicate:
-        return {name: table.to_frame() for name, table in zip(known, tables, strict=True)}
+        return dict(zip(known, runner.run(map(_framed, flows), "Samples"), strict=True))
+    tables = runner.run(flows, "Samples")
     (pooled,) = runner.run([pool_rounds(opened)])
     (table,) = runner.run([_sample_flow(pooled, control, settings, blacklist)])
     return count_support(table, tables).to_frame()
@@ -264,8 +264,7 @@ def _call_cells(
         _sample_flow(group, against, dataclasses.replace(settings, prefix=f"{name}_"), blacklist)
         for name, group in groups.items()
     ]
-    tables = runner.run(flows, "Groups")
-    return {str(name): table.to_frame() for name, table in zip(groups, tables, strict=True)}
+    return dict(zip(map(str, groups), runner.run(map(_framed, flows), "Groups"), strict=True))
 
 
 def _one_mark(samples: Mapping[str, Any], settings: PeakSettings, runner: Runner) -> PeakSettings:
@@ -301,6 +300,12 @@ def _file_flow(
     if against is not None:
         close_source(control, against)
     return table
+
+
+def _framed(flow: Flow[PeakTable]) -> Flow[pd.DataFrame]:
+    """Peaks as a table of pandas: of many groups none is held twice."""
+    table = yield from flow
+    return table.to_frame()
 
 
 def _sample_flow(

@@ -157,7 +157,8 @@ class Rooms:
         lengths = {key: np.diff(value.indptr) for key, value in arrays.items() if sp.issparse(value)}
         order = None
         if self.stratified and lengths:
-            order = np.argsort(sum(lengths.values()), kind="stable")
+            total = sum(lengths.values())
+            order = None if (np.diff(total) >= 0).all() else np.argsort(total, kind="stable")
         return {
             key: self._sparse(key, value, lengths[key], order) if key in lengths else Samples(value, order)
             for key, value in arrays.items()

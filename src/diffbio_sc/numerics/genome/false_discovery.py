@@ -53,22 +53,24 @@ class PValueHistogram:
         self.counts[places] += counts
 
     def q_table(self, total: float | None = None) -> np.ndarray:
-        """-log10 q of each bin, from its lower edge on; not negative and nowhere decreasing.
+        """-log10 q of each bin up to the last that holds some, from its lower edge on; nowhere decreasing.
 
         Parameters
         ----------
         total
             Number of tests; default all that were counted. Give it where those with large p were not.
         """
-        return _q_table(self.counts, float(self.counts.sum()) if total is None else float(total))
+        places = np.flatnonzero(self.counts)
+        counts = self.counts[: places[-1] + 1 if len(places) else 1]
+        return _q_table(counts, float(counts.sum()) if total is None else float(total))
 
     def __call__(self, log10_p: np.ndarray, total: float | None = None) -> np.ndarray:
         """-log10 q of -log10 p."""
         return self.look_up(self.q_table(total), log10_p)
 
     def look_up(self, table: np.ndarray, log10_p: np.ndarray) -> np.ndarray:
-        """Values of a table over the bins at -log10 p."""
-        return table[np.clip((np.asarray(log10_p) * PER_UNIT).astype(np.int64), 0, len(self.counts) - 1)]
+        """Values of a table over the bins at -log10 p; beyond its end the last."""
+        return table[np.clip((np.asarray(log10_p) * PER_UNIT).astype(np.int64), 0, len(table) - 1)]
 
 
 @njit(cache=True, nogil=True)

@@ -32,6 +32,7 @@ _FINEST, _WIDEST = 0.7, 0.5  # lengthscales: from so many spacings to such a par
 # The fourth neighbour (sixth in space) of a spot, in spacings: 1 on a square lattice; of random spots pi r^2 has a
 # Gamma(4) distribution of median 3.67, r = 1.08 (in space 1.11). One divisor between them is right to some 6 %.
 _NEIGHBOUR_DISTANCE = 1.06
+_PLACES_AT_ONCE = 8192
 _CROWD = 600
 _REACH = 2.5  # in lengthscales: the room left around the tissue
 _NO_REACH = 4.0  # in lengthscales: a kernel of exp(-8), beyond which parts of a slide are laid out on their own
@@ -45,7 +46,9 @@ def spot_spacing(coordinates: Float[np.ndarray, "spots axes"], groups: Int[np.nd
         places = np.unique(coordinates[groups == group], axis=0)
         if len(places) > 1:
             k = min(neighbour, len(places) - 1)
-            distances.append(cKDTree(places).query(places, k=k + 1)[0][:, k])
+            tree = cKDTree(places)
+            for start in range(0, len(places), _PLACES_AT_ONCE):
+                distances.append(tree.query(places[start : start + _PLACES_AT_ONCE], k=k + 1)[0][:, k])
     if not distances:
         raise ValueError("all spots lie at the same place: coordinates must differ.")
     return float(np.median(np.concatenate(distances))) / _NEIGHBOUR_DISTANCE
@@ -106,23 +109,34 @@ class GridKernels:
     """Kernels between the cells of a periodic grid, diagonal in Fourier space."""
 
     def __init__(self, shape: tuple[int, ...], used: Int[np.ndarray, " cells"], width: float, scales: np.ndarray):
-        self.shape, self.used = shape, used
-        axes = [np.minimum(np.arange(size), size - np.arange(size)) * width for size in shape]
-        distance = sum(part**2 for part in np.meshgrid(*axes, indexing="ij"))
-        self._spectra = {
-            power: [np.real(scipy.fft.rfftn(rbf(distance, scale / np.sqrt(power)))) for scale in scales]
-            for power in (1, 2, 3, 4)
-        }
+        self.shape, self.used, self._width, self._scales = shape, used, width, scales
         # The real transform keeps one of each pair of conjugate frequencies.
         twice = np.full(shape[-1] // 2 + 1, 2.0)
         twice[0] = 1.0
         if shape[-1] % 2 == 0:
             twice[-1] = 1.0
-        self._weights = {
-            power: np.stack([(one * twice).ravel() / np.prod(shape) for one in self._spectra[power]], 1)
-            for power in (1, 2)
-        }
-        self._weights = {power: weights.astype(np.float32) for power, weights in self._weights.items()}
+        self._once_or_twice = twice
+        self._weights: dict[int, np.ndarray] = {}
+
+    def _weights_of(self, power: int) -> np.ndarray:
+        """What each frequency counts in the quadratic form of each scale (frequencies, scales)."""
+        if power not in self._weights:
+            size = int(np.prod(self.shape[:-1])) * len(self._once_or_twice)
+            weights = np.empty((size, len(self._scales)), np.float32)
+            for scale in range(len(self._scales)):
+                weights[:, scale] = (self._spectrum(scale, power) * self._once_or_twice).ravel() / np.prod(self.shape)
+            self._weights[power] = weights
+        return self._weights[power]
+
+    def _spectrum(self, scale: int, power: int) -> np.ndarray:
+        """Fourier transform of a kernel, elementwise to a power: like the kernel, a product over the axes."""
+        result = np.ones(())
+        for axis, size in enumerate(self.shape):
+            steps = np.minimum(np.arange(size), size - np.arange(size)) * self._width
+            kernel = rbf(steps**2, self._scales[scale] / np.sqrt(power))
+            transform = scipy.fft.rfft if axis == len(self.shape) - 1 else scipy.fft.fft
+            result = np.multiply.outer(result, transform(kernel).real)
+        return result
 
     def _on_grid(self, values: Float[np.ndarray, "rows cells"]) -> np.ndarray:
         grid = np.zeros((len(values), int(np.prod(self.shape))), values.dtype)
@@ -134,13 +148,13 @@ class GridKernels:
         transform = scipy.fft.rfftn(self._on_grid(values), axes=range(1, len(self.shape) + 1))
         strength = transform.real**2
         strength += transform.imag**2
-        return (strength.reshape(len(values), -1) @ self._weights[power]).T
+        return (strength.reshape(len(values), -1) @ self._weights_of(power)).T
 
     def apply(self, scale: int, values: np.ndarray, power: int = 1) -> np.ndarray:
         """K (elementwise to a power) times a vector, or each column."""
         rows = np.atleast_2d(np.asarray(values, np.float64).T)
         axes = range(1, len(self.shape) + 1)
-        transform = scipy.fft.rfftn(self._on_grid(rows), axes=axes) * self._spectra[power][scale]
+        transform = scipy.fft.rfftn(self._on_grid(rows), axes=axes) * self._spectrum(scale, power)
         result = scipy.fft.irfftn(transform, s=self.shape, axes=axes).reshape(len(rows), -1)[:, self.used]
         return result[0] if values.ndim == 1 else result.T
 
@@ -254,9 +268,9 @@ class SpotLayout:
             self.grid_size = int(np.prod(shape))
         self._coarse: sp.csr_array | None = None
         if not fine.all():
-            keys = np.column_stack([codes, coarse_index])[self.order]
-            _, first, point = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-            point = point.ravel()
+            sizes_of = (len(members), *(coarse_index.max(0) + 1))
+            keys = np.ravel_multi_index((codes, *coarse_index.T), sizes_of)[self.order]
+            _, first, point = np.unique(keys, return_index=True, return_inverse=True)
             spots_of_point = np.bincount(point)
             places = coordinates[self.order]
             centres = np.stack([np.bincount(point, places[:, axis]) / spots_of_point for axis in range(axes)], 1)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 _STEP = 0.5  # in log t
 _SHORTEST, _LONGEST = 1e-6, 80.0  # t from the first over the largest count to the second over the offset's order
+_SPOTS_AT_ONCE = 8192
 _DEGREE = 16  # of the polynomial in log depth: over depths up to e^13 apart right to 1e-3
 
 
@@ -50,15 +51,25 @@ class RootMeans:
         half = max((high - low) / 2.0, 1e-6)
         nodes = _chebyshev_nodes()
         self._depth = np.exp((low + high) / 2.0 + half * nodes)
-        # Interpolation at the nodes of Chebyshev, as weights of their values at each spot.
-        basis = np.polynomial.chebyshev.chebvander((np.log(depth) - (low + high) / 2.0) / half, _DEGREE)
-        at_nodes = np.polynomial.chebyshev.chebvander(nodes, _DEGREE)
-        self._weights = np.linalg.solve(at_nodes.T, basis.T).astype(np.float32)
+        # Values at the nodes times these are the coefficients of Chebyshev's polynomials.
+        self._from_nodes = np.linalg.inv(np.polynomial.chebyshev.chebvander(nodes, _DEGREE))
+        self._place = ((np.log(depth) - (low + high) / 2.0) / half).astype(np.float32)
 
     def __call__(self, mean: Float[np.ndarray, " genes"], strength: float) -> Float[np.ndarray, "genes spots"]:
         """Expected roots (genes, spots), float32, of counts with mean s m and variance s m (1 + strength s)."""
         mean = np.maximum(mean, 1e-12)[:, None]
-        return expected_root(mean * self._depth, strength / mean, self._offset).astype(np.float32) @ self._weights
+        at_nodes = expected_root(mean * self._depth, strength / mean, self._offset)
+        coefficients = (at_nodes @ self._from_nodes.T).astype(np.float32)
+        result = np.empty((len(mean), len(self._place)), np.float32)
+        # Chebyshev polynomials of a few spots at a time: of all they would be the largest thing held for a spot.
+        for start in range(0, len(self._place), _SPOTS_AT_ONCE):
+            place = self._place[start : start + _SPOTS_AT_ONCE]
+            polynomials = np.empty((_DEGREE + 1, len(place)), np.float32)
+            polynomials[0], polynomials[1] = 1.0, place
+            for degree in range(2, _DEGREE + 1):
+                polynomials[degree] = 2.0 * place * polynomials[degree - 1] - polynomials[degree - 2]
+            np.matmul(coefficients, polynomials, out=result[:, start : start + _SPOTS_AT_ONCE])
+        return result
 
 
 def expected_roots(

@@ -89,15 +89,24 @@ class _Weights:
         self.scale = v.mean()
         self.v, self.w = v / self.scale, w / self.scale
         self.design = design
-        self.weighted_design = self.v[:, None] * design
-        self.inverse = np.linalg.inv(design.T @ self.weighted_design)
+        weighted = self.weighted_design
+        self.inverse = np.linalg.inv(design.T @ weighted)
         self._first = design.astype(np.float32)
-        self._second = (self.inverse @ self.weighted_design.T).astype(np.float32)
+        self._second = (self.inverse @ weighted.T).astype(np.float32)
         self._second_share = (self.inverse @ design.T).astype(np.float32)
-        self.trace = self.v.sum() - np.sum(self.inverse * (self.weighted_design.T @ self.weighted_design))
-        both = self.inverse @ (self.weighted_design.T @ self.weighted_design) @ self.inverse
-        # Share of the variance of each spot that the sum of squares keeps, and all of it is the trace.
-        self.kept = 1.0 - np.sum(design * (2.0 * self.weighted_design @ self.inverse - design @ both), 1)
+        self.trace = self.v.sum() - np.sum(self.inverse * (weighted.T @ weighted))
+
+    @property
+    def weighted_design(self) -> Float[np.ndarray, "spots columns"]:
+        """Nuisance columns times v."""
+        return self.v[:, None] * self.design
+
+    @property
+    def kept(self) -> Float[np.ndarray, " spots"]:
+        """Share of the variance of each spot that the sum of squares keeps; over all variances it is the trace."""
+        weighted = self.weighted_design
+        both = self.inverse @ (weighted.T @ weighted) @ self.inverse
+        return 1.0 - np.sum(self.design * (2.0 * weighted @ self.inverse - self.design @ both), 1)
 
     def fit(self, counts: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
         """Expected share of the depth, as the nuisance columns let expect."""
@@ -112,7 +121,7 @@ class _Weights:
 class _Cumulants(NamedTuple):
     """Of T at one scale: first three cumulants; sums of K^2 v v, K^3 v v and K^4 v^2 v^2 over distinct pairs.
 
-    ``shares`` says by how much the variance of each spot adds to the mean.
+    ``shares`` says by how much the variance of each spot adds to the mean; empty where the weights tell all variances.
     """
 
     mean: float
@@ -168,7 +177,7 @@ class SpatialScoreTest:
             raise ValueError(f"{len(depth)} spots are too few for {self.design.shape[1]} nuisance columns.")
         self._root_means = RootMeans(self.depth, _ROOT_OFFSET)
         self._spectra = [self._class_spectra(_Weights(c, self.depth, self.design)) for c in _SPECTRUM_CLASSES]
-        self._prepared: dict[int, tuple[_Weights, list[_Cumulants], list]] = {}
+        self._prepared: dict[int, tuple[list[_Cumulants], list]] = {}
 
     @property
     def lengthscales(self) -> np.ndarray:
@@ -198,6 +207,11 @@ class SpatialScoreTest:
         nearest = np.abs(np.log((dispersion * mean)[:, None] + 0.05) - np.log(_CLASSES + 0.05)).argmin(1)
         return np.where(tested, nearest, -1)
 
+    def prepare(self, classes: Int[np.ndarray, " genes"]) -> None:
+        """Compute the null laws of all classes of these genes, so that copies of the test need not, and are small."""
+        for code in np.unique(classes[classes >= 0]):
+            self._law_of(int(code), self._weights_of(int(code)))
+
     def test(self, counts: sp.csc_array, mean: np.ndarray, classes: np.ndarray) -> ScoreTest:
         """Test genes.
 
@@ -215,7 +229,8 @@ class SpatialScoreTest:
         detectable = np.zeros((scales, genes))
         size = max(8, _BLOCK_VALUES // (len(self.depth) + self.layout.grid_size))
         for code in np.unique(classes[classes >= 0]):
-            weights, cumulants, spectra = self._prepare(int(code))
+            weights = self._weights_of(int(code))
+            cumulants, spectra = self._law_of(int(code), weights)
             members = np.flatnonzero(classes == code)
             spread = np.sqrt([one.second for one in cumulants])
             detectable[:, members] = 0.5 * spread[:, None] * weights.scale * mean[members]
@@ -252,8 +267,10 @@ class SpatialScoreTest:
         dense = counts.toarray()
         dense *= weights.w.astype(np.float32)
         weights.project(dense)
-        limit = _CLIP * np.sqrt(weights.v)[None] * np.sqrt(mean / weights.scale)[:, None] + weights.w[None]
-        np.minimum(dense, limit.astype(np.float32), out=dense)
+        spread = (_CLIP * np.sqrt(mean / weights.scale)).astype(np.float32)
+        limit = np.multiply.outer(spread, np.sqrt(weights.v).astype(np.float32))
+        limit += weights.w.astype(np.float32)
+        np.minimum(dense, limit, out=dense)
         return weights.project(dense)
 
     def _balance_groups(self, residuals: np.ndarray, weights: _Weights) -> None:
@@ -269,16 +286,19 @@ class SpatialScoreTest:
         ratio = expected / expected.sum() * observed.sum(1, keepdims=True) / np.maximum(observed, 1e-12)
         residuals *= np.sqrt(np.clip(ratio, 1.0 / _LARGEST_BALANCE, _LARGEST_BALANCE)) @ indicator.T
 
-    def _prepare(self, code: int) -> tuple[_Weights, list[_Cumulants], list]:
+    def _weights_of(self, code: int) -> _Weights:
+        # Not kept: they are made in an instant, and have some sixty bytes for each spot.
+        return _Weights(float(_CLASSES[code]), self.depth, self.design)
+
+    def _law_of(self, code: int, weights: _Weights) -> tuple[list[_Cumulants], list]:
+        """Cumulants and spectra of a class; a few numbers for each scale."""
         if code not in self._prepared:
-            c = float(_CLASSES[code])
-            weights = _Weights(c, self.depth, self.design)
             cumulants = [
                 self._cumulants(level, scale, weights)
                 for level in self.layout.levels
                 for scale in range(len(level.scales))
             ]
-            self._prepared[code] = weights, cumulants, self._interpolated_spectra(c)
+            self._prepared[code] = cumulants, self._interpolated_spectra(weights.c)
         return self._prepared[code]
 
     def _moments_of(self, level: Level, scale: int, weights: _Weights) -> tuple[float, float, float, np.ndarray]:
@@ -312,6 +332,8 @@ class SpatialScoreTest:
             third = self._third_cumulant(level, scale, weights, hollow)
             cubes = by_point @ kernels.apply(scale, by_point, 3) - (v**2).sum()
             fourths = squares @ kernels.apply(scale, squares, 4) - (v**4).sum()
+        if self._variance_model is None:  # shares are not asked for
+            return _Cumulants(mean, second, third, pairs, max(cubes, 0.0), max(fourths, 0.0), np.empty(0))
         middle = weights.inverse @ (weights.weighted_design.T @ hollow) @ weights.inverse
         shares = np.sum((weights.design @ middle - 2.0 * hollow @ weights.inverse) * weights.design, 1)
         return _Cumulants(mean, second, third, pairs, max(cubes, 0.0), max(fourths, 0.0), shares)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from diffbio_sc._logging import logger
 from diffbio_sc._settings import settings
-from diffbio_sc.blocks.row_store import ArrayStore, RowStore
+from diffbio_sc.blocks.row_store import ArrayStore, RowStore, entries_of_rows
 from diffbio_sc.operators.multiomics.multiomics_vae.features import log_sizes, read_features
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import Networks
 from diffbio_sc.training.batches import Samples
@@ -28,6 +28,12 @@ def part_rows(matrices: Sequence[Any]) -> int:
     """Rows of a part, as many as the budget of a block allows."""
     bytes_of_row = sum(_row_bytes(matrix) for matrix in matrices)
     return int(np.clip(settings.block_bytes // (_COPIES * max(bytes_of_row, 1)), _FEWEST_ROWS, _MOST_ROWS))
+
+
+def _entries(matrix: Any) -> Int[np.ndarray, " cells"]:
+    """Number of entries of each row that takes room: none of those that are given as arrays."""
+    dense = getattr(matrix, "is_dense", not hasattr(matrix, "nnz"))
+    return np.zeros(matrix.shape[0], np.int64) if dense else entries_of_rows(matrix)
 
 
 def _row_bytes(matrix: Any) -> int:
@@ -79,6 +85,7 @@ class CellSource(BatchSource):
         self.present, self.batch, self.cells = present, batch.astype(np.int32), cells
         self.size, self.part_rows = len(cells), part_rows(matrices)
         self.seed = int(rng.integers(2**32))
+        self.lengths = sum(_entries(matrix) for matrix in matrices)
         # What the encoders read stays the same: it is made once.
         blocks = (slice(start, start + _FEATURE_ROWS) for start in range(0, len(present), _FEATURE_ROWS))
         self.features = ArrayStore(self._features(rows) for rows in blocks)
@@ -110,14 +117,17 @@ class CellSource(BatchSource):
             yield self.rooms.arranged(self.arrays(np.sort(order[start : start + self.part_rows])))
 
     def arrays(self, cells: Int[np.ndarray, " part"]) -> dict[str, Any]:
-        """What the loss needs of some cells, in ascending order."""
+        """What the loss needs of some cells, given in ascending order, in the order of their entries."""
         names = self.networks.config.modality_likelihoods
+        features = self.features[cells]
+        order = np.argsort(self.lengths[cells], kind="stable")
+        cells = cells[order]
         matrices = [matrix[cells] for matrix in self.matrices]
         return {
             "present": self.present[cells],
             "batch": self.batch[cells],
             "log_size": log_sizes(matrices, names),
-            "features": self.features[cells],
+            "features": features[order],
             **{f"counts_{m}": matrix for m, matrix in enumerate(matrices)},
         }
 
