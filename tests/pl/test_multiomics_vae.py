@@ -181,6 +181,16 @@ def test_weights_of_all_cells_leave_out_cells_without_the_modality(result):
         assert extent.max() == pytest.approx(0.59)
 
 
+def test_default_is_the_map_where_there_are_no_losses_or_a_color_is_asked_for(result):
+    stored = result.obsm["X_umap"] = np.random.default_rng(1).normal(size=(60, 2))
+    assert len(plot(result, show=False)) == 4  # loss, divergence, two modalities
+    mapped = places(plot(result, color="rna:depth", show=False))
+    np.testing.assert_allclose(np.sort(mapped, 0), np.sort(stored, 0))
+    result.uns["multiomics_vae"]["report"]["history"] = {}
+    maps = plot(result, show=False)
+    assert [axis.get_title() for axis in maps] == ["weight of rna", "weight of prot"]  # coloured by the weights of the modalities
+
+
 def test_figure_is_saved(result, tmp_path):
     plot(result, save=tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
@@ -210,7 +220,7 @@ def test_missing_things_are_named(result):
         plot(result, kind="umap")
     result.uns["multiomics_vae"]["report"]["history"] = {}
     with pytest.raises(ValueError, match="was not trained"):
-        plot(result)
+        plot(result, kind="losses")
     del result.uns["multiomics_vae"]
     with pytest.raises(KeyError, match="no result 'multiomics_vae': run diffbio_sc.tl.multiomics_vae first"):
         plot(result)

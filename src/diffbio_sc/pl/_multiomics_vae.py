@@ -11,6 +11,7 @@ from diffbio_sc._anndata.multiomics_results import read_embedding, weight_column
 from diffbio_sc._logging import logger
 from diffbio_sc._random import as_generator
 from diffbio_sc._settings import settings
+from diffbio_sc.get import multiomics_vae as read_table
 from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def multiomics_vae(
     mdata: MuData | AnnData,
     *,
     color: str | Sequence[str] | None = None,
-    kind: Literal["losses", "umap", "weights"] = "losses",
+    kind: Literal["losses", "umap", "weights"] | None = None,
     terms: Sequence[str] | None = None,
     key: str = "multiomics_vae",
     basis: str | None = None,
@@ -53,6 +54,7 @@ def multiomics_vae(
         ``"weights"`` one column of groups. Columns are those of ``mdata.obs``, else those of the modalities; there
         ``"rna:cell_type"`` says which.
     kind
+        Default: the losses of a trained model; the UMAP where it was not trained or ``color`` is given.
         ``"losses"``: the terms of the loss in each epoch, in training and on held-out cells; the dotted line is the
         epoch whose parameters were kept. ``"umap"``: neighbors and UMAP of the embedding, by scanpy. ``"weights"``: the
         share of each modality in the embedding of the cells: violins over the cells that have the modality, with median
@@ -101,12 +103,14 @@ def multiomics_vae(
     >>> axes = dbio.pl.multiomics_vae(mdata, kind="umap", color="cell_type", show=False)
     """
     check_save(save)
-    if kind not in ("losses", "umap", "weights"):
+    if kind not in (None, "losses", "umap", "weights"):
         raise ValueError(f"kind must be 'losses', 'umap' or 'weights', found {kind!r}.")
     for name, value in (("n_neighbors", n_neighbors), ("n_columns", n_columns)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}.")
     weights = weight_columns(mdata, key)
+    if kind is None:
+        kind = "losses" if color is None and len(read_table(mdata, "history", key=key)) else "umap"
     colors = [color] if isinstance(color, str) else list(color or [])
     axes: list[Axes]
     if kind == "losses":
@@ -143,11 +147,9 @@ def _panels(widths: list[float], n_columns: int, height: float, ax: Axes | None)
 def _losses(
     mdata, key: str, names: list[str], terms: Sequence[str] | None, n_columns: int, ax: Axes | None
 ) -> list[Axes]:
-    from diffbio_sc.get import multiomics_vae as read_table
-
     table = read_table(mdata, "history", key=key)
     if not len(table):
-        raise ValueError("The model was not trained, it has no history: fit it with max_epochs of at least 1.")
+        raise ValueError("The model was not trained, it has no history: fit it with max_epochs=None.")
     known = {name: name for name in ("loss", "kl") if name in table}
     known |= {name: f"nll_{name}" for name in names if f"nll_{name}" in table}
     chosen = list(known) if terms is None else [terms] if isinstance(terms, str) else list(terms)
@@ -283,8 +285,6 @@ def _maps(shown: AnnData, colors, weights, n_columns, size, color_map, ax) -> li
 
 def _weights(mdata, key: str, colors: list[str], ax: Axes | None) -> Axes:
     import matplotlib.pyplot as plt
-
-    from diffbio_sc.get import multiomics_vae as read_table
 
     table = read_table(mdata, "weights", key=key)
     names = list(table.columns)
