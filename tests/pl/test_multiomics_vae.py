@@ -188,7 +188,10 @@ def test_default_is_the_map_where_there_are_no_losses_or_a_color_is_asked_for(re
     np.testing.assert_allclose(np.sort(mapped, 0), np.sort(stored, 0))
     result.uns["multiomics_vae"]["report"]["history"] = {}
     maps = plot(result, show=False)
-    assert [axis.get_title() for axis in maps] == ["weight of rna", "weight of prot"]  # coloured by the weights of the modalities
+    assert [axis.get_title() for axis in maps] == [
+        "weight of rna",
+        "weight of prot",
+    ]  # coloured by the weights of the modalities
 
 
 def test_figure_is_saved(result, tmp_path):
