@@ -591,7 +591,8 @@ def constants() -> None:
 
     row("as they stand", np.nan)
     for name in (
-        "_CLIP", "_ROOT_FROM_MEAN", "_LARGEST_SKEWNESS", "_SCALE_WEIGHT", "_EFFECT", "_CAUCHY_EXCESS",
+        "_CLIP", "_ROOT_FROM_MEAN", "_LARGEST_SKEWNESS", "_LARGEST_TWO_SIDED", "_SCALE_WEIGHT", "_ALTERNATION_SHARE",
+        "_EFFECT", "_CAUCHY_EXCESS",
     ):  # fmt: skip
         value = getattr(score_test, name)
         for factor in (0.5, 2.0):

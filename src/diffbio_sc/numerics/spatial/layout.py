@@ -7,10 +7,14 @@ stays exactly defined, only its shape is a little coarser.
 
 Spots of different groups (slides) have kernel 0: they lie side by side on the grid, beyond each other's reach. So do
 parts of a slide that are farther apart than the longest scale reaches: one far spot must not stretch the grid.
+
+Kernels of one sign cannot see what agrees along one axis and alternates along the other. Two more at the finest scale
+can, the traceless second derivatives of the Gaussian: K times (x^2 - y^2) / l^2, and the same turned by 45 degrees.
 """
 
 from __future__ import annotations
 
+from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +32,7 @@ _HALF_CELL_SPOTS = 20_000  # up to so many spots, fine cells are half a spacing 
 _COARSE_CELLS = 576
 _MOST_GRID_CELLS = 2**18
 _MOST_SCALES = 8
+_FINEST_ALTERNATION = 1.0  # spacings: beyond, spots that alternate cancel within the kernel
 _FINEST, _WIDEST = 0.7, 0.5  # lengthscales: from so many spacings to such a part of the extent
 # The fourth neighbour (sixth in space) of a spot, in spacings: 1 on a square lattice; of random spots pi r^2 has a
 # Gamma(4) distribution of median 3.67, r = 1.08 (in space 1.11). One divisor between them is right to some 6 %.
@@ -82,15 +87,24 @@ def tissue_extent(coordinates: Float[np.ndarray, "spots axes"]) -> Float[np.ndar
 
 
 class DenseKernels:
-    """Kernel matrices between points."""
+    """Kernel matrices between points; with ``directions`` two more, of the first scale."""
 
     def __init__(
-        self, points: Float[np.ndarray, "points axes"], groups: Int[np.ndarray, " points"], scales: np.ndarray
+        self,
+        points: Float[np.ndarray, "points axes"],
+        groups: Int[np.ndarray, " points"],
+        scales: np.ndarray,
+        *,
+        directions: bool = False,
     ):
         distance = cdist(points, points, "sqeuclidean")
         self.same_group = groups[:, None] == groups[None, :]
         self.groups = groups
         self.matrices = [rbf(distance, scale) * self.same_group for scale in scales]
+        self.diagonal = _diagonal(scales, directions)
+        if directions:
+            x, y = ((axis[:, None] - axis[None, :]) / scales[0] for axis in points.T)
+            self.matrices += [self.matrices[0] * (x**2 - y**2), self.matrices[0] * (2.0 * x * y)]
         self._single = [matrix.astype(np.float32) for matrix in self.matrices]
 
     def quadratic(self, values: Float[np.ndarray, "genes points"], power: int = 1) -> Float[np.ndarray, "scales genes"]:
@@ -106,10 +120,19 @@ class DenseKernels:
 
 
 class GridKernels:
-    """Kernels between the cells of a periodic grid, diagonal in Fourier space."""
+    """Kernels between the cells of a periodic grid, diagonal in Fourier space; with ``directions`` two more."""
 
-    def __init__(self, shape: tuple[int, ...], used: Int[np.ndarray, " cells"], width: float, scales: np.ndarray):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        used: Int[np.ndarray, " cells"],
+        width: float,
+        scales: np.ndarray,
+        *,
+        directions: bool = False,
+    ):
         self.shape, self.used, self._width, self._scales = shape, used, width, scales
+        self.diagonal = _diagonal(scales, directions)
         # The real transform keeps one of each pair of conjugate frequencies.
         twice = np.full(shape[-1] // 2 + 1, 2.0)
         twice[0] = 1.0
@@ -122,21 +145,40 @@ class GridKernels:
         """What each frequency counts in the quadratic form of each scale (frequencies, scales)."""
         if power not in self._weights:
             size = int(np.prod(self.shape[:-1])) * len(self._once_or_twice)
-            weights = np.empty((size, len(self._scales)), np.float32)
-            for scale in range(len(self._scales)):
+            weights = np.empty((size, len(self.diagonal)), np.float32)
+            for scale in range(len(self.diagonal)):
                 weights[:, scale] = (self._spectrum(scale, power) * self._once_or_twice).ravel() / np.prod(self.shape)
             self._weights[power] = weights
         return self._weights[power]
 
     def _spectrum(self, scale: int, power: int) -> np.ndarray:
-        """Fourier transform of a kernel, elementwise to a power: like the kernel, a product over the axes."""
-        result = np.ones(())
-        for axis, size in enumerate(self.shape):
-            steps = np.minimum(np.arange(size), size - np.arange(size)) * self._width
-            kernel = rbf(steps**2, self._scales[scale] / np.sqrt(power))
-            transform = scipy.fft.rfft if axis == len(self.shape) - 1 else scipy.fft.fft
-            result = np.multiply.outer(result, transform(kernel).real)
-        return result
+        """Fourier transform of a kernel, elementwise to a power: like the kernel, products over the axes."""
+        if scale < len(self._scales):
+            result = np.ones(())
+            for axis in range(len(self.shape)):
+                result = np.multiply.outer(result, self._transform(axis, self._scales[scale], power).real)
+            return result
+        finest = self._scales[0]
+        if scale == len(self._scales):  # of (x^2 - y^2)^power K^power
+            terms = [
+                comb(power, k)
+                * (-1.0) ** k
+                * np.multiply.outer(
+                    *(self._transform(axis, finest, power, degree).real for axis, degree in enumerate(of))
+                )
+                for k, of in ((k, (2 * (power - k), 2 * k)) for k in range(power + 1))
+            ]
+            return np.sum(terms, 0)
+        turned = [self._transform(axis, finest, power, power) for axis in (0, 1)]
+        return 2.0**power * np.multiply.outer(*turned).real
+
+    def _transform(self, axis: int, scale: float, power: int, degree: int = 0) -> np.ndarray:
+        """Fourier transform along an axis of ``(x / scale)^degree exp(-power x^2 / 2 scale^2)``."""
+        size = self.shape[axis]
+        steps = (np.arange(size) + size // 2) % size - size // 2
+        values = steps * (self._width / scale)
+        transform = scipy.fft.rfft if axis == len(self.shape) - 1 else scipy.fft.fft
+        return transform(values**degree * rbf(values**2, 1.0 / np.sqrt(power)))
 
     def _on_grid(self, values: Float[np.ndarray, "rows cells"]) -> np.ndarray:
         grid = np.zeros((len(values), int(np.prod(self.shape))), values.dtype)
@@ -157,6 +199,11 @@ class GridKernels:
         transform = scipy.fft.rfftn(self._on_grid(rows), axes=axes) * self._spectrum(scale, power)
         result = scipy.fft.irfftn(transform, s=self.shape, axes=axes).reshape(len(rows), -1)[:, self.used]
         return result[0] if values.ndim == 1 else result.T
+
+
+def _diagonal(scales: np.ndarray, directions: bool) -> np.ndarray:
+    """Kernel of a point and itself: none in the kernels of directions."""
+    return np.r_[np.ones(len(scales)), np.zeros(2 if directions else 0)]
 
 
 class Level(NamedTuple):
@@ -200,6 +247,10 @@ class SpotLayout:
         Fine to wide; their scales together are ``lengthscales``.
     grid_size
         Cells of the periodic grid, 0 without one: what a transform of one gene takes.
+    sees_neighbours
+        Whether the finest kernel is one of neighbours, in which what alternates from spot to spot does not cancel.
+    directions
+        Number of kernels of directions, 2 or 0; they are the last of the first level.
     """
 
     def __init__(
@@ -208,6 +259,8 @@ class SpotLayout:
         groups: Int[np.ndarray, " spots"] | None = None,
         lengthscales: np.ndarray | None = None,
         most_dense_spots: int = MOST_DENSE_SPOTS,
+        *,
+        directions: bool = False,
     ):
         spots = len(coordinates)
         groups = np.zeros(spots, np.int64) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -218,10 +271,13 @@ class SpotLayout:
             if given
             else lengthscale_grid(coordinates, groups, self.spacing)
         )
+        self.sees_neighbours = bool(self.lengthscales[0] <= _FINEST_ALTERNATION * self.spacing)
+        directions = directions and self.sees_neighbours and coordinates.shape[1] == 2
+        self.directions = 2 if directions else 0
         self.grid_size = 0
         if spots <= most_dense_spots:
             self.order = np.arange(spots)
-            kernels = DenseKernels(coordinates, groups, self.lengthscales)
+            kernels = DenseKernels(coordinates, groups, self.lengthscales, directions=directions)
             ones = np.ones(len(self.lengthscales))
             self.levels = [Level(kernels, self.lengthscales, self.order, ones, exact=True)]
             return
@@ -262,10 +318,12 @@ class SpotLayout:
         self.levels = []
         if fine.any():
             scales = self.lengthscales[fine]
-            kernels = GridKernels(shape, used, width, scales)
+            kernels = GridKernels(shape, used, width, scales, directions=self.directions > 0)
             third = triangle_factor(index[self.order] * width, scales, self.spacing)
             self.levels.append(Level(kernels, scales, cell_of_spot, third, exact=False))
             self.grid_size = int(np.prod(shape))
+        else:
+            self.directions = 0
         self._coarse: sp.csr_array | None = None
         if not fine.all():
             sizes_of = (len(members), *(coarse_index.max(0) + 1))
@@ -284,7 +342,10 @@ class SpotLayout:
             )
 
     def quadratic(self, values: Float[np.ndarray, "genes spots"], power: int = 1) -> Float[np.ndarray, "scales genes"]:
-        """Quadratic form of each row (spots in the layout's order) with K (elementwise to a power), at each scale."""
+        """Quadratic form of each row (spots in the layout's order) with K (elementwise to a power).
+
+        At each scale, then with the kernels of directions.
+        """
         if self.levels[0].exact:
             return self.levels[0].kernels.quadratic(values, power)
         by_cell = np.add.reduceat(values, self._starts, axis=1)
@@ -294,6 +355,9 @@ class SpotLayout:
                 results.append(level.kernels.quadratic(np.ascontiguousarray((self._coarse @ by_cell.T).T), power))
             else:
                 results.append(level.kernels.quadratic(by_cell, power))
+        if self.directions:  # the last of the first level
+            results.append(results[0][-self.directions :])
+            results[0] = results[0][: -self.directions]
         return np.concatenate(results)
 
 

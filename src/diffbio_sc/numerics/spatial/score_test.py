@@ -15,7 +15,8 @@
    cumulants. Scales at which that is no small correction are left out, gene by gene.
 5. Scales and residuals are combined by the Cauchy combination, fine scales and those that can see something first.
 6. Patterns that alternate from spot to spot make T at the finest scale too small: its lower tail has a share of the
-   level.
+   level. Patterns that alternate along one axis and agree along the other leave T as it is; two kernels of directions,
+   whose law is that of T, have another share.
 
 After the score tests of SPARK (Sun et al. 2020, Nature Methods 17:193) and SpatialDE2 (Kats et al. 2021).
 """
@@ -49,14 +50,15 @@ _CLIP = 4.0  # residuals are cut at so many standard deviations and one read
 _ROOT_OFFSET = 0.4  # near the 3/8 that steadies the variance of Poisson roots (Anscombe 1948, Biometrika 35:246)
 _ROOT_FROM_MEAN = 1.0
 _LARGEST_SKEWNESS = 4.0
+_LARGEST_TWO_SIDED = 1.0  # of directions: beyond, few pairs of spots with reads make T, on both sides of 0
 _LARGEST_BALANCE = 16.0  # of variances of slides: those with hardly any reads are not blown up
 _SCALE_WEIGHT = 0.85  # each scale weighs 2^-0.85 of the next finer one
-_FINEST_ALTERNATION = 1.0  # spacings: beyond, spots that alternate cancel within the kernel
-_ALTERNATION_SHARE = 0.01  # of the level that is spent on the lower tail: what others lose (benchmarks, planted)
+_ALTERNATION_SHARE = 0.01  # of the level, for the lower tail and for directions: what others lose (planted)
 _EFFECT = 0.3  # variance on the log scale of the effect that weights are made for
 _CAUCHY_EXCESS = 0.08  # by how much the combination of such dependent tests is too small around 0.05
 _MOST_TAKEN = 0.5  # of the third cumulant, by nuisance columns: beyond, it is a difference of large numbers
 _PROBES = 32  # right to some 5 %: of a kernel with n eigenvalues to sqrt(2 / 32 n)
+_DIRECTION_PROBES = 4000  # spots by random signs: the fourth cumulant to some 5 %
 _BLOCK_VALUES = 2**22
 
 
@@ -72,11 +74,15 @@ class ScoreTest(NamedTuple):
     alternating_log_p
         Of neighbours that differ more than by chance, by residual and gene; NaN where the finest scale is not that of
         neighbours.
+    directional_log_p
+        Of neighbours that agree along one axis and not along the other, along the axes and between them, by residual
+        and gene; NaN as before, and in space.
     """
 
     log_p: Float[np.ndarray, " genes"]
     scale_log_p: Float[np.ndarray, "residuals scales genes"]
     alternating_log_p: Float[np.ndarray, "residuals genes"]
+    directional_log_p: Float[np.ndarray, "residuals 2 genes"]
 
 
 class _Weights:
@@ -117,11 +123,17 @@ class _Weights:
         residuals -= (residuals @ self._first) @ self._second
         return residuals
 
+    def whiten(self, values: Float[np.ndarray, "spots columns"]) -> Float[np.ndarray, "spots columns"]:
+        """Take the nuisance columns out of residuals divided by the root of their variance."""
+        root = np.sqrt(self.v)[:, None]
+        return values - root * (self.design @ (self.inverse @ (self.weighted_design.T @ (values / root))))
+
 
 class _Cumulants(NamedTuple):
     """Of T at one scale: first three cumulants; sums of K^2 v v, K^3 v v and K^4 v^2 v^2 over distinct pairs.
 
     ``shares`` says by how much the variance of each spot adds to the mean; empty where the weights tell all variances.
+    ``bottom`` is minus the lower one of two eigenvalues that stand for a spectrum.
     """
 
     mean: float
@@ -131,6 +143,7 @@ class _Cumulants(NamedTuple):
     cubes: float
     fourths: float
     shares: np.ndarray
+    bottom: float
 
 
 class SpatialScoreTest:
@@ -164,7 +177,7 @@ class SpatialScoreTest:
     ):
         options = {} if most_dense_spots is None else {"most_dense_spots": most_dense_spots}
         groups = np.zeros(len(depth), np.int64) if groups is None else np.asarray(groups)
-        self.layout = SpotLayout(coordinates, groups, lengthscales, **options)
+        self.layout = SpotLayout(coordinates, groups, lengthscales, directions=True, **options)
         order = self.layout.order
         self.depth = (depth / depth.mean())[order]
         self._groups = groups[order]
@@ -177,6 +190,8 @@ class SpatialScoreTest:
             raise ValueError(f"{len(depth)} spots are too few for {self.design.shape[1]} nuisance columns.")
         self._root_means = RootMeans(self.depth, _ROOT_OFFSET)
         self._spectra = [self._class_spectra(_Weights(c, self.depth, self.design)) for c in _SPECTRUM_CLASSES]
+        kernels = np.ones(len(self.lengthscales)), np.zeros(self.layout.directions)
+        self._diagonal = np.concatenate(kernels)[:, None]
         self._prepared: dict[int, tuple[list[_Cumulants], list]] = {}
 
     @property
@@ -224,15 +239,15 @@ class SpatialScoreTest:
         """
         genes, scales = counts.shape[1], len(self.lengthscales)
         rows = sp.csr_array(counts.T.tocsr()[:, self.layout.order]).astype(np.float32)
-        log_p = np.full((2, scales + 1, genes), np.nan)  # the last: the lower tail of the first
-        skewness = np.zeros((2, scales + 1, genes))
+        log_p = np.full((2, scales + 3, genes), np.nan)  # the last: the lower tail of the first, and two directions
+        skewness = np.zeros(log_p.shape)
         detectable = np.zeros((scales, genes))
         size = max(8, _BLOCK_VALUES // (len(self.depth) + self.layout.grid_size))
         for code in np.unique(classes[classes >= 0]):
             weights = self._weights_of(int(code))
             cumulants, spectra = self._law_of(int(code), weights)
             members = np.flatnonzero(classes == code)
-            spread = np.sqrt([one.second for one in cumulants])
+            spread = np.sqrt([one.second for one in cumulants[:scales]])
             detectable[:, members] = 0.5 * spread[:, None] * weights.scale * mean[members]
             for kind in (0, 1):
                 kept = members if kind == 0 else members[mean[members] >= _ROOT_FROM_MEAN]
@@ -243,11 +258,14 @@ class SpatialScoreTest:
                     log_p[kind][:, block], skewness[kind][:, block] = tail
         power = (_EFFECT * detectable) ** 2
         weight = 2.0 ** (-_SCALE_WEIGHT * np.arange(scales))[:, None] * power / (1.0 + power)
-        weight = np.concatenate([weight, weight[:1]])[None] / (1.0 + skewness**2)
-        combined = combine_cauchy(log_p[:, :-1].reshape(-1, genes), weight[:, :-1].reshape(-1, genes))
+        weight = np.concatenate([weight, weight[[0, 0, 0]]])[None] / (1.0 + skewness**2)
+        parts = (slice(scales), slice(scales, scales + 1), slice(scales + 1, None))
+        combined, lower, directions = (
+            combine_cauchy(log_p[:, part].reshape(-1, genes), weight[:, part].reshape(-1, genes)) for part in parts
+        )
         combined = combined + np.log1p(_CAUCHY_EXCESS * -np.expm1(combined))
-        combined = _either_tail(combined, combine_cauchy(log_p[:, -1], weight[:, -1]))
-        return ScoreTest(np.minimum(combined, 0.0), log_p[:, :-1], log_p[:, -1])
+        combined = _share_level(combined, np.stack([lower, directions]))
+        return ScoreTest(np.minimum(combined, 0.0), log_p[:, :scales], log_p[:, scales], log_p[:, scales + 1 :])
 
     def _residuals(self, counts: sp.csr_array, kind: int, weights: _Weights, mean: np.ndarray) -> np.ndarray:
         """Residuals U (genes, spots) in float32: of the counts (kind 0) or of their roots (kind 1)."""
@@ -298,17 +316,22 @@ class SpatialScoreTest:
                 for level in self.layout.levels
                 for scale in range(len(level.scales))
             ]
-            self._prepared[code] = cumulants, self._interpolated_spectra(weights.c)
+            spectra = self._interpolated_spectra(weights.c)
+            for direction in range(self.layout.directions):
+                cumulants.append(self._cumulants_of_direction(direction, weights))
+                spectra.append(None)
+            self._prepared[code] = cumulants, spectra
         return self._prepared[code]
 
     def _moments_of(self, level: Level, scale: int, weights: _Weights) -> tuple[float, float, float, np.ndarray]:
-        """Mean and second cumulant of T, sum of K^2 v v over distinct pairs, and K V X - V X by spot."""
+        """Mean and second cumulant of T, sum of K^2 v v over distinct pairs, and K V X by spot without the diagonal."""
         kernels, v = level.kernels, weights.v
+        diagonal = kernels.diagonal[scale]
         applied = kernels.apply(scale, level.sums(weights.weighted_design))[level.point_of_spot]
-        hollow = applied - weights.weighted_design
+        hollow = applied - diagonal * weights.weighted_design
         middle = weights.inverse @ (weights.weighted_design.T @ hollow)
         by_point = level.sums(v)
-        pairs = by_point @ kernels.apply(scale, by_point, 2) - (v**2).sum()
+        pairs = by_point @ kernels.apply(scale, by_point, 2) - diagonal * (v**2).sum()
         crossed = np.sum(weights.inverse * (hollow.T @ (v[:, None] * hollow)))
         return -np.trace(middle), 2.0 * (pairs - 2.0 * crossed + np.trace(middle @ middle)), pairs, hollow
 
@@ -332,11 +355,36 @@ class SpatialScoreTest:
             third = self._third_cumulant(level, scale, weights, hollow)
             cubes = by_point @ kernels.apply(scale, by_point, 3) - (v**2).sum()
             fourths = squares @ kernels.apply(scale, squares, 4) - (v**4).sum()
-        if self._variance_model is None:  # shares are not asked for
-            return _Cumulants(mean, second, third, pairs, max(cubes, 0.0), max(fourths, 0.0), np.empty(0))
+        shares, bottom = self._shares(hollow, weights), (v**2).sum() / v.sum()
+        return _Cumulants(mean, second, third, pairs, max(cubes, 0.0), max(fourths, 0.0), shares, bottom)
+
+    def _shares(self, hollow: np.ndarray, weights: _Weights) -> np.ndarray:
+        if self._variance_model is None:  # not asked for
+            return np.empty(0)
         middle = weights.inverse @ (weights.weighted_design.T @ hollow) @ weights.inverse
-        shares = np.sum((weights.design @ middle - 2.0 * hollow @ weights.inverse) * weights.design, 1)
-        return _Cumulants(mean, second, third, pairs, max(cubes, 0.0), max(fourths, 0.0), shares)
+        return np.sum((weights.design @ middle - 2.0 * hollow @ weights.inverse) * weights.design, 1)
+
+    def _cumulants_of_direction(self, direction: int, weights: _Weights) -> _Cumulants:
+        """Of T with a kernel of directions: its eigenvalues lie on both sides of 0, two with their tr (A S)^4 do too."""
+        level, v = self.layout.levels[0], weights.v
+        kernels, index = level.kernels, len(level.scales) + direction
+        mean, second, pairs, hollow = self._moments_of(level, index, weights)
+        by_point, squares = level.sums(v), level.sums(v**2)
+        cubes = by_point @ kernels.apply(index, by_point, 3)
+        fourths = squares @ kernels.apply(index, squares, 4)
+        number = int(np.ceil(_DIRECTION_PROBES / len(v)))
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], (len(v), number))
+        root = np.sqrt(v)[:, None]
+
+        def apply(values: np.ndarray) -> np.ndarray:
+            return root * kernels.apply(index, level.sums(root * values))[level.point_of_spot]
+
+        once = weights.whiten(apply(weights.whiten(signs)))
+        twice = weights.whiten(apply(once))
+        third, fourth = np.sum(once * twice) / number, np.sum(twice**2) / number
+        bottom = np.sqrt(fourth / (second / 2.0))
+        shares = self._shares(hollow, weights)
+        return _Cumulants(mean, second, 8.0 * third, pairs, cubes, max(fourths, 0.0), shares, bottom)
 
     def _third_cumulant(self, level: Level, scale: int, weights: _Weights, hollow: np.ndarray) -> float:
         """Of T on a grid: 8 tr (A S)^3 with A = K - I; nuisance columns take the largest eigenvalues out.
@@ -360,11 +408,7 @@ class SpatialScoreTest:
             return 8.0 * (triangles - taken)
         signs = np.random.default_rng(0).choice([-1.0, 1.0], (len(v), _PROBES))
         root = np.sqrt(v)[:, None]
-
-        def project(values: np.ndarray) -> np.ndarray:
-            return values - root * (weights.design @ (inverse @ (weights.weighted_design.T @ (values / root))))
-
-        first = project(root * apply(project(signs) / root))
+        first = weights.whiten(root * apply(weights.whiten(signs) / root))
         return 8.0 * float(np.sum(first * root * apply(first / root))) / _PROBES
 
     def _class_spectra(self, weights: _Weights) -> list:
@@ -418,7 +462,10 @@ class SpatialScoreTest:
         return result
 
     def _tails(self, residuals, weights: _Weights, cumulants: list[_Cumulants], spectra: list):
-        """Log p-values and skewness (scales and the first one's lower tail, genes); NaN where skewness is too large."""
+        """Log p-values and skewness, by gene; NaN where skewness is too large.
+
+        Of each scale, of the first one's lower tail and of two directions.
+        """
         v = weights.v
         self._balance_groups(residuals, weights)
         squared = residuals * residuals
@@ -427,13 +474,14 @@ class SpatialScoreTest:
         sum4 = np.einsum("gi,gi->g", squared, squared).astype(np.float64)
         constant = sum2 <= 1e-9 * weights.trace  # no variation left once depth and covariates are out
         sum2 = np.where(constant, 1.0, sum2)
-        statistic = self.layout.quadratic(residuals).astype(np.float64) - sum2
+        statistic = self.layout.quadratic(residuals).astype(np.float64) - self._diagonal * sum2
         variances = v if self._variance_model is None else self._variance_model(squared, v)
         means, ratios = self._law_of_variances(variances, weights, cumulants)
         stretch = kurtosis_stretch(sum4 / sum2**2, variances)
         third_moment = sum3 / sum2 * np.sqrt(weights.trace / sum2)  # of a residual of variance v, by v
         kurtosis = sum4 / sum2**2 * v.sum() ** 2 / (variances**2).sum(-1)
-        log_p = np.full((len(statistic) + 1, len(sum2)), np.nan)
+        scales = len(self.lengthscales)
+        log_p = np.full((scales + 3, len(sum2)), np.nan)
         skewness = np.zeros(log_p.shape)
         for index, (cumulant, spectrum) in enumerate(zip(cumulants, spectra, strict=True)):
             mean, second = cumulant.mean, cumulant.second
@@ -441,19 +489,25 @@ class SpatialScoreTest:
             observed = mean + (statistic[index] / sum2 * weights.trace - means[index]) * stretch / wider
             extra_third = 4.0 * cumulant.cubes * third_moment**2 / wider
             extra_fourth = np.maximum(8.0 * cumulant.fourths * (kurtosis**2 - 9.0) / second**2, 0.0)
-            skewness[index] = np.maximum(extra_third / second**1.5, np.sqrt(extra_fourth))
+            row = index if index < scales else index + 1
+            skewness[row] = np.maximum(abs(extra_third) / second**1.5, np.sqrt(extra_fourth))
             if second - 2.0 * mean**2 / weights.trace < 0.02 * weights.trace:
                 continue  # the kernel is nearly constant on these spots: nothing but rounding
             # Variance on a part of the spots: the wider the spread the fewer they are, and the more skewed.
             third = cumulant.third if spectrum is None else 8.0 * (spectrum[1] * spectrum[0] ** 3).sum()
             extra_third = extra_third + (wider - 1.0) * third
-            corrected = (skewness[index] > 0.01) | (wider != 1.0)
+            corrected = (skewness[row] > 0.01) | (wider != 1.0)
             law = _NullLaw(cumulant, third, spectrum, weights, extra_third, extra_fourth, corrected)
-            usable = ~constant & (skewness[index] <= _LARGEST_SKEWNESS)
-            log_p[index] = np.where(usable, law.log_tail(observed / weights.trace), np.nan)
-            if index == 0 and self.lengthscales[0] <= _FINEST_ALTERNATION * self.layout.spacing:
-                log_p[-1] = np.where(usable, law.log_tail(observed / weights.trace, lower=True), np.nan)
-                skewness[-1] = skewness[0]
+            largest = _LARGEST_SKEWNESS if index < scales else _LARGEST_TWO_SIDED
+            usable = ~constant & (skewness[row] <= largest)
+            if index >= scales:
+                tail = np.minimum(law.log_tail(observed / weights.trace, observed < mean) + np.log(2.0), 0.0)
+            else:
+                tail = law.log_tail(observed / weights.trace)
+            log_p[row] = np.where(usable, tail, np.nan)
+            if index == 0 and self.layout.sees_neighbours:
+                log_p[scales] = np.where(usable, law.log_tail(observed / weights.trace, True), np.nan)
+                skewness[scales] = skewness[0]
         return log_p, skewness
 
     def _law_of_variances(self, variances: np.ndarray, weights: _Weights, cumulants: list[_Cumulants]):
@@ -462,18 +516,19 @@ class SpatialScoreTest:
             return [cumulant.mean for cumulant in cumulants], np.ones(len(cumulants))
         kept = weights.trace / (variances @ weights.kept)
         means = np.stack([variances @ cumulant.shares * kept for cumulant in cumulants])
-        pairs = self.layout.quadratic(variances.astype(np.float32), 2) - (variances**2).sum(1)
+        pairs = self.layout.quadratic(variances.astype(np.float32), 2) - self._diagonal * (variances**2).sum(1)
         expected = np.array([[cumulant.pairs] for cumulant in cumulants])
         return means, np.clip(pairs / expected, 1.0 / _LARGEST_BALANCE, _LARGEST_BALANCE)
 
 
-def _either_tail(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Log p-value of the smaller of two tails, each with its share of the level; of the upper alone without a lower.
+def _share_level(upper: Float[np.ndarray, " genes"], others: Float[np.ndarray, "tests genes"]) -> np.ndarray:
+    """Log p-value of the smallest of tests that each have their share of the level; of the upper tail without others.
 
-    Bonferroni, not Cauchy: a tail near 1 would cancel the other in a sum, and both cannot be small at once.
+    Bonferroni, not Cauchy: a tail near 1 would cancel the other in a sum, and hardly two are small at once.
     """
-    both = np.fmin(upper - np.log1p(-_ALTERNATION_SHARE), lower - np.log(_ALTERNATION_SHARE))
-    return np.where(np.isfinite(lower), both, upper)
+    share = _ALTERNATION_SHARE * np.isfinite(others).sum(0)
+    smallest = np.fmin.reduce(others, 0)
+    return np.fmin(upper - np.log1p(-share), smallest - np.log(_ALTERNATION_SHARE))
 
 
 class _NullLaw:
@@ -494,8 +549,7 @@ class _NullLaw:
     def __init__(
         self, cumulant: _Cumulants, third: float, spectrum, weights: _Weights, extra_third, extra_fourth, discrete
     ):
-        mean, second = cumulant.mean, cumulant.second
-        bottom = (weights.v**2).sum() / weights.v.sum()
+        mean, second, bottom = cumulant.mean, cumulant.second, cumulant.bottom
         one = np.ones(1)
         simple = two_point_spectrum(mean * one, second * one, third * one, bottom)
         self._trace, self._discrete, self._simple = weights.trace, discrete, simple
@@ -506,19 +560,20 @@ class _NullLaw:
                 mean, second, third, extra_third[discrete], extra_fourth[discrete], bottom
             )
 
-    def log_tail(self, ratio: Float[np.ndarray, " genes"], *, lower: bool = False) -> Float[np.ndarray, " genes"]:
-        """Log probability to exceed ``ratio``, or to fall below it."""
+    def log_tail(self, ratio: Float[np.ndarray, " genes"], lower: bool | np.ndarray = False) -> np.ndarray:
+        """Log probability to exceed ``ratio``, or (``lower``, of all genes or of each) to fall below it."""
+        lower = np.broadcast_to(lower, ratio.shape)
         tail = self._log_tail(self._spectrum, ratio, lower)
         if self._corrected is not None:
-            some = ratio[self._discrete]
-            corrected = self._log_tail(self._corrected, some, lower)
-            tail[self._discrete] += corrected - self._log_tail(self._simple, some, lower)
+            some, below = ratio[self._discrete], lower[self._discrete]
+            corrected = self._log_tail(self._corrected, some, below)
+            tail[self._discrete] += corrected - self._log_tail(self._simple, some, below)
         return np.minimum(tail, 0.0)
 
-    def _log_tail(self, spectrum, ratio: np.ndarray, lower: bool) -> np.ndarray:
+    def _log_tail(self, spectrum, ratio: np.ndarray, lower: np.ndarray) -> np.ndarray:
         values, counts = (np.broadcast_to(part, (len(ratio), part.shape[1])) for part in spectrum)
         values, counts = _of_ratio(values, counts, ratio, self._trace)
-        return log_tail(-values if lower else values, counts)
+        return log_tail(np.where(lower[:, None], -values, values), counts)
 
 
 def kurtosis_stretch(share: np.ndarray, variances: np.ndarray) -> np.ndarray:
