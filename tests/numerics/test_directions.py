@@ -136,3 +136,15 @@ def test_what_directions_need():
     result = run(lattice(20), sparse, rng.lognormal(0, 0.4, 400))
     assert np.isnan(result.directional_log_p).all()
     assert np.isfinite(result.log_p).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{}, {"covariates": np.arange(600.0)[:, None] % 7}])
+def test_spots_on_a_line_have_one_direction(options):
+    rng = np.random.default_rng(5)
+    depth = rng.lognormal(0, 0.4, 600)
+    places = np.stack([np.arange(600.0), np.zeros(600)], 1)
+    result = run(places, draw(rng, depth, 20), depth, **options)
+    assert np.isfinite(result.directional_log_p[:, 0]).all()
+    assert np.isnan(result.directional_log_p[:, 1]).all()
+    assert np.isfinite(result.log_p).all()

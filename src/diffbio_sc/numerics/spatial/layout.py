@@ -160,15 +160,11 @@ class GridKernels:
             return result
         finest = self._scales[0]
         if scale == len(self._scales):  # of (x^2 - y^2)^power K^power
-            terms = [
-                comb(power, k)
-                * (-1.0) ** k
-                * np.multiply.outer(
-                    *(self._transform(axis, finest, power, degree).real for axis, degree in enumerate(of))
-                )
-                for k, of in ((k, (2 * (power - k), 2 * k)) for k in range(power + 1))
-            ]
-            return np.sum(terms, 0)
+            result = np.zeros(())
+            for k in range(power + 1):
+                x, y = (self._transform(axis, finest, power, 2 * of) for axis, of in ((0, power - k), (1, k)))
+                result = result + comb(power, k) * (-1.0) ** k * np.multiply.outer(x.real, y.real)
+            return result
         turned = [self._transform(axis, finest, power, power) for axis in (0, 1)]
         return 2.0**power * np.multiply.outer(*turned).real
 

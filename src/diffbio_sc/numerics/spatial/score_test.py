@@ -365,7 +365,7 @@ class SpatialScoreTest:
         return np.sum((weights.design @ middle - 2.0 * hollow @ weights.inverse) * weights.design, 1)
 
     def _cumulants_of_direction(self, direction: int, weights: _Weights) -> _Cumulants:
-        """Of T with a kernel of directions: its eigenvalues lie on both sides of 0, two with their tr (A S)^4 do too."""
+        """Of T with a kernel of directions: its eigenvalues lie on both sides of 0, so do two with their tr (A S)^4."""
         level, v = self.layout.levels[0], weights.v
         kernels, index = level.kernels, len(level.scales) + direction
         mean, second, pairs, hollow = self._moments_of(level, index, weights)
@@ -382,7 +382,7 @@ class SpatialScoreTest:
         once = weights.whiten(apply(weights.whiten(signs)))
         twice = weights.whiten(apply(once))
         third, fourth = np.sum(once * twice) / number, np.sum(twice**2) / number
-        bottom = np.sqrt(fourth / (second / 2.0))
+        bottom = np.sqrt(fourth / max(second / 2.0, 1e-12))  # 0 on a line of spots
         shares = self._shares(hollow, weights)
         return _Cumulants(mean, second, 8.0 * third, pairs, cubes, max(fourths, 0.0), shares, bottom)
 
@@ -485,14 +485,14 @@ class SpatialScoreTest:
         skewness = np.zeros(log_p.shape)
         for index, (cumulant, spectrum) in enumerate(zip(cumulants, spectra, strict=True)):
             mean, second = cumulant.mean, cumulant.second
+            if second - 2.0 * mean**2 / weights.trace < 0.02 * weights.trace:
+                continue  # the kernel is nearly constant, or 0, on these spots: nothing but rounding
             wider = np.sqrt(ratios[index])
             observed = mean + (statistic[index] / sum2 * weights.trace - means[index]) * stretch / wider
             extra_third = 4.0 * cumulant.cubes * third_moment**2 / wider
             extra_fourth = np.maximum(8.0 * cumulant.fourths * (kurtosis**2 - 9.0) / second**2, 0.0)
             row = index if index < scales else index + 1
             skewness[row] = np.maximum(abs(extra_third) / second**1.5, np.sqrt(extra_fourth))
-            if second - 2.0 * mean**2 / weights.trace < 0.02 * weights.trace:
-                continue  # the kernel is nearly constant on these spots: nothing but rounding
             # Variance on a part of the spots: the wider the spread the fewer they are, and the more skewed.
             third = cumulant.third if spectrum is None else 8.0 * (spectrum[1] * spectrum[0] ** 3).sum()
             extra_third = extra_third + (wider - 1.0) * third
@@ -517,7 +517,7 @@ class SpatialScoreTest:
         kept = weights.trace / (variances @ weights.kept)
         means = np.stack([variances @ cumulant.shares * kept for cumulant in cumulants])
         pairs = self.layout.quadratic(variances.astype(np.float32), 2) - self._diagonal * (variances**2).sum(1)
-        expected = np.array([[cumulant.pairs] for cumulant in cumulants])
+        expected = np.array([[max(cumulant.pairs, 1e-12)] for cumulant in cumulants])
         return means, np.clip(pairs / expected, 1.0 / _LARGEST_BALANCE, _LARGEST_BALANCE)
 
 
