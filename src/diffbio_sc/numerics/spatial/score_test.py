@@ -553,7 +553,7 @@ class _NullLaw:
         one = np.ones(1)
         simple = two_point_spectrum(mean * one, second * one, third * one, bottom)
         self._trace, self._discrete, self._simple = weights.trace, discrete, simple
-        self._spectrum = simple if spectrum is None else (spectrum[0][None], spectrum[1][None])
+        self._spectrum = None if spectrum is None else (spectrum[0][None], spectrum[1][None])
         self._corrected = None
         if discrete.any():
             self._corrected = _with_discreteness(
@@ -563,11 +563,15 @@ class _NullLaw:
     def log_tail(self, ratio: Float[np.ndarray, " genes"], lower: bool | np.ndarray = False) -> np.ndarray:
         """Log probability to exceed ``ratio``, or (``lower``, of all genes or of each) to fall below it."""
         lower = np.broadcast_to(lower, ratio.shape)
-        tail = self._log_tail(self._spectrum, ratio, lower)
+        some, below = ratio[self._discrete], lower[self._discrete]
+        if self._spectrum is None:
+            tail = np.zeros(len(ratio))
+            tail[~self._discrete] = self._log_tail(self._simple, ratio[~self._discrete], lower[~self._discrete])
+        else:
+            tail = self._log_tail(self._spectrum, ratio, lower)
+            tail[self._discrete] -= self._log_tail(self._simple, some, below)
         if self._corrected is not None:
-            some, below = ratio[self._discrete], lower[self._discrete]
-            corrected = self._log_tail(self._corrected, some, below)
-            tail[self._discrete] += corrected - self._log_tail(self._simple, some, below)
+            tail[self._discrete] += self._log_tail(self._corrected, some, below)
         return np.minimum(tail, 0.0)
 
     def _log_tail(self, spectrum, ratio: np.ndarray, lower: np.ndarray) -> np.ndarray:
