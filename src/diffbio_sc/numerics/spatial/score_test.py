@@ -37,7 +37,8 @@ from diffbio_sc.numerics.spatial.gene_moments import (
     sum_genes,
 )
 from diffbio_sc.numerics.spatial.layout import Level, SpotLayout
-from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress_spectrum, log_tail, two_point_spectrum
+from diffbio_sc.numerics.spatial.null_law import LawOfGaussian, NullLaw
+from diffbio_sc.numerics.spatial.quadratic_forms import combine_cauchy, compress_spectrum
 from diffbio_sc.numerics.spatial.root_mean import RootMeans, expected_roots
 from diffbio_sc.numerics.spatial.variance_model import VarianceModel
 
@@ -497,7 +498,8 @@ class SpatialScoreTest:
             third = cumulant.third if spectrum is None else 8.0 * (spectrum[1] * spectrum[0] ** 3).sum()
             extra_third = extra_third + (wider - 1.0) * third
             corrected = (skewness[row] > 0.01) | (wider != 1.0)
-            law = _NullLaw(cumulant, third, spectrum, weights, extra_third, extra_fourth, corrected)
+            gaussian = LawOfGaussian(mean, second, third, cumulant.bottom, spectrum)
+            law = NullLaw(gaussian, weights.trace, extra_third, extra_fourth, corrected)
             largest = _LARGEST_SKEWNESS if index < scales else _LARGEST_TWO_SIDED
             usable = ~constant & (skewness[row] <= largest)
             if index >= scales:
@@ -531,55 +533,6 @@ def _share_level(upper: Float[np.ndarray, " genes"], others: Float[np.ndarray, "
     return np.fmin(upper - np.log1p(-share), smallest - np.log(_ALTERNATION_SHARE))
 
 
-class _NullLaw:
-    """Law of T over the sum of squares at one scale, for each gene: of Gaussian residuals, corrected for discreteness.
-
-    Parameters
-    ----------
-    cumulant, third, spectrum
-        Of Gaussian residuals; without a spectrum, two eigenvalues with the cumulants stand for it.
-    weights
-        Weights of the class.
-    extra_third, extra_fourth
-        What discreteness adds to the cumulants of each gene (to the fourth in units of the squared second).
-    discrete
-        Genes to correct.
-    """
-
-    def __init__(
-        self, cumulant: _Cumulants, third: float, spectrum, weights: _Weights, extra_third, extra_fourth, discrete
-    ):
-        mean, second, bottom = cumulant.mean, cumulant.second, cumulant.bottom
-        one = np.ones(1)
-        simple = two_point_spectrum(mean * one, second * one, third * one, bottom)
-        self._trace, self._discrete, self._simple = weights.trace, discrete, simple
-        self._spectrum = None if spectrum is None else (spectrum[0][None], spectrum[1][None])
-        self._corrected = None
-        if discrete.any():
-            self._corrected = _with_discreteness(
-                mean, second, third, extra_third[discrete], extra_fourth[discrete], bottom
-            )
-
-    def log_tail(self, ratio: Float[np.ndarray, " genes"], lower: bool | np.ndarray = False) -> np.ndarray:
-        """Log probability to exceed ``ratio``, or (``lower``, of all genes or of each) to fall below it."""
-        lower = np.broadcast_to(lower, ratio.shape)
-        some, below = ratio[self._discrete], lower[self._discrete]
-        if self._spectrum is None:
-            tail = np.zeros(len(ratio))
-            tail[~self._discrete] = self._log_tail(self._simple, ratio[~self._discrete], lower[~self._discrete])
-        else:
-            tail = self._log_tail(self._spectrum, ratio, lower)
-            tail[self._discrete] -= self._log_tail(self._simple, some, below)
-        if self._corrected is not None:
-            tail[self._discrete] += self._log_tail(self._corrected, some, below)
-        return np.minimum(tail, 0.0)
-
-    def _log_tail(self, spectrum, ratio: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        values, counts = (np.broadcast_to(part, (len(ratio), part.shape[1])) for part in spectrum)
-        values, counts = _of_ratio(values, counts, ratio, self._trace)
-        return log_tail(np.where(lower[:, None], -values, values), counts)
-
-
 def kurtosis_stretch(share: np.ndarray, variances: np.ndarray) -> np.ndarray:
     """By what to stretch a statistic about its mean so that its spread is that of Gaussian residuals.
 
@@ -595,23 +548,3 @@ def kurtosis_stretch(share: np.ndarray, variances: np.ndarray) -> np.ndarray:
     squares = (variances**2).sum(-1)
     gaussian = 3.0 * squares / (variances.sum(-1) ** 2 + 2.0 * squares)
     return np.sqrt((1.0 - gaussian) / (1.0 - np.minimum(share, 0.9)))
-
-
-def _of_ratio(eigenvalues, multiplicity, ratio, trace):
-    """Spectrum of the form minus ``ratio`` times the sum of squares; dimensions that no eigenvalue covers are at 0."""
-    missing = np.maximum(trace - multiplicity.sum(1), 0.0)
-    values = np.column_stack([eigenvalues, np.zeros(len(eigenvalues))]) - ratio[:, None]
-    return values, np.column_stack([multiplicity, missing])
-
-
-def _with_discreteness(mean, second, third, extra_third, extra_fourth, lower):
-    """Spectrum with the third and fourth cumulants that discrete counts add.
-
-    The fourth goes into a symmetric pair of eigenvalues that takes the share rho of the variance.
-    """
-    share = np.minimum(0.5, np.sqrt(extra_fourth / 12.0))
-    size = np.ones(len(share))
-    values, counts = two_point_spectrum(mean * size, second * (1.0 - share), third + extra_third, lower)
-    pair = np.sqrt(np.where(share > 0, extra_fourth * second / (24.0 * np.where(share > 0, share, 1.0)), 1.0))
-    number = share * second / (4.0 * pair**2)
-    return np.column_stack([pair, -pair, values]), np.column_stack([number, number, counts])
