@@ -21,10 +21,10 @@ _MANY_CELLS = 2000  # from which an epoch is long enough to be judged by itself
 _STEPS = 15_000  # an end that few fits reach: the held-out loss flattens before
 #: Share by which the held-out loss has to fall within the epochs of patience.
 MIN_PROGRESS = 1e-4
-# Rate, and decay of the running average of the weights that is judged and kept: steps of six times Adam's usual size
+# Rate, and decay of the running average of the weights that is judged and kept: steps of three times Adam's usual size
 # wander about the optimum, and their average over a hundred does not. `benchmarks/multiomics_vae.py rates` shows the
 # choice without each of the sets in turn.
-LEARNING_RATE = 6e-3
+LEARNING_RATE = 3e-3
 _AVERAGE = 0.99
 _ADAM_EPSILON = 1e-6
 _MOST_HELD_OUT = 10_000  # cells of data on disk, by which the loss is known to a few thousandths

@@ -204,7 +204,7 @@ class DifferentiableMultiOmicsVAE(Operator):
             Number of cells in each step; default 128, 64 below 2000 cells.
         learning_rate
             Learning rate of the decoders, of whose weights an average over the last hundred steps is judged and kept;
-            default 0.006. It is lower, in proportion, for a modality with fewer than 1000 reads per
+            default 0.003. It is lower, in proportion, for a modality with fewer than 1000 reads per
             feature (for its encoder too, where no cell lacks a modality).
         encoder_rate
             Learning rate of the encoders divided by that of the decoders. Default 1 where cells lack modalities, 0.1
