@@ -206,7 +206,7 @@ def region_probability(
 
 
 def _scan(step, first, rest):
-    """``jax.lax.scan`` of which the gradient computes each step again, which is less to compile than to keep its parts."""
+    """``jax.lax.scan`` of which the gradient computes each step again: less to compile than to keep its parts."""
     return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), first, rest)
 
 
