@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 
 import anndata as ad
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 from compiled_programs import compiled_programs
 
 import diffbio_sc as dbio
+from diffbio_sc.numerics.placing import device_copy
 
 SPOTS, MORE_SPOTS = 300, 320  # 7 % more; both are padded to 320
 CELLS, MORE_CELLS = 322, 345  # padded to 352, of which 320 to train on
@@ -82,3 +84,15 @@ def test_a_little_more_data_compiles_nothing(name):
         with compiled_programs() as programs:
             call(data)
     assert programs == []
+
+
+@pytest.mark.parametrize("dtype", [None, np.float32, np.int32, np.bool_])
+def test_copies_on_the_device_are_those_of_jax_and_compile_nothing(dtype):
+    values = np.random.default_rng(0).normal(size=(37, 3)).T
+    expected = jnp.asarray(values, dtype)
+    with compiled_programs() as programs:
+        found = device_copy(values, dtype)
+    assert programs == []
+    assert (found.dtype, found.weak_type, found.committed) == (expected.dtype, expected.weak_type, expected.committed)
+    values += 1.0  # the copy has memory of its own
+    np.testing.assert_array_equal(found, expected)

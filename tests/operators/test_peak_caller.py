@@ -152,6 +152,13 @@ def test_e14_finds_the_planted_peaks(signal):
         assert expected == pytest.approx(len(TRUTH), abs=0.7)
 
 
+@pytest.mark.parametrize("denoises", [False, True])
+def test_background_alone_is_that_of_the_outputs(signal, denoises):
+    caller = make(use_vae_denoising=denoises)
+    data = {"signal": signal, "control": signal[::-1]}
+    np.testing.assert_allclose(caller.background(data), caller(data)["peak_background"], rtol=1e-6)
+
+
 def test_e14_batched_unbatched_and_mapped_agree(signal):
     caller = make(num_filters=0)
     together = call(caller, {"signal": signal})

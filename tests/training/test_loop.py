@@ -52,6 +52,18 @@ def documented_order(seed, epoch, size, bucket):
 # --- what an epoch does
 
 
+def test_parameters_are_as_free_as_before_so_that_programs_that_take_them_stay_compiled(make_linear, make_data):
+    free, placed = make_linear(), make_linear()
+    device = jax.devices()[-1]
+    placed.weights[...] = jax.device_put(placed.weights[...], device)
+    for operator in (free, placed):
+        train(operator, make_data(21), optimizer=SGD, batch_size=8, max_epochs=1)
+    assert not free.weights[...].committed
+    assert placed.weights[...].committed
+    assert placed.weights[...].devices() == {device}
+    np.testing.assert_array_equal(free.weights[...], placed.weights[...])
+
+
 def test_weighted_epochs_equal_numpy_with_a_short_last_batch(make_linear, make_data):
     data, operator = make_data(21), make_linear()
     report = train(operator, data, optimizer=SGD, batch_size=8, max_epochs=2, rng=7)

@@ -225,7 +225,7 @@ def stack_tracks(tracks: Sequence[LabelledTrack], caller: DifferentiablePeakCall
     # Windows would reach from the end of a track into its copy: calls would be other than those of the track alone.
     data["background"] = np.empty_like(data["signal"])
     for numbers, group in _by_length(tracks):
-        for number, row in zip(numbers, np.asarray(caller(group)["peak_background"]), strict=True):
+        for number, row in zip(numbers, np.asarray(caller.background(group)), strict=True):
             data["background"][number] = np.resize(row, length)
     for name, fill in (("kind", -1), ("start", 0), ("end", 1)):
         values = np.full((len(tracks), regions), fill, np.int32)

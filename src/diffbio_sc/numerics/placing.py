@@ -13,6 +13,15 @@ from jaxtyping import Array
 _ALIGNMENT = 64
 
 
+def device_copy(values: Any, dtype: Any = None) -> Array:
+    """Return values of the host as an array of JAX, in memory of its own; as ``jnp.asarray`` otherwise.
+
+    ``jnp.asarray`` compiles a program for each shape and type, and one more to convert; this compiles none.
+    """
+    dtype = np.asarray(values).dtype if dtype is None else dtype
+    return jax.device_put(np.array(values, jax.dtypes.canonicalize_dtype(dtype)))
+
+
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """Return zeros that start where devices on the host use them without a copy."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffbio_sc._compiled import compiled_turn, full_products, one_thread_at_a_time
+from diffbio_sc.numerics.placing import device_copy
 from diffbio_sc.operators.config import OperatorConfig
 from diffbio_sc.training import storage
 from diffbio_sc.training.report import FitReport
@@ -69,7 +70,10 @@ def as_float_array(data: Mapping[str, Any], key: str, ranks: Iterable[int]) -> F
         value = np.asarray(value)
     if not any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise TypeError(f"data[{key!r}] must hold real numbers, found dtype {value.dtype}.")
-    array = jnp.asarray(value)
+    if isinstance(value, jax.Array):
+        array = value
+    else:
+        array = device_copy(value, value.dtype if jnp.issubdtype(value.dtype, jnp.floating) else np.float32)
     ranks = tuple(ranks)
     if array.ndim not in ranks:
         raise ValueError(f"data[{key!r}] must have {' or '.join(map(str, ranks))} axes, found shape {array.shape}.")
@@ -144,7 +148,7 @@ class Operator(nnx.Module):
         self.config = config
         if self.is_network:
             # An array, not a Python bool: it is saved with the rest, and setting it compiles nothing anew.
-            self.fitted = FittedStatistic(jnp.zeros((), bool))
+            self.fitted = FittedStatistic(device_copy(False))
 
     def apply(
         self, data: Mapping[str, Any], state: Any = None, metadata: Any = None

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Int
 
 from diffbio_sc._logging import logger
-from diffbio_sc.numerics.placing import put_pieces
+from diffbio_sc.numerics.placing import device_copy, put_pieces
 
 _AXIS = "batch"
 
@@ -103,11 +103,27 @@ def take_rows(array: Array, rows: Int[Array, " n"], sharding: Sharding | None) -
     return shared(array, rows).astype(array.dtype)
 
 
-def bring_home(leaf: Any, sharding: Sharding) -> Any:
+class Home(NamedTuple):
+    """Where an array is, and whether somebody put it there: compiled code is compiled again for one that was."""
+
+    sharding: Sharding
+    committed: bool
+
+
+def home_of(leaf: Array) -> Home:
+    """Return where an array is."""
+    return Home(leaf.sharding, leaf.committed)
+
+
+def bring_home(leaf: Any, home: Home) -> Any:
     """Put an array, of which this process has a copy, where it was before."""
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-        return jax.device_put(leaf, sharding)
-    return jax.device_put(leaf.addressable_data(0), sharding)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = leaf.addressable_data(0)
+    if not home.committed and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        free = device_copy(leaf)
+        if free.sharding == home.sharding:
+            return free
+    return jax.device_put(leaf, home.sharding)
 
 
 def _put_copies(leaf: Any, sharding: Sharding) -> Any:

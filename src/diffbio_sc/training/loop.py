@@ -30,7 +30,7 @@ from diffbio_sc.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from diffbio_sc.training.devices import Placement, bring_home, place_training
+from diffbio_sc.training.devices import Placement, bring_home, home_of, place_training
 from diffbio_sc.training.epoch import (
     MOST_NONFINITE_STEPS,
     Failures,
@@ -428,7 +428,7 @@ def _prepared(
         batch_size, weighted, stratified, placement.batch,
     )  # fmt: skip
     # The epoch gives its variables away; the operator's own arrays may be shared with clones of it, so they are copied.
-    home = jax.tree.map(lambda leaf: leaf.sharding, (trained, other))
+    home = jax.tree.map(home_of, (trained, other))
     variables = Variables(layout.join(trained, library=np), other, optimizer.init(trained))
     return plan, copied(placement.put(variables)), home
 

@@ -201,8 +201,13 @@ def region_probability(
         return tuple(jnp.where(inside, after, before) for after, before in zip(new, carry, strict=True)), None
 
     outside = jax.nn.log_sigmoid(-take(posterior.logits, begin, -_CERTAIN, -_CERTAIN))
-    final = jax.lax.scan(step, (*states, outside), jnp.arange(longest))[0]
+    final = _scan(step, (*states, outside), jnp.arange(longest))[0]
     return RegionProbability(empty=final[4], one=jnp.logaddexp(final[1], final[3]))
+
+
+def _scan(step, first, rest):
+    """``jax.lax.scan`` of which the gradient computes each step again: less to compile than to keep its parts."""
+    return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), first, rest)
 
 
 def _column(value, log_odds):
@@ -255,7 +260,7 @@ def _run(maps: _Map, temperature) -> Array:
 
     columns = _Map(*(cut(part) for part in maps))
     first, rest = _Map(*(part[0] for part in columns)), _Map(*(part[1:] for part in columns))
-    whole = jax.lax.scan(lambda now, step: (_compose(now, step, temperature), None), first, rest)[0]
+    whole = _scan(lambda now, step: (_compose(now, step, temperature), None), first, rest)[0]
     across = _Map(*(jnp.moveaxis(part, -1, 0) for part in whole))
     scalar = temperature if temperature is None or temperature.ndim == 0 else temperature[..., 0]
 
@@ -263,13 +268,13 @@ def _run(maps: _Map, temperature) -> Array:
         return _apply(step, value, scalar), value
 
     start = jnp.zeros(across.shift.shape[1:], maps.shift.dtype)
-    before = jnp.moveaxis(jax.lax.scan(cross, start, across)[1], 0, -1)
+    before = jnp.moveaxis(_scan(cross, start, across)[1], 0, -1)
 
     def along(value, step):
         value = _apply(step, value, temperature)
         return value, value
 
-    values = jax.lax.scan(along, before, columns)[1]
+    values = _scan(along, before, columns)[1]
     return jnp.moveaxis(values, 0, -1).reshape(*maps.shift.shape[:-1], -1)[..., :length]
 
 
@@ -288,5 +293,7 @@ def _forward_backward(log_odds, enter, leave, initial, temperature):
     # Backward, b_t = clip(b_{t+1} + l_{t+1}, -leave, enter), 0 at the end of a sequence.
     following = jnp.concatenate([log_odds[..., 1:], jnp.zeros_like(log_odds[..., :1])], -1)
     backward = _Map(jnp.where(ends, 0.0, following), jnp.where(ends, 0.0, -leave), jnp.where(ends, 0.0, enter))
-    backward = _Map(*(jnp.flip(part, -1) for part in backward))
-    return _run(forward, temperature), jnp.flip(_run(backward, temperature), -1)
+    # Both directions side by side: one set of loops to compile, of half as many steps.
+    both = _Map(*(jnp.stack([one, jnp.flip(other, -1)]) for one, other in zip(forward, backward, strict=True)))
+    onward, returning = _run(both, temperature)
+    return onward, jnp.flip(returning, -1)

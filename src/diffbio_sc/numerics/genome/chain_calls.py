@@ -228,7 +228,7 @@ def _count_p_values(covered, level, n, width, floor, table, histogram):
             part = place - cell
             log10_p = table[height, cell] * (np.float32(1.0) - part) + table[height, cell + 1] * part
         else:
-            log10_p = np.float32(-log_survival_scalar(float(height), float(level[b])) / math.log(10.0))
+            log10_p = np.float32(-log_survival_scalar(float(height), np.float64(level[b])) / math.log(10.0))
         histogram[min(int(log10_p * PER_UNIT), len(histogram) - 1)] += 1
 
 
@@ -405,7 +405,10 @@ def _call_sequences(treatment, control, lengths, windows, settings, histogram):
 @njit(cache=True, nogil=True)
 def _grown(array):
     result = np.empty((2 * array.shape[0], array.shape[1]), array.dtype)
-    result[: array.shape[0]] = array
+    # Not by slices: the message of an error that cannot occur takes two seconds to compile.
+    for row in range(array.shape[0]):
+        for column in range(array.shape[1]):
+            result[row, column] = array[row, column]
     return result
 
 
@@ -431,7 +434,7 @@ def _describe(sources, windows, settings, left, right, length, row):
         count += height[x - begin]
         expected += level[x // width - first_bin]
     here = level[summit // width - first_bin]
-    log10_p = -log_survival_scalar(height[summit - begin], float(here)) / math.log(10.0)
+    log10_p = -log_survival_scalar(height[summit - begin], np.float64(here)) / math.log(10.0)
     log_odds = (count * settings.log_fold - (settings.fold - 1.0) * expected) / settings.fragment_length
     if not (log10_p >= settings.least_log10_p and log_odds >= settings.least_log_odds):
         return False

@@ -148,7 +148,7 @@ def _box(area, top, bottom, left, right):
     return area[bottom + 1, right + 1] - area[top, right + 1] - area[bottom + 1, left] + area[top, left]
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=True, nogil=True)
 def _backgrounds(area, i, j, p, w):
     """Sums over donut, lower left, horizontal and vertical background of the pixel at (i, j)."""
     window = _box(area, i - w, i + w, j - w, j + w)

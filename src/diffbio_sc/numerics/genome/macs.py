@@ -130,7 +130,7 @@ def _score(height, level, tail_above):
     for i in range(len(height)):
         if height[i] != last_height or level[i] != last_level:
             last_height, last_level = height[i], level[i]
-            last = -log_survival_scalar(math.floor(height[i]) + tail_above, float(level[i])) / math.log(10.0)
+            last = -log_survival_scalar(math.floor(height[i]) + tail_above, np.float64(level[i])) / math.log(10.0)
         result[i] = last
     return result
 

@@ -26,11 +26,23 @@ def _count_triangles(indptr, indices, place):
 
 
 @njit(cache=True, nogil=True)
+def _first_at_least(values, low, high, wanted):
+    """Where in sorted ``values[low:high]`` the values from ``wanted`` on begin; ``np.searchsorted`` compiles longer."""
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, nogil=True)
 def _diagonal_positions(indptr, indices):
     """Where in rows of sorted columns the diagonal begins, or would."""
     result = np.empty(len(indptr) - 1, np.int64)
     for i in range(len(result)):
-        result[i] = indptr[i] + np.searchsorted(indices[indptr[i] : indptr[i + 1]], i)
+        result[i] = _first_at_least(indices, indptr[i], indptr[i + 1], i)
     return result
 
 
@@ -217,9 +229,8 @@ def _row_ranges(indptr, indices, first_column, last_column):
     n = len(first_column)
     begin, end = np.empty(n, np.int64), np.empty(n, np.int64)
     for i in range(n):
-        row = indices[indptr[i] : indptr[i + 1]]
-        begin[i] = indptr[i] + np.searchsorted(row, first_column[i])
-        end[i] = max(begin[i], indptr[i] + np.searchsorted(row, last_column[i]))
+        begin[i] = _first_at_least(indices, indptr[i], indptr[i + 1], first_column[i])
+        end[i] = max(begin[i], _first_at_least(indices, indptr[i], indptr[i + 1], last_column[i]))
     return begin, end
 
 

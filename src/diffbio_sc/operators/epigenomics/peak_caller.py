@@ -142,6 +142,16 @@ class DifferentiablePeakCaller(Operator):
             result["elbo_loss"] = elbo_loss(tracks.reads, denoised)
         return result
 
+    def background(self, data: Mapping[str, Any]) -> Float[Array, "batch length"]:
+        """Return ``peak_background`` alone, of tracks in rows: there is less to compile without the chain."""
+        self.check_keys(data)
+        return self._run(DifferentiablePeakCaller._background, data)
+
+    def _background(self, data: Mapping[str, Any]) -> Float[Array, "batch length"]:
+        tracks = self._tracks(data)
+        rate = None if self.denoiser is None else self.denoiser(tracks.reads).rate
+        return self.config.positions_per_read * jnp.exp(self._evidence(tracks, rate).log_background)
+
     def segments(self, data: Mapping[str, Any]) -> list[np.ndarray]:
         """Return the hard calls, the best path, as half-open runs of positions.
 
@@ -248,7 +258,7 @@ class DifferentiablePeakCaller(Operator):
         arrays = {name: np.asarray(data[name]) for name in names if name in data}
         if single:
             arrays = {name: array[None] for name, array in arrays.items()}
-        self._tracks(arrays)
+        self._checked(arrays)
         longest = None
         if "region_kind" in arrays:
             longest = 1 << max(longest_region(arrays) - 1, 0).bit_length()
@@ -281,7 +291,7 @@ class DifferentiablePeakCaller(Operator):
         graph, state = nnx.split(self)
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, arrays))):
             return method(self, arrays)
-        self._tracks(arrays)  # refuses bad values, which compiled code cannot see
+        self._checked(arrays)  # refuses bad values, which compiled code cannot see
         if self.correction is not None and self.correction.is_zero():
             graph, state = nnx.split(self._without_correction())
         return _compiled(method, graph, state, arrays)
@@ -293,6 +303,11 @@ class DifferentiablePeakCaller(Operator):
         return plain
 
     def _tracks(self, data) -> _Tracks:
+        arrays = self._checked(data)
+        scaled = {name: jnp.atleast_2d(array) / self.config.positions_per_read for name, array in arrays.items()}
+        return _Tracks(scaled["signal"], scaled.get("control"), scaled.get("background"))
+
+    def _checked(self, data) -> dict[str, Array]:
         signal = as_float_array(data, "signal", (1, 2))
         if signal.shape[-1] == 0:
             raise ValueError(f"data['signal'] must have at least one position, found shape {signal.shape}.")
@@ -307,8 +322,7 @@ class DifferentiablePeakCaller(Operator):
                     )
         for name, array in arrays.items():
             _refuse_bad_counts(name, array)
-        scaled = {name: jnp.atleast_2d(array) / self.config.positions_per_read for name, array in arrays.items()}
-        return _Tracks(scaled["signal"], scaled.get("control"), scaled.get("background"))
+        return arrays
 
     def _positions(self, base_pairs: float) -> int:
         return max(round(base_pairs / self.config.bin_width), 1)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from diffbio_sc.numerics.latent import alignment
 from diffbio_sc.numerics.padding import zero_padded
+from diffbio_sc.numerics.placing import device_copy
 from diffbio_sc.operators.contract import FittedStatistic
 from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import filled
@@ -42,9 +43,9 @@ class Aligned(nnx.Module):
         # Clusters that are not used have no weight.
         weight = np.full((batches, most), -1e3)
         weight[:, :clusters] = found.log_weight
-        self.centres[...] = jnp.asarray(zero_padded(found.centres, self.centres.shape))
-        self.log_weight[...] = jnp.asarray(weight, jnp.float32)
-        self.offsets[...] = jnp.asarray(zero_padded(found.offsets, self.offsets.shape))
+        self.centres[...] = device_copy(zero_padded(found.centres, self.centres.shape))
+        self.log_weight[...] = device_copy(weight, np.float32)
+        self.offsets[...] = device_copy(zero_padded(found.offsets, self.offsets.shape))
 
     def __call__(self, latent: Any, batch: Any, *, library: Any = jnp) -> Any:
         """Place of each cell after the correction, by ``library``, jax.numpy or numpy."""

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from diffbio_sc.numerics.placing import device_copy
 from diffbio_sc.operators.contract import FittedStatistic
 from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
 
@@ -42,8 +43,8 @@ class ModalityEncoder(nnx.Module):
         self.scale = FittedStatistic(filled(features, 1.0))
         self.frequency = FittedStatistic(filled(features, 1.0))
         self.limit = FittedStatistic(filled(features, np.inf))
-        self.target = FittedStatistic(jnp.float32(1e4))
-        self.depth_moments = FittedStatistic(jnp.asarray(np.array([0.0, 1.0], np.float32)))
+        self.target = FittedStatistic(device_copy(1e4, np.float32))
+        self.depth_moments = FittedStatistic(device_copy([0.0, 1.0], np.float32))
         self.basis = FittedStatistic(_normal(rngs, (features, inputs), features))
         self.offsets = FittedStatistic(filled((2, inputs), 0.0))
         self.input_scale = FittedStatistic(filled(inputs, 1.0))
@@ -159,10 +160,10 @@ class ModalityDecoder(nnx.Module):
 
 def filled(shape: int | tuple[int, ...], value: float) -> Array:
     """A constant array; by numpy, because JAX would compile for each shape."""
-    return jnp.asarray(np.full(shape, value, np.float32))
+    return device_copy(np.full(shape, value, np.float32))
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int = 1, *, scale: float = 1.0) -> Array:
     """Normal draws of variance scale^2 / fan_in; by numpy, because JAX would compile for each shape."""
     words = np.asarray(jax.random.key_data(rngs.params()))
-    return jnp.asarray(scale * np.random.default_rng(words).normal(size=shape) / fan_in**0.5, jnp.float32)
+    return device_copy(scale * np.random.default_rng(words).normal(size=shape) / fan_in**0.5, np.float32)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from diffbio_sc._compiled import one_thread_at_a_time
 from diffbio_sc._random import as_generator
+from diffbio_sc.numerics.placing import device_copy
 from diffbio_sc.operators.contract import (
     FitReport,
     FittedStatistic,
@@ -102,7 +103,7 @@ class DifferentiableMultiOmicsVAE(Operator):
         if config.use_gradnorm:
             self.log_balance = nnx.Param(filled(modalities, 0.0))
         self.initial_losses = FittedStatistic(filled(modalities, 1.0))
-        self.n_cells = FittedStatistic(jnp.float32(1e3))
+        self.n_cells = FittedStatistic(device_copy(1e3, np.float32))
         self.axis_lengths = FittedStatistic(filled(config.latent_dim, 1.0))
         # Log size of a modality from z and the other modalities' log sizes: see sizes.fit_size_model.
         self.size_model = FittedStatistic(filled((modalities, 1 + config.latent_dim + modalities), 0.0))
@@ -308,20 +309,20 @@ class DifferentiableMultiOmicsVAE(Operator):
         generator: np.random.Generator,
     ) -> None:
         """The linear solution of some of the cells."""
-        self.n_cells[...] = jnp.float32(len(cells))
+        self.n_cells[...] = device_copy(len(cells), np.float32)
         if len(cells) > _FACTOR_CELLS:
             cells = cells[np.sort(generator.choice(len(cells), _FACTOR_CELLS, replace=False))]
         matrices = [take_rows(matrix, cells) for matrix in matrices]
         present, batch = present[cells], batch[cells]
         log_size = log_sizes(matrices, self.config.modality_likelihoods)
         lengths = start(self.encoders, self.decoders, self.config, matrices, present, batch, log_size, rng=generator)
-        self.axis_lengths[...] = jnp.asarray(lengths, jnp.float32)
+        self.axis_lengths[...] = device_copy(lengths, np.float32)
         if self.config.use_gradnorm:
             few = slice(0, _LOSS_CELLS)
             found = blocks.score(self, [matrix[few] for matrix in matrices], present[few], batch[few])
             values = [found[f"log_likelihood_{m}"] for m in range(len(matrices))]
             losses = [-np.nanmean(value) if np.isfinite(value).any() else 1.0 for value in values]
-            self.initial_losses[...] = jnp.asarray(losses, jnp.float32)
+            self.initial_losses[...] = device_copy(losses, np.float32)
 
     def _fit_readings(
         self, matrices: list[Any], present: np.ndarray, batch: np.ndarray, generator: np.random.Generator
@@ -334,8 +335,8 @@ class DifferentiableMultiOmicsVAE(Operator):
 
         log_size = log_sizes(matrices, self.config.modality_likelihoods)
         model, means = sizes.fit_size_model(log_size, present, self.config.latent_dim, latent_without)
-        self.size_model[...] = jnp.asarray(model, jnp.float32)
-        self.size_means[...] = jnp.asarray(means, jnp.float32)
+        self.size_model[...] = device_copy(model, np.float32)
+        self.size_means[...] = device_copy(means, np.float32)
         if self.config.n_batches == 1 and not self.config.regressed:
             return
         if len(present) > _READING_CELLS:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from diffbio_sc.numerics.latent.kernel_ridge import KernelRidge, fit_kernel_ridge
 from diffbio_sc.numerics.padding import zero_padded
+from diffbio_sc.numerics.placing import device_copy
 from diffbio_sc.operators.contract import FittedStatistic
 from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
 from diffbio_sc.operators.multiomics.multiomics_vae.embedding import Aligned
@@ -41,12 +42,12 @@ class Regression(nnx.Module):
         inputs = config.latent_dim + modalities
         self.modality = modality
         self.aligned = Aligned(config)
-        self.is_fitted = FittedStatistic(jnp.float32(0.0))
+        self.is_fitted = FittedStatistic(device_copy(0.0, np.float32))
         # Depths of the other modalities less their means in the batch, in units of the embedding.
         self.size_means = FittedStatistic(filled((config.n_batches, modalities), 0.0))
         self.size_scale = FittedStatistic(filled((config.n_batches, modalities), 0.0))
         self.centres = FittedStatistic(filled((config.n_centres, inputs), 0.0))
-        self.squared_scale = FittedStatistic(jnp.float32(1.0))
+        self.squared_scale = FittedStatistic(device_copy(1.0, np.float32))
         self.coefficients = FittedStatistic(filled((config.n_centres, features), 0.0))
         self.constant = FittedStatistic(filled(features, 0.0))
         self.explained = FittedStatistic(filled(features, 0.0))
@@ -79,33 +80,33 @@ class Regression(nnx.Module):
         rng
             Generator of clusters and centres.
         """
-        self.is_fitted[...] = jnp.float32(len(targets) >= _FEWEST_CELLS)
+        self.is_fitted[...] = device_copy(len(targets) >= _FEWEST_CELLS, np.float32)
         if len(targets) < _FEWEST_CELLS:
             return
         self.aligned.fit(embedding, batch, rng)
         means, spread = _moments(sizes, batch, len(self.size_means[...]))
-        self.size_means[...] = jnp.asarray(means, jnp.float32)
+        self.size_means[...] = device_copy(means, np.float32)
         # A standard deviation of depth, within the batch, is as long as one along a typical axis.
         scale = np.where(spread > 1e-6, embedding.std() / np.maximum(spread, 1e-6), 0.0)
         outputs, chosen = _transformed(values), []
         for factor in (0.0, 1.0):  # depth is read where it helps cells left out
-            self.size_scale[...] = jnp.asarray(factor * scale, jnp.float32)
+            self.size_scale[...] = device_copy(factor * scale, np.float32)
             inputs = self._inputs(embedding[targets], sizes[targets], batch[targets], np)
             trial = fit_kernel_ridge(inputs, outputs, _TRIAL_CENTRES, np.random.default_rng(0))
             chosen.append((trial.explained.mean(), factor, inputs))
         _, factor, inputs = max(chosen, key=lambda one: one[0])
-        self.size_scale[...] = jnp.asarray(factor * scale, jnp.float32)
+        self.size_scale[...] = device_copy(factor * scale, np.float32)
         fitted = fit_kernel_ridge(inputs, outputs, len(self.centres[...]), rng)
-        self.centres[...] = jnp.asarray(zero_padded(fitted.centres, self.centres.shape))
-        self.coefficients[...] = jnp.asarray(zero_padded(fitted.coefficients, self.coefficients.shape))
-        self.squared_scale[...] = jnp.float32(fitted.squared_scale)
-        self.constant[...] = jnp.asarray(fitted.constant, jnp.float32)
-        self.explained[...] = jnp.asarray(fitted.explained, jnp.float32)
+        self.centres[...] = device_copy(zero_padded(fitted.centres, self.centres.shape))
+        self.coefficients[...] = device_copy(zero_padded(fitted.coefficients, self.coefficients.shape))
+        self.squared_scale[...] = device_copy(fitted.squared_scale, np.float32)
+        self.constant[...] = device_copy(fitted.constant, np.float32)
+        self.explained[...] = device_copy(fitted.explained, np.float32)
         # Errors of cells left out: those of cells fitted to would be too small.
         total, told = outputs.var(0), np.maximum(fitted.predict(inputs), 0.0)
         left = np.minimum(1.0 - fitted.explained, 1.0) * total
         counting = [_sampling_variance(told, np).mean(0), _sampling_variance(fitted.constant, np)]
-        self.spread[...] = jnp.asarray(np.maximum([left - counting[0], total - counting[1]], 0.0), jnp.float32)
+        self.spread[...] = device_copy(np.maximum([left - counting[0], total - counting[1]], 0.0), np.float32)
 
     def imputed(self, embedding: Any, sizes: Any, batch: Any, *, library: Any = jnp) -> Any:
         """Typical counts of cells that lack the modality, by ``library``, jax.numpy or numpy.

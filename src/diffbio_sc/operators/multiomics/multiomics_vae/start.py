@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
@@ -13,6 +12,7 @@ from jaxtyping import Float, Int
 from diffbio_sc.numerics.latent import factors
 from diffbio_sc.numerics.latent.scaled_rows import ScaledRows
 from diffbio_sc.numerics.padding import zero_padded
+from diffbio_sc.numerics.placing import device_copy
 from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
 from diffbio_sc.operators.multiomics.multiomics_vae.features import (
     ACCESSIBILITY,
@@ -92,12 +92,12 @@ def start(
         known = np.flatnonzero(present[:, m])
         kernel, precision = factors.unimodal_expert(joint.loadings[m], joint.noise[m])
         encoder = encoders[m]
-        encoder.kernel[...] = jnp.asarray(zero_padded(kernel, (inputs, kernel.shape[1])))
-        encoder.log_precision[...] = jnp.asarray(np.log(precision), jnp.float32)
+        encoder.kernel[...] = device_copy(zero_padded(kernel, (inputs, kernel.shape[1])))
+        encoder.log_precision[...] = device_copy(np.log(precision), np.float32)
         offset = joint.offsets[m]
-        encoder.batch_offset[...] = jnp.asarray(zero_padded(offset, (config.n_batches, inputs)))
+        encoder.batch_offset[...] = device_copy(zero_padded(offset, (config.n_batches, inputs)))
         spread = np.sqrt(((scores[m][known] - offset[batch[known]]) ** 2).mean(0))
-        encoder.input_scale[...] = jnp.asarray(
+        encoder.input_scale[...] = device_copy(
             zero_padded(np.full(len(spread), 1.0 / max(np.sqrt((spread**2).mean()), 1e-6)), (inputs,))
         )
         if names[m] in ACCESSIBILITY:
@@ -122,11 +122,11 @@ def _fit_transform(
     size = depth(matrix)
     log_size = np.log(size) if name != "gaussian" else np.zeros(len(size))
     deviation = log_size.std()
-    encoder.depth_moments[...] = jnp.asarray([log_size.mean(), deviation if deviation > 1e-6 else 1.0], jnp.float32)
-    encoder.target[...] = jnp.float32(np.median(size))
+    encoder.depth_moments[...] = device_copy([log_size.mean(), deviation if deviation > 1e-6 else 1.0], np.float32)
+    encoder.target[...] = device_copy(np.median(size), np.float32)
     if name in ACCESSIBILITY:
         detected = np.maximum(np.bincount(matrix.indices, minlength=matrix.shape[1]), 1)
-        encoder.frequency[...] = jnp.asarray(len(size) / detected, jnp.float32)
+        encoder.frequency[...] = device_copy(len(size) / detected, np.float32)
     values, regressors = transformed(encoder, name, matrix, linked=False)
     scale = 1.0 / factors.standard_deviations(values)
     limit = np.asarray(values.mean(0)).ravel() * scale + factors.LARGEST_VALUE
@@ -141,9 +141,9 @@ def _fit_transform(
         typical_share=0.0 if name in ACCESSIBILITY else _TYPICAL_SHARE,
     )
     inputs = config.feature_dim
-    encoder.scale[...], encoder.limit[...] = jnp.asarray(scale), jnp.asarray(limit, jnp.float32)
-    encoder.basis[...] = jnp.asarray(zero_padded(components.basis, (matrix.shape[1], inputs)))
-    encoder.offsets[...] = jnp.asarray(zero_padded(components.offsets, (2, inputs)))
+    encoder.scale[...], encoder.limit[...] = device_copy(scale), device_copy(limit, np.float32)
+    encoder.basis[...] = device_copy(zero_padded(components.basis, (matrix.shape[1], inputs)))
+    encoder.offsets[...] = device_copy(zero_padded(components.offsets, (2, inputs)))
     return components
 
 
@@ -164,16 +164,16 @@ def _link(
     information = np.maximum((slopes**2 * share).sum(1) - (slopes @ share) ** 2, 1e-6)
     basis = slopes.T / information
     # Arrays made by numpy: those of jax.numpy are compiled for each shape.
-    encoder.scale[...] = jnp.asarray(np.ones(matrix.shape[1], np.float32))
-    encoder.limit[...] = jnp.asarray(np.full(matrix.shape[1], np.inf, np.float32))
-    encoder.basis[...] = jnp.asarray(zero_padded(basis, (matrix.shape[1], inputs)))
-    encoder.offsets[...] = jnp.asarray(np.zeros((2, inputs), np.float32))
-    encoder.batch_offset[...] = jnp.asarray(zero_padded(rates @ basis, (config.n_batches, inputs)))
-    encoder.kernel[...] = jnp.asarray(zero_padded(np.eye(latent.shape[1]), (inputs, latent.shape[1])))
+    encoder.scale[...] = device_copy(np.ones(matrix.shape[1], np.float32))
+    encoder.limit[...] = device_copy(np.full(matrix.shape[1], np.inf, np.float32))
+    encoder.basis[...] = device_copy(zero_padded(basis, (matrix.shape[1], inputs)))
+    encoder.offsets[...] = device_copy(np.zeros((2, inputs), np.float32))
+    encoder.batch_offset[...] = device_copy(zero_padded(rates @ basis, (config.n_batches, inputs)))
+    encoder.kernel[...] = device_copy(zero_padded(np.eye(latent.shape[1]), (inputs, latent.shape[1])))
     precision = _BELIEVED * information * np.median(size)
-    encoder.log_precision[...] = jnp.asarray(np.log(precision), jnp.float32)
+    encoder.log_precision[...] = device_copy(np.log(precision), np.float32)
     spread = np.sqrt(((matrix @ basis / size[:, None] - (rates @ basis)[batch]) ** 2).mean(0))
-    encoder.input_scale[...] = jnp.asarray(zero_padded(1.0 / np.maximum(spread, 1e-6), (inputs,)))
+    encoder.input_scale[...] = device_copy(zero_padded(1.0 / np.maximum(spread, 1e-6), (inputs,)))
 
 
 def start_decoder(
@@ -199,19 +199,19 @@ def start_decoder(
             ((as_dense(matrix[rows]) - centre[batch[rows]] - latent[rows] @ slopes) ** 2).sum(0) for rows in blocks
         )
         variance = np.maximum(squares / len(batch), 1e-6)
-        decoder.intercept[...] = jnp.asarray(centre, jnp.float32)
-        decoder.slopes[...] = jnp.asarray(slopes.T, jnp.float32)
-        decoder.log_variance[...] = jnp.asarray(np.log(variance), jnp.float32)
+        decoder.intercept[...] = device_copy(centre, np.float32)
+        decoder.slopes[...] = device_copy(slopes.T, np.float32)
+        decoder.log_variance[...] = device_copy(np.log(variance), np.float32)
         return
     size = np.exp(log_size.astype(np.float64))
     share, rates = _batch_rates(matrix, batch, size, config.n_batches, unseen=0.5 / len(size))
     slopes = _regression_step(matrix, latent, batch, size, share, rates, prior=_SLOPE_PRIOR)
     slopes = np.clip(slopes, -_LARGEST_SLOPE, _LARGEST_SLOPE) * _NEWTON
     intercept = np.log(np.maximum(rates, _LOWEST_RATE))
-    decoder.intercept[...] = jnp.asarray(intercept, jnp.float32)
-    decoder.slopes[...] = jnp.asarray(slopes.T, jnp.float32)
+    decoder.intercept[...] = device_copy(intercept, np.float32)
+    decoder.slopes[...] = device_copy(slopes.T, np.float32)
     if name == "protein_mixture":
-        decoder.log_background[...] = jnp.asarray(intercept - _BACKGROUND, jnp.float32)
+        decoder.log_background[...] = device_copy(intercept - _BACKGROUND, np.float32)
 
 
 def _by_batch(batch: np.ndarray, n_batches: int) -> sp.csr_array:
