@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import diffbio_sc as dbio
-from diffbio_sc.io import _tabix
-from diffbio_sc.io._read_fragments import read_fragment_range, report_ranges
+from diffbio_sc.io import tabix
+from diffbio_sc.io.fragment_ranges import read_fragment_range, report_ranges
 
 pysam = pytest.importorskip("pysam", reason="pysam writes the index and reads it for comparison")
 
@@ -36,11 +36,11 @@ def write(path, text, *, csi=False, header="# id=sample\n# assembly=x\n"):
 @pytest.fixture
 def apart(monkeypatch):
     """Every chromosome a range of its own."""
-    monkeypatch.setattr(_tabix, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(tabix, "_LEAST_BYTES", 0)
 
 
 def text_of(path, place):
-    with _tabix.open_range(path, place) as source:
+    with tabix.open_range(path, place) as source:
         parts, target = [], bytearray(1 << 12)
         while count := source.readinto(memoryview(target)):
             parts.append(bytes(target[:count]))
@@ -51,7 +51,7 @@ def text_of(path, place):
 @pytest.mark.parametrize("csi", [False, True])
 def test_ranges_are_the_lines_that_pysam_finds(tmp_path, apart, csi):
     path = write(tmp_path / "f.tsv.gz", lines(), csi=csi)
-    ranges = _tabix.indexed_ranges(path)
+    ranges = tabix.indexed_ranges(path)
     assert [place.chromosomes for place in ranges] == [("chr2",), ("chr10",), ("tiny",), ("chr1",)]
     with pysam.TabixFile(str(path), index=f"{path}.{'csi' if csi else 'tbi'}") as file:
         for place in ranges:
@@ -60,10 +60,10 @@ def test_ranges_are_the_lines_that_pysam_finds(tmp_path, apart, csi):
 
 def test_small_chromosomes_are_read_together(tmp_path, monkeypatch):
     path = write(tmp_path / "f.tsv.gz", lines())
-    (whole,) = _tabix.indexed_ranges(path)
+    (whole,) = tabix.indexed_ranges(path)
     assert whole.chromosomes == ("chr2", "chr10", "tiny", "chr1")
-    monkeypatch.setattr(_tabix, "_LEAST_BYTES", 60_000)
-    names = [place.chromosomes for place in _tabix.indexed_ranges(path)]
+    monkeypatch.setattr(tabix, "_LEAST_BYTES", 60_000)
+    names = [place.chromosomes for place in tabix.indexed_ranges(path)]
     assert names == [("chr2",), ("chr10", "tiny", "chr1")]
     assert text_of(path, whole) == "".join(lines())
 
@@ -74,7 +74,7 @@ def test_fragments_of_ranges_are_those_of_the_file(tmp_path, apart):
     path = write(tmp_path / "f.tsv.gz", sorted(text[:9001], key=lambda line: int(line.split("\t")[1])) + text[9001:])
     with pytest.warns(UserWarning, match="1 interval of length 0 left out") as caught:
         whole = dbio.io.read_fragments(path)
-    found = [read_fragment_range(path, place) for place in _tabix.indexed_ranges(path)]
+    found = [read_fragment_range(path, place) for place in tabix.indexed_ranges(path)]
     assert [name for part, _ in found for name in part.chromosomes] == whole.chromosomes
     for part, _ in found:
         (name,) = part.chromosomes
@@ -90,12 +90,12 @@ def test_fragments_of_ranges_are_those_of_the_file(tmp_path, apart):
 
 def test_an_index_that_does_not_fit_is_not_used(tmp_path, caplog):
     path = write(tmp_path / "f.tsv.gz", lines())
-    assert _tabix.indexed_ranges(path) is not None
+    assert tabix.indexed_ranges(path) is not None
     index = tmp_path / "f.tsv.gz.tbi"
     good = index.read_bytes()
 
     def told(message):
-        assert _tabix.indexed_ranges(path) is None
+        assert tabix.indexed_ranges(path) is None
         assert message in caplog.records[-1].message
 
     stamp = path.stat().st_mtime
@@ -116,20 +116,20 @@ def test_an_index_that_does_not_fit_is_not_used(tmp_path, caplog):
     index.touch()
     told("does not cover its file")
     index.unlink()
-    assert _tabix.indexed_ranges(path) is None
+    assert tabix.indexed_ranges(path) is None
 
 
 @pytest.mark.parametrize("left_out", [0, 1, 3])
 def test_an_index_without_a_chromosome_is_not_used(tmp_path, monkeypatch, left_out):
     path = write(tmp_path / "f.tsv.gz", lines())
-    ranges = _tabix._read_index(f"{path}.tbi")
-    monkeypatch.setattr(_tabix, "_read_index", lambda index: ranges[:left_out] + ranges[left_out + 1 :])
-    assert _tabix.indexed_ranges(path) is None
+    ranges = tabix._read_index(f"{path}.tbi")
+    monkeypatch.setattr(tabix, "_read_index", lambda index: ranges[:left_out] + ranges[left_out + 1 :])
+    assert tabix.indexed_ranges(path) is None
 
 
 def test_damage_is_an_error_that_names_the_file(tmp_path, apart):
     path = write(tmp_path / "f.tsv.gz", lines())
-    first, *_ = _tabix.indexed_ranges(path)
+    first, *_ = tabix.indexed_ranges(path)
     data = bytearray(path.read_bytes())
     data[3000] ^= 0xFF
     path.write_bytes(data)

@@ -13,7 +13,7 @@ from dying_tasks import Dies
 import diffbio_sc as dbio
 from diffbio_sc.blocks import cluster as engine
 from diffbio_sc.engines import interval_peaks, interval_sample, peak_sets, pseudobulk
-from diffbio_sc.io import _tabix
+from diffbio_sc.io import tabix
 from diffbio_sc.tl import _peak_sources
 
 distributed = pytest.importorskip("distributed")
@@ -71,7 +71,7 @@ def small_parts(monkeypatch):
     """Every chromosome a task of its own, ranges of an index too."""
     monkeypatch.setattr("diffbio_sc.genome.intervals.PART_ROWS", 1)
     monkeypatch.setattr(peak_sets, "PART_ROWS", 1)
-    monkeypatch.setattr(_tabix, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(tabix, "_LEAST_BYTES", 0)
 
 
 def calls(files, mode):

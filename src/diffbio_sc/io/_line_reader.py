@@ -16,7 +16,7 @@ from diffbio_sc.genome.intervals import COLUMN_TYPES, Intervals
 from diffbio_sc.io import _line_kernels as kernels
 from diffbio_sc.io._byte_source import BLOCK_BYTES, ByteSource, PathLike, as_paths, open_bytes, require_text
 from diffbio_sc.io._name_table import BarcodeTable, NameTable
-from diffbio_sc.io._tabix import FileRange, open_range
+from diffbio_sc.io.tabix import FileRange, open_range
 
 # A line holds at least a name, two numbers and three separators.
 _SHORTEST_LINE = 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +10,6 @@ from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._line_reader import Layout, LineReader, layout_columns
-from diffbio_sc.io._tabix import FileRange
 
 
 def read_fragments(
@@ -58,8 +56,7 @@ def read_fragments(
     Examples
     --------
     >>> import tempfile
-    >>> from pathlib import Path
-    >>> import diffbio_sc as dbio
+    >>>     >>> import diffbio_sc as dbio
     >>> path = Path(tempfile.mkdtemp()) / "fragments.tsv"
     >>> _ = path.write_text("chr1\t100\t300\tAAAC-1\t1\nchr1\t250\t400\tAAAG-1\t2\n")
     >>> fragments = dbio.io.read_fragments(path)
@@ -68,17 +65,21 @@ def read_fragments(
     >>> fragments["chr1"].end
     array([300, 400], dtype=int32)
     """
-    reader = _reader(barcodes=barcodes, use_barcodes=use_barcodes, use_counts=use_counts, chrom_sizes=chrom_sizes)
+    reader = fragment_reader(
+        barcodes=barcodes, use_barcodes=use_barcodes, use_counts=use_counts, chrom_sizes=chrom_sizes
+    )
     return reader.read(path)
 
 
-def _reader(
+def fragment_reader(
     *,
     barcodes: Sequence[str] | Mapping[str, str] | None = None,
     use_barcodes: bool = True,
     use_counts: bool = False,
     chrom_sizes: ChromSizes | None = None,
 ) -> LineReader:
+    """Reader of the lines of fragments files, with the options of :func:`read_fragments`."""
+
     def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:
         has_barcodes, has_counts = len(layout.fields) > 3, len(layout.fields) > 4
         if (barcodes is not None and not has_barcodes) or (use_counts and not has_counts):
@@ -91,16 +92,3 @@ def _reader(
 
     columns = [*(["cell_code"] if use_barcodes or barcodes is not None else []), *(["count"] if use_counts else [])]
     return LineReader(locate, columns=columns, sizes=chrom_sizes, barcodes=barcodes)
-
-
-def read_fragment_range(path: PathLike, place: FileRange) -> tuple[Intervals, np.ndarray]:
-    """Fragments of some chromosomes of an indexed file, and the counters of what was left out."""
-    return _reader().read_range(path, place)
-
-
-def report_ranges(path: PathLike, counters: Sequence[np.ndarray], rows: int) -> None:
-    """Warn about what was left out in all ranges of a file, as :func:`read_fragments` does."""
-    reader = _reader()
-    for one in counters:
-        reader.counters += one
-    reader.report(Path(path).name, rows)

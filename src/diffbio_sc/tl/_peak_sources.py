@@ -120,8 +120,8 @@ class _Range(NamedTuple):
 
 def _indexed(path: Any, folder: Path) -> Flow[Intervals | None]:
     """A file of fragments with an index, each range read by a worker; None without an index that fits."""
-    from diffbio_sc.io._read_fragments import report_ranges
-    from diffbio_sc.io._tabix import indexed_ranges
+    from diffbio_sc.io.fragment_ranges import report_ranges
+    from diffbio_sc.io.tabix import indexed_ranges
 
     where = os.path.abspath(path)
     ranges = indexed_ranges(where)
@@ -158,7 +158,7 @@ def _indexed(path: Any, folder: Path) -> Flow[Intervals | None]:
 
 def _read_range(item: _Range) -> tuple[Intervals, np.ndarray]:
     """Run by a worker: read some chromosomes into the shared folder."""
-    from diffbio_sc.io._read_fragments import read_fragment_range
+    from diffbio_sc.io.fragment_ranges import read_fragment_range
 
     with columns_on_disk():
         intervals, counters = read_fragment_range(item.path, item.place)

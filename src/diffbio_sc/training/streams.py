@@ -36,6 +36,23 @@ class BatchSource(abc.ABC):
     reads_ahead
         Whether the next part may be made in another thread while training goes on. What is done there must not run
         compiled code of this package, which takes turns with training.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from diffbio_sc.training import BatchSource
+    >>> class Drawn(BatchSource):
+    ...     size, part_rows = 1000, 256
+    ...
+    ...     def parts(self, epoch):
+    ...         rng = np.random.default_rng(epoch)
+    ...         for start in range(0, self.size, self.part_rows):
+    ...             rows = min(self.part_rows, self.size - start)
+    ...             yield self.rooms.arranged({"features": rng.normal(size=(rows, 3))})
+    >>> source = Drawn()
+    >>> source.begin(128, stratified=False)
+    >>> source.n_parts
+    4
     """
 
     size: int
