@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _FEWEST_SPOTS = 10
 # Median slope of genes on the totals, and on the totals as far as neighbours share them: .88 and more on seven tissues;
 # where a quarter of the genes share a hot spot one of them is below .6 (benchmarks/spatial_genes.py panel).
+_LARGEST_PANEL = 500  # genes of a targeted panel
 _LOWEST_SLOPE = 0.7
 _LEAST_TESTED = 0.5  # of the genes
 
@@ -170,7 +171,7 @@ def spatial_genes(
     test = engine.make_test(spots, None if lengthscales is None else np.asarray(lengthscales, np.float64))
     found = engine.find_spatial_genes(spots, sums, chosen, test, generator if variance else None)
     if depth is None:
-        _check_totals(slope, found)
+        _check_totals(slope, found, with_covariates=nuisance is not None)
     called = engine.call_significant(found.log_p, alpha, fdr)
     layers = {}
     if smooth:
@@ -255,9 +256,13 @@ def _check_spots(spots: Spots, complete: np.ndarray, spatial_key: str) -> None:
         raise ValueError(f"adata.obsm[{spatial_key!r}] holds the same coordinates for all spots of a slide.")
 
 
-def _check_totals(slope: float, found: Genes) -> None:
+def _check_totals(slope: float, found: Genes, *, with_covariates: bool) -> None:
     tested = np.isfinite(found.log_p) & np.isfinite(found.depth_slope)
-    if tested.mean() >= _LEAST_TESTED:  # a few genes of a panel do not say what the others do
+    # As far as neighbours share the totals: of a panel only, since over many genes the RNA that types hold is such a
+    # pattern; where no composition is taken out, which totals may follow; and by most genes, since a few do not say
+    # what the others do.
+    is_panel = len(tested) <= _LARGEST_PANEL and not with_covariates
+    if is_panel and tested.mean() >= _LEAST_TESTED:
         slope = np.fmin(slope, np.median(found.depth_slope[tested]))
     if slope < _LOWEST_SLOPE:
         warnings.warn(
