@@ -17,6 +17,7 @@ from numba import njit
 from diffbio_sc.numerics.genome.false_discovery import PER_UNIT, PValueHistogram
 from diffbio_sc.numerics.genome.marks import LIMIT
 from diffbio_sc.numerics.genome.poisson_tail import log_survival_scalar
+from diffbio_sc.numerics.genome.searching import first_at_least
 from diffbio_sc.numerics.genome.site_background import Background
 
 __all__ = ["ChainModel", "ChainPeaks", "call_chain_peaks"]
@@ -87,18 +88,6 @@ class ChainPeaks(NamedTuple):
     log_odds: np.ndarray
     fragments: np.ndarray
     expected: np.ndarray
-
-
-@njit(cache=True, nogil=True)
-def _first_at_least(values, low, high, wanted):
-    """Position of the first element of sorted ``values[low:high]`` that is at least ``wanted``."""
-    while low < high:
-        middle = (low + high) // 2
-        if values[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 @njit(cache=True, nogil=True)
@@ -315,8 +304,8 @@ def _rows_of(intervals, sequence):
 def _overlapping(intervals, rows, begin, stop):
     """First and last row that may reach into [begin, stop)."""
     return (
-        _first_at_least(intervals.start, rows.first, rows.last, begin - rows.longest),
-        _first_at_least(intervals.start, rows.first, rows.last, stop),
+        first_at_least(intervals.start, rows.first, rows.last, begin - rows.longest),
+        first_at_least(intervals.start, rows.first, rows.last, stop),
     )
 
 

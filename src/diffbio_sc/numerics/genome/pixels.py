@@ -11,6 +11,8 @@ import numpy as np
 import scipy.sparse as sp
 from numba import njit
 
+from diffbio_sc.numerics.genome.searching import first_at_least
+
 Storage = Literal["symmetric", "upper", "lower", "diagonal"]
 
 
@@ -26,23 +28,11 @@ def _count_triangles(indptr, indices, place):
 
 
 @njit(cache=True, nogil=True)
-def _first_at_least(values, low, high, wanted):
-    """Where in sorted ``values[low:high]`` the values from ``wanted`` on begin; ``np.searchsorted`` compiles longer."""
-    while low < high:
-        middle = (low + high) // 2
-        if values[middle] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@njit(cache=True, nogil=True)
 def _diagonal_positions(indptr, indices):
     """Where in rows of sorted columns the diagonal begins, or would."""
     result = np.empty(len(indptr) - 1, np.int64)
     for i in range(len(result)):
-        result[i] = _first_at_least(indices, indptr[i], indptr[i + 1], i)
+        result[i] = first_at_least(indices, indptr[i], indptr[i + 1], i)
     return result
 
 
@@ -229,8 +219,8 @@ def _row_ranges(indptr, indices, first_column, last_column):
     n = len(first_column)
     begin, end = np.empty(n, np.int64), np.empty(n, np.int64)
     for i in range(n):
-        begin[i] = _first_at_least(indices, indptr[i], indptr[i + 1], first_column[i])
-        end[i] = max(begin[i], _first_at_least(indices, indptr[i], indptr[i + 1], last_column[i]))
+        begin[i] = first_at_least(indices, indptr[i], indptr[i + 1], first_column[i])
+        end[i] = max(begin[i], first_at_least(indices, indptr[i], indptr[i + 1], last_column[i]))
     return begin, end
 
 

@@ -1,0 +1,17 @@
+"""Search in sorted values, within compiled loops: ``np.searchsorted`` takes seconds to compile there."""
+
+from __future__ import annotations
+
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def first_at_least(values, low, high, wanted):
+    """Position of the first element of sorted ``values[low:high]`` that is at least ``wanted``."""
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    return low
