@@ -56,7 +56,8 @@ def read_fragments(
     Examples
     --------
     >>> import tempfile
-    >>>     >>> import diffbio_sc as dbio
+    >>> from pathlib import Path
+    >>> import diffbio_sc as dbio
     >>> path = Path(tempfile.mkdtemp()) / "fragments.tsv"
     >>> _ = path.write_text("chr1\t100\t300\tAAAC-1\t1\nchr1\t250\t400\tAAAG-1\t2\n")
     >>> fragments = dbio.io.read_fragments(path)
