@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import scipy.sparse as sp
 from flax import nnx
-from scipy.spatial import cKDTree
 
 from diffbio_sc.blocks.matrix import CountMatrix, dense_block
 from diffbio_sc.blocks.steps import Gather, RowSums
@@ -241,7 +240,7 @@ def fit_signatures(
     counts, columns = spots.counts, spots.columns
     types, genes = profiles.shape
     config = SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0, solver_steps=_SOLVER_STEPS)
-    operator = SpatialDeconvolution(config, rngs=nnx.Rngs(0))
+    operator = SpatialDeconvolution(config, rngs=nnx.Rngs())
     slides = len(sample.order)
     few = sample.take(counts, columns, _most(sample))
     report = operator.fit_signatures(
@@ -391,6 +390,8 @@ def neighbour_prior(
 
 def nearest_others(places: np.ndarray, number: int) -> np.ndarray:
     """Indices of the nearest other places (places, number or all others), also where some coincide."""
+    from scipy.spatial import cKDTree
+
     number = min(number, len(places) - 1)
     found = cKDTree(places).query(places, k=number + 1)[1]
     itself = found == np.arange(len(places))[:, None]

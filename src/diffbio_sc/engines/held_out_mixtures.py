@@ -265,7 +265,7 @@ def calibrate(
             profiles = profiles * np.where(without, sizes, of_rest)[:, None]
         profiles = profiles.astype(np.float32)
         operator = SpatialDeconvolution(
-            SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0), rngs=nnx.Rngs(0)
+            SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0), rngs=nnx.Rngs()
         )
         operator.fit_signatures(
             mixtures.counts[filled],
