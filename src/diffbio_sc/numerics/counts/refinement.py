@@ -22,7 +22,8 @@ _RESIDUAL_NOISE = 0.15  # of a gene's log ratio, from what sampling and model er
 _UNEXPLAINED_ONLY = 0.1  # of the part of a deviation that other signatures explain as well, how much is taken out
 
 
-def _masked_median(values, used):
+def masked_median(values, used):
+    """Median of the genes used."""
     # Not nanmedian: tracing and compiling it takes several times as long.
     number = (used > 0).sum()
     ordered = jnp.sort(jnp.where(used > 0, values, jnp.inf))
@@ -34,6 +35,16 @@ def _solve_positive(matrix, right):
     factor = lax.linalg.cholesky(matrix)
     half = lax.linalg.triangular_solve(factor, right, left_side=True, lower=True)
     return lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)
+
+
+def shrunken_log_ratio(log_ratio, spread):
+    """Log factor of a gene from its log ratio of observed to expected counts, given the spread of such factors.
+
+    Soft towards 0 for ratios within the spread, by a constant beyond it: the factors have heavy tails.
+    """
+    kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
+    limit = _CLIPPED_RESIDUAL * spread * (1.0 - kept)
+    return log_ratio - jnp.clip((1.0 - kept) * log_ratio, -limit, limit)
 
 
 class _Refinement(NamedTuple):
@@ -74,12 +85,6 @@ def refinement_rounds(
     filled = jnp.maximum((depth > 0).sum(), 1).astype(base.dtype)
     none = jnp.zeros_like(base)
     kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
-
-    def shrink(log_ratio):
-        # Soft towards 0 for ratios within the spread, by a constant beyond it: gammas have heavy tails.
-        limit = _CLIPPED_RESIDUAL * spread * (1.0 - kept)
-        return log_ratio - jnp.clip((1.0 - kept) * log_ratio, -limit, limit)
-
     anchor = jnp.where(platform_effect, kept * anchor, 0.0)
 
     def signature(log_platform, theta):
@@ -97,10 +102,10 @@ def refinement_rounds(
         visited = jnp.where(platform_effect & (now.step >= FIRST_STEPS), spots, 0)
         observed, expected = over_chunks(visited, add, (none[0], none[0]))
         target = now.log_platform + jnp.log((observed + 0.5) / (expected + 0.5))
-        target = shrink(target - _masked_median(target, used))
+        target = shrunken_log_ratio(target - masked_median(target, used), spread)
         target = anchor + openness * (target - anchor)
         new = now.log_platform + _DAMPING * (target - now.log_platform)
-        new = (new - _masked_median(new, used)) * used
+        new = (new - masked_median(new, used)) * used
         return jnp.where(visited > 0, new, now.log_platform)
 
     def update_deviation(now, log_platform):
@@ -163,7 +168,7 @@ def refinement_rounds(
         _Refinement(
             jnp.int32(0),
             jnp.full((len(counts), types), 1.0 / types, base.dtype),
-            anchor - _masked_median(anchor, used) * used,
+            anchor - masked_median(anchor, used) * used,
             jnp.ones_like(base),
             jnp.full(total, jnp.nan, base.dtype),
         ),

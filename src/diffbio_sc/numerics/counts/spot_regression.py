@@ -96,8 +96,8 @@ class SpotSolver:
                 zero_padded(np.zeros((types, genes)) if self.error is None else self.error, (padded_types, width)),
             )
         )
-        by_type = (np.empty((spots, types), np.float32) for _ in range(3))
-        solution = SpotSolution(*by_type, np.empty(spots, np.float32))
+        weights, deviation, inflation = (np.empty((spots, types), np.float32) for _ in range(3))
+        solution = SpotSolution(weights, deviation, inflation, np.empty(spots, np.float32))
         for first in range(0, spots, shape[0]):
             rows = slice(first, min(first + shape[0], spots))
             part = _solve_block(
