@@ -1,8 +1,8 @@
 """What work block by block costs: CPU, memory, passes and compilation, here, lazily and on workers.
 
 python benchmarks/scale.py [cost] [memory] [settings] [million] [peaks] [workers] [compile] [training] [--quick]
-    [--rows 30000] [--sizes 7500,30000,120000] [--block 256MB] [--write run.json]
-    [--compare benchmarks/baseline/scale.json]
+    [--rows 30000] [--sizes 7500,30000,120000] [--block 256MB] [--functions spatial_genes] [--millions 2,8]
+    [--kinds "groups 200" "replicates 8"] [--write run.json] [--compare benchmarks/baseline/scale.json]
 
 Every row is a process of its own, which first runs the function on a toy. CPU seconds are of the process and its
 workers; memory is the peak of resident memory during the call over that before it (Linux). The exit status is 1 if a
@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -40,6 +41,7 @@ FUNCTIONS = ("deconvolve", "spatial_genes")
 LIMIT = 900  # seconds of a row
 SETTINGS = ("no client", "threads 4", "workers 2 x 1", "workers 1 x 2", "two threads")
 SETTING_LIMIT = 120  # seconds of each call in a setting
+KINDS = ("one file", "one file, auto", "groups 20", "groups 200", "replicates 8")  # of calls of peaks
 MILLION, MILLION_GENES, MILLION_CHUNK, MILLION_COUNTS = 1_200_000, 200, 10_000, 40
 CAP = 2000  # megabytes that a process of the million may take
 SHOWN: list[dict] = []  # all rows
@@ -70,6 +72,13 @@ def spots(start: int, rows: int, side: int, table: pd.DataFrame) -> tuple[sp.csr
     rate = table.to_numpy() / table.to_numpy().sum(1, keepdims=True)
     counts = rng.poisson(DEPTH * rng.gamma(5, 0.2, (rows, 1)) * (share @ rate))
     return sp.csr_matrix(counts.astype(np.float32)), places
+
+
+def written(adata) -> float:
+    """Megabytes of the tables of an object, all but its matrix."""
+    tables = [adata.obs, adata.var, *adata.obsm.values()]
+    sizes = [np.sum(one.memory_usage()) if hasattr(one, "memory_usage") else one.nbytes for one in tables]
+    return float(sum(sizes)) / 1e6
 
 
 def make_tissue(folder: Path, rows: int) -> Path:
@@ -186,6 +195,7 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
             if source.endswith("warm"):
                 dbio.scale.warm(client)
         adata = open_tissue(path, lazily=source != "memory")
+        read = written(adata)
         for time_of in ("first", "second"):
             before, started, wall = forget_peak(), cpu(), time.perf_counter()
             if client is not None:
@@ -198,6 +208,7 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
             if client is not None:
                 found[f"workers CPU s {time_of}"] = round(sum(client.run(cpu).values()) - workers, 1)
                 found[f"worker MB {time_of}"] = round(max(client.run(peak).values()))
+            found.setdefault("MB of the result", round(written(adata) - read, 1))
             if rows > 30_000:
                 break
     if source == "memory":
@@ -224,9 +235,9 @@ def show(found: dict) -> None:
     print(json.dumps(found), flush=True)
 
 
-def cost(folder: Path, rows: int, block: str) -> None:
+def cost(folder: Path, rows: int, block: str, functions: Sequence[str]) -> None:
     make_tissue(folder, rows)
-    for function in FUNCTIONS:
+    for function in functions:
         in_memory = 0.0
         for source in ("memory", "lazy", "workers 1 warm", "workers 2 warm"):
             found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy")
@@ -237,13 +248,27 @@ def cost(folder: Path, rows: int, block: str) -> None:
             show({"table": "cost", **found})
 
 
-def grow(folder: Path, sizes: list[int], block: str) -> None:
-    for function in FUNCTIONS:
-        for rows in sizes:
-            make_tissue(folder, rows)
-            for source in ("lazy", "workers 2 warm"):
+def grow(folder: Path, sizes: list[int], block: str, functions: Sequence[str]) -> None:
+    for function in functions:
+        for source in ("lazy", "workers 2 warm"):
+            first: dict = {}
+            for rows in sizes:
+                make_tissue(folder, rows)
                 found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy")
-                show({"table": "memory", **found})
+                first = first or found
+                show({"table": "memory", **found, **_growth(found, first)})
+
+
+def _growth(found: dict, first: dict) -> dict:
+    """By how many megabytes a process of more spots is larger, and that by spot; the written result left out."""
+    grown = {}
+    more = found.get("rows", 0) - first.get("rows", 0)
+    for key, result in (("client MB first", "MB of the result"), ("worker MB first", None)):
+        if more > 0 and key in found and key in first:
+            larger = found[key] - first[key] - (found[result] - first[result] if result else 0.0)
+            name = key.removesuffix(" MB first")
+            grown |= {f"{name} grown, MB": round(larger), f"{name} grown, bytes a spot": round(1e6 * larger / more)}
+    return grown
 
 
 def setting_row(setting: str, rows: int, folder: Path) -> dict:
@@ -388,8 +413,8 @@ def _watch() -> None:
         time.sleep(0.1)
 
 
-def million(rows: int) -> None:
-    for function in FUNCTIONS:
+def million(rows: int, functions: Sequence[str]) -> None:
+    for function in functions:
         show({"table": "million", **run_row("million", function, rows)})
 
 
@@ -430,18 +455,24 @@ def make_toy(folder: Path) -> Path:
     return path
 
 
-def call_fragments(path: Path, kind: str) -> int:
-    """Number of peaks of one file; of groups of its cells; or of copies of it as replicates."""
+def call_fragments(path: Path, kind: str) -> list[pd.DataFrame]:
+    """Peaks of one file; of groups of its cells; or of copies of it as replicates."""
     import diffbio_sc as dbio
 
     mode = "auto" if kind.endswith("auto") else "narrow"
     if kind.startswith("groups"):
         labels = {f"cell{k}": f"type{k % int(kind.split()[1])}" for k in range(5000)}
-        return sum(map(len, dbio.tl.call_peaks(path, groupby=labels, mode=mode).values()))
+        return list(dbio.tl.call_peaks(path, groupby=labels, mode=mode).values())
     if kind.startswith("replicates"):
         files = {f"replicate {k}": path for k in range(int(kind.split()[1]))}
-        return len(dbio.tl.call_peaks(files, replicate=True, mode=mode))
-    return len(dbio.tl.call_peaks(path, mode=mode))
+        return [dbio.tl.call_peaks(files, replicate=True, mode=mode)]
+    return [dbio.tl.call_peaks(path, mode=mode)]
+
+
+def megabytes_of(tables: list[pd.DataFrame]) -> float:
+    """What tables of peaks take: eight bytes a value, and the names, which are texts of their own."""
+    values = sum(float(table.memory_usage(index=False).sum()) for table in tables)
+    return (values + sum(sum(map(sys.getsizeof, table["name"])) for table in tables)) / 1e6
 
 
 def peak_row(folder: Path, millions: int, kind: str) -> dict:
@@ -449,9 +480,10 @@ def peak_row(folder: Path, millions: int, kind: str) -> dict:
     path = make_fragments(folder, millions)
     call_fragments(make_toy(folder), kind)
     before, started = forget_peak(), cpu()
-    number = call_fragments(path, kind)
+    tables = call_fragments(path, kind)
     found = {"peaks": kind, "million fragments": millions, "MB": round(peak() - before)}
-    return {**found, "CPU s": round(cpu() - started, 1), "number": number}
+    found |= {"CPU s": round(cpu() - started, 1), "MB of the tables": round(megabytes_of(tables))}
+    return {**found, "number": sum(map(len, tables))}
 
 
 def ready_peaks(path: str) -> None:
@@ -480,7 +512,7 @@ def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
         before, started, wall = forget_peak(), cpu(), time.perf_counter()
         theirs = client.run(cpu) if client is not None else {}
         held = client.run(forget_peak) if client is not None else {}
-        number = call_fragments(path, kind)
+        number = sum(map(len, call_fragments(path, kind)))
         found = {"peaks": kind, "workers": workers, "wall s": round(time.perf_counter() - wall, 1)}
         found |= {"CPU s": round(cpu() - started, 1), "MB": round(peak() - before), "number": number}
         if client is not None:
@@ -490,15 +522,14 @@ def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
     return found
 
 
-def peaks(folder: Path, millions: list[int]) -> None:
-    for kind in ("one file", "one file, auto", "groups 20", "groups 200", "replicates 8"):
+def peaks(folder: Path, millions: list[int], kinds: Sequence[str]) -> None:
+    for kind in kinds:
         for number in millions:
-            if number <= 8 or kind.startswith("one file"):
-                show(run_row("peaks", folder, number, kind))
+            show(run_row("peaks", folder, number, kind))
 
 
-def peak_workers(folder: Path) -> None:
-    for kind in ("one file", "groups 20"):
+def peak_workers(folder: Path, kinds: Sequence[str]) -> None:
+    for kind in kinds:
         for workers in (0, 1, 2):
             show(run_row("peak workers", folder, workers, kind))
 
@@ -540,6 +571,8 @@ def main() -> None:
     parser.add_argument("--sizes", help="spots of the table of memory; default 7500,30000,120000")
     parser.add_argument("--million", type=int, default=MILLION, help="spots that are made on the fly")
     parser.add_argument("--millions", help="millions of fragments; default 2,8, quick 2")
+    parser.add_argument("--functions", nargs="+", choices=FUNCTIONS, default=FUNCTIONS, help="of cost, memory, million")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="calls of the tables peaks and workers")
     parser.add_argument("--block", default="256MB", help="memory of a block")
     parser.add_argument("--folder", type=Path, help="where tissues are kept; default: a temporary folder")
     parser.add_argument("--write", type=Path, help="file for the run")
@@ -558,17 +591,17 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if "cost" in tables:
-            cost(folder, rows, options.block)
+            cost(folder, rows, options.block, options.functions)
         if "memory" in tables:
-            grow(folder, sizes, options.block)
+            grow(folder, sizes, options.block, options.functions)
         if "settings" in tables:
             try_settings(folder, 7500)
         if "million" in tables:
-            million(options.million)
+            million(options.million, options.functions)
         if "peaks" in tables:
-            peaks(folder, millions)
+            peaks(folder, millions, options.kinds or KINDS)
         if "workers" in tables:
-            peak_workers(folder)
+            peak_workers(folder, options.kinds or ("one file", "groups 20"))
         if "compile" in tables:
             compile_times.compile_times(list(COMPILED))
         if "training" in tables:
