@@ -220,13 +220,14 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
 
 def run_row(*arguments: object, limit: int = LIMIT) -> dict:
     """A row in a process of its own."""
-    command = [sys.executable, __file__, "row", json.dumps([str(one) for one in arguments])]
+    words = [str(one) for one in arguments]
+    command = [sys.executable, __file__, "row", json.dumps(words)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return {"row": arguments[:3], "failed": f"no end after {limit} s"}
+        return {"row": words[:4], "failed": f"no end after {limit} s"}
     if done.returncode:
-        return {"row": arguments[:3], "failed": done.stderr.strip().splitlines()[-1:]}
+        return {"row": words[:4], "failed": done.stderr.strip().splitlines()[-1:]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
