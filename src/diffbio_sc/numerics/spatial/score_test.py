@@ -96,7 +96,7 @@ class _Weights:
         w = 1.0 / (1.0 + c * depth)
         v = depth * w
         self.scale = v.mean()
-        self.v, self.w = v / self.scale, w / self.scale
+        self.v, self.w = v / self.scale, (w / self.scale).astype(np.float32)
         self.design = design
         weighted = self.weighted_design
         self.inverse = np.linalg.inv(design.T @ weighted)
@@ -119,7 +119,7 @@ class _Weights:
     def fit(self, counts: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
         """Expected share of the depth, as the nuisance columns let expect."""
         share = (self.inverse @ self.design.T).astype(np.float32)
-        return ((counts * self.w.astype(np.float32)) @ self._first) @ share
+        return ((counts * self.w) @ self._first) @ share
 
     def project(self, residuals: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
         """Take the nuisance columns out, in place."""
@@ -289,11 +289,11 @@ class SpatialScoreTest:
             dense *= factor
             return weights.project(dense)
         dense = counts.toarray()
-        dense *= weights.w.astype(np.float32)
+        dense *= weights.w
         weights.project(dense)
         spread = (_CLIP * np.sqrt(mean / weights.scale)).astype(np.float32)
         limit = np.multiply.outer(spread, np.sqrt(weights.v).astype(np.float32))
-        limit += weights.w.astype(np.float32)
+        limit += weights.w
         np.minimum(dense, limit, out=dense)
         del limit
         return weights.project(dense)
