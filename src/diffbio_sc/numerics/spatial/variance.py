@@ -144,9 +144,10 @@ class VarianceComponents:
         kernel -= cross.T
         del cross
         share = float(np.trace(kernel)) / self.freedom
-        values, vectors = eigh(kernel, overwrite_a=True, check_finite=False, driver="evd")
-        kept = values > _NEGLIGIBLE
-        return _Spectrum(vectors.T[kept].astype(np.float32), values[kept], share)
+        # Transposed it is in LAPACK's order, and overwritten where it lies.
+        values, vectors = eigh(kernel.T, overwrite_a=True, check_finite=False, driver="evd")
+        first = int(np.searchsorted(values, _NEGLIGIBLE, side="right"))  # they increase
+        return _Spectrum(vectors[:, first:].T.astype(np.float32, order="C"), values[first:], share)
 
     def fit(self, values: np.ndarray) -> VarianceFit:
         """Estimate the variance components of each column of ``values`` (n, genes)."""
