@@ -38,7 +38,7 @@ _FINEST, _WIDEST = 0.7, 0.5  # lengthscales: from so many spacings to such a par
 # Gamma(4) distribution of median 3.67, r = 1.08 (in space 1.11). One divisor between them is right to some 6 %.
 _NEIGHBOUR_DISTANCE = 1.06
 _PLACES_AT_ONCE = 8192
-_CELLS_AT_ONCE = 2**20  # of grids that are transformed together
+_VALUES_AT_ONCE = 2**20  # of grids that are transformed together
 _CROWD = 600
 _REACH = 2.5  # in lengthscales: the room left around the tissue
 _NO_REACH = 4.0  # in lengthscales: a kernel of exp(-8), beyond which parts of a slide are laid out on their own
@@ -184,16 +184,10 @@ class GridKernels:
 
     def quadratic(self, values: Float[np.ndarray, "genes cells"], power: int = 1) -> Float[np.ndarray, "scales genes"]:
         """Quadratic form of each row with K (elementwise to a power, at most 2), at each scale."""
-        weights, cells = self._weights_of(power), int(np.prod(self.shape))
-        result = np.empty((len(values), weights.shape[1]), np.result_type(values, weights))
-        rows = max(1, _CELLS_AT_ONCE // cells)
-        for start in range(0, len(values), rows):
-            some = values[start : start + rows]
-            transform = scipy.fft.rfftn(self._on_grid(some), axes=range(1, len(self.shape) + 1))
-            strength = transform.real**2
-            strength += transform.imag**2
-            np.matmul(strength.reshape(len(some), -1), weights, out=result[start : start + rows])
-        return result.T
+        transform = scipy.fft.rfftn(self._on_grid(values), axes=range(1, len(self.shape) + 1))
+        strength = transform.real**2
+        strength += transform.imag**2
+        return (strength.reshape(len(values), -1) @ self._weights_of(power)).T
 
     def apply(self, scale: int, values: np.ndarray, power: int = 1) -> np.ndarray:
         """K (elementwise to a power) times a vector, or each column."""
@@ -360,6 +354,11 @@ class SpotLayout:
         """
         if self.levels[0].exact:
             return self.levels[0].kernels.quadratic(values, power)
+        rows = max(1, _VALUES_AT_ONCE // max(self.grid_size, values.shape[1]))
+        starts = range(0, max(len(values), 1), rows)
+        return np.concatenate([self._quadratic_of_cells(values[start : start + rows], power) for start in starts], 1)
+
+    def _quadratic_of_cells(self, values: np.ndarray, power: int) -> np.ndarray:
         by_cell = np.add.reduceat(values, self._starts, axis=1)
         results = []
         for level in self.levels:

@@ -23,6 +23,7 @@ After the score tests of SPARK (Sun et al. 2020, Nature Methods 17:193) and Spat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ _PROBES = 32  # right to some 5 %: of a kernel with n eigenvalues to sqrt(2 / 32
 _PROBES_AT_ONCE = 4
 _DIRECTION_PROBES = 4000  # spots by random signs: the fourth cumulant to some 5 %
 _BLOCK_VALUES = 2**22
-_ROWS_AT_ONCE = 8192
+_SPOTS_AT_ONCE = 8192
 
 
 class ScoreTest(NamedTuple):
@@ -123,7 +124,9 @@ class _Weights:
 
     def project(self, residuals: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
         """Take the nuisance columns out, in place."""
-        residuals -= (residuals @ self._first) @ self._second
+        fitted = residuals @ self._first
+        for some in _stretches(residuals.shape[1]):
+            residuals[:, some] -= fitted @ self._second[:, some]
         return residuals
 
     def whiten(self, values: Float[np.ndarray, "spots columns"]) -> Float[np.ndarray, "spots columns"]:
@@ -282,7 +285,7 @@ class SpatialScoreTest:
             dense = roots.toarray()
             dense += np.float32(np.sqrt(_ROOT_OFFSET))
             if self._variance_model is None:
-                dense -= self._root_means(mean, weights.c)
+                self._root_means.take_from(dense, mean, weights.c)
             else:
                 fitted = np.maximum(weights.fit(counts.toarray()), mean[:, None] / _LARGEST_BALANCE) * self.depth
                 dense -= expected_roots(fitted, weights.c / np.maximum(mean, 1e-12), _ROOT_OFFSET)
@@ -292,10 +295,11 @@ class SpatialScoreTest:
         dense *= weights.w
         weights.project(dense)
         spread = (_CLIP * np.sqrt(mean / weights.scale)).astype(np.float32)
-        limit = np.multiply.outer(spread, np.sqrt(weights.v).astype(np.float32))
-        limit += weights.w
-        np.minimum(dense, limit, out=dense)
-        del limit
+        root = np.sqrt(weights.v).astype(np.float32)
+        for some in _stretches(dense.shape[1]):
+            limit = np.multiply.outer(spread, root[some])
+            limit += weights.w[some]
+            np.minimum(dense[:, some], limit, out=dense[:, some])
         return weights.project(dense)
 
     def _balance_groups(self, residuals: np.ndarray, weights: _Weights) -> None:
@@ -477,14 +481,10 @@ class SpatialScoreTest:
         """
         v = weights.v
         self._balance_groups(residuals, weights)
-        squared = residuals * residuals
-        sum2 = squared.sum(1, dtype=np.float64)
-        sum3 = np.einsum("gi,gi->g", squared, residuals).astype(np.float64)
-        sum4 = np.einsum("gi,gi->g", squared, squared).astype(np.float64)
+        sum2, sum3, sum4 = np.concatenate([_power_sums(residuals[some]) for some in _stretches(len(residuals), 4)], 1)
         constant = sum2 <= 1e-9 * weights.trace  # no variation left once depth and covariates are out
         sum2 = np.where(constant, 1.0, sum2)
-        variances = v if self._variance_model is None else self._variance_model(squared, v)
-        del squared  # as large as the residuals, and transforms are larger
+        variances = v if self._variance_model is None else self._variance_model(residuals * residuals, v)
         statistic = self.layout.quadratic(residuals).astype(np.float64) - self._diagonal * sum2
         means, ratios = self._law_of_variances(variances, weights, cumulants)
         stretch = kurtosis_stretch(sum4 / sum2**2, variances)
@@ -532,12 +532,25 @@ class SpatialScoreTest:
         return means, np.clip(pairs / expected, 1.0 / _LARGEST_BALANCE, _LARGEST_BALANCE)
 
 
+def _stretches(number: int, size: int = _SPOTS_AT_ONCE) -> Iterator[slice]:
+    """Some spots or genes after the other: what is computed of all of them at once is as large as the residuals."""
+    for start in range(0, number, size):
+        yield slice(start, start + size)
+
+
+def _power_sums(residuals: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "3 genes"]:
+    """Sums of squares, third and fourth powers over the spots."""
+    squared = residuals * residuals
+    sum2 = squared.sum(1, dtype=np.float64)
+    sum3, sum4 = (np.einsum("gi,gi->g", squared, other).astype(np.float64) for other in (residuals, squared))
+    return np.stack([sum2, sum3, sum4])
+
+
 def _random_signs(rows: int, columns: int) -> Int[np.ndarray, "rows columns"]:
     """-1 or 1, in a byte each; drawn in parts, because they are drawn in eight."""
     generator, signs = np.random.default_rng(0), np.empty((rows, columns), np.int8)
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        some = signs[start : start + _ROWS_AT_ONCE]
-        some[:] = generator.choice([-1, 1], some.shape)
+    for some in _stretches(rows):
+        signs[some] = generator.choice([-1, 1], signs[some].shape)
     return signs
 
 
