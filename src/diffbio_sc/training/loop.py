@@ -53,6 +53,10 @@ from diffbio_sc.training.vectors import Layout, Vectors
 
 __all__ = ["Loss", "train"]
 
+# Batches of an evaluation up to which it runs the code of an epoch. A program of its own takes about one second to
+# compile and saves two thirds of the time of each of its steps (`benchmarks/training.py passes`): more than three steps
+# have earned it after fifty epochs.
+_FEW_BATCHES = 3
 _NOISE = 1e-3  # share of the held-out loss by which it may rise in an epoch that is not taken back
 
 
@@ -228,10 +232,12 @@ def train(
     )
     watches = validation_set is not None or patience is not None
     run = _Run(plan, optimizer, placement, order_key, loss_key, epochs_of, validation_set)
-    # An operator that does the same in training and evaluation is compiled once: the steps of an evaluation are those
-    # of an epoch without their effect. It costs a gradient that is not used; compiling costs that many times over.
+    # An operator that does the same in training and evaluation is compiled once, if evaluations are short: their steps
+    # are those of an epoch without their effect. That costs a gradient that is not used, which many samples feel more
+    # than compiling a second program.
     fits = epochs_of.fits(validation_set)
-    run.shares_code = weighted and fits and plan.training == plan.evaluation
+    few = validation_set is not None and validation_set.size <= _FEW_BATCHES * batch_size
+    run.shares_code = weighted and fits and few and plan.training == plan.evaluation
 
     stopping = EarlyStopping(patience, min_progress=min_progress)
     history: dict[str, list[float]] = {}
@@ -374,14 +380,14 @@ class _Run:
         if not self.shares_code:
             averages = evaluate(self.plan, variables.judged, self.validation_set, self.loss_key)
         else:
-            own = variables.judged[0] is variables.trained
-            seen = variables if own else copied(variables._replace(trained=variables.judged[0]))
+            # An evaluation changes nothing: it is given the average in the place of the weights, and they change back.
             none = self.placement.put(Failures.none())
             paces = np.ones(self.most_steps, np.float32)
             seen, _, averages, _ = run_epoch(
-                self.plan, seen, none, self.validation_set, 0, paces, self.order_key, self.loss_key, False
-            )
-            variables = seen if own else variables
+                self.plan, variables.exchanged(), none, self.validation_set, 0, paces, self.order_key, self.loss_key,
+                False,
+            )  # fmt: skip
+            variables = seen.exchanged()
         return variables, {f"validation_{name}": float(value) for name, value in averages.items()}
 
 
