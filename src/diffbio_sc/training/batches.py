@@ -25,7 +25,7 @@ from diffbio_sc.training.devices import Placement, take_rows
 
 WEIGHT_KEY = "sample_weight"
 TRAINING_KEY = "is_training"
-_CHUNK_ROWS = 1 << 12
+_CHUNK = 1 << 22  # values that are put in order at a time
 
 
 class Samples(NamedTuple):
@@ -168,9 +168,11 @@ def place_samples(
 def _put_samples(values: np.ndarray, order: np.ndarray | None, rows: int, sharding: jax.sharding.Sharding) -> Array:
     """Samples with zeros behind them."""
 
+    number = max(_CHUNK // max(values[:1].size, 1), 1)
+
     def write(piece: np.ndarray, start: int) -> None:
-        for first in range(start, min(start + len(piece), len(values)), _CHUNK_ROWS):
-            part = slice(first, min(first + _CHUNK_ROWS, start + len(piece)))
+        for first in range(start, min(start + len(piece), len(values)), number):
+            part = slice(first, min(first + number, start + len(piece)))
             taken = values[part] if order is None else values[order[part]]
             piece[first - start : first - start + len(taken)] = taken
 
