@@ -1,4 +1,4 @@
-"""Training from an ``annbatch.Loader`` on files: what its batches hold arrives, once an epoch, in the order it gives."""
+"""Training from an ``annbatch.Loader`` on files: what its batches hold arrives, once an epoch, in its order."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def test_shuffled_sparse_batches_hold_each_cell_once_an_epoch(make_loader, make_
     np.testing.assert_allclose(report.history["loss"], (counts.sum(1) * numbers).mean(), rtol=1e-5)
     seen = np.concatenate(orders).reshape(3, 90)
     assert all(len(set(epoch)) == 90 for epoch in seen)
-    assert (seen[0] != seen[1]).any() and (seen[1] != seen[2]).any()
+    assert (seen[0] != seen[1]).any()
+    assert (seen[1] != seen[2]).any()
 
 
 def test_the_autoencoder_takes_the_cells_of_loaders(make_loader, monkeypatch):

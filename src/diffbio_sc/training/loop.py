@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -17,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffbio_sc._checks import whole_number
-from diffbio_sc._compiled import one_thread_at_a_time
+from diffbio_sc._compiled import one_thread_at_a_time, release_memory
 from diffbio_sc._progress import progress
 from diffbio_sc._random import as_generator
 from diffbio_sc.training import batches
@@ -53,6 +54,7 @@ from diffbio_sc.training.vectors import Layout, Vectors
 
 __all__ = ["Loss", "train"]
 
+_LARGE = 1 << 26  # bytes of dense samples from which the compiler's memory matters beside theirs
 # Batches of an evaluation up to which it runs the code of an epoch. A program of its own takes about one second to
 # compile and saves two thirds of the time of each of its steps (`benchmarks/training.py passes`): more than three steps
 # have earned it after fifty epochs.
@@ -218,12 +220,15 @@ def train(
     batch_size = largest if batch_size is None else min(batch_size, largest)
     placement = place_training(batch_size)
     epochs_of: EpochSource
+    is_large = False
     if isinstance(data, BatchSource):
         data.begin(batch_size, stratified=stratified)
         epochs_of = Streamed(data, placement, operator.check_keys if loss is None else None)
         validation_set = None if parts.own is None else epochs_of.held_out(parts.own)
     else:
-        training_set, validation_set = validating.place(data, sample_keys, size, parts, placement=placement)
+        placed = functools.partial(validating.place, data, sample_keys, size, parts, placement=placement)
+        is_large = batches.dense_bytes(data) >= _LARGE
+        training_set, validation_set = placed(blank=is_large)
         epochs_of = Resident(training_set)
 
     optimizer = Adam(learning_rate) if optimizer is None else optimizer
@@ -238,6 +243,13 @@ def train(
     fits = epochs_of.fits(validation_set)
     few = validation_set is not None and validation_set.size <= _FEW_BATCHES * batch_size
     run.shares_code = weighted and fits and few and plan.training == plan.evaluation
+    if is_large:
+        # The compiler's memory is given back before the samples take theirs.
+        variables = run.compile(variables)
+        release_memory()
+        del epochs_of, training_set
+        training_set, validation_set = placed()
+        run.source, run.validation_set = Resident(training_set), validation_set
 
     stopping = EarlyStopping(patience, min_progress=min_progress)
     history: dict[str, list[float]] = {}
@@ -373,6 +385,16 @@ class _Run:
             if int(self.failures.in_a_row) >= MOST_NONFINITE_STEPS:
                 break
         return variables, _averaged(records, weights), skipped
+
+    def compile(self, variables: Variables) -> Variables:
+        """Compile what an epoch needs, by one without samples; the variables are given back as they were."""
+        for part in self.source.parts(0):
+            paces = np.ones(self.most_steps, np.float32)
+            variables = run_epoch(
+                self.plan, variables, self.placement.put(Failures.none()), part._replace(size=0), 0, paces,
+                self.order_key, self.loss_key, False,
+            )[0]  # fmt: skip
+        return jax.block_until_ready(variables)
 
     def validate(self, variables: Variables) -> tuple[Variables, dict[str, float]]:
         """Look at the held-out samples; the variables are given back as they were, perhaps in other arrays."""

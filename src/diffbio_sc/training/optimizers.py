@@ -1,7 +1,8 @@
 """Adam on the vectors of a training run: rates by part, schedules, clipping and averaged weights.
 
-The arithmetic of Adam is optax's. Beside it stands here what ``optax.flatten`` and optax's own wrappers do not give,
-each for a reason that ``benchmarks/training.py adam`` measures (multi-omics VAE of 600 + 900 features, CPU seconds):
+The steps are those of optax's Adam, to which the tests hold them. They stand here for what ``optax.flatten`` and the
+wrappers of optax do not give, each for a reason that ``benchmarks/training.py adam`` measures (multi-omics VAE of
+600 + 900 features, CPU seconds):
 
 - The *parameters*, not their gradients alone, stay one vector for each type of number from step to step:
   ``optax.flatten`` cuts its vector up again in every step, and the loop carries every parameter apart. The first epoch
@@ -18,7 +19,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
