@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 _PSEUDO_COUNTS = 10.0  # counts with which a gene's index is shrunk toward that of all genes
 _PSEUDO_CELLS = 5.0
@@ -59,6 +58,8 @@ def fit_excess(counts: np.ndarray, mean: np.ndarray, shape: np.ndarray, dispersi
     The Gaussian pseudo-likelihood is used, its log determinant reduced by the share of ``parameters`` fitted to each
     spot (restricted likelihood).
     """
+    from scipy.optimize import minimize_scalar
+
     rows = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), _MOST_SPOTS)).astype(int))
     mean = np.maximum(np.asarray(mean, np.float64)[rows], _SMALLEST_MEAN)
     squared = (np.asarray(counts, np.float64)[rows] - mean) ** 2
