@@ -8,8 +8,10 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit, logsumexp
 
 _NODES = 7  # of effects: Gauss-Hermite, exact for polynomials of degree 13
-_START = np.array([-1.5, 0.0, 0.5, 0.0])
-_PRIOR_SD = np.array([1.5, 2.0, 1.0, 1.0])  # as much as a few tests tell: some hundred overrule it
+# Of the four parameters, before any test: a tenth of the tests have effects, or 4 to 23 % (two standard deviations).
+# A few hundred tests of some power overrule that; where hardly any has power, nothing else tells the share.
+_START = np.array([np.log(1.0 / 9.0), 0.0, 0.5, 0.0])
+_PRIOR_SD = np.array([0.5, 2.0, 1.0, 1.0])
 _LARGEST_LOG = 20.0
 
 
@@ -21,8 +23,8 @@ def local_false_discovery(log_p: Float[np.ndarray, " tests"], covariate: Float[n
     .. math:: 1 + e^{b_0 + b_1 x + s \epsilon}, \qquad \epsilon \sim N(0, 1)
 
     otherwise: how far a test can get changes with its covariate x (information), and effects differ. The four
-    parameters, share of effects, :math:`b_0`, :math:`b_1` and s, are those of highest posterior density under weak
-    normal priors. A p-value of a test with little information is weaker evidence than the same of one that would have
+    parameters, share of effects, :math:`b_0`, :math:`b_1` and s, are those of highest posterior density under normal
+    priors. A p-value of a test with little information is weaker evidence than the same of one that would have
     seen an effect, and a large p-value of the latter speaks against one (Efron 2008, Statistical Science 23:1; with
     covariates Lei and Fithian 2018, JRSS B 80:649).
 
