@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.lib.stride_tricks import sliding_window_view
 
 from diffbio_sc.numerics.genome.pixels import PixelRows
 
@@ -65,7 +66,9 @@ def window_sums(rows: PixelRows, decay: np.ndarray, weights: np.ndarray, window:
     exposure = np.where(used, 1.0 / np.where(used, weights, 1.0), 0.0)
     near = np.where(np.isfinite(decay), decay, 0.0)[: 2 * window]
     near[:nearest] = 0.0
-    return WindowSums(*_window_sums(*rows, used, exposure, near, window))
+    steps = _window_sums(*rows, used, exposure, near, window)
+    diamond, sides, diamond_expected, sides_expected = (np.cumsum(step)[: len(used)] for step in steps)
+    return WindowSums(diamond, sides, np.maximum(diamond_expected, 0.0), np.maximum(sides_expected, 0.0))
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -106,12 +109,7 @@ def _window_sums(begin, end, indices, data, offset, diagonal, used, exposure, de
         for d in range(min(reach, n - i)):
             if decay[d] > 0 and exposure[i + d] > 0:
                 _add(diamond_expected, sides_expected, i, i + d, decay[d] * exposure[i] * exposure[i + d], window, n)
-    return (
-        np.cumsum(diamond)[:n],
-        np.cumsum(sides)[:n],
-        np.maximum(np.cumsum(diamond_expected)[:n], 0.0),
-        np.maximum(np.cumsum(sides_expected)[:n], 0.0),
-    )
+    return diamond, sides, diamond_expected, sides_expected
 
 
 def contrast(sums: WindowSums) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +136,8 @@ def cooltools_insulation(
     both, at least ``nearest`` apart; NaN where it is empty.
     """
     used = np.isfinite(weights)
-    total, number, filled = _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest)
+    steps = _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest)
+    total, number, filled = (np.cumsum(step)[: len(used)] for step in steps)
     with np.errstate(divide="ignore", invalid="ignore"):
         # Running sums leave a rounding error where nothing is left.
         mean = np.where(number > 0, np.where(filled > 0, total, 0.0) / number, np.nan)
@@ -174,28 +173,16 @@ def _diamond_means(begin, end, indices, data, offset, diagonal, used, weights, w
             if used[j] and first <= last:
                 number[first] += 1
                 number[last + 1] -= 1
-    return np.cumsum(total)[:n], np.cumsum(number)[:n], np.cumsum(filled)[:n]
+    return total, number, filled
 
 
 def local_maxima(score: np.ndarray, distance: int) -> np.ndarray:
     """Positions that no other within ``distance`` exceeds; NaN is below everything, the first of equals counts."""
-    return np.flatnonzero(_local_maxima(score, distance))
-
-
-@njit(cache=True, nogil=True)
-def _local_maxima(score, distance):
-    n = len(score)
-    result = np.zeros(n, np.bool_)
-    for i in range(n):
-        if np.isnan(score[i]):
-            continue
-        best = True
-        for j in range(max(0, i - distance), min(n, i + distance + 1)):
-            if score[j] > score[i] or (j < i and score[j] == score[i]):
-                best = False
-                break
-        result[i] = best
-    return result
+    known = ~np.isnan(score)
+    beyond = np.full(distance, -np.inf)
+    around = sliding_window_view(np.concatenate([beyond, np.where(known, score, -np.inf), beyond]), distance)
+    before, after = (around[first : first + len(score)].max(1) for first in (0, distance + 1))
+    return np.flatnonzero(known & (score > before) & (score >= after))
 
 
 def prominence(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
