@@ -185,5 +185,5 @@ def test_peaks_of_scores_are_those_of_comparing_each_pair_with_its_neighbours():
             ]
             if not any(z[at] > z[i, k] or (z[at] == z[i, k] and at < (i, k)) for at in rivals):
                 found.append((i, k))
-    assert len(found) > 10
+    assert len(found) > 5
     np.testing.assert_array_equal(np.transpose(local_peaks(z, observed, expected, margin, size, 2, 1.2)), found)

@@ -23,6 +23,7 @@ from numba import njit
 from numpy.lib.stride_tricks import sliding_window_view
 
 from diffbio_sc.numerics.genome.pixels import PixelRows
+from diffbio_sc.numerics.lines import inner_loop
 
 PSEUDOCOUNT = 2.0
 LEAST_EXPECTED = 0.3
@@ -66,12 +67,15 @@ def window_sums(rows: PixelRows, decay: np.ndarray, weights: np.ndarray, window:
     exposure = np.where(used, 1.0 / np.where(used, weights, 1.0), 0.0)
     near = np.where(np.isfinite(decay), decay, 0.0)[: 2 * window]
     near[:nearest] = 0.0
-    steps = _window_sums(*rows, used, exposure, near, window)
-    diamond, sides, diamond_expected, sides_expected = (np.cumsum(step)[: len(used)] for step in steps)
+    # What pixels change at the first position of a run and behind its last. Compiled code fills arrays that are made
+    # here: making one takes a tenth of a second more to compile.
+    steps = np.zeros((4, len(used) + 2))
+    _window_sums(*rows, used, exposure, near, window, *steps)
+    diamond, sides, diamond_expected, sides_expected = steps.cumsum(1)[:, : len(used)]
     return WindowSums(diamond, sides, np.maximum(diamond_expected, 0.0), np.maximum(sides_expected, 0.0))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inner_loop
 def _add(diamond, sides, i, j, value, window, n):
     """Add a pixel to the sums of the positions whose windows hold it."""
     if j - i < 2 * window:
@@ -91,10 +95,11 @@ def _add(diamond, sides, i, j, value, window, n):
 
 
 @njit(cache=True, nogil=True)
-def _window_sums(begin, end, indices, data, offset, diagonal, used, exposure, decay, window):
+def _window_sums(
+    begin, end, indices, data, offset, diagonal, used, exposure, decay, window,
+    diamond, sides, diamond_expected, sides_expected,
+):  # fmt: skip
     n = len(begin)
-    diamond, sides = np.zeros(n + 2), np.zeros(n + 2)
-    diamond_expected, sides_expected = np.zeros(n + 2), np.zeros(n + 2)
     reach = len(decay)
     for i in range(n):
         if not used[i]:
@@ -109,7 +114,6 @@ def _window_sums(begin, end, indices, data, offset, diagonal, used, exposure, de
         for d in range(min(reach, n - i)):
             if decay[d] > 0 and exposure[i + d] > 0:
                 _add(diamond_expected, sides_expected, i, i + d, decay[d] * exposure[i] * exposure[i + d], window, n)
-    return diamond, sides, diamond_expected, sides_expected
 
 
 def contrast(sums: WindowSums) -> tuple[np.ndarray, np.ndarray]:
@@ -136,8 +140,9 @@ def cooltools_insulation(
     both, at least ``nearest`` apart; NaN where it is empty.
     """
     used = np.isfinite(weights)
-    steps = _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest)
-    total, number, filled = (np.cumsum(step)[: len(used)] for step in steps)
+    total, (number, filled) = np.zeros(len(used) + 1), np.zeros((2, len(used) + 1), np.int64)
+    _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest, total, number, filled)
+    total, number, filled = (np.cumsum(steps)[: len(used)] for steps in (total, number, filled))
     with np.errstate(divide="ignore", invalid="ignore"):
         # Running sums leave a rounding error where nothing is left.
         mean = np.where(number > 0, np.where(filled > 0, total, 0.0) / number, np.nan)
@@ -147,9 +152,10 @@ def cooltools_insulation(
 
 
 @njit(cache=True, nogil=True)
-def _diamond_means(begin, end, indices, data, offset, diagonal, used, weights, window, nearest):
+def _diamond_means(
+    begin, end, indices, data, offset, diagonal, used, weights, window, nearest, total, number, filled
+):  # fmt: skip
     n = len(begin)
-    total, number, filled = np.zeros(n + 1), np.zeros(n + 1, np.int64), np.zeros(n + 1, np.int64)
     for i in range(n):
         if not used[i]:
             continue
@@ -173,7 +179,6 @@ def _diamond_means(begin, end, indices, data, offset, diagonal, used, weights, w
             if used[j] and first <= last:
                 number[first] += 1
                 number[last + 1] -= 1
-    return total, number, filled
 
 
 def local_maxima(score: np.ndarray, distance: int) -> np.ndarray:
@@ -197,7 +202,8 @@ def prominence(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     left, right = values[1:-1] > values[:-2], values[1:-1] > values[2:]
     peak = np.flatnonzero(left & right) + 1
     valley = np.flatnonzero((values[1:-1] < values[:-2]) & (values[1:-1] < values[2:])) + 1
-    size = _prominence(values, peak)
+    size = np.full(len(peak), np.nan)
+    _prominence(values, peak, size)
     open_both = np.isnan(size)
     if open_both.any():
         lowest = values[valley].min() if len(valley) else values.min()
@@ -207,8 +213,7 @@ def prominence(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True, nogil=True)
-def _prominence(values, peak):
-    result = np.full(len(peak), np.nan)
+def _prominence(values, peak, result):
     for k in range(len(peak)):
         at = peak[k]
         lowest = values[at]
@@ -226,7 +231,6 @@ def _prominence(values, peak):
         if j < len(values):
             other = values[at] - lowest
             result[k] = other if np.isnan(result[k]) else min(result[k], other)
-    return result
 
 
 def li_threshold(values: np.ndarray) -> float:
