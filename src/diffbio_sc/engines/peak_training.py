@@ -217,8 +217,8 @@ def _held_out(tracks: Sequence[LabelledTrack]) -> list[np.ndarray]:
 
 def measure_surroundings(track: LabelledTrack, config: PeakCallerConfig) -> Surroundings:
     """Measure what the caller finds about a track, on the host: JAX would compile it for each length of tracks."""
-    reads = track.counts / config.positions_per_read
-    control = None if track.control is None else track.control / config.positions_per_read
+    reads = np.asarray(track.counts, np.float64) / config.positions_per_read
+    control = None if track.control is None else np.asarray(track.control, np.float64) / config.positions_per_read
 
     def positions(base_pairs: float) -> int:
         return max(round(base_pairs / config.bin_width), 1)

@@ -159,7 +159,9 @@ class DifferentiablePeakCaller(Operator):
         are left out.
         """
         self.check_keys(data)
-        log_odds, enter, leave = map(np.asarray, self._run(DifferentiablePeakCaller._chain, data))
+        log_odds, enter, leave = (
+            np.array(part, np.float64) for part in self._run(DifferentiablePeakCaller._chain, data)
+        )
         # On the host: quicker than JAX, and without a program of its loops for each length of tracks.
         margin = np.stack([chain_margins(*row) for row in zip(log_odds, enter, leave, strict=True)])
         called = margin > float(self.threshold_logit[...])
