@@ -510,7 +510,7 @@ def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
         theirs = client.run(cpu) if client is not None else {}
         held = client.run(forget_peak) if client is not None else {}
         number = sum(map(len, call_fragments(path, kind)))
-        found = {"peaks": kind, "workers": workers, "wall s": round(time.perf_counter() - wall, 1)}
+        found = {"peaks": kind, "workers": workers, "wall s": round(time.perf_counter() - wall, 2)}
         found |= {"CPU s": round(cpu() - started, 1), "MB": round(peak() - before), "number": number}
         if client is not None:
             used = [round(value - theirs[key], 1) for key, value in client.run(cpu).items()]
