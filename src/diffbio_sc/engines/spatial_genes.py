@@ -12,6 +12,7 @@ from diffbio_sc._settings import settings
 from diffbio_sc.blocks.matrix import CountMatrix
 from diffbio_sc.blocks.plan import column_blocks
 from diffbio_sc.blocks.steps import Step
+from diffbio_sc.numerics.local_false_discovery import local_false_discovery
 from diffbio_sc.numerics.spatial.depth_pattern import DepthPattern
 from diffbio_sc.numerics.spatial.gene_moments import GeneSums, nuisance_columns, pearson_residuals, sum_genes
 from diffbio_sc.numerics.spatial.kriging import smooth
@@ -253,21 +254,26 @@ def _used_rows(counts: sp.csc_array, used: np.ndarray) -> sp.csc_array:
 
 
 class Significance(NamedTuple):
-    """P-values of all genes, false discovery rates, and the call; NaN and False for genes not tested."""
+    """P-values of all genes, false discovery rates, local ones, and the call; NaN and False for genes not tested."""
 
     pvalue: np.ndarray
     adjusted: np.ndarray
+    local: np.ndarray
     significant: np.ndarray
 
 
-def call_significant(log_p: np.ndarray, alpha: float, fdr: str) -> Significance:
-    """Adjust p-values for the number of genes tested (Benjamini and Hochberg, or Yekutieli) and call at ``alpha``."""
+def call_significant(log_p: np.ndarray, mean: np.ndarray, alpha: float, fdr: str) -> Significance:
+    """Adjust p-values for the number of genes tested (Benjamini and Hochberg, or Yekutieli) and call at ``alpha``.
+
+    Local false discovery rates know how far each gene's test can get by its mean.
+    """
     tested = np.isfinite(log_p)
     # Of the strongest genes p underflows, but it is never 0; their scores still tell them apart.
     pvalue, adjusted = np.maximum(np.exp(log_p), _SMALLEST_P), np.full(len(log_p), np.nan)
     if tested.any():
         adjusted[tested] = false_discovery_control(pvalue[tested], method=fdr)
-    return Significance(pvalue, adjusted, np.nan_to_num(adjusted, nan=1.0) < alpha)
+    local = local_false_discovery(log_p, np.log(np.maximum(mean, 1e-12)))
+    return Significance(pvalue, adjusted, local, np.nan_to_num(adjusted, nan=1.0) < alpha)
 
 
 def smooth_expression(spots: Spots, genes: np.ndarray, found: Genes) -> np.ndarray:

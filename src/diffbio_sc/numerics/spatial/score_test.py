@@ -58,6 +58,7 @@ _SCALE_WEIGHT = 0.85  # each scale weighs 2^-0.85 of the next finer one
 _ALTERNATION_SHARE = 0.01  # of the level, for the lower tail and for directions: what others lose (planted)
 _EFFECT = 0.3  # variance on the log scale of the effect that weights are made for
 _CAUCHY_EXCESS = 0.08  # by how much the combination of such dependent tests is too small around 0.05
+_LEAST_LEFT = 0.6  # of the variance of T beside what it owes to the sum of squares (spatial_covariates.py left_out)
 _MOST_TAKEN = 0.5  # of the third cumulant, by nuisance columns: beyond, it is a difference of large numbers
 _PROBES = 32  # right to some 5 %: of a kernel with n eigenvalues to sqrt(2 / 32 n)
 _PROBES_AT_ONCE = 4
@@ -495,8 +496,11 @@ class SpatialScoreTest:
         skewness = np.zeros(log_p.shape)
         for index, (cumulant, spectrum) in enumerate(zip(cumulants, spectra, strict=True)):
             mean, second = cumulant.mean, cumulant.second
-            if second - 2.0 * mean**2 / weights.trace < 0.02 * weights.trace:
-                continue  # the kernel is nearly constant, or 0, on these spots: nothing but rounding
+            varies = second - 2.0 * mean**2 / weights.trace
+            if varies < 0.02 * weights.trace or varies < _LEAST_LEFT * second:
+                # The kernel is nearly constant, or 0, on these spots, or nuisance columns take most of it out: what is
+                # left is the missing diagonal, minus the sum of squares.
+                continue
             wider = np.sqrt(ratios[index])
             observed = mean + (statistic[index] / sum2 * weights.trace - means[index]) * stretch / wider
             extra_third = 4.0 * cumulant.cubes * third_moment**2 / wider
