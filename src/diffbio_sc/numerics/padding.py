@@ -16,12 +16,6 @@ def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def row_bucket(rows: int) -> int:
-    """Four steps to each power of two up to 2048, then multiples of 2048: few compiled shapes, little waste."""
-    step = max(32, (1 << (rows - 1).bit_length()) // 8)
-    return round_up(rows, min(step, 2048))
-
-
 def zero_padded(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the array with zeros behind it, up to ``shape``; float64 becomes float32."""
     array = np.asarray(array)
