@@ -91,7 +91,7 @@ def fitted(more: float = 1.0):
 
 
 def regions(more: float = 1.0):
-    adata = run_dataset("simulate_regulatory_regions", n_regions=int(590 * more))
+    adata = run_dataset("simulate_regulatory_regions", n_regions=int(644 * more))
     run("pp.sequences", adata)
     return adata
 
