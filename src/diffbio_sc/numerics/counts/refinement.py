@@ -20,8 +20,19 @@ _RESIDUAL_NOISE = 0.15  # of a gene's log ratio, from what sampling and model er
 _UNEXPLAINED_ONLY = 0.1  # of the part of a deviation that other signatures explain as well, how much is taken out
 
 
-def _masked_median(values, used):
+def masked_median(values, used):
+    """Median of the genes used."""
     return jnp.nanmedian(jnp.where(used > 0, values, jnp.nan))
+
+
+def shrunken_log_ratio(log_ratio, spread):
+    """Log factor of a gene from its log ratio of observed to expected counts.
+
+    Under a prior of standard deviation ``spread``: soft towards 0 for ratios within it, by a constant beyond: factors have heavy tails.
+    """
+    kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
+    limit = _CLIPPED_RESIDUAL * spread * (1.0 - kept)
+    return log_ratio - jnp.clip((1.0 - kept) * log_ratio, -limit, limit)
 
 
 class _Refinement(NamedTuple):
@@ -55,12 +66,6 @@ def refinement_rounds(
     depth = counts.sum(-1)
     types = base.shape[0]
     kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
-
-    def shrink(log_ratio):
-        # Soft towards 0 for ratios within the spread, by a constant beyond it: gammas have heavy tails.
-        limit = _CLIPPED_RESIDUAL * spread * (1.0 - kept)
-        return log_ratio - jnp.clip((1.0 - kept) * log_ratio, -limit, limit)
-
     anchor = jnp.where(platform_effect, kept * anchor, 0.0)
 
     def signature(log_platform, theta):
@@ -74,10 +79,10 @@ def refinement_rounds(
         mean, trust = weighted(weights, signature(log_platform, theta))
         step = jnp.log(((trust * counts).sum(0) + 0.5) / ((trust * mean).sum(0) + 0.5))
         target = log_platform + step
-        target = shrink(target - _masked_median(target, used))
+        target = shrunken_log_ratio(target - masked_median(target, used), spread)
         target = anchor + openness * (target - anchor)
         new = log_platform + _DAMPING * (target - log_platform)
-        new = (new - _masked_median(new, used)) * used
+        new = (new - masked_median(new, used)) * used
         return jnp.where(platform_effect, new, log_platform)
 
     def update_deviation(weights, log_platform, theta):
@@ -129,7 +134,7 @@ def refinement_rounds(
         _Refinement(
             jnp.int32(0),
             jnp.full((len(counts), types), 1.0 / types, base.dtype),
-            anchor - _masked_median(anchor, used) * used,
+            anchor - masked_median(anchor, used) * used,
             jnp.ones_like(base),
             jnp.full(total, jnp.nan, base.dtype),
         ),
