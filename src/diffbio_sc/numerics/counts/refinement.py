@@ -26,9 +26,9 @@ def masked_median(values, used):
 
 
 def shrunken_log_ratio(log_ratio, spread):
-    """Log factor of a gene from its log ratio of observed to expected counts.
+    """Log factor of a gene from its log ratio of observed to expected counts, whose standard deviation is ``spread``.
 
-    Under a prior of standard deviation ``spread``: soft towards 0 for ratios within it, by a constant beyond: factors have heavy tails.
+    Soft towards 0 for ratios within the spread, by a constant beyond it: factors have heavy tails.
     """
     kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
     limit = _CLIPPED_RESIDUAL * spread * (1.0 - kept)

@@ -2,7 +2,7 @@
 
 A gene's factor between the platforms is fitted to the counts of all spots, so that the RNA of a missing type is first
 taken for factors: its own genes seem to be in excess on this platform. Two things follow. Genes in excess, by more than
-platforms differ and counts leave open, are the ones to look at. And factors have to give back what the further signature
+platforms differ and counts leave open, are the ones to look at. And factors have to give back what the new signature
 takes, or it is left with what spots have of it above their average.
 """
 

@@ -501,7 +501,7 @@ class SpatialDeconvolution(Operator):
             bulk = signatures.fit_bulk(counts.sum(0, dtype=np.float64), base.astype(np.float64))
             spread, anchor = bulk.spread, bulk.log_ratio
             # How far the summed counts leave the composition open, against the accuracy of the spots' own answer.
-            openness = bulk.composition_variance**2 / (bulk.composition_variance**2 + _SPOT_VARIANCE**2)
+            openness = _openness(bulk.composition_variance)
         platform = {"anchor": anchor, "spread": spread, "openness": openness, "platform_effect": platform_effect}
         self.excess[...] = jax.device_put(np.zeros(counts.shape[1], np.float32))
         self.signature_error[...] = jax.device_put(np.zeros(base.shape, np.float32))
@@ -513,6 +513,11 @@ class SpatialDeconvolution(Operator):
             error = np.asarray(signature_error, np.float32)
             if not decide or self._correction_pays(counts, base * np.exp(start), error):
                 self.signature_error[...] = jax.device_put(error)
+                if platform_effect:
+                    # The summed counts are fitted as if signatures had no errors: they are off as far as they disagree.
+                    weights = self._solver(base * np.exp(start))(counts).weights
+                    variance = bulk.composition_variance + _disagreement(counts, weights, bulk.composition)
+                    platform["openness"] = _openness(variance)
         log_platform, log_deviation, history = self._rounds(counts, base, refine=refine, **platform)
         self.log_platform[...] = jax.device_put(log_platform)
         self.log_deviation[...] = jax.device_put(log_deviation)
@@ -647,6 +652,17 @@ class SpatialDeconvolution(Operator):
             self.config.fit_rounds,
         )
         return np.asarray(log_platform)[:genes], np.asarray(log_theta)[:, :genes], history
+
+
+def _openness(composition_variance: float) -> float:
+    return composition_variance**2 / (composition_variance**2 + _SPOT_VARIANCE**2)
+
+
+def _disagreement(counts, weights, composition) -> float:
+    """Squared difference, relative to the squares, between the spots' composition and that of their summed counts."""
+    spots = (counts.sum(1, keepdims=True, dtype=np.float64) * weights).sum(0)
+    share, of_sum = spots / spots.sum(), composition / composition.sum()
+    return float(((share - of_sum) ** 2).sum() / (of_sum**2).sum())
 
 
 def _pays(gain: np.ndarray) -> bool:
