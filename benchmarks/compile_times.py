@@ -91,9 +91,16 @@ def fitted(more: float = 1.0):
 
 
 def regions(more: float = 1.0):
-    adata = run_dataset("simulate_regulatory_regions", n_regions=int(600 * more))
+    adata = run_dataset("simulate_regulatory_regions", n_regions=int(590 * more))
     run("pp.sequences", adata)
     return adata
+
+
+def named_regions(more: float = 1.0):
+    import anndata as ad
+
+    names = [f"chr1:{start}-{start + 500}" for start in range(0, int(600_000 * more), 1000)]
+    return ad.AnnData(np.ones((2, len(names)), np.float32), var=pd.DataFrame(index=names))
 
 
 def model_of_regions(adata) -> None:
@@ -219,6 +226,7 @@ CASES: dict[str, tuple[Callable[[float], Any], Callable[[Any], Any]]] = {
     ),
     "pp.binarize": (partial(states, family="poisson"), of("pp.binarize")),
     "pp.coverage": (lambda more=1.0: fragments(more)[0], of("pp.coverage", bin_size=50)),
+    "pp.parse_regions": (named_regions, of("pp.parse_regions")),
     "pp.pseudobulk": (fragments, lambda data: run("pp.pseudobulk", data[0], groupby=data[2])),
     "pp.combine_contacts": (
         lambda more=1.0: {name: contact_map(more, rng=k) for k, name in enumerate("ab")},

@@ -357,9 +357,7 @@ def odds() -> None:
                 rows.append(np.log(np.array(row[1:]) / row[0]))
             ratios[case] = np.array(rows)
     engine._BELIEVED = default
-    print(
-        "\n## odds: RMSE with `unexplained=True` over that without, types removed and none (last)\n"
-    )
+    print("\n## odds: RMSE with `unexplained=True` over that without, types removed and none (last)\n")
     print(
         "| set | " + " | ".join(f"{value:g}" for value in values) + " | chosen by the others |\n|---|---|---|---|---|"
     )

@@ -1,8 +1,8 @@
 """What work block by block costs: CPU, memory, passes and compilation, here, lazily and on workers.
 
 python benchmarks/scale.py [cost] [memory] [settings] [million] [peaks] [workers] [compile] [training] [--quick]
-    [--rows 30000] [--sizes 7500,30000,120000] [--block 256MB] [--write run.json]
-    [--compare benchmarks/baseline/scale.json]
+    [--rows 30000] [--sizes 7500,30000,120000] [--block 256MB] [--functions spatial_genes] [--millions 2,8]
+    [--kinds "groups 200" "replicates 8"] [--write run.json] [--compare benchmarks/baseline/scale.json]
 
 Every row is a process of its own, which first runs the function on a toy. CPU seconds are of the process and its
 workers; memory is the peak of resident memory during the call over that before it (Linux). The exit status is 1 if a
@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -38,8 +39,9 @@ from scale_records import as_run, commit, judge, machine, yardstick
 GENES, CHUNK, TYPES, DEPTH = 2000, 1000, 8, 230
 FUNCTIONS = ("deconvolve", "spatial_genes")
 LIMIT = 900  # seconds of a row
-SETTINGS = ("no client", "threads 4", "workers 2 x 1", "workers 1 x 2", "two threads")
-SETTING_LIMIT = 120  # seconds of each call in a setting
+SETTINGS = ("memory", "no client", "threads 4", "workers 2 x 1", "workers 1 x 2", "two threads")
+SETTING_LIMIT = 120  # seconds of each function, twice, in a setting
+KINDS = ("one file", "one file, auto", "groups 20", "groups 200", "replicates 8")  # of calls of peaks
 MILLION, MILLION_GENES, MILLION_CHUNK, MILLION_COUNTS = 1_200_000, 200, 10_000, 40
 CAP = 2000  # megabytes that a process of the million may take
 SHOWN: list[dict] = []  # all rows
@@ -70,6 +72,13 @@ def spots(start: int, rows: int, side: int, table: pd.DataFrame) -> tuple[sp.csr
     rate = table.to_numpy() / table.to_numpy().sum(1, keepdims=True)
     counts = rng.poisson(DEPTH * rng.gamma(5, 0.2, (rows, 1)) * (share @ rate))
     return sp.csr_matrix(counts.astype(np.float32)), places
+
+
+def written(adata) -> float:
+    """Megabytes of the tables of an object, all but its matrix."""
+    tables = [adata.obs, adata.var, *adata.obsm.values()]
+    sizes = [np.sum(one.memory_usage()) if hasattr(one, "memory_usage") else one.nbytes for one in tables]
+    return float(sum(sizes)) / 1e6
 
 
 def make_tissue(folder: Path, rows: int) -> Path:
@@ -168,8 +177,8 @@ def cluster(**options):
         yield client
 
 
-def row(function: str, source: str, rows: int, folder: Path, block: str, result: Path) -> dict:
-    """One row: the function on one kind of source, twice."""
+def row(function: str, source: str, rows: int, folder: Path, block: str, result: Path, calls: int) -> dict:
+    """One row: the function on one kind of source, once or twice."""
     import diffbio_sc as dbio
 
     dbio.settings.block_bytes = block
@@ -186,7 +195,8 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
             if source.endswith("warm"):
                 dbio.scale.warm(client)
         adata = open_tissue(path, lazily=source != "memory")
-        for time_of in ("first", "second"):
+        read = written(adata)
+        for time_of in ("first", "second")[:calls]:
             before, started, wall = forget_peak(), cpu(), time.perf_counter()
             if client is not None:
                 client.run(forget_peak)
@@ -198,8 +208,7 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
             if client is not None:
                 found[f"workers CPU s {time_of}"] = round(sum(client.run(cpu).values()) - workers, 1)
                 found[f"worker MB {time_of}"] = round(max(client.run(peak).values()))
-            if rows > 30_000:
-                break
+            found.setdefault("MB of the result", round(written(adata) - read, 1))
     if source == "memory":
         np.save(result, values)
     elif result.exists():
@@ -209,13 +218,14 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
 
 def run_row(*arguments: object, limit: int = LIMIT) -> dict:
     """A row in a process of its own."""
-    command = [sys.executable, __file__, "row", json.dumps([str(one) for one in arguments])]
+    words = [str(one) for one in arguments]
+    command = [sys.executable, __file__, "row", json.dumps(words)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return {"row": arguments[:3], "failed": f"no end after {limit} s"}
+        return {"row": words[:4], "failed": f"no end after {limit} s"}
     if done.returncode:
-        return {"row": arguments[:3], "failed": done.stderr.strip().splitlines()[-1:]}
+        return {"row": words[:4], "failed": done.stderr.strip().splitlines()[-1:]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -224,12 +234,12 @@ def show(found: dict) -> None:
     print(json.dumps(found), flush=True)
 
 
-def cost(folder: Path, rows: int, block: str) -> None:
+def cost(folder: Path, rows: int, block: str, functions: Sequence[str]) -> None:
     make_tissue(folder, rows)
-    for function in FUNCTIONS:
+    for function in functions:
         in_memory = 0.0
         for source in ("memory", "lazy", "workers 1 warm", "workers 2 warm"):
-            found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy")
+            found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy", 2)
             total = found.get("CPU s second", 0.0) + found.get("workers CPU s second", 0.0)
             in_memory = in_memory or total
             if in_memory and total:
@@ -237,52 +247,64 @@ def cost(folder: Path, rows: int, block: str) -> None:
             show({"table": "cost", **found})
 
 
-def grow(folder: Path, sizes: list[int], block: str) -> None:
-    for function in FUNCTIONS:
-        for rows in sizes:
-            make_tissue(folder, rows)
-            for source in ("lazy", "workers 2 warm"):
-                found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy")
-                show({"table": "memory", **found})
+def grow(folder: Path, sizes: list[int], block: str, functions: Sequence[str]) -> None:
+    for function in functions:
+        for source in ("lazy", "workers 2 warm"):
+            first: dict = {}
+            for rows in sizes:
+                wanted = {"function": function, "source": source, "rows": rows, "block": block}
+                found = next((one for one in SHOWN if wanted.items() <= one.items()), None)  # the row of cost
+                if found is None:
+                    make_tissue(folder, rows)
+                    found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy", 1)
+                first = first or found
+                show({**found, "table": "memory", **_growth(found, first)})
+
+
+def _growth(found: dict, first: dict) -> dict:
+    """By how many megabytes a process of more spots is larger, and that by spot; the written result left out."""
+    grown = {}
+    more = found.get("rows", 0) - first.get("rows", 0)
+    for key, result in (("client MB first", "MB of the result"), ("worker MB first", None)):
+        if more > 0 and key in found and key in first:
+            larger = found[key] - first[key] - (found[result] - first[result] if result else 0.0)
+            name = key.removesuffix(" MB first")
+            grown |= {f"{name} grown, MB": round(larger), f"{name} grown, bytes a spot": round(1e6 * larger / more)}
+    return grown
 
 
 def setting_row(setting: str, rows: int, folder: Path) -> dict:
-    """All functions in one setting, with a block for each chunk, against memory: second calls."""
+    """All functions in one setting, with a block for each chunk, against the row of memory: second calls."""
     import diffbio_sc as dbio
 
     dbio.settings.block_bytes = 4 * GENES * (CHUNK + 1)
     path = make_tissue(folder, rows)
-    whole = open_tissue(path, lazily=False)
     options = {
         "threads 4": {"n_workers": 1, "threads_per_worker": 4, "processes": False},
         "workers 2 x 1": {"n_workers": 2, "threads_per_worker": 1},
         "workers 1 x 2": {"n_workers": 1, "threads_per_worker": 2},
     }.get(setting)
-    found: dict = {"setting": setting, "rows": rows}
-    for function in (*FUNCTIONS, "spatial_patterns"):
-        call(function, whole)
-        started = cpu()
-        expected = call(function, whole)
-        in_memory = cpu() - started
-        with ExitStack() as stack:
-            client = None
-            if options is not None:
-                client = stack.enter_context(cluster(**options))
-                dbio.scale.warm(client)
-            copies = [_tested_copy(path, whole) for _ in range(2 if setting == "two threads" else 1)]
+    found: dict = {"setting": setting, "rows": rows, "CPU s": 0.0}
+    with ExitStack() as stack:
+        client = None
+        if options is not None:
+            client = stack.enter_context(cluster(**options))
+            dbio.scale.warm(client)
+        copies = [open_tissue(path, lazily=setting != "memory") for _ in range(2 if setting == "two threads" else 1)]
+        for function in (*FUNCTIONS, "spatial_patterns"):
             for _ in range(2):
                 started = cpu() + _elsewhere(client)
                 values = _at_once(function, copies)
                 used = (cpu() + _elsewhere(client) - started) / len(copies)
-        found[f"{function} over memory"] = round(used / in_memory, 2)
-        found[f"{function} difference"] = max(float(np.nanmax(np.abs(one - expected))) for one in values)
-    return found
-
-
-def _tested_copy(path: Path, whole):
-    adata = open_tissue(path, lazily=True)
-    adata.var, adata.uns = whole.var.copy(), dict(whole.uns)
-    return adata
+            found["CPU s"] += used
+            stored = folder / f"setting_{function}_{rows}.npz"
+            if setting == "memory":
+                np.savez(stored, values=values[0], used=used)
+                continue
+            memory_of = np.load(stored)
+            found[f"{function} over memory"] = round(used / float(memory_of["used"]), 2)
+            found[f"{function} difference"] = max(float(np.nanmax(np.abs(one - memory_of["values"]))) for one in values)
+    return {**found, "CPU s": round(found["CPU s"], 1)}
 
 
 def _elsewhere(client) -> float:
@@ -312,7 +334,7 @@ def _at_once(function: str, copies: list) -> list[np.ndarray]:
 def try_settings(folder: Path, rows: int) -> None:
     make_tissue(folder, rows)
     for setting in SETTINGS:
-        show({"table": "settings", **run_row("setting", setting, rows, folder, limit=6 * SETTING_LIMIT)})
+        show({"table": "settings", **run_row("setting", setting, rows, folder, limit=3 * SETTING_LIMIT)})
 
 
 def made_spots(start: int, rows: int, side: int, cumulative: np.ndarray) -> sp.csr_matrix:
@@ -388,8 +410,8 @@ def _watch() -> None:
         time.sleep(0.1)
 
 
-def million(rows: int) -> None:
-    for function in FUNCTIONS:
+def million(rows: int, functions: Sequence[str]) -> None:
+    for function in functions:
         show({"table": "million", **run_row("million", function, rows)})
 
 
@@ -430,18 +452,24 @@ def make_toy(folder: Path) -> Path:
     return path
 
 
-def call_fragments(path: Path, kind: str) -> int:
-    """Number of peaks of one file; of groups of its cells; or of copies of it as replicates."""
+def call_fragments(path: Path, kind: str) -> list[pd.DataFrame]:
+    """Peaks of one file; of groups of its cells; or of copies of it as replicates."""
     import diffbio_sc as dbio
 
     mode = "auto" if kind.endswith("auto") else "narrow"
     if kind.startswith("groups"):
         labels = {f"cell{k}": f"type{k % int(kind.split()[1])}" for k in range(5000)}
-        return sum(map(len, dbio.tl.call_peaks(path, groupby=labels, mode=mode).values()))
+        return list(dbio.tl.call_peaks(path, groupby=labels, mode=mode).values())
     if kind.startswith("replicates"):
         files = {f"replicate {k}": path for k in range(int(kind.split()[1]))}
-        return len(dbio.tl.call_peaks(files, replicate=True, mode=mode))
-    return len(dbio.tl.call_peaks(path, mode=mode))
+        return [dbio.tl.call_peaks(files, replicate=True, mode=mode)]
+    return [dbio.tl.call_peaks(path, mode=mode)]
+
+
+def megabytes_of(tables: list[pd.DataFrame]) -> float:
+    """What tables of peaks take: eight bytes a value, and the names, which are texts of their own."""
+    values = sum(float(table.memory_usage(index=False).sum()) for table in tables)
+    return (values + sum(sum(map(sys.getsizeof, table["name"])) for table in tables)) / 1e6
 
 
 def peak_row(folder: Path, millions: int, kind: str) -> dict:
@@ -449,9 +477,10 @@ def peak_row(folder: Path, millions: int, kind: str) -> dict:
     path = make_fragments(folder, millions)
     call_fragments(make_toy(folder), kind)
     before, started = forget_peak(), cpu()
-    number = call_fragments(path, kind)
+    tables = call_fragments(path, kind)
     found = {"peaks": kind, "million fragments": millions, "MB": round(peak() - before)}
-    return {**found, "CPU s": round(cpu() - started, 1), "number": number}
+    found |= {"CPU s": round(cpu() - started, 1), "MB of the tables": round(megabytes_of(tables))}
+    return {**found, "number": sum(map(len, tables))}
 
 
 def ready_peaks(path: str) -> None:
@@ -480,7 +509,7 @@ def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
         before, started, wall = forget_peak(), cpu(), time.perf_counter()
         theirs = client.run(cpu) if client is not None else {}
         held = client.run(forget_peak) if client is not None else {}
-        number = call_fragments(path, kind)
+        number = sum(map(len, call_fragments(path, kind)))
         found = {"peaks": kind, "workers": workers, "wall s": round(time.perf_counter() - wall, 1)}
         found |= {"CPU s": round(cpu() - started, 1), "MB": round(peak() - before), "number": number}
         if client is not None:
@@ -490,15 +519,14 @@ def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
     return found
 
 
-def peaks(folder: Path, millions: list[int]) -> None:
-    for kind in ("one file", "one file, auto", "groups 20", "groups 200", "replicates 8"):
+def peaks(folder: Path, millions: list[int], kinds: Sequence[str]) -> None:
+    for kind in kinds:
         for number in millions:
-            if number <= 8 or kind.startswith("one file"):
-                show(run_row("peaks", folder, number, kind))
+            show(run_row("peaks", folder, number, kind))
 
 
-def peak_workers(folder: Path) -> None:
-    for kind in ("one file", "groups 20"):
+def peak_workers(folder: Path, kinds: Sequence[str]) -> None:
+    for kind in kinds:
         for workers in (0, 1, 2):
             show(run_row("peak workers", folder, workers, kind))
 
@@ -530,8 +558,8 @@ def main() -> None:
         if arguments[0] == "peak workers":
             show(peak_workers_row(Path(arguments[1]), int(arguments[2]), arguments[3]))
             return
-        function, source, rows, folder, block, result = arguments
-        show(row(function, source, int(rows), Path(folder), block, Path(result)))
+        function, source, rows, folder, block, result, calls = arguments
+        show(row(function, source, int(rows), Path(folder), block, Path(result), int(calls)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", help=f"default: all, {' '.join(TABLES)}")
@@ -540,6 +568,8 @@ def main() -> None:
     parser.add_argument("--sizes", help="spots of the table of memory; default 7500,30000,120000")
     parser.add_argument("--million", type=int, default=MILLION, help="spots that are made on the fly")
     parser.add_argument("--millions", help="millions of fragments; default 2,8, quick 2")
+    parser.add_argument("--functions", nargs="+", choices=FUNCTIONS, default=FUNCTIONS, help="of cost, memory, million")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="calls of the tables peaks and workers")
     parser.add_argument("--block", default="256MB", help="memory of a block")
     parser.add_argument("--folder", type=Path, help="where tissues are kept; default: a temporary folder")
     parser.add_argument("--write", type=Path, help="file for the run")
@@ -558,17 +588,17 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if "cost" in tables:
-            cost(folder, rows, options.block)
+            cost(folder, rows, options.block, options.functions)
         if "memory" in tables:
-            grow(folder, sizes, options.block)
+            grow(folder, sizes, options.block, options.functions)
         if "settings" in tables:
             try_settings(folder, 7500)
         if "million" in tables:
-            million(options.million)
+            million(options.million, options.functions)
         if "peaks" in tables:
-            peaks(folder, millions)
+            peaks(folder, millions, options.kinds or KINDS)
         if "workers" in tables:
-            peak_workers(folder)
+            peak_workers(folder, options.kinds or ("one file", "groups 20"))
         if "compile" in tables:
             compile_times.compile_times(list(COMPILED))
         if "training" in tables:

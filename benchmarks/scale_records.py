@@ -20,6 +20,7 @@ DEFINITIONS = {
     CPU: MetricDef(name=CPU, direction="lower", description="CPU seconds of the row over those of the yardstick"),
     MEMORY: MetricDef(name=MEMORY, unit="MB", direction="lower", description="largest memory of the row"),
 }
+_OTHER = ("before", "of the result", "of the tables", "grown")  # megabytes that are no largest memory
 _TEXT = ("table", "function", "source", "setting", "peaks", "workers", "rows", "genes", "block", "million fragments")
 
 
@@ -82,7 +83,7 @@ def as_run(rows: list[dict[str, Any]], seconds: float) -> Run:
             if used:
                 metrics[CPU] = Metric(value=max(sum(used), FEWEST_SECONDS) / seconds)
                 break
-        megabytes = [value for key, value in row.items() if "MB" in key and "before" not in key]
+        megabytes = [value for key, value in row.items() if "MB" in key and not any(word in key for word in _OTHER)]
         if megabytes:
             metrics[MEMORY] = Metric(value=float(max(*megabytes, FEWEST_MEGABYTES)))
         points.append(Point(name="scale, " + ", ".join(tags.values()), scenario="scale", tags=tags, metrics=metrics))

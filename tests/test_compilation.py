@@ -66,7 +66,7 @@ def use_model(data):
 
 
 CASES = {
-    "deconvolve": (tissue, lambda spots: dbio.tl.deconvolve(spots, signatures()), SPOTS, MORE_SPOTS),
+    "deconvolve": (tissue, lambda spots: dbio.tl.deconvolve(spots, signatures()), SPOTS, 3 * SPOTS),
     "spatial_genes": (patterned, spatial_genes, SPOTS, MORE_SPOTS),
     "multiomics_vae": (cells, lambda mdata: dbio.tl.multiomics_vae(mdata, max_epochs=1), CELLS, MORE_CELLS),
     "a_model_of_cells": (lambda number: (fitted(number), cells(number)), use_model, CELLS, MORE_CELLS),

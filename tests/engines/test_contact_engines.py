@@ -11,7 +11,7 @@ from diffbio_sc.engines.contacts_balance import balance_map
 from diffbio_sc.engines.contacts_compartments import phase
 from diffbio_sc.engines.contacts_expected import expected_map
 from diffbio_sc.engines.contacts_insulation import insulation_map
-from diffbio_sc.engines.contacts_loops import _HISTOGRAM, _false_discovery
+from diffbio_sc.engines.contacts_loops import _HISTOGRAM, _false_discovery, local_peaks
 from diffbio_sc.genome.contact_map import ContactMap
 from diffbio_sc.numerics.genome.compartments import EigenPairs
 from diffbio_sc.numerics.genome.decay import decay_knots
@@ -161,3 +161,29 @@ def test_false_discovery_rates_are_those_of_benjamini_and_hochberg_within_strata
         wanted[stratum == k] = false_discovery_control(norm.sf(z[stratum == k]))
     np.testing.assert_allclose(q, wanted[chosen], rtol=0.05)
     assert (q < 0.05).sum() > 30
+
+
+def test_peaks_of_scores_are_those_of_comparing_each_pair_with_its_neighbours():
+    """Scores of few values, so that many are equal; some pairs are not scored; both borders of distance are met."""
+    rng, margin, size = np.random.default_rng(0), 2, 40
+    z = rng.integers(0, 5, (size + 2 * margin, 12)).astype(np.float32)
+    z[rng.random(z.shape) < 0.1] = np.nan
+    expected = rng.uniform(1.0, 2.0, z.shape)
+    observed = rng.uniform(1.0, 6.0, z.shape)
+    expected[rng.random(z.shape) < 0.1] = np.nan
+    found = []
+    for i in range(margin, margin + size):
+        for k in range(z.shape[1]):
+            if not z[i, k] >= 2 or observed[i, k] < 1.2 * expected[i, k]:
+                continue
+            # Pairs by their bins, not by their distance: (i, i + k).
+            rivals = [
+                (a, b - a)
+                for a in range(i - margin, i + margin + 1)
+                for b in range(i + k - margin, i + k + margin + 1)
+                if 0 <= b - a < z.shape[1] and (a, b - a) != (i, k)
+            ]
+            if not any(z[at] > z[i, k] or (z[at] == z[i, k] and at < (i, k)) for at in rivals):
+                found.append((i, k))
+    assert len(found) > 5
+    np.testing.assert_array_equal(np.transpose(local_peaks(z, observed, expected, margin, size, 2, 1.2)), found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -67,6 +68,23 @@ def test_two_passes_serve_sample_fit_and_regression(n_slides):
     engine.regress_spots(spots, sample, fit)
     assert set(matrix.reads.values()) == {2}
     assert matrix.plan().rows == 1250  # two even blocks share one compiled program
+
+
+def test_results_of_blocks_are_let_go_as_they_are_copied():
+    alive: list[weakref.ref] = []
+
+    def blocks():
+        for number in range(4):
+            assert not any(reference() is not None for reference in alive[:-1])
+            block = SpotSolution(*(np.full((3, 2), number, np.float32) for _ in range(3)), np.full(3, number + 0.5))
+            alive.append(weakref.ref(block.weights))
+            yield block, np.full(3, -number), None
+
+    solution, share, further = engine._stacked(blocks(), 12)
+    np.testing.assert_array_equal(solution.weights[:, 1], np.repeat(np.arange(4), 3))
+    np.testing.assert_array_equal(solution.misfit, np.repeat(np.arange(4), 3) + 0.5)
+    np.testing.assert_array_equal(share, -np.repeat(np.arange(4), 3))
+    assert further is None
 
 
 def test_the_sample_is_filled_spots_of_each_slide_and_their_own_counts():

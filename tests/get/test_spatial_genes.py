@@ -10,7 +10,8 @@ import pytest
 spatial_genes = importlib.import_module("diffbio_sc.get._spatial_genes").spatial_genes
 
 COLUMNS = [
-    "gene", "fsv", "fsv_se", "spatial_lengthscale", "spatial_pvalue", "spatial_padj", "spatial_score", "is_spatial",
+    "gene", "fsv", "fsv_se", "spatial_lengthscale", "spatial_lfdr", "spatial_pvalue", "spatial_padj", "spatial_score",
+    "is_spatial",
 ]  # fmt: skip
 
 
@@ -23,6 +24,7 @@ def result():
     adata.var_names = list("abcdef")
     adata.var["spatial_pvalue"] = pvalue
     adata.var["spatial_padj"] = pvalue * 2
+    adata.var["spatial_lfdr"] = pvalue / 2
     adata.var["spatial_score"] = score
     adata.var["is_spatial"] = [False, False, True, True, True, True]
     adata.var["fsv"] = np.arange(6, dtype=np.float32) / 10

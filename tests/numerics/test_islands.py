@@ -66,10 +66,12 @@ def test_one_far_spot_changes_what_one_spot_can_change(lattice, lengthscales):
     allowed = np.abs(log_p(near, depth[:1025], counts[:1025], lengthscales=lengthscales) - without).max()
     assert np.abs(found - without).max() < 2.0 * allowed < 2.0
     assert np.abs(found - without).mean() < 0.03
-    called = call_significant(found, 0.01, "bh")
+    called = call_significant(found, np.ones(len(found)), 0.01, "bh")
     assert called.significant[:15].sum() >= 13
     assert not called.significant[15:].any()
-    np.testing.assert_array_equal(called.significant, call_significant(without, 0.01, "bh").significant)
+    np.testing.assert_array_equal(
+        called.significant, call_significant(without, np.ones(len(found)), 0.01, "bh").significant
+    )
     assert (called.pvalue > 0).all()
 
 
@@ -79,10 +81,10 @@ def test_a_far_piece_does_not_hide_the_pattern_of_the_tissue(lattice):
     without = log_p(places, depth[:1024], counts[:1024])
     found = log_p(np.concatenate([places, piece]), depth, counts)
     assert np.median(found[:15]) < 0.9 * np.median(without[:15])
-    assert not call_significant(found, 0.01, "bh").significant[15:].any()
+    assert not call_significant(found, np.ones(len(found)), 0.01, "bh").significant[15:].any()
 
 
 def test_the_smallest_p_value_is_not_zero():
-    called = call_significant(np.array([-2000.0, -1.0, np.nan]), 0.05, "bh")
+    called = call_significant(np.array([-2000.0, -1.0, np.nan]), np.ones(3), 0.05, "bh")
     assert 0 < called.pvalue[0] < 1e-300
     assert np.isnan(called.pvalue[2])

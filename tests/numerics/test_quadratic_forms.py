@@ -50,12 +50,13 @@ def test_two_points_have_the_cumulants_asked_for():
     assert (counts > 0).all()
 
 
-def test_compression_keeps_count_and_sum_and_the_tail():
+def test_compression_keeps_count_sum_sum_of_squares_and_the_tail():
     eigenvalues = np.sort(np.random.default_rng(0).gamma(0.4, 1.0, 400))[::-1] - 0.4
     values, counts = compress_spectrum(eigenvalues)
     assert len(values) == 24
     assert counts.sum() == 400
     assert (counts * values).sum() == pytest.approx(eigenvalues.sum())
+    assert (counts * values**2).sum() == pytest.approx((eigenvalues**2).sum())
     shift = 0.2
     whole = log_tail(eigenvalues[None] - shift, np.ones((1, 400)))[0]
     assert log_tail(values[None] - shift, counts[None])[0] == pytest.approx(whole, abs=0.1)

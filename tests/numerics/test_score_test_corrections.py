@@ -10,6 +10,7 @@ from scipy.stats import beta
 
 from diffbio_sc.numerics.spatial.kernel_algebra_jax import Kernel
 from diffbio_sc.numerics.spatial.kernels import rbf
+from diffbio_sc.numerics.spatial.null_law import LawOfGaussian, NullLaw
 from diffbio_sc.numerics.spatial.quadratic_forms import log_tail
 from diffbio_sc.numerics.spatial.quadratic_forms_jax import log_tail as log_tail_jax
 from diffbio_sc.numerics.spatial.residuals_jax import Residuals
@@ -83,3 +84,29 @@ def test_the_combination_is_stricter_by_its_stated_excess():
     np.testing.assert_allclose(
         found.log_p[there], np.minimum(single + np.log1p(0.08 * (1 - np.exp(single))), 0)[there], atol=1e-6
     )
+
+
+@pytest.mark.parametrize("spread", [0.3, 1.0])
+def test_law_where_few_spots_carry_the_variance(spread):
+    """Of Gaussian residuals of uneven variances: that of T - x (sum of squares) by its own spectrum at each x."""
+    rng = np.random.default_rng(5)
+    places, depth = rng.uniform(0, 16, (256, 2)), rng.lognormal(0, spread, 256)
+    test = SpatialScoreTest(places, depth)
+    weights = test._weights_of(0)
+    cumulants, spectra = test._law_of(0, weights)
+    design = weights.weighted_design
+    covariance = np.diag(weights.v) - design @ weights.inverse @ design.T
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    for scale in (0, 2, 5):
+        mean, second, third, bottom = (
+            getattr(cumulants[scale], name) for name in ("mean", "second", "third", "bottom")
+        )
+        kernel = test.layout.levels[0].kernels.matrices[scale] - np.eye(256)
+        ratio = (mean + np.array([-1.0, 1.3, 1.645, 2.2, 3.0]) * np.sqrt(second)) / weights.trace
+        none = np.zeros(5)
+        law = NullLaw(
+            LawOfGaussian(mean, second, third, bottom, spectra[scale]), weights.trace, none, none, none.astype(bool)
+        )
+        exact = [np.linalg.eigvalsh(root.T @ (kernel - x * np.eye(256)) @ root) for x in ratio]
+        np.testing.assert_allclose(law.log_tail(ratio), log_tail(np.array(exact), np.ones((5, 256))), atol=0.075)

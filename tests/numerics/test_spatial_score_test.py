@@ -262,3 +262,21 @@ def test_covariates_have_an_effect_of_their_own_on_each_slide():
     assert 0.01 < (found < 0.05).mean() < 0.11  # binomial standard error .015
     columns = test.design
     assert (np.abs(columns[:400]).sum(0) * np.abs(columns[400:]).sum(0) < 1e-6).all()
+
+
+def test_scales_that_smooth_covariates_take_out_are_not_tested():
+    """Twelve wide maps as covariates leave of the widest kernels little but their missing diagonals."""
+    rng = np.random.default_rng(8)
+    places = np.stack(np.meshgrid(np.arange(16.0), np.arange(16.0)), -1).reshape(-1, 2)
+    maps = np.exp(-((places[:, None] - rng.uniform(0, 16, (12, 2))) ** 2).sum(-1) / (2 * 4.0**2))
+    rate = 0.2 + maps @ rng.gamma(1.0, 2.0, (12, 300)) * (rng.uniform(size=300) < 0.7)
+    counts = rng.poisson(rate * rng.gamma(3.0, 1 / 3, rate.shape))
+    test = SpatialScoreTest(places, np.ones(256), covariates=maps)
+    given = sp.csc_array(counts.astype(np.float32))
+    moments = test.moments(given)
+    found = test.test(given, moments.mean, test.classes(moments))
+    assert (found.log_p < np.log(1e-3)).sum() <= 3
+    assert 0.01 < (found.log_p < np.log(0.05)).mean() < 0.08
+    tested = np.isfinite(found.scale_log_p[0]).mean(1)
+    assert tested[0] > 0.9
+    assert tested[-1] < 0.1

@@ -152,13 +152,6 @@ def test_e14_finds_the_planted_peaks(signal):
         assert expected == pytest.approx(len(TRUTH), abs=0.7)
 
 
-@pytest.mark.parametrize("denoises", [False, True])
-def test_background_alone_is_that_of_the_outputs(signal, denoises):
-    caller = make(use_vae_denoising=denoises)
-    data = {"signal": signal, "control": signal[::-1]}
-    np.testing.assert_allclose(caller.background(data), caller(data)["peak_background"], rtol=1e-6)
-
-
 def test_e14_batched_unbatched_and_mapped_agree(signal):
     caller = make(num_filters=0)
     together = call(caller, {"signal": signal})
@@ -395,6 +388,9 @@ def test_bad_input_is_refused_with_its_name(signal):
         caller.apply({"signal": broken})
     with pytest.raises(ValueError, match="not negative"):
         caller({"signal": signal - 1})
+    for broad, message in (([0.5], r"shape \(2,\), one value"), ([0.5, 2.0], "between 0 and 1, found 0.5 to 2.0")):
+        with pytest.raises(ValueError, match=message):
+            caller({"signal": signal, "broad": broad})
     with pytest.raises(ValueError, match=r"data\['control'\] must have shape \(2, 400\)"):
         caller({"signal": signal, "control": signal[0]})
     with pytest.raises(KeyError, match="needs data\\['signal'\\]; found the keys \\['coverage'\\]"):

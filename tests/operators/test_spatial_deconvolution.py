@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_programs import compiled_programs
 from flax import nnx
 from scipy.optimize import nnls
 
@@ -199,6 +200,19 @@ def test_loss_gradient_equals_finite_differences(data):
 def test_untrained_correction_is_exactly_zero(data):
     with_network, without = make()(data), make(hidden_dim=0)(data)
     np.testing.assert_array_equal(with_network["proportions"], without["proportions"])
+
+
+def test_a_trained_correction_takes_part(data):
+    operator = make()
+    assert operator.correction.is_zero()
+    with compiled_programs() as programs:
+        before = operator(data)["proportions"]
+    assert sum("_compiled" in program for program in programs) <= 1  # none if another test has compiled it
+    assert len(programs) <= 3
+    kernel = operator.correction.layers[1].kernel
+    kernel[...] = kernel[...].at[:, 0].add(0.05)  # of one type
+    assert not operator.correction.is_zero()
+    assert np.abs(operator(data)["proportions"] - before).max() > 1e-3
 
 
 def test_fit_lowers_the_loss_and_the_error():

@@ -499,7 +499,12 @@ def test_a_batch_for_each_cell_is_refused():
         (None, {"modalities": ["adt"]}, KeyError, "no modality"),
         (None, {"batch_key": "donor"}, KeyError, "mdata.obs has no column 'donor'"),
         (None, {"n_latent": 0}, ValueError, "n_latent must be a whole number of at least 1"),
-        (None, {"max_epochs": -1}, ValueError, "max_epochs must be a whole number of at least 0"),
+        (
+            None,
+            {"max_epochs": -1},
+            ValueError,
+            "at least 0, or None, which trains until",
+        ),
         (None, {"key_added": "rna"}, ValueError, "must not be the name of a modality"),
         (None, {"key_added": "run1/vae"}, ValueError, "key_added must not contain '/'"),
         (None, {"key_added": None}, TypeError, "key_added must be a text"),

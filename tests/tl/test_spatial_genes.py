@@ -14,6 +14,7 @@ import diffbio_sc as dbio
 COLUMNS = [
     "spatial_pvalue",
     "spatial_padj",
+    "spatial_lfdr",
     "spatial_score",
     "is_spatial",
     "fsv",
@@ -166,6 +167,27 @@ def test_covariates_of_obsm_and_obs(tissue):
     assert tissue.uns["beyond"]["params"]["covariates"] == "deconvolution"
     dbio.tl.spatial_genes(tissue, covariates=["region"], key_added="by_obs")
     np.testing.assert_allclose(tissue.var["by_obs_spatial_score"], tissue.var["beyond_spatial_score"], rtol=1e-4)
+
+
+def test_covariates_with_standard_deviations_are_smoothed():
+    """A region read with an error at each spot leaves its pattern in the genes that follow it; its smooth part none."""
+    adata = make(4, spots=900)
+    rng = np.random.default_rng(0)
+    hill = np.exp(-((adata.obsm["spatial"] - 8) ** 2).sum(1) / (2 * 3.0**2))
+    adata.X[:, :10] = rng.poisson(2.0 * (1 + 2.5 * hill[:, None]), (900, 10))
+    adata.obsm["region"] = (hill + rng.normal(0, 0.3, 900))[:, None]
+    dbio.tl.spatial_genes(adata, covariates="region", variance=False)
+    assert not adata.uns["spatial_genes"]["params"]["smooth_covariates"]
+    assert adata.var["is_spatial"][:10].all()
+    asked = dbio.tl.spatial_genes(adata, covariates="region", smooth_covariates=True, variance=False, copy=True)
+    adata.obsm["region_std"] = np.full((900, 1), 0.3)
+    dbio.tl.spatial_genes(adata, covariates="region", variance=False)
+    assert adata.uns["spatial_genes"]["params"]["smooth_covariates"]
+    assert adata.var["is_spatial"][:10].sum() <= 2
+    assert adata.var["is_spatial"][10:20].all()
+    pd.testing.assert_series_equal(adata.var["spatial_score"], asked.var["spatial_score"])
+    dbio.tl.spatial_genes(adata, covariates="region", smooth_covariates=False, variance=False)
+    assert adata.var["is_spatial"][:10].all()
 
 
 def test_spots_with_missing_covariates_are_left_out(tissue):
@@ -337,6 +359,8 @@ def _nothing(adata):
         (_nothing, {"library_key": "batch"}, KeyError, "batch"),
         (_nothing, {"covariates": "composition"}, KeyError, "composition"),
         (_nothing, {"covariates": np.zeros((3, 2))}, ValueError, "row for each of the 250 spots"),
+        (_nothing, {"smooth_covariates": True}, ValueError, "needs covariates"),
+        (_nothing, {"smooth_covariates": "yes"}, ValueError, "True, False or None, found 'yes'"),
         (_nothing, {"genes": ["gene1", "nope"]}, ValueError, "nope"),
         (_nothing, {"genes": ["gene1", "gene1"]}, ValueError, "genes"),
         (_nothing, {"total_counts_key": "total"}, KeyError, "total"),

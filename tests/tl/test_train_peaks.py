@@ -117,20 +117,54 @@ def test_tracks_of_two_lengths_are_trained_as_each_is_called(labelled):
     """A shorter track is repeated to the length of the longer: its background stays the one of the track alone."""
     from flax import nnx
 
-    from diffbio_sc.engines.peak_training import LabelledTrack, stack_tracks
+    from diffbio_sc.engines.peak_training import LabelledTrack, measure_surroundings, stack_tracks
     from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
 
     long, short = labelled[0].X[0], labelled[0].X[1][:300]
     nothing = np.zeros(1, np.int64)
     tracks = [LabelledTrack("x", row, None, nothing, nothing, nothing + 4) for row in (long, short)]
     caller = DifferentiablePeakCaller(PeakCallerConfig(num_filters=0, bin_width=WIDTH), rngs=nnx.Rngs(0))
-    stacked = stack_tracks(tracks, caller)
+    stacked = stack_tracks(tracks, [measure_surroundings(track, caller.config) for track in tracks])
     np.testing.assert_array_equal(stacked["signal"][1][:600], np.tile(short, 2))
     alone = caller({"signal": short})["peak_background"]
     np.testing.assert_allclose(stacked["background"][1][:600], np.tile(alone, 2), rtol=1e-6)
-    together = caller({name: stacked[name] for name in ("signal", "background")})["peak_logits"][1]
+    together = caller({name: stacked[name] for name in ("signal", "background", "broad")})["peak_logits"][1]
     inner = slice(0, 250)  # beyond, the copy that follows is seen through the chain
     np.testing.assert_allclose(together[inner], caller({"signal": short})["peak_logits"][inner], atol=1e-2)
+
+
+@pytest.mark.parametrize("controlled", [False, True])
+@pytest.mark.parametrize("mode", ["auto", "narrow", "broad"])
+def test_surroundings_measured_on_the_host_are_those_that_the_operator_finds(mode, controlled):
+    """Of a track of domains, of one of peaks, and of one between them, which gets a share of broad settings."""
+    from flax import nnx
+
+    from diffbio_sc.engines.peak_training import LabelledTrack, measure_surroundings
+    from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
+
+    rng, nothing = np.random.default_rng(0), np.zeros(1, np.int64)
+    config = PeakCallerConfig(num_filters=0, bin_width=100, positions_per_read=2.0, mode=mode)
+    caller = DifferentiablePeakCaller(config, rngs=nnx.Rngs(0))
+    domains = np.repeat([1.0, 6.0, 1.0, 6.0], 500)
+    peaks = np.where(np.arange(2000) % 250 < 5, 20.0, 1.0)
+    tracks = rng.poisson(np.stack([domains, peaks, np.repeat([2.0, 5.05, 2.0, 5.05], 500)])).astype(np.float32)
+    control = rng.poisson(0.4 + 0.2 * peaks, tracks.shape).astype(np.float32) if controlled else None
+    data = {"signal": tracks} | ({"control": control} if controlled else {})
+    found = [
+        measure_surroundings(
+            LabelledTrack("x", row, None if control is None else control[number], nothing, nothing, nothing), config
+        )
+        for number, row in enumerate(tracks)
+    ]
+    together = caller(data)
+    np.testing.assert_allclose([one.background for one in found], together["peak_background"], rtol=1e-4)
+    given = {"background": np.stack([one.background for one in found]), "broad": np.array([one.broad for one in found])}
+    again = caller({"signal": tracks, **{name: value.astype(np.float32) for name, value in given.items()}})
+    np.testing.assert_allclose(again["peak_logits"], together["peak_logits"], rtol=1e-3, atol=1e-2)
+    if mode == "auto":
+        assert found[0].broad > 0.99
+        assert found[1].broad < 0.01
+        assert 0.05 < found[2].broad < 0.95
 
 
 def test_other_bad_arguments_are_named(labelled):

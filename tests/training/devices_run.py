@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 
+import anndata as ad
 import jax
 import jax.numpy as jnp
+import mudata as md
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
+import zarr
 from flax import nnx
 
 import diffbio_sc as dbio
 from diffbio_sc.numerics.counts.sparse_rows import scatter_dense
 from diffbio_sc.operators import Operator, OperatorConfig
 from diffbio_sc.operators.multiomics import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig
+from diffbio_sc.operators.multiomics.multiomics_vae import streaming
 from diffbio_sc.training import IteratorSource, batches, train
 from diffbio_sc.training.devices import place_training
 
@@ -81,6 +87,29 @@ def vae(batch_size):
     return {"embedding": embedding, **{f"vae/{name}": curve for name, curve in report.history.items()}}
 
 
+def stored():
+    """Fit the model to lazy modalities in a file, in parts of 128 cells."""
+    streaming._FEWEST_ROWS = streaming._MOST_ROWS = 128
+    random = np.random.default_rng(0)
+    place, parts = random.normal(size=(500, 2)), {}
+    obs = pd.DataFrame(index=[f"cell_{i}" for i in range(500)])
+    with tempfile.TemporaryDirectory() as folder:
+        for name, size in (("rna", 60), ("atac", 50)):
+            counts = random.poisson(np.exp(place @ random.normal(0, 0.7, (2, size)) - 0.5)).astype(np.float32)
+            path = f"{folder}/{name}.zarr"
+            var = pd.DataFrame(index=[f"{name}_{i}" for i in range(size)])
+            ad.AnnData(sp.csr_matrix(counts), obs=obs, var=var).write_zarr(path)
+            parts[name] = ad.AnnData(ad.experimental.read_elem_lazy(zarr.open_group(path)["X"]), obs=obs, var=var)
+        mdata = md.MuData(parts)
+        kinds = {"rna": "negative_binomial", "atac": "multinomial"}
+        dbio.tl.multiomics_vae(mdata, likelihoods=kinds, n_latent=4, max_epochs=3)
+    history = mdata.uns["multiomics_vae"]["report"]["history"]
+    return {
+        "stored_embedding": mdata.obsm["X_multiomics_vae"],
+        **{f"stored/{name}": curve for name, curve in history.items()},
+    }
+
+
 def sizes(batch_size):
     """Bytes of samples on all devices of this process, and on the one that has the most."""
     random = np.random.default_rng(0)
@@ -102,7 +131,7 @@ def main():
         jax.distributed.initialize(f"localhost:{host[0]}", num_processes=2, process_id=int(host[1]))
     dbio.settings.verbosity = "info"
     size = int(batch_size)
-    np.savez(path, devices=jax.device_count(), **line(size), **parts(size), **vae(size), **sizes(size))
+    np.savez(path, devices=jax.device_count(), **line(size), **parts(size), **vae(size), **stored(), **sizes(size))
 
 
 if __name__ == "__main__":

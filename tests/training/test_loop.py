@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from diffbio_sc.operators import NotFittedWarning
-from diffbio_sc.training import Adam, Checkpoint, train
+from diffbio_sc.training import Adam, Checkpoint, batches, loop, train
 from diffbio_sc.training.batches import epoch_order
 from diffbio_sc.training.epoch import Variables
 
@@ -277,6 +277,44 @@ def test_patience_without_validation_watches_the_training_loss(make_linear, make
     assert report.converged
     assert report.steps < 5000
     np.testing.assert_allclose(parameters(operator), least_squares(data)[0], atol=3e-3)
+
+
+def test_an_evaluation_is_the_same_by_the_program_of_an_epoch_and_by_its_own(make_linear, make_data, monkeypatch):
+    data, found = make_data(90), []
+    for few in (0, 100):
+        monkeypatch.setattr(loop, "_FEW_BATCHES", few)
+        operator = make_linear()
+        options = {"batch_size": 8, "max_epochs": 4, "rng": 3, "validation": 0.3}
+        report = train(operator, data, optimizer=Adam(0.05, average=0.9), **options)
+        found.append((report.history["validation_loss"], parameters(operator)))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
+
+
+def test_large_samples_are_placed_after_compiling_and_change_nothing(make_linear, make_data, monkeypatch):
+    data, options = make_data(90), {"batch_size": 8, "max_epochs": 4, "rng": 3, "validation": 0.3}
+    expected, found, steps = make_linear(), make_linear(), []
+    before = train(expected, data, **options)
+    place, run_epoch = batches.place_samples, loop.run_epoch
+
+    def placed(*arguments, blank=False, **more):
+        steps.append("blank" if blank else "place")
+        samples, shared = place(*arguments, blank=blank, **more)
+        assert np.asarray(samples["features"]).any() != blank
+        return samples, shared
+
+    def run(plan, variables, failures, part, *more):
+        steps.append(f"epoch of {part.size}")
+        return run_epoch(plan, variables, failures, part, *more)
+
+    monkeypatch.setattr(batches, "place_samples", placed)
+    monkeypatch.setattr(loop, "run_epoch", run)
+    monkeypatch.setattr(loop, "_LARGE", 0)
+    monkeypatch.setattr(batches, "_CHUNK", 9)
+    after = train(found, data, **options)
+    assert steps[:4] == ["blank", "epoch of 0", "place", "epoch of 63"]
+    np.testing.assert_array_equal(after.history["validation_loss"], before.history["validation_loss"])
+    np.testing.assert_array_equal(parameters(found), parameters(expected))
 
 
 # --- schedules and averaged weights

@@ -25,6 +25,10 @@ def random_tree(seed):
     )
 
 
+def in_float64(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), tree)
+
+
 def test_vectors_and_trees_are_the_same():
     tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": jnp.float32(7.0), "c": jnp.arange(4, dtype=jnp.bfloat16)}
     layout = Layout.of(tree)
@@ -46,15 +50,19 @@ def test_adam_is_that_of_optax_with_a_rate_for_each_part(factors):
     rates = {"encoder/kernel": 0.1, "decoder/slopes": 3.0} if factors else {}
     layout, vectors, state = Layout.of(tree), Layout.of(tree).join(tree, library=jnp), adam.init(tree)
     step = jax.jit(functools.partial(adam_step, adam.plan(tree), layout))
+    # In float64: in float32 optax loses five digits of 1 - 0.999**step in the first steps.
     reference = optax.adam(0.05, eps=1e-6)
-    expected, expected_state = tree, reference.init(tree)
+    with jax.enable_x64(True):
+        expected = in_float64(tree)
+        expected_state = reference.init(expected)
     factor = jax.tree_util.tree_map_with_path(lambda path, _: rates.get("/".join(step.key for step in path), 1.0), tree)
     for number in range(5):
         slopes = random_tree(number + 1)
-        change, expected_state = reference.update(slopes, expected_state)
-        expected = jax.tree.map(lambda old, new, by: old + by * new, expected, change, factor)
+        with jax.enable_x64(True):
+            change, expected_state = reference.update(in_float64(slopes), expected_state)
+            expected = jax.tree.map(lambda old, new, by: old + by * new, expected, change, factor)
         gradient = layout.join(slopes, library=jnp)
         vectors, state = step(vectors, gradient, state, jnp.float32(1.0), jnp.bool_(True))
         skipped, same = step(vectors, gradient, state, jnp.float32(1.0), jnp.bool_(False))
         jax.tree.map(np.testing.assert_array_equal, (skipped, same), (vectors, state))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), layout.split(vectors), expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-6), layout.split(vectors), expected)

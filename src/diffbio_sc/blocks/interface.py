@@ -73,7 +73,14 @@ class CountMatrix(abc.ABC):
         Blocks of a lazy matrix are tasks of the cluster, if a client is active, and only the results are gathered; the
         function must be picklable then.
         """
-        return [function(start, block) for start, block in self.blocks(size, description=description)]
+        return list(self.stream(function, size, description=description))
+
+    def stream(
+        self, function: Callable[[int, Any], Result], size: int | None = None, *, description: str | None = None
+    ) -> Iterator[Result]:
+        """Yield the results of :meth:`map` one by one, so that the caller need not hold them all."""
+        for start, block in self.blocks(size, description=description):
+            yield function(start, block)
 
     def reduce(self, *steps: Step, size: int | None = None, description: str | None = None) -> tuple[Any, ...]:
         """Run ``steps`` in one pass over the blocks; the result of each, combined in a fixed order."""

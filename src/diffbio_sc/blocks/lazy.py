@@ -208,18 +208,20 @@ class Dask(CountMatrix):
             for (start, stop), source, argument in zip(reads, self._sources(reads), arguments, strict=True)
         ]
 
-    def map(
+    def stream(
         self, function: Callable[[int, Any], Result], size: int | None = None, *, description: str | None = None
-    ) -> list[Result]:
-        """Apply ``function(first row, block)`` to all blocks; one task of a cluster for each read."""
+    ) -> Iterator[Result]:
+        """Yield ``function(first row, block)`` of all blocks, in order; one task of a cluster for each read."""
         client = active_client()
         if client is None:
-            return super().map(function, size, description=description)
-        plan, name = self.plan(size), description or "Blocks"
+            yield from super().stream(function, size, description=description)
+            return
+        plan, name, total = self.plan(size), description or "Blocks", 0
         tasks = self._submit(client, _Mapped(function), _spans(plan), plan.tasks, name)
-        parts = list(in_order(client, tasks, description))
-        tell_pass(name, plan, sum(size for size, _ in parts), workers_of(client))
-        return [result for _, results in parts for result in results]
+        for number, results in in_order(client, tasks, description):
+            total += number
+            yield from results
+        tell_pass(name, plan, total, workers_of(client))
 
     def _reduce(self, step: Step, size: int | None, description: str | None) -> Any:
         client = active_client()

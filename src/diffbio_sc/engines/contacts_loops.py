@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from numba import njit
 from scipy.special import ndtr
 
 from diffbio_sc.engines.contacts_expected import RegionDecay
@@ -113,7 +112,7 @@ def loops_map(
             values = values[np.isfinite(values)]
             bins = np.clip(np.searchsorted(_HISTOGRAM, values, side="right") - 1, 0, len(_HISTOGRAM) - 1)
             histogram[k] += np.bincount(bins, minlength=len(_HISTOGRAM))
-        row, column = _peaks(z, part.observed, part.expected, _APART, last - first, LEAST_Z, enrichment)
+        row, column = local_peaks(z, part.observed, part.expected, _APART, last - first, LEAST_Z, enrichment)
         at = (row, column)
         found.append(
             np.column_stack(
@@ -145,28 +144,37 @@ def _empty() -> MapLoops:
     return MapLoops(whole, whole, none, none, none, np.zeros((0, 4)), none, none, none, None)
 
 
-@njit(cache=True, nogil=True)
-def _peaks(z, observed, expected, margin, size, least, enrichment):
-    """Scored pairs that no other within two bins of both anchors exceeds."""
-    rows, columns = [], []
-    for i in range(margin, margin + size):
-        for k in range(z.shape[1]):
-            value = z[i, k]
-            if not value >= least or observed[i, k] < enrichment * expected[i, k]:
+def local_peaks(
+    z: np.ndarray, observed: np.ndarray, expected: np.ndarray, margin: int, size: int, least: float, enrichment: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scored pairs that no other within ``margin`` bins of both anchors exceeds; of equal ones the first.
+
+    Parameters
+    ----------
+    z, observed, expected
+        Score and contacts of pairs (bins, distances), NaN where they are not scored.
+    margin
+        Bins around an anchor; as many rows at either end are only looked at.
+    size
+        Rows between these.
+    least, enrichment
+        Least score, and least ratio of observed to expected contacts.
+    """
+    inner = slice(margin, margin + size)
+    with np.errstate(invalid="ignore"):
+        row, column = np.nonzero((z[inner] >= least) & ~(observed[inner] < enrichment * expected[inner]))
+    row += margin
+    value, best = z[row, column], np.ones(len(row), bool)
+    for down in range(-margin, margin + 1):
+        for along in range(-margin, margin + 1):
+            if down == along == 0:
                 continue
-            best = True
-            for di in range(-margin, margin + 1):
-                for dj in range(-margin, margin + 1):
-                    other = k + dj - di
-                    if (di == 0 and dj == 0) or other < 0 or other >= z.shape[1]:
-                        continue
-                    near = z[i + di, other]
-                    if near > value or (near == value and (di < 0 or (di == 0 and dj < 0))):
-                        best = False
-            if best:
-                rows.append(i)
-                columns.append(k)
-    return np.array(rows, np.int64), np.array(columns, np.int64)
+            other = column + along - down
+            inside = (other >= 0) & (other < z.shape[1])
+            near = z[row + down, np.where(inside, other, 0)]
+            exceeds = near >= value if (down, along) < (0, 0) else near > value
+            best &= ~(inside & exceeds)
+    return row[best], column[best]
 
 
 def _false_discovery(z: np.ndarray, p: np.ndarray, stratum: np.ndarray, histogram: np.ndarray) -> np.ndarray:

@@ -48,6 +48,7 @@ from diffbio_sc.genome.region_set import RegionSet
 from diffbio_sc.numerics.linear.design import Design
 from diffbio_sc.numerics.linear.logistic import LogisticFit, choose_logistic, cross_entropy, fit_logistic
 from diffbio_sc.numerics.linear.ridge import fit_ridge
+from diffbio_sc.numerics.padding import round_up, zero_padded
 from diffbio_sc.numerics.ranking import ranking_measures
 from diffbio_sc.numerics.sequence import kmers
 from diffbio_sc.numerics.sequence.motif_discovery import distinct_words, grow_motifs
@@ -68,6 +69,7 @@ _WORD, _FLANK, _GROWN_ON = 6, 6, 8000
 _MOST_MOTIFS, _REGIONS_PER_MOTIF = 96, 100
 # The networks: columns that they see, and their training.
 _CHOSEN = 1024
+_WIDTH_STEP = 32  # their further columns are filled up to a multiple, so that those of few more regions compile nothing
 _BATCH, _RATE, _AVERAGE = 256, 1e-3, 0.99
 _STEPS, _MOST_EPOCHS = 900, 20
 _SHORTEST = 12
@@ -508,6 +510,8 @@ def _fit_networks(
     mean, spread = (part[chosen] for part in _column_moments(problem, spaced_patterns(problem.tokens.shape[1])))
     # One scale for all k-mers: a rare one says little, and does not become loud for being rare.
     common = max(float(np.sqrt(np.mean(spread**2))), 1e-6)
+    # As many columns as motifs were found, up to the next step: those beyond are 0 and change nothing.
+    inputs = zero_padded(inputs, (len(inputs), round_up(inputs.shape[1], _WIDTH_STEP)))
     further_mean = np.concatenate([inputs[training].mean(0), seen[training].mean(0)])
     data = {
         "counts": count_table(problem.tokens[rows], chosen),

@@ -19,6 +19,7 @@ from diffbio_sc.engines.contextual_cells import CellCopies
 from diffbio_sc.genome import region_set, sequences
 from diffbio_sc.genome.region_set import RegionSet
 from diffbio_sc.numerics.linear.design import Design
+from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.numerics.sequence import kmers, motifs
 from diffbio_sc.numerics.sequence.kmers_jax import log_counts
 from diffbio_sc.operators.epigenomics.region_network import RegionNetwork
@@ -253,7 +254,9 @@ class RegionModel:
         if self.networks:
             patterns = spaced_patterns(self.length)
             counts = known[patterns] if patterns in known else log_counts(one_hot, patterns)
-            columns = jnp.concatenate([counts[:, self.chosen], further, neighbours, logits[0]], axis=1)
+            known_columns = jnp.concatenate([counts[:, self.chosen], further, neighbours], axis=1)
+            beyond = self.networks[0].n_columns - known_columns.shape[1] - self.n_cells
+            columns = jnp.concatenate([jnp.pad(known_columns, ((0, 0), (0, beyond))), logits[0]], axis=1)
             added = [network(columns) for network in self.networks]
             logits[0] = logits[0] + sum(added[1:], added[0]) / len(added)
         if len(logits) == 1:
@@ -443,6 +446,8 @@ def network_logits(
     split = [nnx.split(network) for network in networks]
     graph, states = split[0][0], [state for _, state in split]
     result = np.empty_like(start)
+    # The networks may be wider: columns beyond those given are 0.
+    inputs = zero_padded(inputs, (len(inputs), networks[0].n_columns - len(chosen) - start.shape[1]))
     size = min(_NETWORK_BLOCK, max(64, 1 << max(len(tokens) - 1, 0).bit_length()))
     for begin in range(0, len(tokens), size):
         block = slice(begin, min(begin + size, len(tokens)))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import scipy.sparse as sp
 from flax import nnx
-from scipy.spatial import cKDTree
 
 from diffbio_sc.blocks.matrix import CountMatrix, dense_block
 from diffbio_sc.blocks.steps import Gather, RowSums
@@ -243,7 +244,7 @@ def fit_signatures(
     counts, columns = spots.counts, spots.columns
     types, genes = profiles.shape
     config = SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0, solver_steps=_SOLVER_STEPS)
-    operator = SpatialDeconvolution(config, rngs=nnx.Rngs(0))
+    operator = SpatialDeconvolution(config, rngs=nnx.Rngs())
     slides = len(sample.order)
     few = sample.take(counts, columns, _most(sample))
     report = operator.fit_signatures(
@@ -256,16 +257,13 @@ def fit_signatures(
     )
     unknown = operator.unknown_signature(few, profiles, signature_error)
     incomplete = operator.unknown_pays(few, profiles, signature_error) if unexplained else None
-    rows = counts.plan().rows
 
     def solver() -> SlideSolver:
-        known = operator.solver(profiles, rows)
+        known = operator.solver(profiles)
         error = None if known.error is None else np.concatenate([known.error, np.zeros((1, genes))])
         return SlideSolver(
             known,
-            SpotSolver(
-                unknown.beside(operator.platform_signatures(profiles)), known.dispersion, _UNKNOWN_STEPS, rows=rows
-            ),
+            SpotSolver(unknown.beside(operator.platform_signatures(profiles)), known.dispersion, _UNKNOWN_STEPS),
             dataclasses.replace(known, signatures=unknown.beside(known.signatures), error=error, room=0),
         )
 
@@ -304,16 +302,15 @@ def regress_spots(
 
     With ``unexplained`` the unknown signature takes part as a further type.
     """
-    first = spots.counts.map(_RegressBlock(fit.solvers, spots, unexplained), description="Deconvolution")
-    solutions, shares, extended = zip(*first, strict=True)
-    solution, explained = _concatenate(list(solutions)), np.concatenate(shares)
-    further = _concatenate(list(extended)) if unexplained else None
+    counts = spots.counts
+    regress = _RegressBlock(fit.solvers, spots, unexplained)
+    solution, explained, further = _stacked(counts.stream(regress, description="Deconvolution"), counts.shape[0])
     if smoothing and spots.coordinates is not None:
         answers = [solution] if further is None else [solution, further]
         for number, answer in enumerate(answers):
             prior = neighbour_prior(answer.weights, spots.coordinates, spots.slides, sample.filled, smoothing)
-            block = _SmoothBlock([one.extended if number else one.known for one in fit.solvers], spots, prior)
-            answers[number] = _concatenate(spots.counts.map(block, description="Smoothing"))
+            smooth = _SmoothBlock([one.extended if number else one.known for one in fit.solvers], spots, prior)
+            answers[number] = _stacked(counts.stream(smooth, description="Smoothing"), counts.shape[0])
         solution, further = answers[0], answers[1] if len(answers) > 1 else None
     return Regressed(solution, explained, further)
 
@@ -326,18 +323,13 @@ class _RegressBlock:
         self.unexplained = unexplained
 
     def __call__(self, start: int, block) -> tuple[SpotSolution, np.ndarray, SpotSolution | None]:
-        dense = dense_block(block, self.columns)
-        parts, fits, order, extended = [], [], [], []
-        for slide, rows in _by_slide(self.slides[start : start + len(dense)]):
-            parts.append(self.solvers[slide].known(dense[rows]))
-            weights = self.solvers[slide].with_unknown(dense[rows]).weights
-            fits.append(1.0 - weights[:, -1] / np.maximum(weights.sum(1), 1e-12))
-            if self.unexplained:
-                extended.append(self.solvers[slide].extended(dense[rows]))
-            order.append(rows)
-        position = np.argsort(np.concatenate(order))
-        further = _concatenate(extended, position) if self.unexplained else None
-        return _concatenate(parts, position), np.concatenate(fits)[position], further
+        def regress(slide: int, counts: np.ndarray, _: np.ndarray):
+            solvers = self.solvers[slide]
+            weights = solvers.with_unknown(counts).weights
+            share = 1.0 - weights[:, -1] / np.maximum(weights.sum(1), 1e-12)
+            return solvers.known(counts), share, solvers.extended(counts) if self.unexplained else None
+
+        return _slide_by_slide(regress, dense_block(block, self.columns), self.slides, start)
 
 
 class _SmoothBlock:
@@ -347,22 +339,39 @@ class _SmoothBlock:
         self.solvers, self.slides, self.columns, self.prior = solvers, spots.slides, spots.columns, prior
 
     def __call__(self, start: int, block) -> SpotSolution:
-        dense = dense_block(block, self.columns)
         mean, precision = self.prior
-        parts, order = [], []
-        for slide, rows in _by_slide(self.slides[start : start + len(dense)]):
-            parts.append(self.solvers[slide](dense[rows], mean[start + rows], precision))
-            order.append(rows)
-        return _concatenate(parts, np.argsort(np.concatenate(order)))
+
+        def regress(slide: int, counts: np.ndarray, rows: np.ndarray) -> SpotSolution:
+            return self.solvers[slide](counts, mean[rows], precision)
+
+        return _slide_by_slide(regress, dense_block(block, self.columns), self.slides, start)
 
 
 def _by_slide(slides: np.ndarray) -> list[tuple[int, np.ndarray]]:
     return [(int(slide), np.flatnonzero(slides == slide)) for slide in np.unique(slides)]
 
 
-def _concatenate(parts: list[SpotSolution], order: np.ndarray | None = None) -> SpotSolution:
-    fields = [np.concatenate(field) for field in zip(*parts, strict=True)]
-    return SpotSolution(*(field if order is None else field[order] for field in fields))
+def _slide_by_slide(regress: Callable[[int, np.ndarray, np.ndarray], Any], dense: np.ndarray, slides, start: int):
+    """``regress(slide, its counts, its spots)`` of the slides in a block, in the order of the block's spots."""
+    here = _by_slide(slides[start : start + len(dense)])
+    if len(here) == 1:  # nothing to copy
+        return regress(here[0][0], dense, start + here[0][1])
+    parts = [regress(slide, dense[rows], start + rows) for slide, rows in here]
+    position = np.argsort(np.concatenate([rows for _, rows in here]))
+    return jax.tree.map(lambda *fields: np.concatenate(fields)[position], *parts)
+
+
+def _stacked(blocks: Iterable[Any], spots: int) -> Any:
+    """Arrays of all spots from those of blocks, each of which is let go once it is copied."""
+    wholes: list[np.ndarray] = []
+    start = 0
+    for block in blocks:
+        parts, structure = jax.tree.flatten(block)
+        wholes = wholes or [np.empty((spots, *part.shape[1:]), part.dtype) for part in parts]
+        for whole, part in zip(wholes, parts, strict=True):
+            whole[start : start + len(part)] = part
+        start += len(parts[0])
+    return jax.tree.unflatten(structure, wholes)
 
 
 def neighbour_prior(
@@ -385,6 +394,8 @@ def neighbour_prior(
 
 def nearest_others(places: np.ndarray, number: int) -> np.ndarray:
     """Indices of the nearest other places (places, number or all others), also where some coincide."""
+    from scipy.spatial import cKDTree
+
     number = min(number, len(places) - 1)
     found = cKDTree(places).query(places, k=number + 1)[1]
     itself = found == np.arange(len(places))[:, None]
@@ -461,8 +472,7 @@ def posterior_composition(
             kept,
             size_variation,
         )
-        if not fields:
-            fields = [np.empty(solution.weights.shape, part.dtype) for part in parts]
+        fields = fields or [np.empty(solution.weights.shape, np.float32) for _ in parts]
         for field, part in zip(fields, parts, strict=True):
             field[rows] = part
     weights, proportions, deviation, abundance = fields

@@ -100,11 +100,12 @@ def cells_in_a_spot(spots: Spots, sample: Sample, fit: Fit, weights: np.ndarray,
     types = weights.shape[1]
     sizes = cells.sizes(types)
     rows = sampled_rows(sample)
-    counts, mean = sample.dense(spots.counts, spots.columns, rows), np.empty((len(rows), len(spots.columns)))
+    counts = sample.dense(spots.counts, spots.columns, rows)
+    mean = np.empty_like(counts)
     for slide in np.unique(spots.slides[rows]):
         here = spots.slides[rows] == slide
         mean[here] = weights[rows][here] @ fit.solvers[slide].known.signatures
-    mean *= sample.depth[rows, None]
+    mean *= sample.depth[rows, None].astype(np.float32)
     freedom = np.maximum(1.0 - (weights[rows] > 1e-6).sum(1) / counts.shape[1], 0.05)
     in_spots = variation_beyond_counting(counts, mean, freedom[:, None])
 
@@ -114,7 +115,7 @@ def cells_in_a_spot(spots: Spots, sample: Sample, fit: Fit, weights: np.ndarray,
     solver = fit.solvers[0].known
     found = SpotSolver(profiles, solver.dispersion, solver.steps, room=1)(cells.counts).weights
     share = (weights[rows].sum(0) / sizes / np.bincount(cells.codes, minlength=types).clip(1))[cells.codes]
-    total = cells.counts.sum(1, dtype=np.float64)
+    total = cells.counts.sum(1)
     freedom = np.maximum(1.0 - (found > 1e-6).sum(1) / cells.counts.shape[1], 0.05)
     in_cells = variation_beyond_counting(
         cells.counts, total[:, None] * (found @ profiles), freedom[:, None], share[:, None]
@@ -178,7 +179,9 @@ def mix(
     drawn = generator.uniform(size=len(mixture)) * cumulative[mixture, -1]
     code = np.minimum((drawn[:, None] >= cumulative[mixture]).sum(1), types - 1)
     cell = order[first[code] + (generator.uniform(size=len(code)) * available[code]).astype(int)]
-    chosen = sp.csr_array((np.ones(len(cell)), (mixture, cell)), shape=(mixtures, len(cells.codes)))
+    # In float32: scipy would make a copy of the cells in float64.
+    ones = np.ones(len(cell), np.float32)
+    chosen = sp.csr_array((ones, (mixture, cell)), shape=(mixtures, len(cells.codes)))
     counts = np.rint(chosen @ cells.counts).astype(np.int64)
     total = counts.sum(1)
     kept = np.minimum(depth / np.maximum(total, 1), 1.0)
@@ -265,7 +268,7 @@ def calibrate(
             profiles = profiles * np.where(without, sizes, of_rest)[:, None]
         profiles = profiles.astype(np.float32)
         operator = SpatialDeconvolution(
-            SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0), rngs=nnx.Rngs(0)
+            SpatialDeconvolutionConfig(n_cell_types=types, n_genes=genes, hidden_dim=0), rngs=nnx.Rngs()
         )
         operator.fit_signatures(
             mixtures.counts[filled],
@@ -297,7 +300,7 @@ def _from_errors(errors: np.ndarray, deviation: np.ndarray, present: np.ndarray,
 
 
 def _sums(cells: Cells, types: int) -> np.ndarray:
-    member = sp.csr_array(
-        (np.ones(len(cells.codes)), (cells.codes, np.arange(len(cells.codes)))), shape=(types, len(cells.codes))
-    )
-    return member @ cells.counts.astype(np.float64)
+    sums = np.zeros((types, cells.counts.shape[1]))
+    for code in np.unique(cells.codes):
+        sums[code] = cells.counts[cells.codes == code].sum(0, dtype=np.float64)
+    return sums

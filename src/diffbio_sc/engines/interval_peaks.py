@@ -239,6 +239,7 @@ def _narrow(sample: Sample, source: Sample | None, settings: PeakSettings) -> Fl
     peaks, log10_q = yield from _chain(sample, source, model, background, genome * share, settings.qvalue, first)
     fold = float(np.clip(0.5 * peaks.fragments.sum() / max(peaks.expected.sum(), 1e-9), *NARROW_FOLD_LIMITS))
     if len(peaks.start) or len(first) < len(sample.lengths):
+        del peaks, log10_q
         model = model._replace(fold=fold)
         peaks, log10_q = yield from _chain(sample, source, model, background, genome, settings.qvalue)
     return _tabulate(sample, peaks, log10_q, "narrow", settings)
@@ -331,6 +332,8 @@ def _chain(
         histogram.add_filled(*filled)
         parts.append(part._replace(sequence=number[part.sequence]))
     found = ChainPeaks(*map(np.concatenate, zip(*parts, strict=True)))
+    results.clear()
+    del parts, part
     log10_q = histogram(found.log10_p, max(genome / model.bin_width, float(histogram.counts.sum())))
     kept = log10_q >= -np.log10(qvalue)
     return ChainPeaks(*(column[kept] for column in found)), log10_q[kept]

@@ -51,8 +51,8 @@ def cut_at_regions(table: PeakTable, regions: Intervals | None, name: str) -> Pe
     return table.replace(start=start, end=end, peak=peak).take(kept)
 
 
-def count_support(table: PeakTable, replicates: Sequence[PeakTable]) -> PeakTable:
-    """Add ``n_replicates``: how many tables have a peak that overlaps."""
+def count_support(table: PeakTable, replicates: Sequence[PeakTable] | Sequence[Mapping[str, np.ndarray]]) -> PeakTable:
+    """Add ``n_replicates``: how many tables (or their places) have a peak that overlaps."""
     number = np.zeros(len(table), np.int64)
     for other in replicates:
         number += table.overlapped_by(other)

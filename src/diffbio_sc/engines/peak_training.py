@@ -8,11 +8,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from diffbio_sc.engines.bin_peaks import Bins
+from diffbio_sc.numerics.genome.background_host import (
+    breadth,
+    broad_weight,
+    level_contrast,
+    local_background,
+    robust_level,
+)
+from diffbio_sc.numerics.genome.marks import BROAD_BINS, NARROW_BINS, bins_of_window
 
 if TYPE_CHECKING:
-    from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller
+    from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
 
-__all__ = ["LabelledTrack", "Labels", "TrainingChoice", "cut_tracks", "label_errors", "stack_tracks", "train_caller"]
+__all__ = [
+    "LabelledTrack",
+    "Labels",
+    "Surroundings",
+    "TrainingChoice",
+    "cut_tracks",
+    "label_errors",
+    "measure_surroundings",
+    "stack_tracks",
+    "train_caller",
+]
 
 _MARGIN = 1_000_000  # base pairs kept around the labels of a sequence: their background is what the caller will see
 _FOLDS = 4
@@ -37,6 +55,13 @@ class LabelledTrack(NamedTuple):
     kind: np.ndarray
     start: np.ndarray
     end: np.ndarray
+
+
+class Surroundings(NamedTuple):
+    """What training does not change about a track: background of each bin, and the weight of broad settings."""
+
+    background: np.ndarray
+    broad: float
 
 
 class TrainingChoice(NamedTuple):
@@ -149,9 +174,10 @@ def train_caller(
     from flax import nnx
 
     start = nnx.state(nnx.clone(caller))
-    stacked = stack_tracks(tracks, caller)
+    surroundings = [measure_surroundings(track, caller.config) for track in tracks]
+    stacked = stack_tracks(tracks, surroundings)
     options: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "network": network, "rng": rng}
-    before = label_errors(caller, tracks)
+    before = label_errors(caller, tracks, surroundings)
     held_before = held_after = 0
     for held in _held_out(tracks):
         # Labels that are held out are hidden, so that all folds have the shapes of one compiled program.
@@ -161,14 +187,14 @@ def train_caller(
             track._replace(kind=np.where(row[: len(track.kind)], track.kind, -1))
             for track, row in zip(tracks, held, strict=True)
         ]
-        held_after += label_errors(caller, judged)
+        held_after += label_errors(caller, judged, surroundings)
         nnx.update(caller, start)
-        held_before += label_errors(caller, judged)
+        held_before += label_errors(caller, judged, surroundings)
     number = sum(len(track.kind) for track in tracks)
     if held_after >= held_before:
         return TrainingChoice(False, (held_before, held_after), number, 0)
     report = caller.fit(stacked, **options)
-    if label_errors(caller, tracks) > before:
+    if label_errors(caller, tracks, surroundings) > before:
         # The likelihood of the labels rose and the best path got worse: labels that the model cannot tell apart.
         nnx.update(caller, start)
         return TrainingChoice(False, (held_before, held_after), number, report.steps)
@@ -189,25 +215,49 @@ def _held_out(tracks: Sequence[LabelledTrack]) -> list[np.ndarray]:
     return [folds == value for value in np.unique(folds)]
 
 
-def _by_length(tracks: Sequence[LabelledTrack]) -> list[tuple[list[int], dict[str, np.ndarray]]]:
-    """Tracks of equal length together, as the caller takes them: their numbers, signals and controls."""
-    groups: dict[tuple[int, bool], list[int]] = {}
-    for number, track in enumerate(tracks):
-        groups.setdefault((len(track.counts), track.control is None), []).append(number)
-    result = []
-    for (_, without), numbers in groups.items():
-        data = {"signal": np.stack([tracks[number].counts for number in numbers]).astype(np.float32)}
-        if not without:
-            controls: list[Any] = [tracks[number].control for number in numbers]
-            data["control"] = np.stack(controls).astype(np.float32)
-        result.append((numbers, data))
-    return result
+def measure_surroundings(track: LabelledTrack, config: PeakCallerConfig) -> Surroundings:
+    """Measure what the caller finds about a track, on the host: JAX would compile it for each length of tracks."""
+    reads = np.asarray(track.counts, np.float64) / config.positions_per_read
+    control = None if track.control is None else np.asarray(track.control, np.float64) / config.positions_per_read
+
+    def positions(base_pairs: float) -> int:
+        return max(round(base_pairs / config.bin_width), 1)
+
+    broad = float(config.mode == "broad")
+    if config.mode == "auto":
+        contrast = level_contrast([reads], positions(config.level_window))
+        broad = broad_weight(breadth([reads], config.bin_width), contrast)
+
+    def log_background(windows: Sequence[int], own_window: int, level: float | None) -> np.ndarray:
+        widths = [bins_of_window(window, config.bin_width) for window in windows]
+        own_width = positions(own_window)
+        return np.log(local_background(reads, widths, control=control, own_width=own_width, level=level))
+
+    found = np.zeros(len(reads))
+    if config.mode != "broad":
+        windows = config.background_windows if control is None else config.control_windows
+        found += (1.0 - broad) * log_background(windows, NARROW_BINS.own_window, None)
+    if config.mode != "narrow":
+        windows = () if control is None else config.control_windows[-1:]
+        level = robust_level([reads], positions(config.level_window))
+        found += broad * log_background(windows, BROAD_BINS.own_window, level)
+    return Surroundings(config.positions_per_read * np.exp(found), broad)
 
 
-def label_errors(caller: DifferentiablePeakCaller, tracks: Sequence[LabelledTrack]) -> int:
+def label_errors(
+    caller: DifferentiablePeakCaller, tracks: Sequence[LabelledTrack], surroundings: Sequence[Surroundings]
+) -> int:
     """Labels that the hard calls contradict; those of kind -1 are left out."""
+    by_length: dict[int, list[int]] = {}
+    for number, track in enumerate(tracks):
+        by_length.setdefault(len(track.counts), []).append(number)
     errors = 0
-    for numbers, data in _by_length(tracks):
+    for numbers in by_length.values():
+        data = {
+            "signal": np.stack([tracks[number].counts for number in numbers]).astype(np.float32),
+            "background": np.stack([surroundings[number].background for number in numbers]).astype(np.float32),
+            "broad": np.array([surroundings[number].broad for number in numbers], np.float32),
+        }
         for number, found in zip(numbers, caller.segments(data), strict=True):
             track, first, last = tracks[number], found[:, 0], found[:, 1] - 1
             for kind, start, end in zip(track.kind, track.start, track.end, strict=True):
@@ -218,15 +268,15 @@ def label_errors(caller: DifferentiablePeakCaller, tracks: Sequence[LabelledTrac
     return errors
 
 
-def stack_tracks(tracks: Sequence[LabelledTrack], caller: DifferentiablePeakCaller) -> dict[str, np.ndarray]:
+def stack_tracks(tracks: Sequence[LabelledTrack], surroundings: Sequence[Surroundings]) -> dict[str, np.ndarray]:
     """Rows of equal length: shorter tracks go on with themselves again, each with the background of its own length."""
     length, regions = max(len(track.counts) for track in tracks), max(len(track.kind) for track in tracks)
-    data = {"signal": np.stack([np.resize(track.counts, length) for track in tracks]).astype(np.float32)}
-    # Windows would reach from the end of a track into its copy: calls would be other than those of the track alone.
-    data["background"] = np.empty_like(data["signal"])
-    for numbers, group in _by_length(tracks):
-        for number, row in zip(numbers, np.asarray(caller.background(group)), strict=True):
-            data["background"][number] = np.resize(row, length)
+    data = {
+        "signal": np.stack([np.resize(track.counts, length) for track in tracks]).astype(np.float32),
+        # Windows would reach from the end of a track into its copy: calls would be other than those of the track alone.
+        "background": np.stack([np.resize(one.background, length) for one in surroundings]).astype(np.float32),
+        "broad": np.array([one.broad for one in surroundings], np.float32),
+    }
     for name, fill in (("kind", -1), ("start", 0), ("end", 1)):
         values = np.full((len(tracks), regions), fill, np.int32)
         for row, track in enumerate(tracks):

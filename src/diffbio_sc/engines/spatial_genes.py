@@ -12,6 +12,7 @@ from diffbio_sc._settings import settings
 from diffbio_sc.blocks.matrix import CountMatrix
 from diffbio_sc.blocks.plan import column_blocks
 from diffbio_sc.blocks.steps import Step
+from diffbio_sc.numerics.local_false_discovery import local_false_discovery
 from diffbio_sc.numerics.spatial.depth_pattern import DepthPattern
 from diffbio_sc.numerics.spatial.gene_moments import GeneSums, nuisance_columns, pearson_residuals, sum_genes
 from diffbio_sc.numerics.spatial.kriging import smooth
@@ -109,14 +110,18 @@ class Genes(NamedTuple):
 
 def make_test(spots: Spots, lengthscales: np.ndarray | None = None) -> SpatialScoreTest:
     """Prepare the test on the spots that can be used."""
-    used = spots.used
+    kept = _of_used(spots, spots.used)
     return SpatialScoreTest(
-        spots.coordinates[used],
-        spots.depth[used],
-        groups=spots.slides[used],
-        covariates=None if spots.covariates is None else spots.covariates[used],
-        lengthscales=lengthscales,
+        kept.coordinates, kept.depth, groups=kept.slides, covariates=kept.covariates, lengthscales=lengthscales
     )
+
+
+def _of_used(spots: Spots, used: np.ndarray) -> Spots:
+    """Coordinates, slides, depth and covariates of the spots that are used; not copied where all are."""
+    if used.all():
+        return spots
+    covariates = None if spots.covariates is None else spots.covariates[used]
+    return Spots(spots.counts, spots.coordinates[used], spots.slides[used], spots.depth[used], covariates)
 
 
 def median_depth_slope(spots: Spots, sums: GeneSums) -> float:
@@ -170,8 +175,10 @@ def find_spatial_genes(
     classes = np.full(width, -1)
     classes[genes] = test.classes(type(moments)(*(part[genes] for part in moments)))
     test.prepare(classes)
-    variance = None if generator is None else _variance_components(test, spots, used, generator)
-    pattern = DepthPattern(spots.coordinates[used], spots.slides[used], spots.depth[used])
+    kept = _of_used(spots, used)
+    variance = None if generator is None else _variance_components(test, kept, generator)
+    pattern = DepthPattern(kept.coordinates, kept.slides, kept.depth)
+    del kept
     function = _TestBlock(test, used, moments.mean, moments.dispersion, classes, variance, pattern)
     log_p, fits, slopes = np.full(width, np.nan), np.full((width, 5), np.nan), np.full(width, np.nan)
     blocks = _blocks_of(genes, moments.spots)
@@ -205,21 +212,18 @@ class _Variance(NamedTuple):
     components: VarianceComponents
 
 
-def _variance_components(
-    test: SpatialScoreTest, spots: Spots, used: np.ndarray, generator: np.random.Generator
-) -> _Variance:
-    coordinates, slides = spots.coordinates[used], spots.slides[used]
-    chosen = representative_spots(coordinates, slides, size=_VARIANCE_SPOTS, generator=generator)
-    depth = np.empty_like(test.depth)
-    depth[test.layout.order] = test.depth
-    covariates = None if spots.covariates is None else spots.covariates[used][chosen]
-    columns = 0 if covariates is None else covariates.shape[1] * len(np.unique(slides[chosen]))
+def _variance_components(test: SpatialScoreTest, spots: Spots, generator: np.random.Generator) -> _Variance:
+    chosen = representative_spots(spots.coordinates, spots.slides, size=_VARIANCE_SPOTS, generator=generator)
+    coordinates, slides = spots.coordinates[chosen], spots.slides[chosen]
+    depth = spots.depth[chosen] / spots.depth.mean()
+    covariates = None if spots.covariates is None else spots.covariates[chosen]
+    columns = 0 if covariates is None else covariates.shape[1] * len(np.unique(slides))
     by_group = columns < _LARGEST_SHARE_OF_COLUMNS * len(chosen)
-    design = nuisance_columns(depth[chosen], slides[chosen], covariates, by_group=by_group)
+    design = nuisance_columns(depth, slides, covariates, by_group=by_group)
     longest = test.lengthscales.max()
     shortest = min(_SHORTEST_FITTED * test.layout.spacing, longest / 2)
     scales = np.geomspace(shortest, longest, max(3, int(np.ceil(np.log(longest / shortest) / np.log(1.5))) + 1))
-    return _Variance(chosen, depth[chosen], VarianceComponents(coordinates[chosen], scales, design, slides[chosen]))
+    return _Variance(chosen, depth, VarianceComponents(coordinates, scales, design, slides))
 
 
 class _TestBlock:
@@ -236,7 +240,7 @@ class _TestBlock:
         fits = np.full((len(block), 5), np.nan)
         tested = np.flatnonzero(classes >= 0)
         if self.variance is not None and len(tested):
-            dense = counts.tocsr()[self.variance.spots][:, tested].toarray()
+            dense = counts[self.variance.spots][:, tested].toarray()
             chosen = block[tested]
             residuals = pearson_residuals(dense, self.variance.depth, self.mean[chosen], self.dispersion[chosen])
             fit = self.variance.components.fit(residuals)
@@ -250,21 +254,26 @@ def _used_rows(counts: sp.csc_array, used: np.ndarray) -> sp.csc_array:
 
 
 class Significance(NamedTuple):
-    """P-values of all genes, false discovery rates, and the call; NaN and False for genes not tested."""
+    """P-values of all genes, false discovery rates, local ones, and the call; NaN and False for genes not tested."""
 
     pvalue: np.ndarray
     adjusted: np.ndarray
+    local: np.ndarray
     significant: np.ndarray
 
 
-def call_significant(log_p: np.ndarray, alpha: float, fdr: str) -> Significance:
-    """Adjust p-values for the number of genes tested (Benjamini and Hochberg, or Yekutieli) and call at ``alpha``."""
+def call_significant(log_p: np.ndarray, mean: np.ndarray, alpha: float, fdr: str) -> Significance:
+    """Adjust p-values for the number of genes tested (Benjamini and Hochberg, or Yekutieli) and call at ``alpha``.
+
+    Local false discovery rates know how far each gene's test can get by its mean.
+    """
     tested = np.isfinite(log_p)
     # Of the strongest genes p underflows, but it is never 0; their scores still tell them apart.
     pvalue, adjusted = np.maximum(np.exp(log_p), _SMALLEST_P), np.full(len(log_p), np.nan)
     if tested.any():
         adjusted[tested] = false_discovery_control(pvalue[tested], method=fdr)
-    return Significance(pvalue, adjusted, np.nan_to_num(adjusted, nan=1.0) < alpha)
+    local = local_false_discovery(log_p, np.log(np.maximum(mean, 1e-12)))
+    return Significance(pvalue, adjusted, local, np.nan_to_num(adjusted, nan=1.0) < alpha)
 
 
 def smooth_expression(spots: Spots, genes: np.ndarray, found: Genes) -> np.ndarray:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _TESTED = ("spatial_pvalue", "spatial_padj", "spatial_score", "is_spatial")
-_VARIANCE = ("fsv", "fsv_se", "spatial_lengthscale")
+_OPTIONAL = ("fsv", "fsv_se", "spatial_lengthscale", "spatial_lfdr")
 
 
 def spatial_genes(
@@ -33,8 +33,9 @@ def spatial_genes(
 
     Returns
     -------
-    One row per gene: ``gene``, ``fsv``, ``fsv_se``, ``spatial_lengthscale``, ``spatial_pvalue``, ``spatial_padj``,
-    ``spatial_score``, ``is_spatial``, and ``spatial_pattern`` once :func:`diffbio_sc.tl.spatial_patterns` has run.
+    One row per gene: ``gene``, ``fsv``, ``fsv_se``, ``spatial_lengthscale``, ``spatial_lfdr``, ``spatial_pvalue``,
+    ``spatial_padj``, ``spatial_score``, ``is_spatial``, and ``spatial_pattern`` once
+    :func:`diffbio_sc.tl.spatial_patterns` has run.
     Sorted by p-value; p-values too small for a number by ``spatial_score``, -log10 p. Genes that were not tested come
     last. ``fsv``, ``fsv_se`` and ``spatial_lengthscale`` are missing if the test did not estimate them.
 
@@ -54,7 +55,7 @@ def spatial_genes(
     5
     """
     require_anndata(adata)
-    stored = {name: result_column(key, name) for name in _VARIANCE + _TESTED}
+    stored = {name: result_column(key, name) for name in _OPTIONAL + _TESTED}
     missing = [stored[name] for name in _TESTED if stored[name] not in adata.var]
     if missing:
         raise KeyError(

@@ -223,7 +223,7 @@ class Operator(nnx.Module):
     def mark_fitted(self) -> None:
         """Say that the parameters are trained, after a training loop of one's own; ``fit`` does so itself."""
         if self.is_network:
-            self.fitted[...] = jnp.ones((), bool)
+            self.fitted[...] = device_copy(True)
 
     def _warn_if_unfitted(self) -> None:
         if not self.is_network:

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -33,9 +34,19 @@ class NetworkMinusStart(nnx.Module):
 
     def __call__(self, features: Float[Array, "rows inputs"]) -> Float[Array, "rows outputs"]:
         """Return what training has added."""
-        now = [(layer.kernel[...], layer.bias[...]) for layer in self.layers]
-        start = [(k[...], b[...]) for k, b in zip(self.initial_kernels, self.initial_biases, strict=True)]
+        now, start = self._states()
         return _network(features, now) - _network(features, jax.lax.stop_gradient(start))
+
+    def is_zero(self) -> bool:
+        """Whether training is known to have added nothing: nothing is being traced, and all is as it began."""
+        pairs = list(zip(*map(jax.tree.leaves, self._states()), strict=True))
+        if any(isinstance(array, jax.core.Tracer) for pair in pairs for array in pair):
+            return False
+        return all(np.array_equal(*pair) for pair in pairs)
+
+    def _states(self):
+        now = [(layer.kernel[...], layer.bias[...]) for layer in self.layers]
+        return now, [(k[...], b[...]) for k, b in zip(self.initial_kernels, self.initial_biases, strict=True)]
 
 
 def _network(values, layers):

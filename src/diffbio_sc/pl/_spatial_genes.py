@@ -285,11 +285,15 @@ def _permuted_scores(adata, table: pd.DataFrame, params, spatial_key, layer, cov
     from diffbio_sc._random import as_generator
     from diffbio_sc.blocks.steps import RowSums
     from diffbio_sc.engines import spatial_genes as engine
+    from diffbio_sc.numerics.spatial.smooth_covariates import smooth_covariates
 
     generator = as_generator(rng)
     coordinates = read_coordinates(adata, spatial_key)
     slides, _ = _slides(adata, params.get("library_key"))
+    slides = np.zeros(adata.n_obs, np.int64) if slides is None else slides
     nuisance = read_test_covariates(adata, params, covariates)
+    if nuisance is not None and params.get("smooth_covariates"):
+        nuisance = smooth_covariates(nuisance, coordinates, slides)
     complete = np.ones(adata.n_obs, bool) if nuisance is None else np.isfinite(nuisance).all(1)
     depth = None if params.get("total_counts_key") is None else _depth(adata, params, np.empty(0))
     counts, (totals, sums) = survey_counts(
@@ -302,7 +306,7 @@ def _permuted_scores(adata, table: pd.DataFrame, params, spatial_key, layer, cov
     spots = engine.Spots(
         counts,
         coordinates,
-        np.zeros(adata.n_obs, np.int64) if slides is None else slides,
+        slides,
         totals if depth is None else depth,
         nuisance,
     )

@@ -10,6 +10,7 @@ from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.tl._peak_sources import Source, close_source, open_rounds
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from anndata import AnnData
 
@@ -223,10 +224,10 @@ def _call_samples(
     ]
     if not replicate:
         return dict(zip(known, runner.run(map(_framed, flows), "Samples"), strict=True))
-    tables = runner.run(flows, "Samples")
+    places = runner.run(map(_placed, flows), "Samples")
     (pooled,) = runner.run([pool_rounds(opened)])
     (table,) = runner.run([_sample_flow(pooled, control, settings, blacklist)])
-    return count_support(table, tables).to_frame()
+    return count_support(table, places).to_frame()
 
 
 def _call_cells(
@@ -306,6 +307,12 @@ def _framed(flow: Flow[PeakTable]) -> Flow[pd.DataFrame]:
     """Peaks as a table of pandas: of many groups none is held twice."""
     table = yield from flow
     return table.to_frame()
+
+
+def _placed(flow: Flow[PeakTable]) -> Flow[dict[str, np.ndarray]]:
+    """Where the peaks of a replicate lie: all that is asked of it."""
+    table = yield from flow
+    return table.places()
 
 
 def _sample_flow(

@@ -303,7 +303,9 @@ def deconvolve(
     write_results(
         adata,
         obsm={
-            f"{key_added}{suffix}": pd.DataFrame(values.astype(np.float32), index=adata.obs_names, columns=names)
+            f"{key_added}{suffix}": pd.DataFrame(
+                values.astype(np.float32, copy=False), index=adata.obs_names, columns=names, copy=False
+            )
             for suffix, values in tables.items()
         },
         obs={

@@ -218,9 +218,11 @@ def _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy
     ):
         if value not in options:
             raise ValueError(f"{name} must be one of {list(options)}, found {value!r}.")
-    for name, value, least in (("n_latent", n_latent, 1), ("max_epochs", max_epochs, 0)):
-        if value is not None:
-            whole_number(value, name, minimum=least)
+    if n_latent is not None:
+        whole_number(n_latent, "n_latent", unit=", or None, which chooses it from the data")
+    if max_epochs is not None:
+        until = ", or None, which trains until the loss of held-out cells no longer falls"
+        whole_number(max_epochs, "max_epochs", minimum=0, unit=until)
     if copy and getattr(mdata, "isbacked", False):
         raise ValueError(
             f"copy=True needs an object in memory, {object_name(mdata)} is backed: read the file without backed=."

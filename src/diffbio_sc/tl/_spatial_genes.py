@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from diffbio_sc.engines.spatial_genes import Genes, Significance, Spots
 
 _FEWEST_SPOTS = 10
+_NOT_PARAMETERS = ("adata", "started", "engine", "numerics")
 # Median slope of genes on the totals, and on the totals as far as neighbours share them: .88 and more on seven tissues;
 # where a quarter of the genes share a hot spot one of them is below .6 (benchmarks/spatial_genes.py panel).
 _LARGEST_PANEL = 500  # genes of a targeted panel
@@ -47,6 +48,7 @@ def spatial_genes(
     genes: Sequence[str] | None = None,
     library_key: str | None = None,
     covariates: str | Sequence[str] | pd.DataFrame | np.ndarray | None = None,
+    smooth_covariates: bool | None = None,
     total_counts_key: str | None = None,
     lengthscales: Sequence[float] | None = None,
     alpha: float = 0.05,
@@ -85,6 +87,11 @@ def spatial_genes(
         What to regress out: the name of a matrix or table in ``adata.obsm`` (``"deconvolution"``: genes variable beyond
         cell-type composition), names of columns of ``adata.obs`` (categorical ones as indicators), or a table itself
         (spots × covariates). Spots where one is missing are left out.
+    smooth_covariates
+        Whether to regress out what a Gaussian process makes of each covariate over the slide instead of its values. For
+        covariates that were estimated: their errors leave a part of a gene's dependence on them, with its pattern.
+        Default: if ``adata.obsm`` holds their standard deviations, ``f"{covariates}_std"``, as
+        :func:`~diffbio_sc.tl.deconvolve` writes them.
     total_counts_key
         Column of ``adata.obs`` with each spot's total counts, or whatever else measures its size; default their sum
         over all genes of the matrix. Small panels whose genes share a pattern need one, and get a warning.
@@ -116,6 +123,9 @@ def spatial_genes(
     `.var["spatial_pvalue"]`, `.var["spatial_padj"]` : float64
         P-value and false discovery rate. Missing for genes not tested: those with counts in fewer than three spots,
         and those not in ``genes``.
+    `.var["spatial_lfdr"]` : float64
+        Local false discovery rate: the probability that the gene has no pattern, given its p-value and its mean count
+        (few reads hardly show one). Ranks genes of unlike expression better than the p-value does.
     `.var["spatial_score"]` : float64
         Minus the base-10 logarithm of the p-value; does not underflow.
     `.var["is_spatial"]` : bool
@@ -149,11 +159,13 @@ def spatial_genes(
     True
     """
     from diffbio_sc.engines import spatial_genes as engine
+    from diffbio_sc.numerics.spatial import smooth_covariates as numerics
 
     started = time.perf_counter()
-    params = {name: value for name, value in locals().items() if name not in ("adata", "started", "engine")}
+    params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
     params["covariates"] = covariates_given(covariates)
     _check_arguments(adata, alpha, fdr, lengthscales, variance, smooth, key_added, copy)
+    params["smooth_covariates"] = _estimated(adata, covariates, smooth_covariates)
     generator = as_generator(rng)
     coordinates = read_coordinates(adata, spatial_key)
     slides = read_slides(adata, library_key)
@@ -166,13 +178,16 @@ def spatial_genes(
     )
     spots = engine.Spots(counts, coordinates, slides, totals if depth is None else depth, nuisance)
     _check_spots(spots, complete, spatial_key)
+    if nuisance is not None and params["smooth_covariates"]:
+        smoothed = numerics.smooth_covariates(nuisance, coordinates, slides, spots.used)
+        spots = spots._replace(covariates=smoothed)
     slope = engine.median_depth_slope(spots, sums) if depth is None else np.nan
 
     test = engine.make_test(spots, None if lengthscales is None else np.asarray(lengthscales, np.float64))
     found = engine.find_spatial_genes(spots, sums, chosen, test, generator if variance else None)
     if depth is None:
         _check_totals(slope, found, with_covariates=nuisance is not None)
-    called = engine.call_significant(found.log_p, alpha, fdr)
+    called = engine.call_significant(found.log_p, found.mean, alpha, fdr)
     layers = {}
     if smooth:
         significant = np.flatnonzero(called.significant)
@@ -219,6 +234,17 @@ def _check_arguments(adata, alpha, fdr, lengthscales, variance, smooth, key_adde
         raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     require_unique(adata.var_names, "adata.var_names", "Call adata.var_names_make_unique() first.")
     require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
+
+
+def _estimated(adata: AnnData, covariates, smooth_covariates: bool | None) -> bool:
+    """Whether covariates are to be smoothed: as asked for, else if their standard deviations are known."""
+    if smooth_covariates is None:
+        return isinstance(covariates, str) and {covariates, f"{covariates}_std"} <= set(adata.obsm)
+    if not isinstance(smooth_covariates, bool | np.bool_):
+        raise ValueError(f"smooth_covariates must be True, False or None, found {smooth_covariates!r}.")
+    if smooth_covariates and covariates is None:
+        raise ValueError("smooth_covariates=True needs covariates.")
+    return bool(smooth_covariates)
 
 
 def _read_genes(adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:
@@ -283,6 +309,7 @@ def _columns(found: Genes, called: Significance, *, with_variance: bool) -> dict
     columns = {
         "spatial_pvalue": called.pvalue,
         "spatial_padj": called.adjusted,
+        "spatial_lfdr": called.local,
         "spatial_score": -found.log_p / np.log(10.0),
         "is_spatial": called.significant,
     }

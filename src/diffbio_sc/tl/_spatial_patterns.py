@@ -129,6 +129,7 @@ def spatial_patterns(
     """
     from diffbio_sc.engines import spatial_patterns as engine
     from diffbio_sc.numerics.spatial.slide_basis import slide_bases
+    from diffbio_sc.numerics.spatial.smooth_covariates import smooth_covariates
 
     started = time.perf_counter()
     require_anndata(adata)
@@ -151,6 +152,8 @@ def spatial_patterns(
     coordinates = read_coordinates(adata, spatial_key)
     slides = read_slides(adata, library_key)
     nuisance = read_test_covariates(adata, tested, covariates)
+    if nuisance is not None and tested.get("smooth_covariates"):
+        nuisance = smooth_covariates(nuisance, coordinates, slides)
     depth_key, fractional = tested.get("total_counts_key"), bool(tested.get("allow_fractional", False))
     counts, (totals,) = survey_counts(adata, RowSums(), layer=layer, allow_fractional=fractional)
     if depth_key is not None:

@@ -25,7 +25,7 @@ from diffbio_sc.training.devices import Placement, take_rows
 
 WEIGHT_KEY = "sample_weight"
 TRAINING_KEY = "is_training"
-_CHUNK_ROWS = 1 << 12
+_CHUNK = 1 << 22  # values that are put in order at a time
 
 
 class Samples(NamedTuple):
@@ -144,8 +144,12 @@ def place_samples(
     *,
     placement: Placement,
     rows: int | None = None,
+    blank: bool = False,
 ) -> tuple[dict[str, Array | PlacedEntries], dict[str, Array]]:
-    """Put everything on the devices, the sample arrays padded to their bucket or to ``rows``: ``samples, shared``."""
+    """Put everything on the devices, the sample arrays padded to their bucket or to ``rows``: ``samples, shared``.
+
+    ``blank`` leaves out the values of dense arrays of the host: zeros that nothing has touched take no memory.
+    """
     rows = round_up(bucket_size(size) if rows is None else rows, placement.devices)
     samples: dict[str, Array | PlacedEntries] = {}
     shared = {}
@@ -161,16 +165,27 @@ def place_samples(
             samples[key] = PlacedEntries(placed, capacity)
         else:
             values, order = value[:2] if isinstance(value, Samples) else (value, None)
-            samples[key] = _put_samples(np.asarray(values), order, rows, placement.samples)
+            samples[key] = _put_samples(np.asarray(values), order, rows, placement.samples, blank=blank)
     return samples, shared
 
 
-def _put_samples(values: np.ndarray, order: np.ndarray | None, rows: int, sharding: jax.sharding.Sharding) -> Array:
+def dense_bytes(data: Mapping[str, Any]) -> int:
+    """Return the bytes of the dense arrays of the host."""
+    arrays = [value.values if isinstance(value, Samples) else value for value in data.values()]
+    return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
+
+
+def _put_samples(
+    values: np.ndarray, order: np.ndarray | None, rows: int, sharding: jax.sharding.Sharding, *, blank: bool
+) -> Array:
     """Samples with zeros behind them."""
+    number = max(_CHUNK // max(values[:1].size, 1), 1)
 
     def write(piece: np.ndarray, start: int) -> None:
-        for first in range(start, min(start + len(piece), len(values)), _CHUNK_ROWS):
-            part = slice(first, min(first + _CHUNK_ROWS, start + len(piece)))
+        if blank:
+            return
+        for first in range(start, min(start + len(piece), len(values)), number):
+            part = slice(first, min(first + number, start + len(piece)))
             taken = values[part] if order is None else values[order[part]]
             piece[first - start : first - start + len(taken)] = taken
 

@@ -69,7 +69,7 @@ def place_training(batch_size: int) -> Placement:
             f"more. A batch_size that is a multiple of {found} uses all."
         )
     if count == 1:
-        return Placement(jnp.zeros(()).sharding, None)
+        return Placement(device_copy(0.0).sharding, None)
     mesh = Mesh(np.array([device for devices in hosts for device in devices[:each]]), (_AXIS,))
     return Placement(NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(_AXIS)))
 

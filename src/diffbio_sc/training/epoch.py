@@ -13,6 +13,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from diffbio_sc._compiled import jit_quickly
 from diffbio_sc.numerics.counts.sparse_rows import stratified_order
 from diffbio_sc.training import batches
 from diffbio_sc.training.optimizers import AdamPlan, AdamState, adam_step
@@ -77,6 +78,13 @@ class Variables(NamedTuple):
         average = self.optimizer.average if isinstance(self.optimizer, AdamState) else {}
         return average or self.trained, self.other
 
+    def exchanged(self) -> Variables:
+        """The same with the average in the place of the weights and the other way round, where one is kept."""
+        optimizer = self.optimizer
+        if not isinstance(optimizer, AdamState) or not optimizer.average:
+            return self
+        return Variables(optimizer.average, self.other, optimizer._replace(average=self.trained))
+
     def back_at(self, judged: tuple[Vectors, nnx.State]) -> Variables:
         """Go on from what was judged before; an average of the weights begins there too."""
         trained, optimizer = judged[0], self.optimizer
@@ -113,7 +121,7 @@ def number_of_steps(samples: Any, batch_size: int, *, weighted: bool) -> Any:
     return -(-samples // batch_size) if weighted else samples // batch_size
 
 
-@functools.partial(jax.jit, static_argnames=("plan",), donate_argnames=("variables",))
+@jit_quickly(static_argnames=("plan",), donate_argnames=("variables",))
 def run_epoch(
     plan: Plan,
     variables: Variables,
@@ -214,7 +222,7 @@ def evaluate(
     return _evaluate(plan, *states, data, loss_key, batch_size=batch_size, remainder=remainder)
 
 
-@functools.partial(jax.jit, static_argnames=("plan", "batch_size", "remainder"))
+@jit_quickly(static_argnames=("plan", "batch_size", "remainder"))
 def _evaluate(
     plan: Plan,
     vectors: Vectors,
@@ -260,6 +268,9 @@ def copied(tree: Any) -> Any:
 def _order(plan: Plan, key: Array, size: Any, bucket: int, batch_size: int) -> Int[Array, " bucket"]:
     if plan.stratified:
         return stratified_order(key, size, bucket, batch_size)
+    if batch_size >= bucket:
+        # All samples are one batch, whose order is nothing: sorting takes half a second to compile.
+        return jnp.arange(bucket)
     return batches.epoch_order(key, size, bucket)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import time
@@ -17,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffbio_sc._checks import whole_number
-from diffbio_sc._compiled import one_thread_at_a_time
+from diffbio_sc._compiled import one_thread_at_a_time, release_memory
 from diffbio_sc._progress import progress
 from diffbio_sc._random import as_generator
 from diffbio_sc.training import batches
@@ -53,6 +54,11 @@ from diffbio_sc.training.vectors import Layout, Vectors
 
 __all__ = ["Loss", "train"]
 
+_LARGE = 1 << 26  # bytes of dense samples from which the compiler's memory matters beside theirs
+# Batches of an evaluation up to which it runs the code of an epoch. A program of its own takes about one second to
+# compile and saves two thirds of the time of each of its steps (`benchmarks/training.py passes`): more than three steps
+# have earned it after fifty epochs.
+_FEW_BATCHES = 3
 _NOISE = 1e-3  # share of the held-out loss by which it may rise in an epoch that is not taken back
 
 
@@ -214,12 +220,15 @@ def train(
     batch_size = largest if batch_size is None else min(batch_size, largest)
     placement = place_training(batch_size)
     epochs_of: EpochSource
+    is_large = False
     if isinstance(data, BatchSource):
         data.begin(batch_size, stratified=stratified)
         epochs_of = Streamed(data, placement, operator.check_keys if loss is None else None)
         validation_set = None if parts.own is None else epochs_of.held_out(parts.own)
     else:
-        training_set, validation_set = validating.place(data, sample_keys, size, parts, placement=placement)
+        placed = functools.partial(validating.place, data, sample_keys, size, parts, placement=placement)
+        is_large = batches.dense_bytes(data) >= _LARGE
+        training_set, validation_set = placed(blank=is_large)
         epochs_of = Resident(training_set)
 
     optimizer = Adam(learning_rate) if optimizer is None else optimizer
@@ -228,10 +237,19 @@ def train(
     )
     watches = validation_set is not None or patience is not None
     run = _Run(plan, optimizer, placement, order_key, loss_key, epochs_of, validation_set)
-    # An operator that does the same in training and evaluation is compiled once: the steps of an evaluation are those
-    # of an epoch without their effect. It costs a gradient that is not used; compiling costs that many times over.
+    # An operator that does the same in training and evaluation is compiled once, if evaluations are short: their steps
+    # are those of an epoch without their effect. That costs a gradient that is not used, which many samples feel more
+    # than compiling a second program.
     fits = epochs_of.fits(validation_set)
-    run.shares_code = weighted and fits and plan.training == plan.evaluation
+    few = validation_set is not None and validation_set.size <= _FEW_BATCHES * batch_size
+    run.shares_code = weighted and fits and few and plan.training == plan.evaluation
+    if is_large:
+        # The compiler's memory is given back before the samples take theirs.
+        variables = run.compile(variables)
+        release_memory()
+        del epochs_of, training_set
+        training_set, validation_set = placed()
+        run.source, run.validation_set = Resident(training_set), validation_set
 
     stopping = EarlyStopping(patience, min_progress=min_progress)
     history: dict[str, list[float]] = {}
@@ -368,20 +386,30 @@ class _Run:
                 break
         return variables, _averaged(records, weights), skipped
 
+    def compile(self, variables: Variables) -> Variables:
+        """Compile what an epoch needs, by one without samples; the variables are given back as they were."""
+        for part in self.source.parts(0):
+            paces = np.ones(self.most_steps, np.float32)
+            variables = run_epoch(
+                self.plan, variables, self.placement.put(Failures.none()), part._replace(size=0), 0, paces,
+                self.order_key, self.loss_key, False,
+            )[0]  # fmt: skip
+        return jax.block_until_ready(variables)
+
     def validate(self, variables: Variables) -> tuple[Variables, dict[str, float]]:
         """Look at the held-out samples; the variables are given back as they were, perhaps in other arrays."""
         assert self.validation_set is not None
         if not self.shares_code:
             averages = evaluate(self.plan, variables.judged, self.validation_set, self.loss_key)
         else:
-            own = variables.judged[0] is variables.trained
-            seen = variables if own else copied(variables._replace(trained=variables.judged[0]))
+            # An evaluation changes nothing: it is given the average in the place of the weights, and they change back.
             none = self.placement.put(Failures.none())
             paces = np.ones(self.most_steps, np.float32)
             seen, _, averages, _ = run_epoch(
-                self.plan, seen, none, self.validation_set, 0, paces, self.order_key, self.loss_key, False
-            )
-            variables = seen if own else variables
+                self.plan, variables.exchanged(), none, self.validation_set, 0, paces, self.order_key, self.loss_key,
+                False,
+            )  # fmt: skip
+            variables = seen.exchanged()
         return variables, {f"validation_{name}": float(value) for name, value in averages.items()}
 
 

@@ -75,9 +75,13 @@ def place(
     parts: Split,
     *,
     placement: Placement,
+    blank: bool = False,
 ) -> tuple[batches.SampleSet, batches.SampleSet | None]:
-    """Put training and validation samples on the device; held-out rows share the arrays of the others."""
-    samples, shared = batches.place_samples(data, sample_keys, size, placement=placement)
+    """Put training and validation samples on the device; held-out rows share the arrays of the others.
+
+    ``blank`` as of :func:`~diffbio_sc.training.batches.place_samples`, for the training samples.
+    """
+    samples, shared = batches.place_samples(data, sample_keys, size, placement=placement, blank=blank)
     index = batches.padded_index(parts.rows, placement=placement)
     training = batches.SampleSet(samples, shared, index, len(parts.rows))
     if len(parts.held_out):

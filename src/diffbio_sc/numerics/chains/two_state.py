@@ -169,40 +169,79 @@ def region_probability(
     longest
         Largest size: the number of steps.
     """
-    length = posterior.logits.shape[-1]
+    # Beyond its ends a sequence is, and stays, outside.
+    ends = ((0, 0), (1, 1))
+    rise = jnp.pad(posterior.rise, ends, constant_values=-_CERTAIN)
+    fall = jnp.pad(posterior.fall, ends, constant_values=_CERTAIN)
+    changes = jnp.stack([rise, -rise, fall, -fall], -1)
+    logits = jnp.pad(posterior.logits, ends, constant_values=-_CERTAIN)
 
-    def take(values, place, below, above):
-        found = values[sequence, jnp.clip(place, 0, length - 1)]
-        return jnp.where(place < 0, below, jnp.where(place >= length, above, found))
+    def place(position):
+        return sequence, jnp.clip(position + 1, 0, logits.shape[-1] - 1)
 
-    # Ends in the region are changes into the positions one further on; beyond the sequence all is outside.
+    # Ends in the region are changes into the positions one further on.
     first = begin + counts_ends
-    logits = take(posterior.logits, first - 1, -_CERTAIN, -_CERTAIN)
-    nothing = jnp.full_like(logits, -_CERTAIN)
-    states = (jax.nn.log_sigmoid(-logits), nothing, jax.nn.log_sigmoid(logits), nothing)
+    before = -_softplus(jnp.stack([1.0, -1.0])[:, None] * logits[place(first - 1)])
+    nothing = jnp.full_like(before[0], -_CERTAIN)
+    # Outside and inside, each with none and with one change counted so far; what is alike is computed as one array, as
+    # each operation of a loop is compiled apart, once more for its gradient.
+    states = jnp.stack([before[0], nothing, before[1], nothing])
 
     def step(carry, offset):
-        out_none, out_one, in_none, in_one, empty = carry
-        inside = offset < size
-        rise = take(posterior.rise, first + offset, -_CERTAIN, -_CERTAIN)
-        fall = take(posterior.fall, first + offset, _CERTAIN, _CERTAIN)
-        up, stay_out = jax.nn.log_sigmoid(rise), jax.nn.log_sigmoid(-rise)
-        down, stay_in = jax.nn.log_sigmoid(fall), jax.nn.log_sigmoid(-fall)
+        states, empty = carry
+        up, stay_out, down, stay_in = -_softplus(-changes[place(first + offset)].T)
+        out_none, out_one, in_none, in_one = states
+        stays = states + jnp.stack([stay_out, stay_out, stay_in, stay_in])
         # Changes of the kind that is not counted keep the number, the others raise it from none to one.
-        new_out_none = jnp.where(counts_ends, out_none + stay_out, jnp.logaddexp(out_none + stay_out, in_none + down))
-        gained_out = jnp.where(counts_ends, in_none, in_one) + down
-        new_out_one = jnp.logaddexp(out_one + stay_out, gained_out)
-        new_in_none = jnp.where(counts_ends, jnp.logaddexp(in_none + stay_in, out_none + up), in_none + stay_in)
-        gained_in = jnp.where(counts_ends, out_one, out_none) + up
-        new_in_one = jnp.logaddexp(in_one + stay_in, gained_in)
-        rise = take(posterior.rise, begin + offset, -_CERTAIN, -_CERTAIN)
-        new_empty = empty + jnp.where(offset == 0, 0.0, jax.nn.log_sigmoid(-rise))
-        new = (new_out_none, new_out_one, new_in_none, new_in_one, new_empty)
-        return tuple(jnp.where(inside, after, before) for after, before in zip(new, carry, strict=True)), None
+        falls = jnp.stack([jnp.where(counts_ends, nothing, in_none), jnp.where(counts_ends, in_none, in_one)]) + down
+        rises = jnp.stack([jnp.where(counts_ends, out_none, nothing), jnp.where(counts_ends, out_one, out_none)]) + up
+        new = _log_add(stays, jnp.concatenate([falls, rises]))
+        # Into the positions of the region behind its first.
+        within = jnp.where(counts_ends, offset < size - 1, (offset > 0) & (offset < size))
+        return (jnp.where(offset < size, new, states), empty + jnp.where(within, stay_out, 0.0)), None
 
-    outside = jax.nn.log_sigmoid(-take(posterior.logits, begin, -_CERTAIN, -_CERTAIN))
-    final = _scan(step, (*states, outside), jnp.arange(longest))[0]
-    return RegionProbability(empty=final[4], one=jnp.logaddexp(final[1], final[3]))
+    outside = -_softplus(logits[place(begin)])
+    final, empty = _scan(step, (states, outside), jnp.arange(longest))[0]
+    return RegionProbability(empty=empty, one=_log_add(final[1], final[3]))
+
+
+@jax.custom_jvp
+def _softplus(x):
+    """log(1 + exp(x)), with a derivative that takes few operations: ``jax.nn.softplus`` provides for infinities."""
+    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@_softplus.defjvp
+def _softplus_jvp(primals, tangents):
+    return _softplus(*primals), jax.lax.logistic(primals[0]) * tangents[0]
+
+
+@jax.custom_jvp
+def _log_add(x, y):
+    """log(exp(x) + exp(y)) of finite numbers of one shape."""
+    return jnp.maximum(x, y) + jnp.log1p(jnp.exp(-jnp.abs(x - y)))
+
+
+@_log_add.defjvp
+def _log_add_jvp(primals, tangents):
+    x, y = primals
+    shares = jax.lax.logistic(jnp.stack([x - y, y - x]))
+    return _log_add(x, y), shares[0] * tangents[0] + shares[1] * tangents[1]
+
+
+@jax.custom_jvp
+def _soft_clip(x, low, high):
+    """log(exp(x) + exp(low)) - log(1 + exp(x - high)): between ``low`` and ``high`` for any x."""
+    tails = jnp.log1p(jnp.exp(-jnp.abs(jnp.stack([x - low, x - high]))))
+    return jnp.clip(x, low, high) + tails[0] - tails[1]
+
+
+@_soft_clip.defjvp
+def _soft_clip_jvp(primals, tangents):
+    x, low, high = primals
+    below, above, not_below = jax.lax.logistic(jnp.stack([low - x, x - high, x - low]))
+    change, change_low, change_high = tangents
+    return _soft_clip(x, low, high), (not_below - above) * change + below * change_low + above * change_high
 
 
 def _scan(step, first, rest):
@@ -217,30 +256,28 @@ def _column(value, log_odds):
 
 
 class _Map(NamedTuple):
-    """x -> min(max(x + shift, low), high), or its soft form."""
+    """x -> min(max(x + shift, low), high), or its soft form; ``bounds`` are low and high, (2, ...)."""
 
     shift: Array
-    low: Array
-    high: Array
+    bounds: Array
 
 
 def _apply(maps: _Map, x, temperature):
+    low, high = maps.bounds
     if temperature is None:
-        return jnp.minimum(jnp.maximum(x + maps.shift, maps.low), maps.high)
-    raised = (x + maps.shift) / temperature
-    soft = jnp.logaddexp(raised, maps.low / temperature) - jax.nn.softplus(raised - maps.high / temperature)
-    return temperature * soft
+        return jnp.minimum(jnp.maximum(x + maps.shift, low), high)
+    return temperature * _soft_clip((x + maps.shift) / temperature, low / temperature, high / temperature)
 
 
 def _compose(first: _Map, second: _Map, temperature) -> _Map:
     """Return the map ``second(first(x))``; it stays between the values of ``second`` at the ends of ``first``."""
-    low, high = _apply(second, first.low, temperature), _apply(second, first.high, temperature)
+    bounds, shift = _apply(second, first.bounds, temperature), first.shift + second.shift
     if temperature is None:
-        return _Map(first.shift + second.shift, low, high)
-    from_low = (second.low - second.shift - first.high) / temperature
-    from_high = (first.low + second.shift - second.high) / temperature
-    gain = jax.nn.softplus(from_low) - jax.nn.softplus(from_high)
-    return _Map(first.shift + second.shift + temperature * gain, low, high)
+        return _Map(shift, bounds)
+    from_low = second.bounds[0] - second.shift - first.bounds[1]
+    from_high = first.bounds[0] + second.shift - second.bounds[1]
+    gain = _softplus(jnp.stack([from_low, from_high]) / temperature)
+    return _Map(shift + temperature * (gain[0] - gain[1]), bounds)
 
 
 def _run(maps: _Map, temperature) -> Array:
@@ -289,11 +326,11 @@ def _forward_backward(log_odds, enter, leave, initial, temperature):
     # constant: low = high.
     low = jnp.where(begins, log_odds - initial, log_odds - enter)
     high = jnp.where(begins, log_odds - initial, log_odds + leave)
-    forward = _Map(log_odds, low, high)
+    forward = (log_odds, low, high)
     # Backward, b_t = clip(b_{t+1} + l_{t+1}, -leave, enter), 0 at the end of a sequence.
     following = jnp.concatenate([log_odds[..., 1:], jnp.zeros_like(log_odds[..., :1])], -1)
-    backward = _Map(jnp.where(ends, 0.0, following), jnp.where(ends, 0.0, -leave), jnp.where(ends, 0.0, enter))
+    backward = (jnp.where(ends, 0.0, following), jnp.where(ends, 0.0, -leave), jnp.where(ends, 0.0, enter))
     # Both directions side by side: one set of loops to compile, of half as many steps.
-    both = _Map(*(jnp.stack([one, jnp.flip(other, -1)]) for one, other in zip(forward, backward, strict=True)))
-    onward, returning = _run(both, temperature)
+    shift, *bounds = (jnp.stack([one, jnp.flip(other, -1)]) for one, other in zip(forward, backward, strict=True))
+    onward, returning = _run(_Map(shift, jnp.stack(bounds)), temperature)
     return onward, jnp.flip(returning, -1)

@@ -9,13 +9,15 @@ In float64 numpy: small tables, or a few hundred spots.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 _PSEUDO_COUNTS = 10.0  # counts with which a gene's index is shrunk toward that of all genes
 _PSEUDO_CELLS = 5.0
 _MOST_SPOTS = 500  # the one number fitted to them is known to a per cent from fewer
 _SMALLEST_MEAN = 1e-2
+_ROWS_AT_ONCE = 256  # of what float64 makes of a table of float32
 # Halfway, on the log scale, between genes that all vary alike and genes that vary in spots as in reference cells.
 SHAPE_POWER = 0.5
 
@@ -56,6 +58,8 @@ def fit_excess(counts: np.ndarray, mean: np.ndarray, shape: np.ndarray, dispersi
     The Gaussian pseudo-likelihood is used, its log determinant reduced by the share of ``parameters`` fitted to each
     spot (restricted likelihood).
     """
+    from scipy.optimize import minimize_scalar
+
     rows = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), _MOST_SPOTS)).astype(int))
     mean = np.maximum(np.asarray(mean, np.float64)[rows], _SMALLEST_MEAN)
     squared = (np.asarray(counts, np.float64)[rows] - mean) ** 2
@@ -73,9 +77,17 @@ def share_beyond_counting(counts: np.ndarray, mean: np.ndarray, active: np.ndarr
 
     ``active`` is the number of weights fitted to each spot.
     """
-    mean = np.maximum(np.asarray(mean, np.float64), _SMALLEST_MEAN)
-    chi_square = ((counts - mean) ** 2 / mean).sum(1) / np.maximum(counts.shape[1] - active, 1.0)
+    chi_square = np.empty(len(counts))
+    for rows in _some_rows(len(counts)):
+        expected = np.maximum(np.asarray(mean[rows], np.float64), _SMALLEST_MEAN)
+        chi_square[rows] = ((counts[rows] - expected) ** 2 / expected).sum(1)
+    chi_square /= np.maximum(counts.shape[1] - active, 1.0)
     return 1.0 - 1.0 / max(float(np.median(chi_square)), 1.0)
+
+
+def _some_rows(rows: int) -> Iterator[slice]:
+    for first in range(0, rows, _ROWS_AT_ONCE):
+        yield slice(first, first + _ROWS_AT_ONCE)
 
 
 def variation_beyond_counting(
@@ -86,9 +98,14 @@ def variation_beyond_counting(
     The same at any depth, and 1 / n of it in sums of n. ``freedom`` is the share of the residuals' variance that
     fitting the mean has left; rows may have a ``weight``.
     """
-    mean = np.maximum(np.asarray(mean, np.float64), _SMALLEST_MEAN)
-    beyond = (counts - mean) ** 2 / mean / freedom - 1.0
-    return float((weight * beyond).sum() / (weight * mean).sum())
+    freedom, weight = (np.broadcast_to(part, (len(counts), 1)) for part in (freedom, weight))
+    above = below = 0.0
+    for rows in _some_rows(len(counts)):
+        expected = np.maximum(np.asarray(mean[rows], np.float64), _SMALLEST_MEAN)
+        beyond = (counts[rows] - expected) ** 2 / expected / freedom[rows] - 1.0
+        above += float((weight[rows] * beyond).sum())
+        below += float((weight[rows] * expected).sum())
+    return above / below
 
 
 def size_variation(totals: np.ndarray, codes: np.ndarray, groups: int) -> np.ndarray:

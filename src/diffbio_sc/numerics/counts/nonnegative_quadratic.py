@@ -18,19 +18,18 @@ def nonnegative_quadratic(
     Each sweep passes once over the k coordinates, for all problems together; the residual ``b - Hx`` is kept up to
     date, so that a coordinate costs O(k). A coordinate without curvature (an all-zero row of H) keeps its start.
     """
-    diagonal = jnp.diagonal(hessian, axis1=-2, axis2=-1)
+    # Problems last: each step then works on contiguous slices, however few coordinates there are.
+    rows, start, linear = jnp.moveaxis(hessian, 0, -1), start.T, linear.T
+    size = len(start)
+    diagonal = rows[jnp.arange(size), jnp.arange(size)]
     curvature = jnp.where(diagonal > 0, diagonal, 1.0)
-    # Coordinates first: each step then reads one contiguous slice.
-    rows = jnp.moveaxis(hessian, 1, 0)
 
-    def coordinate(k, carry):
+    def coordinate(step, carry):
         x, residual = carry
-        new = jnp.maximum(x[:, k] + residual[:, k] / curvature[:, k], 0.0)
-        new = jnp.where(diagonal[:, k] > 0, new, x[:, k])
-        return x.at[:, k].set(new), residual - rows[k] * (new - x[:, k])[:, None]
+        k = step % size
+        new = jnp.maximum(x[k] + residual[k] / curvature[k], 0.0)
+        new = jnp.where(diagonal[k] > 0, new, x[k])
+        return x.at[k].set(new), residual - rows[k] * (new - x[k])
 
-    def sweep(_, carry):
-        return jax.lax.fori_loop(0, start.shape[1], coordinate, carry)
-
-    residual = linear - jnp.einsum("skl,sl->sk", hessian, start)
-    return jax.lax.fori_loop(0, sweeps, sweep, (start, residual))[0]
+    residual = linear - jnp.einsum("kls,ls->ks", rows, start)
+    return jax.lax.fori_loop(0, sweeps * size, coordinate, (start, residual))[0].T

@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from diffbio_sc.numerics.counts import negative_binomial, regression
+from diffbio_sc.numerics.counts.spot_chunks import over_chunks
 
 FIRST_STEPS = 4  # of Fisher scoring, before signatures are updated
 CONVERGED = 2e-4  # relative change of the deviance over two rounds
@@ -22,13 +24,23 @@ _UNEXPLAINED_ONLY = 0.1  # of the part of a deviation that other signatures expl
 
 def masked_median(values, used):
     """Median of the genes used."""
-    return jnp.nanmedian(jnp.where(used > 0, values, jnp.nan))
+    # Not nanmedian: tracing and compiling it takes several times as long.
+    number = (used > 0).sum()
+    ordered = jnp.sort(jnp.where(used > 0, values, jnp.inf))
+    return 0.5 * (ordered[(number - 1) // 2] + ordered[number // 2])
+
+
+def _solve_positive(matrix, right):
+    """Solution of a system with a positive definite matrix."""
+    factor = lax.linalg.cholesky(matrix)
+    half = lax.linalg.triangular_solve(factor, right, left_side=True, lower=True)
+    return lax.linalg.triangular_solve(factor, half, left_side=True, lower=True, transpose_a=True)
 
 
 def shrunken_log_ratio(log_ratio, spread):
-    """Log factor of a gene from its log ratio of observed to expected counts, whose standard deviation is ``spread``.
+    """Log factor of a gene from its log ratio of observed to expected counts, given the spread of such factors.
 
-    Soft towards 0 for ratios within the spread, by a constant beyond it: factors have heavy tails.
+    Soft towards 0 for ratios within the spread, by a constant beyond it: the factors have heavy tails.
     """
     kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
     limit = _CLIPPED_RESIDUAL * spread * (1.0 - kept)
@@ -45,9 +57,11 @@ class _Refinement(NamedTuple):
     history: Array
 
 
-@partial(jax.jit, static_argnums=(13,))
+@partial(jax.jit, static_argnums=(15,))
 def refinement_rounds(
     counts,
+    depth,
+    spots,
     base,
     anchor,
     used,
@@ -62,63 +76,83 @@ def refinement_rounds(
     platform_effect,
     rounds,
 ):
-    """Alternate spots, platform factor and deviations until the deviance settles; unused rounds of it are NaN."""
-    depth = counts.sum(-1)
-    types = base.shape[0]
+    """Alternate spots, platform factor and deviations until the deviance settles; unused rounds of it are NaN.
+
+    The first ``spots`` rows of ``counts`` are worked on chunk by chunk, see
+    :mod:`~diffbio_sc.numerics.counts.spot_chunks`; ``depth`` are their sums.
+    """
+    types, genes = base.shape
+    filled = jnp.maximum((depth > 0).sum(), 1).astype(base.dtype)
+    none = jnp.zeros_like(base)
     kept = spread**2 / (spread**2 + _RESIDUAL_NOISE**2)
     anchor = jnp.where(platform_effect, kept * anchor, 0.0)
 
     def signature(log_platform, theta):
         return base * jnp.exp(log_platform) * theta
 
-    def weighted(weights, mu):
-        mean = regression.expected_counts(weights, depth, mu)
-        return mean, 1.0 / regression.variance_ratio(mean, dispersion, excess)
+    def update_platform(now):
+        mu = signature(now.log_platform, now.theta)
 
-    def update_platform(weights, log_platform, theta):
-        mean, trust = weighted(weights, signature(log_platform, theta))
-        step = jnp.log(((trust * counts).sum(0) + 0.5) / ((trust * mean).sum(0) + 0.5))
-        target = log_platform + step
+        def add(sums, take, _):
+            here = take(counts)
+            mean = regression.expected_counts(take(now.weights), take(depth), mu)
+            trust = 1.0 / regression.variance_ratio(mean, dispersion, excess)
+            return sums[0] + (trust * here).sum(0), sums[1] + (trust * mean).sum(0)
+
+        visited = jnp.where(platform_effect & (now.step >= FIRST_STEPS), spots, 0)
+        observed, expected = over_chunks(visited, add, (none[0], none[0]))
+        target = now.log_platform + jnp.log((observed + 0.5) / (expected + 0.5))
         target = shrunken_log_ratio(target - masked_median(target, used), spread)
         target = anchor + openness * (target - anchor)
-        new = log_platform + _DAMPING * (target - log_platform)
+        new = now.log_platform + _DAMPING * (target - now.log_platform)
         new = (new - masked_median(new, used)) * used
-        return jnp.where(platform_effect, new, log_platform)
+        return jnp.where(visited > 0, new, now.log_platform)
 
-    def update_deviation(weights, log_platform, theta):
+    def update_deviation(now, log_platform):
         scaled = base * jnp.exp(log_platform)
-        mean, trust = weighted(weights, scaled * theta)
-        exposure = (weights * depth[:, None]).T
-        expected = scaled * (exposure @ trust)
-        observed = scaled * theta * (exposure @ (trust * counts / mean))
+
+        def add(sums, take, _):
+            mean = regression.expected_counts(take(now.weights), take(depth), scaled * now.theta)
+            trust = 1.0 / regression.variance_ratio(mean, dispersion, excess)
+            exposure = (take(now.weights) * take(depth)[:, None]).T
+            expected, observed = exposure @ trust, exposure @ (trust * take(counts) / mean)
+            return sums[0] + expected, sums[1] + observed, sums[2] + mean.sum(0)
+
+        visited = jnp.where(refine & (now.step >= FIRST_STEPS), spots, 0)
+        expected, observed, average = over_chunks(visited, add, (none, none, none[0]))
+        expected, observed = scaled * expected, scaled * now.theta * observed
         prior = prior_counts + rate * expected.mean(0, keepdims=True)
         deviation = scaled * ((observed + prior) / (expected + prior) - 1.0)
         # What the other signatures could explain as well is a change of weights, not of signatures.
-        average = mean.mean(0)
+        average = jnp.maximum(average / filled, negative_binomial.SMALLEST_MEAN)
         metric = used / (average * regression.variance_ratio(average, dispersion, excess))
         gram = (scaled * metric) @ scaled.T
         gram = gram + 1e-3 * jnp.trace(gram) / types * jnp.eye(types, dtype=gram.dtype)
-        explained = jnp.linalg.solve(gram, (scaled * metric) @ deviation.T).T @ scaled
+        explained = _solve_positive(gram, (scaled * metric) @ deviation.T).T @ scaled
         deviation = deviation - _UNEXPLAINED_ONLY * explained
         new = 1.0 + deviation / jnp.where(scaled > 0, scaled, 1.0)
-        return jnp.where(refine, jnp.clip(new, 0.02, 50.0), theta)
+        return jnp.where(visited > 0, jnp.clip(new, 0.02, 50.0), now.theta)
 
     def one_round(now: _Refinement) -> _Refinement:
         # The first steps find the weights alone; in the same loop, so that they are compiled once.
-        first = now.step < FIRST_STEPS
-        log_platform = update_platform(now.weights, now.log_platform, now.theta)
-        log_platform = jnp.where(first, now.log_platform, log_platform)
-        theta = jnp.where(first, now.theta, update_deviation(now.weights, log_platform, now.theta))
+        log_platform = update_platform(now)
+        theta = update_deviation(now, log_platform)
         mu = signature(log_platform, theta)
         products = regression.pair_products(mu)
-        new = regression.fisher_step(
-            now.weights, counts, depth, mu, dispersion, products, excess=excess, error=error
-        ).weights
         size = jnp.where(now.step == 0, 1.0, regression.DAMPED_STEP)
-        weights = now.weights + size * (new - now.weights)
-        mean, _ = weighted(weights, mu)
-        deviance = (negative_binomial.negative_binomial_deviance(counts, mean, dispersion) * used).sum()
-        history = now.history.at[now.step].set(deviance / jnp.maximum(counts.sum(), 1.0))
+
+        def move(carry, take, put):
+            here, theirs, last = take(counts), take(depth), take(carry[0])
+            new = regression.fisher_step(
+                last, here, theirs, mu, dispersion, products, excess=excess, error=error
+            ).weights
+            new = last + size * (new - last)
+            mean = regression.expected_counts(new, theirs, mu)
+            deviance = (negative_binomial.negative_binomial_deviance(here, mean, dispersion) * used).sum()
+            return put(carry[0], new), carry[1] + deviance
+
+        weights, deviance = over_chunks(spots, move, (now.weights, none[0, 0]))
+        history = now.history.at[now.step].set(deviance / jnp.maximum(depth.sum(), 1.0))
         return _Refinement(now.step + 1, weights, log_platform, theta, history)
 
     def unfinished(now: _Refinement) -> Array:
@@ -128,7 +162,7 @@ def refinement_rounds(
         return (now.step < total) & ((now.step < FIRST_STEPS + 4) | moving)
 
     total = FIRST_STEPS + rounds
-    end = jax.lax.while_loop(
+    end = lax.while_loop(
         unfinished,
         one_round,
         _Refinement(

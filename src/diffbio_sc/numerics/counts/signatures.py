@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
 
 # Both halved and doubled, set by set: benchmarks/deconvolution.py constants.
 _PSEUDO_COUNTS = 20.0  # counts with which a type is shrunk toward the pooled profile
@@ -161,6 +160,8 @@ class BulkFit(NamedTuple):
 
 def fit_bulk(bulk: np.ndarray, profiles: np.ndarray) -> BulkFit:
     """Fit the summed counts of all spots by a mixture of profiles, with Huber's loss on the log scale."""
+    from scipy.optimize import minimize  # a tenth of a second, which users of the other functions would wait
+
     log_bulk = np.log(bulk + 0.5)
 
     def objective(log_composition):

@@ -1,6 +1,7 @@
 """Regression of blocks of spots on fixed signatures, with what each estimate is worth.
 
-Compiled once for each padded shape; the calls take turns, so that blocks may be worked on by any scheduler.
+Compiled once for a panel, whatever the number of spots; the calls take turns, so that blocks may be worked on by any
+scheduler.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from jaxtyping import Array, Float
 
 from diffbio_sc._compiled import one_blas_thread, one_thread_at_a_time
 from diffbio_sc.numerics.counts import regression
-from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
+from diffbio_sc.numerics.counts.spot_chunks import GENE_BUCKET, rows_at_once
+from diffbio_sc.numerics.padding import round_up, zero_padded
 
-GENE_BUCKET = 128
 _TYPE_BUCKET = 4
 
 
@@ -58,9 +59,6 @@ class SpotSolver:
         Types for which the compiled code leaves room: solvers of 12 types and of 13 can then share it.
     excess
         Variance over mean of each gene beyond 1, from differences between cells; None for nothing.
-    rows
-        Spots of a whole block. Blocks of at least half as many are padded to it and share one compiled program; smaller
-        ones are padded to their own bucket.
     error
         Squared relative errors of the signatures (types, genes); None for none.
     """
@@ -69,7 +67,6 @@ class SpotSolver:
     dispersion: float
     steps: int
     room: int = 0
-    rows: int = 0
     excess: np.ndarray | None = None
     error: np.ndarray | None = None
 
@@ -84,24 +81,34 @@ class SpotSolver:
         """Regress a block of spots; a Gaussian prior of the weights may be given, such as the neighbours' mean."""
         spots, genes = counts.shape
         types = len(self.signatures)
-        whole = self.rows if self.rows // 2 <= spots <= self.rows else spots
-        shape = (row_bucket(whole), round_up(genes, GENE_BUCKET))
-        padded_types = round_up(types + self.room, _TYPE_BUCKET)
+        width, padded_types = round_up(genes, GENE_BUCKET), round_up(types + self.room, _TYPE_BUCKET)
+        shape = (rows_at_once(), width)
         if prior_mean is None or prior_precision is None:
-            prior_mean, prior_precision = np.zeros((spots, types)), np.zeros(types)
-        solution = _solve_block(
-            zero_padded(counts.astype(np.float32, copy=False), shape),
-            zero_padded(self.signatures, (padded_types, shape[1])),
-            np.float32(self.dispersion),
-            zero_padded(np.ones(genes, np.float32), (shape[1],)),
-            zero_padded(prior_mean.astype(np.float32), (shape[0], padded_types)),
-            zero_padded(prior_precision.astype(np.float32), (padded_types,)),
-            np.int32(self.steps),
-            zero_padded(np.zeros(genes) if self.excess is None else self.excess, (shape[1],)),
-            zero_padded(np.zeros((types, genes)) if self.error is None else self.error, (padded_types, shape[1])),
+            prior_mean, prior_precision = np.zeros((0, types)), np.zeros(types)
+        fixed = jax.device_put(
+            (
+                zero_padded(self.signatures, (padded_types, width)),
+                np.float32(self.dispersion),
+                zero_padded(np.ones(genes, np.float32), (width,)),
+                zero_padded(prior_precision.astype(np.float32), (padded_types,)),
+                np.int32(self.steps),
+                zero_padded(np.zeros(genes) if self.excess is None else self.excess, (width,)),
+                zero_padded(np.zeros((types, genes)) if self.error is None else self.error, (padded_types, width)),
+            )
         )
-        weights, deviation, inflation, misfit = (np.asarray(part)[:spots] for part in solution)
-        return SpotSolution(weights[:, :types], deviation[:, :types], inflation[:, :types], misfit)
+        weights, deviation, inflation = (np.empty((spots, types), np.float32) for _ in range(3))
+        solution = SpotSolution(weights, deviation, inflation, np.empty(spots, np.float32))
+        for first in range(0, spots, shape[0]):
+            rows = slice(first, min(first + shape[0], spots))
+            part = _solve_block(
+                zero_padded(counts[rows].astype(np.float32, copy=False), shape),
+                zero_padded(prior_mean[rows].astype(np.float32), (shape[0], padded_types)),
+                *fixed,
+            )
+            for whole, field in zip(solution, part, strict=True):
+                values = np.asarray(field)[: rows.stop - first]
+                whole[rows] = values[:, :types] if whole.ndim == 2 else values
+        return solution
 
 
 def diagnose(weights, counts, depth, mu, dispersion, excess, used, information=None) -> SpotSolution:
@@ -131,7 +138,7 @@ def diagnose(weights, counts, depth, mu, dispersion, excess, used, information=N
 
 
 @jax.jit
-def _solve_block(counts, mu, dispersion, used, prior_mean, prior_precision, steps, excess, error) -> SpotSolution:
+def _solve_block(counts, prior_mean, mu, dispersion, used, prior_precision, steps, excess, error) -> SpotSolution:
     depth = counts.sum(-1)
     real = (mu.sum(1) > 0).astype(mu.dtype)  # not types that only pad the shape
     start = jnp.broadcast_to(real / real.sum(), (len(counts), len(mu)))

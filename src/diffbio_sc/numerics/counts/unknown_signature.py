@@ -17,6 +17,7 @@ from scipy.optimize import brentq
 
 from diffbio_sc.numerics.counts import regression
 from diffbio_sc.numerics.counts.refinement import masked_median, shrunken_log_ratio
+from diffbio_sc.numerics.counts.spot_chunks import over_chunks
 
 _MEDIAN_CHI_SQUARE = 0.4549  # of one degree of freedom
 _POWER_STEPS, _POWER_ACCURACY = 200, 1e-5
@@ -40,32 +41,57 @@ def standard_excess(log_ratio: np.ndarray, sampling_variance: np.ndarray) -> np.
     return np.maximum((log_ratio - np.median(log_ratio)) / deviation, 0.0)
 
 
-@partial(jax.jit, static_argnums=(10,))
+@partial(jax.jit, static_argnums=(12,))
 def unknown_rounds(
-    counts, weights, base, log_platform, excess, spread, dispersion, used, prior_counts, rate, rounds, free
+    counts,
+    depth,
+    spots,
+    weights,
+    base,
+    log_platform,
+    excess,
+    spread,
+    dispersion,
+    used,
+    prior_counts,
+    rate,
+    rounds,
+    free,
 ):
     """Signature of sum 1 outside ``base``, and the log factors of the genes next to it.
 
     Residuals are weighted by ``excess``. Their leading component among those that are nowhere negative gives the share
     of each gene's counts that the signature starts with, from a floor (one type among all) for genes that say nothing.
     It then follows the spots by expectation maximisation under a Gamma prior, like the deviations of the other types,
-    and the factors follow as in refinement (if they are ``free``).
+    and the factors follow as in refinement (if they are ``free``). The first ``spots`` rows of ``counts`` are worked on
+    chunk by chunk, see :mod:`~diffbio_sc.numerics.counts.spot_chunks`; ``depth`` are their sums.
     """
-    depth = counts.sum(-1)
     filled = (depth > 0).astype(counts.dtype)
-    types = weights.shape[1]
-    mean = regression.expected_counts(weights, depth, base * jnp.exp(log_platform))
-    residual = (counts - mean) / jnp.sqrt(jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean))
-    residual = jnp.clip(residual, -5.0, 10.0) * used * filled[:, None]
-    residual = (residual - residual.sum(0) / filled.sum()) * filled[:, None]
-    weighted = residual * excess
+    number, types = filled.sum(), weights.shape[1]
+    mu = base * jnp.exp(log_platform)
+    no_gene = jnp.zeros_like(used)
+
+    def explain(sums, take, put):
+        residual, average, total, squares = sums
+        mean = regression.expected_counts(take(weights), take(depth), mu)
+        part = (take(counts) - mean) / jnp.sqrt(jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean))
+        part = jnp.clip(part, -5.0, 10.0) * used * take(filled)[:, None]
+        return put(residual, part), average + mean.sum(0), total + part.sum(0), squares + (part**2).sum(0)
+
+    sums = (jnp.zeros_like(counts), no_gene, no_gene, no_gene)
+    residual, average, centre, squares = over_chunks(spots, explain, sums)
+    average, centre, squares = jnp.maximum(average / number, 1e-12), centre / number, squares / number
     # A gene's own noise is no covariance.
-    variance = (weighted**2).sum(0) / filled.sum()
-    noise = jnp.minimum(variance, excess**2)
+    noise = jnp.minimum(squares - centre**2, 1.0) * excess**2
 
     def power(now):
         step, vector, _ = now
-        new = jnp.maximum(weighted.T @ (weighted @ vector) / filled.sum() - noise * vector, 0.0)
+
+        def multiply(total, take, _):
+            part = (take(residual) - centre) * take(filled)[:, None] * excess
+            return total + part.T @ (part @ vector)
+
+        new = jnp.maximum(over_chunks(spots, multiply, no_gene) / number - noise * vector, 0.0)
         new = new / jnp.maximum(jnp.linalg.norm(new), 1e-12)
         return step + 1, new, jnp.abs(new - vector).max()
 
@@ -74,7 +100,6 @@ def unknown_rounds(
 
     start = excess / jnp.maximum(jnp.linalg.norm(excess), 1e-12)
     loading = jax.lax.while_loop(unfinished, power, (jnp.int32(0), start, jnp.float32(1.0)))[1] * excess
-    average = jnp.maximum(mean.sum(0) / filled.sum(), 1e-12)
     relative = loading * jnp.sqrt((1.0 + dispersion * average) / average)
     typical = (loading**2 * relative).sum() / jnp.maximum((loading**2).sum(), 1e-12)
     relative = jnp.minimum(relative / jnp.maximum(typical, 1e-12), 1.0)
@@ -86,25 +111,38 @@ def unknown_rounds(
     def centred(log_factor):
         return (log_factor - masked_median(log_factor, used)) * used
 
-    def one_round(carry, _):
-        weights, signature, log_factor = carry
+    def one_round(_, now):
+        weights, signature, log_factor = now
         both = jnp.concatenate([base * jnp.exp(log_factor), signature[None]])
         products = regression.pair_products(both)
-        weights = regression.fisher_step(weights, counts, depth, both, dispersion, products).weights
-        mean = regression.expected_counts(weights, depth, both)
-        trust = 1.0 / regression.variance_ratio(mean, dispersion)
-        explained = trust * counts / mean
-        known = depth[:, None] * (weights[:, :-1] @ both[:-1])
-        ratio = jnp.log(((explained * known).sum(0) + 0.5) / ((trust * known).sum(0) + 0.5))
-        target = shrunken_log_ratio(centred(log_factor + ratio), spread)
-        exposure = weights * depth[:, None]
-        prior = prior_counts + rate * (both * (exposure.T @ trust)).mean(0)
-        own = exposure[:, -1]
-        signature = start * (signature * (own @ explained) + prior) / (start * (own @ trust) + prior) * used
+
+        def move(carry, take, put):
+            weights, observed, expected, exposed, own = carry
+            here, theirs = take(counts), take(depth)
+            new = regression.fisher_step(take(weights), here, theirs, both, dispersion, products).weights
+            mean = regression.expected_counts(new, theirs, both)
+            trust = 1.0 / regression.variance_ratio(mean, dispersion)
+            explained = trust * here / mean
+            exposure = new * theirs[:, None]
+            known = exposure[:, :-1] @ both[:-1]
+            return (
+                put(weights, new),
+                observed + (explained * known).sum(0),
+                expected + (trust * known).sum(0),
+                exposed + exposure.T @ trust,
+                own + exposure[:, -1] @ explained,
+            )
+
+        carry = (weights, no_gene, no_gene, jnp.zeros_like(both), no_gene)
+        weights, observed, expected, exposed, own = over_chunks(spots, move, carry)
+        target = centred(log_factor + jnp.log((observed + 0.5) / (expected + 0.5)))
+        target = shrunken_log_ratio(target, spread)
+        prior = prior_counts + rate * (both * exposed).mean(0)
+        signature = start * (signature * own + prior) / (start * exposed[-1] + prior) * used
         log_factor = jnp.where(free, centred(log_factor + _DAMPING * (target - log_factor)), log_factor)
-        return (weights, signature / signature.sum(), log_factor), None
+        return weights, signature / signature.sum(), log_factor
 
     first = jnp.where(free, centred(log_platform + jnp.log1p(-taken)), log_platform)
     weights = jnp.concatenate([0.9 * weights, jnp.full((len(depth), 1), 0.1, weights.dtype)], axis=1)
-    _, signature, log_factor = jax.lax.scan(one_round, (weights, start, first), None, length=rounds)[0]
+    _, signature, log_factor = jax.lax.fori_loop(0, rounds, one_round, (weights, start, first))
     return signature, log_factor

@@ -52,7 +52,9 @@ FEW_COUNTS = 10.0  # of a typical window; windows without any are gaps of the as
 def window_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over ``width`` positions around each, of those in the sequence (length,), float64."""
     values = as_line(values)
-    return _window_mean(values, int(width))
+    result = np.zeros(len(values))
+    _raise_to_mean(result, values, int(width), 1.0)
+    return result
 
 
 def local_background(
@@ -186,13 +188,6 @@ def broad_weight(breadth: float, contrast: float) -> float:
     """Weight of broad settings, from 0 to 1, of a mark's breadth and of the contrast of its two levels."""
     reaches = sigmoid((breadth - BREADTH_BETWEEN) / BREADTH_SLOPE)
     return float(reaches * sigmoid((contrast - CONTRAST_BETWEEN) / CONTRAST_SLOPE))
-
-
-@numba.njit(cache=True, nogil=True)
-def _window_mean(values, width):
-    result = np.zeros(len(values))
-    _raise_to_mean(result, values, width, 1.0)
-    return result
 
 
 @numba.njit(cache=True, nogil=True)

@@ -16,9 +16,10 @@ from numba import njit
 
 from diffbio_sc.numerics.genome.false_discovery import PER_UNIT, PValueHistogram
 from diffbio_sc.numerics.genome.marks import LIMIT
-from diffbio_sc.numerics.genome.poisson_tail import log_survival_scalar
+from diffbio_sc.numerics.genome.poisson_tail import log_survival, log_survival_scalar
 from diffbio_sc.numerics.genome.searching import first_at_least
 from diffbio_sc.numerics.genome.site_background import Background
+from diffbio_sc.numerics.lines import inner_loop
 
 __all__ = ["ChainModel", "ChainPeaks", "call_chain_peaks"]
 
@@ -90,7 +91,7 @@ class ChainPeaks(NamedTuple):
     expected: np.ndarray
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _longest(start, end, first, last):
     longest = 0
     for i in range(first, last):
@@ -104,12 +105,14 @@ def _bin_of(position, width):
     return int(position / width)
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _bin_coverage(start, end, first, last, begin, stop, width, covered, whole):
     """Base pairs of intervals in each bin of [begin, stop), written to ``covered``; ``whole`` is workspace."""
     n = (stop - begin + width - 1) // width
-    covered[:n] = 0
-    whole[: n + 1] = 0
+    # Not by slices, here and below: the messages of errors that cannot occur take long to compile.
+    for b in range(n + 1):
+        covered[b] = 0
+        whole[b] = 0
     divisor = float(width)
     for i in range(first, last):
         s, e = max(start[i], begin) - begin, min(end[i], stop) - begin
@@ -130,77 +133,76 @@ def _bin_coverage(start, end, first, last, begin, stop, width, covered, whole):
     return n
 
 
-@njit(cache=True, nogil=True)
-def _bin_sites(start, end, first, last, both, begin, n, width, sites):
+@inner_loop
+def _bin_sites(intervals, rows, both, begin, n, width, sites):
     """Cut sites in each of ``n`` bins from ``begin`` (may be negative) on, written to ``sites``."""
-    sites[:n] = 0
+    for b in range(n):
+        sites[b] = 0
     stop = begin + n * width
-    divisor = float(width)
+    first, last = _overlapping(intervals, rows, begin, stop)
+    _add_sites(intervals.start, first, last, begin, stop, float(width), sites)
+    if both:
+        _add_sites(intervals.end, first, last, begin, stop, float(width), sites)
+
+
+@inner_loop
+def _add_sites(positions, first, last, begin, stop, width, sites):
     for i in range(first, last):
-        if begin <= start[i] < stop:
-            sites[_bin_of(start[i] - begin, divisor)] += 1
-        if both and begin <= end[i] < stop:
-            sites[_bin_of(end[i] - begin, divisor)] += 1
+        if begin <= positions[i] < stop:
+            sites[_bin_of(positions[i] - begin, width)] += 1
 
 
-@njit(cache=True, nogil=True)
-def _level_line(sites, windows, n, level):
-    """Background of ``n`` bins; ``sites`` has ``windows.halo`` bins more on both sides."""
-    halo = windows.halo
-    level[:n] = windows.floor
-    for k in range(len(windows.half)):
-        # The window is symmetric about the bin: its outermost bins count half.
-        reach = windows.half[k]
-        twice = 0
-        for b in range(halo - reach, halo + reach):
-            twice += 2 * sites[b]
-        twice += sites[halo + reach] - sites[halo - reach]
-        scale = np.float32(0.5 * windows.scales[k])
+@inner_loop
+def _first_sum(sites, middle, reach):
+    """Twice the sites of a window. It is symmetric about its bin: the outermost ones count half."""
+    twice = sites[middle + reach] - sites[middle - reach]
+    for b in range(middle - reach, middle + reach):
+        twice += 2 * sites[b]
+    return twice
+
+
+@inner_loop
+def _next_sum(sites, middle, reach, twice):
+    """Of the window one bin on."""
+    low, high = middle - reach, middle + reach
+    return twice + (sites[high] + sites[high + 1] - sites[low] - sites[low + 1])
+
+
+@inner_loop
+def _level_line(sites, half, scales, floor, halo, n, level):
+    """Background of ``n`` bins; ``sites`` has ``halo`` bins more on both sides."""
+    for b in range(n):
+        level[b] = floor
+    for k in range(len(half)):
+        reach = half[k]
+        twice = _first_sum(sites, halo, reach)
+        scale = np.float32(0.5 * scales[k])
         for b in range(n):
             level[b] = max(level[b], twice * scale)
-            at = b + halo
-            twice += sites[at + reach] + sites[at + reach + 1] - sites[at - reach] - sites[at - reach + 1]
+            twice = _next_sum(sites, b + halo, reach, twice)
 
 
-@njit(cache=True, nogil=True)
-def _raise_to_limit(sites, own, windows, n, level):
+@inner_loop
+def _raise_to_limit(sites, own, half, scales, own_scales, excess, per_fragment, halo, n, level):
     """Raise the background to the upper limit of a shallow control, as far as the treatment's own windows go."""
-    halo = windows.halo
-    excess, per_fragment = windows.excess, windows.per_fragment
-    for k in range(len(windows.half)):
-        if windows.own_scales[k] <= 0:
+    for k in range(len(half)):
+        if own_scales[k] <= 0:
             continue
-        reach = windows.half[k]
-        twice, own_twice = 0, 0
-        for b in range(halo - reach, halo + reach):
-            twice += 2 * sites[b]
-            own_twice += 2 * own[b]
-        twice += sites[halo + reach] - sites[halo - reach]
-        own_twice += own[halo + reach] - own[halo - reach]
-        own_scale = np.float32(0.5 * windows.own_scales[k])
-        scale = windows.scales[k] * per_fragment
+        reach = half[k]
+        twice, own_twice = _first_sum(sites, halo, reach), _first_sum(own, halo, reach)
+        own_scale = np.float32(0.5 * own_scales[k])
+        scale = scales[k] * per_fragment
         for b in range(n):
             most = own_twice * own_scale
             if most > level[b]:
                 count = 0.5 * twice / per_fragment
                 limit = count + 0.5 * excess * LIMIT**2 + LIMIT * math.sqrt(excess * (count + 0.25 * excess * LIMIT**2))
-                limit *= scale
-                level[b] = max(level[b], np.float32(min(most, limit)))
-            at = b + halo
-            twice += sites[at + reach] + sites[at + reach + 1] - sites[at - reach] - sites[at - reach + 1]
-            own_twice += own[at + reach] + own[at + reach + 1] - own[at - reach] - own[at - reach + 1]
+                level[b] = max(level[b], np.float32(min(most, limit * scale)))
+            twice = _next_sum(sites, b + halo, reach, twice)
+            own_twice = _next_sum(own, b + halo, reach, own_twice)
 
 
-@njit(cache=True, nogil=True)
-def _p_table(floor):
-    table = np.zeros((_HEIGHTS, _LEVELS + 1), np.float32)
-    for k in range(_HEIGHTS):
-        for j in range(_LEVELS + 1):
-            table[k, j] = -log_survival_scalar(float(k), floor * (1.0 + j / _PER_LEVEL)) / math.log(10.0)
-    return table
-
-
-@njit(cache=True, nogil=True)
+@inner_loop
 def _count_p_values(covered, level, n, width, floor, table, histogram):
     """Add the bins whose height is at least one standard deviation above the background."""
     divisor = np.float32(width)
@@ -221,7 +223,7 @@ def _count_p_values(covered, level, n, width, floor, table, histogram):
         histogram[min(int(log10_p * PER_UNIT), len(histogram) - 1)] += 1
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _advance(covered, level, n, per_base, per_level, penalty, margin, decisions, first):
     """Forward pass over bins from margin ``margin``, decisions written from ``first`` on; the margin after them."""
     for b in range(n):
@@ -232,7 +234,7 @@ def _advance(covered, level, n, per_base, per_level, penalty, margin, decisions,
     return margin
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _running_mean(values, n, half, result):
     """Mean over 2 half + 1 elements, the ends repeated."""
     total = values[0] * half
@@ -294,13 +296,13 @@ class _Sources(NamedTuple):
     control_rows: _Rows
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _rows_of(intervals, sequence):
     first, last = intervals.bounds[sequence, 0], intervals.bounds[sequence, 1]
     return _Rows(first, last, _longest(intervals.start, intervals.end, first, last))
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _overlapping(intervals, rows, begin, stop):
     """First and last row that may reach into [begin, stop)."""
     return (
@@ -309,37 +311,31 @@ def _overlapping(intervals, rows, begin, stop):
     )
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _background_bins(sources, windows, width, first_bin, n, sites, own, level):
     """Background of ``n`` bins from ``first_bin`` on, written to ``level``; ``sites`` and ``own`` are workspace."""
-    begin = (first_bin - windows.halo) * width
-    count = n + 2 * windows.halo
-    i0, i1 = _overlapping(sources.control, sources.control_rows, begin, begin + count * width)
-    _bin_sites(sources.control.start, sources.control.end, i0, i1, windows.both_ends, begin, count, width, sites)
-    _level_line(sites, windows, n, level)
+    half, scales, halo = windows.half, windows.scales, windows.halo
+    begin = (first_bin - halo) * width
+    count = n + 2 * halo
+    _bin_sites(sources.control, sources.control_rows, windows.both_ends, begin, count, width, sites)
+    _level_line(sites, half, scales, windows.floor, halo, n, level)
     if windows.excess > 0:
-        i0, i1 = _overlapping(sources.treatment, sources.rows, begin, begin + count * width)
-        _bin_sites(
-            sources.treatment.start, sources.treatment.end, i0, i1, windows.own_both_ends, begin, count, width, own
+        _bin_sites(sources.treatment, sources.rows, windows.own_both_ends, begin, count, width, own)
+        _raise_to_limit(
+            sites, own, half, scales, windows.own_scales, windows.excess, windows.per_fragment, halo, n, level
         )
-        _raise_to_limit(sites, own, windows, n, level)
 
 
 @njit(cache=True, nogil=True)
-def _call_sequences(treatment, control, lengths, windows, settings, histogram):
+def _call_sequences(treatment, control, lengths, windows, settings, table, decisions, histogram):
     """Peaks of sequences; see :func:`call_chain_peaks`."""
     width = settings.width
-    most = 0
-    for q in range(len(lengths)):
-        most = max(most, (lengths[q] + width - 1) // width)
-    piece = min(_PIECE, most)
+    piece = min(_PIECE, len(decisions))
     covered = np.empty(piece + 1, np.int32)
     whole = np.empty(piece + 2, np.int32)
-    sites = np.zeros(piece + 2 * windows.halo + 2, np.int32)
-    own = np.zeros(piece + 2 * windows.halo + 2, np.int32)
+    sites = np.empty(piece + 2 * windows.halo, np.int32)
+    own = np.empty(piece + 2 * windows.halo, np.int32)
     level = np.empty(piece + 1, np.float32)
-    decisions = np.empty(most, np.uint8)
-    table = _p_table(windows.floor)
     per_base = settings.log_fold / settings.fragment_length
     per_level = (settings.fold - 1.0) * width / settings.fragment_length
     peaks = np.empty((1024, 10), np.float64)
@@ -359,7 +355,6 @@ def _call_sequences(treatment, control, lengths, windows, settings, histogram):
             _background_bins(sources, windows, width, first_bin, n, sites, own, level)
             _count_p_values(covered, level, n, width, windows.floor, table, histogram)
             margin = _advance(covered, level, n, per_base, per_level, settings.penalty, margin, decisions, first_bin)
-        peaks_before = found
         b = bins - 1
         inside = margin > 0
         while b >= 0:
@@ -381,27 +376,19 @@ def _call_sequences(treatment, control, lengths, windows, settings, histogram):
                 peaks[found, 0] = q
                 found += 1
             b -= 1
-        # The path was traced from the end: put the peaks of the sequence in order.
-        low, high = peaks_before, found - 1
-        while low < high:
-            for c in range(10):
-                peaks[low, c], peaks[high, c] = peaks[high, c], peaks[low, c]
-            low += 1
-            high -= 1
-    return peaks[:found]
+    return peaks, found
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _grown(array):
-    result = np.empty((2 * array.shape[0], array.shape[1]), array.dtype)
-    # Not by slices: the message of an error that cannot occur takes two seconds to compile.
+    result = np.empty((2 * array.shape[0], array.shape[1]), np.float64)
     for row in range(array.shape[0]):
         for column in range(array.shape[1]):
             result[row, column] = array[row, column]
     return result
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _describe(sources, windows, settings, left, right, length, row):
     """Refine the peak [left, right) to base pairs and fill its row; False if it is no peak after all."""
     width = settings.width
@@ -410,8 +397,8 @@ def _describe(sources, windows, settings, left, right, length, row):
     height = _pile_up(sources.treatment, sources.rows, begin, stop)
     first_bin = begin // width
     bins = (stop + width - 1) // width - first_bin
-    sites = np.zeros(bins + 2 * windows.halo + 2, np.int32)
-    own = np.zeros(bins + 2 * windows.halo + 2, np.int32)
+    sites = np.empty(bins + 2 * windows.halo, np.int32)
+    own = np.empty(bins + 2 * windows.halo, np.int32)
     level = np.empty(bins, np.float32)
     _background_bins(sources, windows, width, first_bin, bins, sites, own, level)
     new_left, new_right = _borders(height, level, settings, left, right, begin, stop)
@@ -434,11 +421,13 @@ def _describe(sources, windows, settings, left, right, length, row):
     return True
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _pile_up(treatment, rows, begin, stop):
-    """Number of intervals over each base pair of [begin, stop)."""
+    """Number of intervals over each base pair of [begin, stop); there is one element more."""
     n = stop - begin
-    height = np.zeros(n + 1, np.float64)
+    height = np.empty(n + 1, np.float64)
+    for x in range(n + 1):
+        height[x] = 0.0
     i0, i1 = _overlapping(treatment, rows, begin, stop)
     for i in range(i0, i1):
         s, e = max(treatment.start[i], begin) - begin, min(treatment.end[i], stop) - begin
@@ -447,10 +436,10 @@ def _pile_up(treatment, rows, begin, stop):
             height[e] -= 1
     for x in range(1, n):
         height[x] += height[x - 1]
-    return height[:n]
+    return height
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _borders(height, level, settings, left, right, begin, stop):
     """Move each border, within a bin to either side, to where the log-odds of the base pairs inside are largest."""
     width, first_bin = settings.width, begin // settings.width
@@ -467,10 +456,10 @@ def _borders(height, level, settings, left, right, begin, stop):
     return new_left, new_right
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _summit(height, first, last):
     """Middle of the plateau of the smoothed pile-up within [first, last)."""
-    n = len(height)
+    n = len(height) - 1
     smooth = np.empty(n, np.float64)
     other = np.empty(n, np.float64)
     # Three running means are close to a Gaussian of the standard deviation of _SMOOTH.
@@ -528,14 +517,18 @@ def call_chain_peaks(
     rounded = np.array(background.windows, np.float64) / (2 * half * width)
     scales = np.array(background.scales, np.float64) * rounded
     own_scales = np.array(background.own_scales or np.zeros(len(half)), np.float64) * rounded
-    rows = _call_sequences(
+    lengths = np.asarray(lengths, np.int64)
+    floor = np.float32(max(background.floor, 1e-9))
+    levels = np.float64(floor) * (1.0 + np.arange(_LEVELS + 1) / _PER_LEVEL)
+    table = -log_survival(np.arange(_HEIGHTS)[:, None], levels) / math.log(10.0)
+    rows, found = _call_sequences(
         _Intervals(treatment[0], treatment[1], np.asarray(treatment[2], np.int64)),
         _Intervals(control[0], control[1], np.asarray(control[2], np.int64)),
-        np.asarray(lengths, np.int64),
+        lengths,
         _Windows(
             half,
             scales,
-            np.float32(max(background.floor, 1e-9)),
+            floor,
             bool(control_fragments),
             int(half.max(initial=0)) + 1,
             own_scales,
@@ -552,7 +545,11 @@ def call_chain_peaks(
             float(model.log10_p),
             float(model.log_odds),
         ),
+        table.astype(np.float32),
+        np.empty(-(-int(lengths.max(initial=0)) // width), np.uint8),
         histogram.counts,
     )
+    # The path of a sequence is traced from its end.
+    rows = rows[:found][np.lexsort((-np.arange(found), rows[:found, 0]))]
     whole = rows[:, :4].astype(np.int64)
     return ChainPeaks(*whole.T, *(np.ascontiguousarray(column) for column in rows[:, 4:].T))

@@ -13,6 +13,7 @@ which on a shallow map a single contact is an outlier.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,23 +50,29 @@ class EigenPairs(NamedTuple):
     noise: np.ndarray
 
 
-@njit(cache=True, nogil=True)
-def _weighted_values(begin, end, indices, data, offset, decay, exposure, gamma, deviations, dispersion):
-    """Values of the sparse part, min(O, limit) L^(gamma - 1), in the order of the rows."""
+def _weighted_rows(
+    rows: PixelRows, decay: np.ndarray, exposure: np.ndarray, gamma: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values of the sparse part, min(O, limit) L^(gamma - 1), in the order of the rows: starts, columns, values."""
     # A power of the product is the product of powers: none is taken for each pixel.
-    decay_power, exposure_power = np.zeros(len(decay)), np.zeros(len(exposure))
-    for d in range(len(decay)):
-        if decay[d] > 0:
-            decay_power[d] = decay[d] ** (gamma - 1.0)
-    for i in range(len(exposure)):
-        if exposure[i] > 0:
-            exposure_power[i] = exposure[i] ** (gamma - 1.0)
-    total = 0
-    for i in range(len(begin)):
-        total += end[i] - begin[i]
-    values = np.empty(total, np.float32)
-    columns = np.empty(total, np.int32)
-    starts = np.empty(len(begin) + 1, np.int64)
+    decay_power, exposure_power = (
+        np.where(part > 0, np.where(part > 0, part, 1.0) ** (gamma - 1.0), 0.0) for part in (decay, exposure)
+    )
+    total = int((rows.end - rows.begin).sum())
+    starts = np.empty(rows.n_rows + 1, np.int64)
+    columns, values = np.empty(total, np.int32), np.empty(total, np.float32)
+    filled = _weighted_values(
+        *rows[:5], decay, exposure, decay_power, exposure_power, WINSOR_DEVIATIONS, WINSOR_DISPERSION,
+        starts, columns, values,
+    )  # fmt: skip
+    return starts, columns[:filled], values[:filled]
+
+
+@njit(cache=True, nogil=True)
+def _weighted_values(
+    begin, end, indices, data, offset, decay, exposure, decay_power, exposure_power, deviations, dispersion,
+    starts, columns, values,
+):  # fmt: skip
     at = 0
     for i in range(len(begin)):
         starts[i] = at
@@ -75,17 +82,23 @@ def _weighted_values(begin, end, indices, data, offset, decay, exposure, gamma, 
             j = indices[k] - offset
             expected = decay[j - i] * exposure[i] * exposure[j]
             if expected > 0:
-                limit = expected + deviations * np.sqrt(expected + dispersion * expected * expected) + 1.0
+                limit = expected + deviations * math.sqrt(expected + dispersion * expected * expected) + 1.0
                 values[at] = min(data[k], limit) * (decay_power[j - i] * exposure_power[i] * exposure_power[j])
                 columns[at] = j
                 at += 1
     starts[len(begin)] = at
-    return starts, columns[:at], values[:at]
+    return at
+
+
+def _sparse_product(starts: np.ndarray, columns: np.ndarray, values: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Product of the symmetric matrix of which these are the upper rows."""
+    result = np.zeros(len(vector))
+    _add_product(starts, columns, values, vector, result)
+    return result
 
 
 @njit(cache=True, nogil=True)
-def _sparse_product(starts, columns, values, vector):
-    result = np.zeros(len(vector))
+def _add_product(starts, columns, values, vector, result):
     for i in range(len(starts) - 1):
         own = vector[i]
         total = 0.0
@@ -93,7 +106,6 @@ def _sparse_product(starts, columns, values, vector):
             total += values[k] * vector[columns[k]]
             result[columns[k]] += values[k] * own
         result[i] += total
-    return result
 
 
 class Toeplitz:
@@ -139,9 +151,7 @@ def cis_eigenvectors(
     far = np.where((distance >= nearest) & np.isfinite(decay[:size]), decay[:size], 0.0)
     powers = np.where(far > 0, np.where(far > 0, far, 1.0) ** gamma, 0.0)
     raised = np.where(used, np.where(used, exposure, 1.0) ** gamma, 0.0)
-    starts, columns, values = _weighted_values(
-        *rows[:5], far, exposure, gamma, WINSOR_DEVIATIONS, WINSOR_DISPERSION
-    )  # fmt: skip
+    starts, columns, values = _weighted_rows(rows, far, exposure, gamma)
     toeplitz = Toeplitz(powers)
     square_powers = Toeplitz(np.where(far > 0, np.where(far > 0, far, 1.0) ** (2.0 * gamma - 1.0), 0.0))
     square_raised = np.where(used, np.where(used, exposure, 1.0) ** (2.0 * gamma - 1.0), 0.0)
@@ -169,9 +179,7 @@ def trans_eigenvectors(
     counts = 2.0 * _total_used(*rows[:5], used)
     level = counts / pairs if pairs > 0 else 0.0
     raised = np.where(used, (exposure * np.sqrt(level)) ** gamma, 0.0)
-    starts, columns, values = _weighted_values(
-        *rows[:5], np.full(size, level), exposure, gamma, WINSOR_DEVIATIONS, WINSOR_DISPERSION
-    )  # fmt: skip
+    starts, columns, values = _weighted_rows(rows, np.full(size, level), exposure, gamma)
 
     def between(factor: np.ndarray, vector: np.ndarray) -> np.ndarray:
         own = factor * vector

@@ -97,7 +97,8 @@ def distance_sums(rows: PixelRows, weights: np.ndarray) -> DistanceSums:
     """
     used = np.isfinite(weights)
     exposure = np.where(used, 1.0 / np.where(used, weights, 1.0), 0.0)
-    count, balanced = _sums_by_distance(*rows, np.where(used, weights, 0.0), used)
+    count, balanced = np.zeros((2, len(used)))
+    _sums_by_distance(*rows, np.where(used, weights, 0.0), used, count, balanced)
     # Rounding of the transform must not leave pairs where there are none.
     pairs = np.rint(autocorrelation(used.astype(np.float64)))
     scale = exposure.max(initial=0.0) or 1.0
@@ -106,8 +107,7 @@ def distance_sums(rows: PixelRows, weights: np.ndarray) -> DistanceSums:
 
 
 @njit(cache=True, nogil=True)
-def _sums_by_distance(begin, end, indices, data, offset, diagonal, weights, used):
-    count, balanced = np.zeros(len(begin)), np.zeros(len(begin))
+def _sums_by_distance(begin, end, indices, data, offset, diagonal, weights, used, count, balanced):
     for i in range(len(begin)):
         if not used[i]:
             continue
@@ -118,7 +118,6 @@ def _sums_by_distance(begin, end, indices, data, offset, diagonal, weights, used
             if used[j]:
                 count[j - i] += data[k]
                 balanced[j - i] += data[k] * weights[i] * weights[j]
-    return count, balanced
 
 
 def decay_knots(nearest: int, farthest: int) -> np.ndarray:

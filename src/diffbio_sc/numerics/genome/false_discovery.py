@@ -73,15 +73,10 @@ class PValueHistogram:
         return table[np.clip((np.asarray(log10_p) * PER_UNIT).astype(np.int64), 0, len(table) - 1)]
 
 
-@njit(cache=True, nogil=True)
-def _q_table(counts, total):
+def _q_table(counts: np.ndarray, total: float) -> np.ndarray:
     table = np.zeros(len(counts))
-    rank = 0
-    for place in range(len(counts) - 1, -1, -1):
-        rank += counts[place]
-        if counts[place] > 0:
-            table[place] = place / PER_UNIT + math.log10(rank) - math.log10(max(total, 1.0))
+    places = np.flatnonzero(counts)
+    rank = np.cumsum(counts[places][::-1])[::-1]
+    table[places] = places / PER_UNIT + np.log10(rank) - math.log10(max(total, 1.0))
     # A test is at least as significant as any with a larger p.
-    for place in range(1, len(counts)):
-        table[place] = max(table[place], table[place - 1])
-    return table
+    return np.maximum.accumulate(table)

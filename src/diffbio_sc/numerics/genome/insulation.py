@@ -20,8 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.lib.stride_tricks import sliding_window_view
 
 from diffbio_sc.numerics.genome.pixels import PixelRows
+from diffbio_sc.numerics.lines import inner_loop
 
 PSEUDOCOUNT = 2.0
 LEAST_EXPECTED = 0.3
@@ -65,10 +67,15 @@ def window_sums(rows: PixelRows, decay: np.ndarray, weights: np.ndarray, window:
     exposure = np.where(used, 1.0 / np.where(used, weights, 1.0), 0.0)
     near = np.where(np.isfinite(decay), decay, 0.0)[: 2 * window]
     near[:nearest] = 0.0
-    return WindowSums(*_window_sums(*rows, used, exposure, near, window))
+    # What pixels change at the first position of a run and behind its last. Compiled code fills arrays that are made
+    # here: making one takes a tenth of a second more to compile.
+    steps = np.zeros((4, len(used) + 2))
+    _window_sums(*rows, used, exposure, near, window, *steps)
+    diamond, sides, diamond_expected, sides_expected = steps.cumsum(1)[:, : len(used)]
+    return WindowSums(diamond, sides, np.maximum(diamond_expected, 0.0), np.maximum(sides_expected, 0.0))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inner_loop
 def _add(diamond, sides, i, j, value, window, n):
     """Add a pixel to the sums of the positions whose windows hold it."""
     if j - i < 2 * window:
@@ -88,10 +95,11 @@ def _add(diamond, sides, i, j, value, window, n):
 
 
 @njit(cache=True, nogil=True)
-def _window_sums(begin, end, indices, data, offset, diagonal, used, exposure, decay, window):
+def _window_sums(
+    begin, end, indices, data, offset, diagonal, used, exposure, decay, window,
+    diamond, sides, diamond_expected, sides_expected,
+):  # fmt: skip
     n = len(begin)
-    diamond, sides = np.zeros(n + 2), np.zeros(n + 2)
-    diamond_expected, sides_expected = np.zeros(n + 2), np.zeros(n + 2)
     reach = len(decay)
     for i in range(n):
         if not used[i]:
@@ -106,12 +114,6 @@ def _window_sums(begin, end, indices, data, offset, diagonal, used, exposure, de
         for d in range(min(reach, n - i)):
             if decay[d] > 0 and exposure[i + d] > 0:
                 _add(diamond_expected, sides_expected, i, i + d, decay[d] * exposure[i] * exposure[i + d], window, n)
-    return (
-        np.cumsum(diamond)[:n],
-        np.cumsum(sides)[:n],
-        np.maximum(np.cumsum(diamond_expected)[:n], 0.0),
-        np.maximum(np.cumsum(sides_expected)[:n], 0.0),
-    )
 
 
 def contrast(sums: WindowSums) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +140,9 @@ def cooltools_insulation(
     both, at least ``nearest`` apart; NaN where it is empty.
     """
     used = np.isfinite(weights)
-    total, number, filled = _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest)
+    total, (number, filled) = np.zeros(len(used) + 1), np.zeros((2, len(used) + 1), np.int64)
+    _diamond_means(*rows, used, np.where(used, weights, 0.0), window, nearest, total, number, filled)
+    total, number, filled = (np.cumsum(steps)[: len(used)] for steps in (total, number, filled))
     with np.errstate(divide="ignore", invalid="ignore"):
         # Running sums leave a rounding error where nothing is left.
         mean = np.where(number > 0, np.where(filled > 0, total, 0.0) / number, np.nan)
@@ -148,9 +152,10 @@ def cooltools_insulation(
 
 
 @njit(cache=True, nogil=True)
-def _diamond_means(begin, end, indices, data, offset, diagonal, used, weights, window, nearest):
+def _diamond_means(
+    begin, end, indices, data, offset, diagonal, used, weights, window, nearest, total, number, filled
+):  # fmt: skip
     n = len(begin)
-    total, number, filled = np.zeros(n + 1), np.zeros(n + 1, np.int64), np.zeros(n + 1, np.int64)
     for i in range(n):
         if not used[i]:
             continue
@@ -174,28 +179,15 @@ def _diamond_means(begin, end, indices, data, offset, diagonal, used, weights, w
             if used[j] and first <= last:
                 number[first] += 1
                 number[last + 1] -= 1
-    return np.cumsum(total)[:n], np.cumsum(number)[:n], np.cumsum(filled)[:n]
 
 
 def local_maxima(score: np.ndarray, distance: int) -> np.ndarray:
     """Positions that no other within ``distance`` exceeds; NaN is below everything, the first of equals counts."""
-    return np.flatnonzero(_local_maxima(score, distance))
-
-
-@njit(cache=True, nogil=True)
-def _local_maxima(score, distance):
-    n = len(score)
-    result = np.zeros(n, np.bool_)
-    for i in range(n):
-        if np.isnan(score[i]):
-            continue
-        best = True
-        for j in range(max(0, i - distance), min(n, i + distance + 1)):
-            if score[j] > score[i] or (j < i and score[j] == score[i]):
-                best = False
-                break
-        result[i] = best
-    return result
+    known = ~np.isnan(score)
+    beyond = np.full(distance, -np.inf)
+    around = sliding_window_view(np.concatenate([beyond, np.where(known, score, -np.inf), beyond]), distance)
+    before, after = (around[first : first + len(score)].max(1) for first in (0, distance + 1))
+    return np.flatnonzero(known & (score > before) & (score >= after))
 
 
 def prominence(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +202,8 @@ def prominence(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     left, right = values[1:-1] > values[:-2], values[1:-1] > values[2:]
     peak = np.flatnonzero(left & right) + 1
     valley = np.flatnonzero((values[1:-1] < values[:-2]) & (values[1:-1] < values[2:])) + 1
-    size = _prominence(values, peak)
+    size = np.full(len(peak), np.nan)
+    _prominence(values, peak, size)
     open_both = np.isnan(size)
     if open_both.any():
         lowest = values[valley].min() if len(valley) else values.min()
@@ -220,8 +213,7 @@ def prominence(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True, nogil=True)
-def _prominence(values, peak):
-    result = np.full(len(peak), np.nan)
+def _prominence(values, peak, result):
     for k in range(len(peak)):
         at = peak[k]
         lowest = values[at]
@@ -239,7 +231,6 @@ def _prominence(values, peak):
         if j < len(values):
             other = values[at] - lowest
             result[k] = other if np.isnan(result[k]) else min(result[k], other)
-    return result
 
 
 def li_threshold(values: np.ndarray) -> float:

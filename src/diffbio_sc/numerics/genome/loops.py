@@ -26,6 +26,7 @@ import numpy as np
 from numba import njit
 
 from diffbio_sc.numerics.genome.pixels import PixelRows
+from diffbio_sc.numerics.lines import inner_loop
 
 SHRINKAGE = 64.0
 """Expected contacts at which a background counts half. ``benchmarks/contacts.py shapes`` shows the choice."""
@@ -121,34 +122,36 @@ def loop_tile(
     """
     used = np.isfinite(weights)
     exposure = np.where(used, 1.0 / np.where(used, weights, 1.0), 0.0)
-    expected = np.where(np.isfinite(decay), decay, 0.0)
-    expected[:nearest] = 0.0
-    return LoopTile(
-        *_loop_tile(
-            *rows[:5],
-            expected,
-            used,
-            exposure,
-            shape.kernel(),
-            shape.inner,
-            shape.outer,
-            first,
-            last,
-            smallest,
-            largest,
-            valid,
-            SHRINKAGE,
-        )  # fmt: skip
+    decay = np.where(np.isfinite(decay), decay, 0.0)
+    decay[:nearest] = 0.0
+    top = first - shape.outer  # row 0 and column 0 of the tile
+    size = last - first + 2 * shape.outer
+    observed, expected = np.zeros((2, size, size + largest))
+    # Arrays are made here and filled by compiled code: making one takes a tenth of a second more to compile.
+    _fill_tile(*rows[:5], decay, used, exposure, top, observed, expected)
+    observed_area, expected_area = (
+        np.pad(values.cumsum(1).cumsum(0), ((1, 0), (1, 0))) for values in (observed, expected)
     )
+    kernel = shape.kernel()
+    level, squared = _filtered(expected, kernel), _filtered(expected, kernel * kernel)
+    usable = np.concatenate([[0], np.cumsum(used)])
+    scores = np.zeros((4, last - first, largest - smallest + 1), np.float32)
+    scores[1] = np.nan
+    ratios = np.zeros(scores.shape, np.float32)
+    _score_pairs(
+        observed_area, expected_area, _filtered(observed, kernel), level, squared, decay, used, usable,
+        shape.inner, shape.outer, top, first, last, smallest, largest, valid, SHRINKAGE, scores, ratios,
+    )  # fmt: skip
+    return LoopTile(scores[0], scores[1], scores[2], scores[3], ratios)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inner_loop
 def _box(area, top, bottom, left, right):
     """Sum over rows top..bottom and columns left..right, ends included."""
     return area[bottom + 1, right + 1] - area[top, right + 1] - area[bottom + 1, left] + area[top, left]
 
 
-@njit(cache=True, nogil=True)
+@inner_loop
 def _backgrounds(area, i, j, p, w):
     """Sums over donut, lower left, horizontal and vertical background of the pixel at (i, j)."""
     window = _box(area, i - w, i + w, j - w, j + w)
@@ -165,62 +168,33 @@ def _backgrounds(area, i, j, p, w):
     return window - centre - cross, lower, across, down
 
 
-@njit(cache=True, nogil=True)
-def _areas(values):
-    area = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
-    for i in range(values.shape[0]):
-        total = 0.0
-        for j in range(values.shape[1]):
-            total += values[i, j]
-            area[i + 1, j + 1] = area[i, j + 1] + total
-    return area
-
-
-@njit(cache=True, nogil=True)
-def _filtered(values, kernel):
+def _filtered(values: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Separable filter; the outermost rows and columns are left at 0."""
+    once, twice = np.zeros((2, *values.shape))
+    _filter(values, kernel, once, twice)
+    return twice
+
+
+@njit(cache=True, nogil=True)
+def _filter(values, kernel, once, twice):
     reach = len(kernel) // 2
     rows, columns = values.shape
-    once = np.zeros_like(values)
     for i in range(rows):
         for a in range(-reach, reach + 1):
             weight = kernel[a + reach]
             for j in range(reach, columns - reach):
                 once[i, j] += weight * values[i, j + a]
-    twice = np.zeros_like(values)
     for i in range(reach, rows - reach):
         for a in range(-reach, reach + 1):
             weight = kernel[a + reach]
             for j in range(columns):
                 twice[i, j] += weight * once[i + a, j]
-    return twice
 
 
 @njit(cache=True, nogil=True)
-def _loop_tile(
-    begin,
-    end,
-    indices,
-    data,
-    offset,
-    decay,
-    used,
-    exposure,
-    kernel,
-    p,
-    w,
-    first,
-    last,
-    smallest,
-    largest,
-    valid,
-    shrink,
-):
+def _fill_tile(begin, end, indices, data, offset, decay, used, exposure, top, observed, expected):
     n = len(begin)
-    halo = w
-    top = first - halo  # row 0 and column 0 of the tile
-    n_rows, n_columns = last - first + 2 * halo, last - first + largest + 2 * halo
-    observed, expected = np.zeros((n_rows, n_columns)), np.zeros((n_rows, n_columns))
+    n_rows, n_columns = observed.shape
     for i in range(max(top, 0), min(top + n_rows, n)):
         if not used[i]:
             continue
@@ -232,16 +206,32 @@ def _loop_tile(
                 observed[i - top, j - top] = data[k]
         for j in range(i, min(top + n_columns, n)):
             expected[i - top, j - top] = decay[j - i] * exposure[i] * exposure[j]
-    observed_area, expected_area = _areas(observed), _areas(expected)
-    filtered, level = _filtered(observed, kernel), _filtered(expected, kernel)
-    squared = _filtered(expected, kernel * kernel)
-    usable = np.zeros(n + 1, np.int64)
-    for i in range(n):
-        usable[i + 1] = usable[i] + used[i]
-    size = (last - first, largest - smallest + 1)
-    score, mean = np.zeros(size, np.float32), np.full(size, np.nan, np.float32)
-    variance, alone = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    ratios = np.zeros((4, size[0], size[1]), np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _score_pairs(
+    observed_area,
+    expected_area,
+    filtered,
+    level,
+    squared,
+    decay,
+    used,
+    usable,
+    p,
+    w,
+    top,
+    first,
+    last,
+    smallest,
+    largest,
+    valid,
+    shrink,
+    scores,
+    ratios,
+):
+    """Fill S, m, variance and sum g L of each pair, and the ratios of its backgrounds."""
+    n = len(used)
     for i in range(first, last):
         if i - w < 0 or i + w >= n or not used[i]:
             continue
@@ -255,23 +245,22 @@ def _loop_tile(
             if rows_used * (usable[j + w + 1] - usable[j - w]) < valid * (2 * w + 1) ** 2:
                 continue
             a, b = i - top, j - top
+            row, column = i - first, d - smallest
             seen = _backgrounds(observed_area, a, b, p, w)
             awaited = _backgrounds(expected_area, a, b, p, w)
             donut = (seen[0] + shrink) / (awaited[0] + shrink)
             largest_ratio, weight = donut, awaited[0]
-            ratios[0, i - first, d - smallest] = donut
+            ratios[0, row, column] = donut
             for q in range(1, 4):
                 ratio = (seen[q] + shrink * donut) / (awaited[q] + shrink)
-                ratios[q, i - first, d - smallest] = ratio
+                ratios[q, row, column] = ratio
                 if ratio > largest_ratio:
                     largest_ratio, weight = ratio, awaited[q]
             own = level[a, b]
-            at = (i - first, d - smallest)
-            score[at] = filtered[a, b]
-            mean[at] = largest_ratio * own
-            variance[at] = largest_ratio * squared[a, b] + own * own * largest_ratio / (weight + shrink)
-            alone[at] = own
-    return score, mean, variance, alone, ratios
+            scores[0, row, column] = filtered[a, b]
+            scores[1, row, column] = largest_ratio * own
+            scores[2, row, column] = largest_ratio * squared[a, b] + own * own * largest_ratio / (weight + shrink)
+            scores[3, row, column] = own
 
 
 def z_scores(tile: LoopTile, dispersion: np.ndarray) -> np.ndarray:

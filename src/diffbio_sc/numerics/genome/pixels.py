@@ -28,11 +28,15 @@ def _count_triangles(indptr, indices, place):
 
 
 @njit(cache=True, nogil=True)
-def _diagonal_positions(indptr, indices):
-    """Where in rows of sorted columns the diagonal begins, or would."""
-    result = np.empty(len(indptr) - 1, np.int64)
+def _find_columns(indptr, indices, columns, result):
     for i in range(len(result)):
-        result[i] = first_at_least(indices, indptr[i], indptr[i + 1], i)
+        result[i] = first_at_least(indices, indptr[i], indptr[i + 1], columns[i])
+
+
+def _positions_of(indptr: np.ndarray, indices: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Where in rows of sorted columns one column of each is, or would be."""
+    result = np.empty(len(indptr) - 1, np.int64)
+    _find_columns(indptr, indices, np.ascontiguousarray(columns, np.int64), result)
     return result
 
 
@@ -47,16 +51,14 @@ def _copy_rows(begin, end, indices, data, new_indptr, new_indices, new_data):
 
 
 @njit(cache=True, nogil=True)
-def _products(indptr, indices, data, probe):
+def _products(indptr, indices, data, probe, forward, backward):
     """Products of a matrix and of its transpose with a vector."""
-    forward, backward = np.zeros(len(probe)), np.zeros(len(probe))
     for i in range(len(indptr) - 1):
         own, total = probe[i], 0.0
         for k in range(indptr[i], indptr[i + 1]):
             total += data[k] * probe[indices[k]]
             backward[indices[k]] += data[k] * own
         forward[i] = total
-    return forward, backward
 
 
 @njit(cache=True, nogil=True)
@@ -96,7 +98,7 @@ def storage_of(matrix: sp.csr_array, place: np.ndarray) -> Storage:
         If both do and they differ: the matrix is not symmetric.
     """
     if _is_identity(place) and matrix.has_sorted_indices:
-        at = _diagonal_positions(matrix.indptr, matrix.indices)
+        at = _positions_of(matrix.indptr, matrix.indices, place)
         below = int((at - matrix.indptr[:-1]).sum())
         above = matrix.nnz - below - np.count_nonzero(matrix.diagonal())
     else:
@@ -109,7 +111,8 @@ def storage_of(matrix: sp.csr_array, place: np.ndarray) -> Storage:
         return "lower"
     # Products with random whole numbers are exact in float64, and equal for A and its transpose by chance alone only.
     probe = np.random.default_rng(0).integers(1, 1 << 16, matrix.shape[0]).astype(np.float64)
-    forward, backward = _products(matrix.indptr, matrix.indices, matrix.data, probe)
+    forward, backward = np.zeros((2, len(probe)))
+    _products(matrix.indptr, matrix.indices, matrix.data, probe, forward, backward)
     differs = ~np.isclose(forward, backward, rtol=1e-12, atol=0.0)
     if differs.any():
         raise ValueError(
@@ -124,7 +127,7 @@ def upper_triangle(matrix: sp.csr_array, storage: Storage, place: np.ndarray, n_
     if (storage == "upper" or storage == "diagonal") and n_bins == matrix.shape[0] and _is_identity(place):
         result = sp.csr_array(matrix)
     elif storage == "symmetric" and n_bins == matrix.shape[0] and _is_identity(place) and matrix.has_sorted_indices:
-        begin, end = _diagonal_positions(matrix.indptr, matrix.indices), matrix.indptr[1:]
+        begin, end = _positions_of(matrix.indptr, matrix.indices, place), matrix.indptr[1:]
         indptr = np.zeros(n_bins + 1, np.int64)
         np.cumsum(end - begin, out=indptr[1:])
         indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], matrix.dtype)
@@ -183,23 +186,24 @@ class PixelRows(NamedTuple):
 
         Rows and columns that are not ``used`` count as zero.
         """
-        return _symmetric_product(*self, np.asarray(vector, np.float64), used)
+        result = np.zeros(len(vector))
+        _symmetric_product(*self, np.asarray(vector, np.float64), used, result)
+        return np.where(used, result, 0.0)
 
     def marginals(self) -> tuple[np.ndarray, np.ndarray]:
         """Sums and numbers of the values of each bin."""
-        return _marginals(*self)
+        total, number = np.zeros(self.n_rows), np.zeros(self.n_rows, np.int64)
+        _marginals(*self, total, number)
+        return total, number
 
 
 def pixel_rows(
     matrix: sp.csr_array, first: int, last: int, first_column: np.ndarray, last_column: np.ndarray
 ) -> PixelRows:
     """Rows ``first`` to ``last`` of an upper triangle, of each the columns from one up to, not including, another."""
-    begin, end = _row_ranges(
-        matrix.indptr[first : last + 1],
-        matrix.indices,
-        np.ascontiguousarray(first_column, np.int64),
-        np.ascontiguousarray(last_column, np.int64),
-    )
+    indptr = matrix.indptr[first : last + 1]
+    begin, end = (_positions_of(indptr, matrix.indices, columns) for columns in (first_column, last_column))
+    end = np.maximum(begin, end)
     diagonal = np.zeros(last - first)
     at = begin < end
     on = np.flatnonzero(at)[matrix.indices[begin[at]] == np.arange(first, last)[at]]
@@ -215,18 +219,8 @@ def cis_rows(matrix: sp.csr_array, first: int, last: int, nearest: int = 0) -> P
 
 
 @njit(cache=True, nogil=True)
-def _row_ranges(indptr, indices, first_column, last_column):
-    n = len(first_column)
-    begin, end = np.empty(n, np.int64), np.empty(n, np.int64)
-    for i in range(n):
-        begin[i] = first_at_least(indices, indptr[i], indptr[i + 1], first_column[i])
-        end[i] = max(begin[i], first_at_least(indices, indptr[i], indptr[i + 1], last_column[i]))
-    return begin, end
-
-
-@njit(cache=True, nogil=True)
-def _symmetric_product(begin, end, indices, data, offset, diagonal, vector, used):
-    result = np.zeros(len(vector))
+def _symmetric_product(begin, end, indices, data, offset, diagonal, vector, used, result):
+    """Add products to ``result``; those of columns that are not used are no product."""
     for i in range(len(begin)):
         if not used[i]:
             continue
@@ -237,15 +231,10 @@ def _symmetric_product(begin, end, indices, data, offset, diagonal, vector, used
             total += data[k] * vector[j]
             result[j] += data[k] * own
         result[i] += total
-    for i in range(len(used)):
-        if not used[i]:
-            result[i] = 0.0
-    return result
 
 
 @njit(cache=True, nogil=True)
-def _marginals(begin, end, indices, data, offset, diagonal):
-    total, number = np.zeros(len(begin)), np.zeros(len(begin), np.int64)
+def _marginals(begin, end, indices, data, offset, diagonal, total, number):
     for i in range(len(begin)):
         if diagonal[i] != 0:
             total[i] += diagonal[i]
@@ -256,4 +245,3 @@ def _marginals(begin, end, indices, data, offset, diagonal):
             total[j] += data[k]
             number[i] += 1
             number[j] += 1
-    return total, number

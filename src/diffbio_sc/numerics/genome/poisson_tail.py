@@ -21,6 +21,8 @@ from typing import Any
 import numba
 import numpy as np
 
+from diffbio_sc.numerics.lines import inner_loop
+
 __all__ = ["log_survival", "log_survival_scalar"]
 
 # Taylor coefficients of C0, C1, C2 about eta = 0, from exact rational recursion; radius of convergence 3.54.
@@ -65,7 +67,7 @@ def log_survival(counts: Any, rate: Any) -> np.ndarray:
     return flat.reshape(counts.shape)
 
 
-@numba.njit(cache=True, nogil=True)
+@inner_loop
 def _polynomial(coefficients, x):
     value = 0.0
     for index in range(len(coefficients) - 1, -1, -1):
@@ -73,7 +75,7 @@ def _polynomial(coefficients, x):
     return value
 
 
-@numba.njit(cache=True, nogil=True)
+@inner_loop
 def _erfcx_positive(t):
     if t < 25.0:
         return math.exp(t * t) * math.erfc(t)
@@ -81,7 +83,7 @@ def _erfcx_positive(t):
     return (1.0 - inverse * (1.0 - 3.0 * inverse * (1.0 - 5.0 * inverse))) / (t * math.sqrt(math.pi))
 
 
-@numba.njit(cache=True, nogil=True)
+@inner_loop
 def _half_eta_squared(mu, ratio):
     """Return mu - log(ratio), ratio = 1 + mu, without cancellation."""
     if abs(mu) > 0.4:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.cluster.vq import kmeans2
 
 # Settings of Harmony's paper and programs.
 _WIDTH = 0.1  # of a soft cluster, in cosine distance
@@ -68,6 +67,8 @@ def fit_alignment(
     rng
         Generator of the start of the clusters.
     """
+    from scipy.cluster.vq import kmeans2
+
     latent = np.asarray(latent, np.float64)
     design = np.eye(n_batches)[batch]
     share = design.mean(0)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.spatial.distance import cdist
 
 _SCALES = (0.3, 1.0, 3.0, 10.0)  # squared length scales to choose from, in units of the median squared distance
 _PENALTIES = 10.0 ** np.arange(-2.0, 4.1, 0.5)
@@ -69,6 +68,8 @@ def fit_kernel_ridge(
     rng
         Generator that chooses the centres.
     """
+    from scipy.spatial.distance import cdist
+
     inputs, outputs = np.asarray(inputs, np.float64), np.asarray(outputs, np.float64)
     samples = len(inputs)
     chosen = np.arange(samples) if samples <= n_centres else np.sort(rng.choice(samples, n_centres, replace=False))
@@ -89,6 +90,8 @@ def fit_kernel_ridge(
 
 
 def _kernel(left: np.ndarray, right: np.ndarray, squared_scale: float) -> np.ndarray:
+    from scipy.spatial.distance import cdist
+
     return np.exp(-cdist(np.asarray(left, np.float64), right, "sqeuclidean") / squared_scale)
 
 

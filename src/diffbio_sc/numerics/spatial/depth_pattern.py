@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
 
 _NEIGHBOURS = 8
+_SPOTS_AT_ONCE = 8192
 _LEAST_CERTAINTY = 3.0  # standard errors by which depth resembles that of neighbours, below which it has no pattern
 
 
@@ -33,10 +34,9 @@ class DepthPattern:
         around, centred = np.zeros(len(depth)), np.zeros(len(depth))
         for group in np.unique(groups):
             inside = np.flatnonzero(groups == group)
-            near = cKDTree(coordinates[inside]).query(coordinates[inside], k=min(_NEIGHBOURS + 1, len(inside)))[1]
-            # The spot itself is among its nearest, unless others lie at the same place.
-            mean = (depth[inside][near].sum(1) - depth[inside]) / (near.shape[1] - 1)
-            around[inside], centred[inside] = mean - mean.mean(), depth[inside] - depth[inside].mean()
+            own = depth[inside]
+            mean = _mean_of_neighbours(coordinates[inside], own)
+            around[inside], centred[inside] = mean - mean.mean(), own - own.mean()
         scale = np.sqrt((around @ around) * (centred @ centred))
         common = centred @ around
         self.clear = bool(scale > 0 and common > _LEAST_CERTAINTY * scale / np.sqrt(len(depth)))
@@ -48,3 +48,15 @@ class DepthPattern:
             return np.full(counts.shape[1], np.nan)
         total = np.asarray(counts.sum(0), np.float64).ravel()
         return np.asarray(counts.T @ self._weights).ravel() / np.where(total > 0, total, np.nan)
+
+
+def _mean_of_neighbours(places: np.ndarray, values: np.ndarray) -> np.ndarray:
+    tree, number = cKDTree(places), min(_NEIGHBOURS + 1, len(places))
+    mean = np.empty(len(places))
+    # Neighbours of a few spots at a time: of all they would be the largest thing held for a spot.
+    for start in range(0, len(places), _SPOTS_AT_ONCE):
+        some = slice(start, start + _SPOTS_AT_ONCE)
+        near = tree.query(places[some], k=number)[1]
+        # The spot itself is among its nearest, unless others lie at the same place.
+        mean[some] = (values[near].sum(1) - values[some]) / (number - 1)
+    return mean

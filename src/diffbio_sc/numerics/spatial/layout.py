@@ -38,6 +38,7 @@ _FINEST, _WIDEST = 0.7, 0.5  # lengthscales: from so many spacings to such a par
 # Gamma(4) distribution of median 3.67, r = 1.08 (in space 1.11). One divisor between them is right to some 6 %.
 _NEIGHBOUR_DISTANCE = 1.06
 _PLACES_AT_ONCE = 8192
+_VALUES_AT_ONCE = 2**20  # of grids that are transformed together
 _CROWD = 600
 _REACH = 2.5  # in lengthscales: the room left around the tissue
 _NO_REACH = 4.0  # in lengthscales: a kernel of exp(-8), beyond which parts of a slide are laid out on their own
@@ -190,10 +191,13 @@ class GridKernels:
 
     def apply(self, scale: int, values: np.ndarray, power: int = 1) -> np.ndarray:
         """K (elementwise to a power) times a vector, or each column."""
-        rows = np.atleast_2d(np.asarray(values, np.float64).T)
+        rows = np.atleast_2d(values.T)
+        spectrum, result = self._spectrum(scale, power), np.empty((len(rows), len(self.used)))
         axes = range(1, len(self.shape) + 1)
-        transform = scipy.fft.rfftn(self._on_grid(rows), axes=axes) * self._spectrum(scale, power)
-        result = scipy.fft.irfftn(transform, s=self.shape, axes=axes).reshape(len(rows), -1)[:, self.used]
+        for number, row in enumerate(rows):  # one transform at a time, each a few numbers for every cell
+            transform = scipy.fft.rfftn(self._on_grid(np.asarray(row, np.float64)[None]), axes=axes)
+            transform *= spectrum
+            result[number] = scipy.fft.irfftn(transform, s=self.shape, axes=axes).ravel()[self.used]
         return result[0] if values.ndim == 1 else result.T
 
 
@@ -299,8 +303,10 @@ class SpotLayout:
         factor = max(1, int(np.ceil(tissue.max() / across / width)))
         fine = self.lengthscales < 2.0 * factor * width
         room = int(np.ceil(_REACH * self.lengthscales[fine].max() / width)) if fine.any() else 0
-        index = np.floor((coordinates - corners[codes]) / width + 1e-9).astype(np.int64)
-        columns = np.array([index[spots_of, 0].max() + 1 for spots_of in members])
+        del members
+        index = np.floor((coordinates - corners[codes]) / width + 1e-9).astype(np.int32)
+        columns = np.full(len(corners), 0)
+        np.maximum.at(columns, codes, index[:, 0] + 1)
         starts = np.concatenate([[0], np.cumsum(columns + room)[:-1]])
         coarse_index = index // factor
         index[:, 0] += starts[codes]
@@ -309,8 +315,11 @@ class SpotLayout:
             for axis, size in enumerate(index.max(0) + 1)
         )
         cell = np.ravel_multi_index(tuple(index.T), shape)
-        self.order = np.argsort(cell, kind="stable")
-        used, self._starts, cell_of_spot = np.unique(cell[self.order], return_index=True, return_inverse=True)
+        # Numbers of cells and spots stay as long as the test, in four bytes each.
+        self.order = np.argsort(cell, kind="stable").astype(np.int32)
+        found = np.unique(cell[self.order], return_index=True, return_inverse=True)
+        used, self._starts, cell_of_spot = (numbers.astype(np.int32) for numbers in found)
+        del cell, found
         self.levels = []
         if fine.any():
             scales = self.lengthscales[fine]
@@ -322,9 +331,10 @@ class SpotLayout:
             self.directions = 0
         self._coarse: sp.csr_array | None = None
         if not fine.all():
-            sizes_of = (len(members), *(coarse_index.max(0) + 1))
+            sizes_of = (len(corners), *(coarse_index.max(0) + 1))
             keys = np.ravel_multi_index((codes, *coarse_index.T), sizes_of)[self.order]
             _, first, point = np.unique(keys, return_index=True, return_inverse=True)
+            point = point.astype(np.int32)
             spots_of_point = np.bincount(point)
             places = coordinates[self.order]
             centres = np.stack([np.bincount(point, places[:, axis]) / spots_of_point for axis in range(axes)], 1)
@@ -344,6 +354,11 @@ class SpotLayout:
         """
         if self.levels[0].exact:
             return self.levels[0].kernels.quadratic(values, power)
+        rows = max(1, _VALUES_AT_ONCE // max(self.grid_size, values.shape[1]))
+        starts = range(0, max(len(values), 1), rows)
+        return np.concatenate([self._quadratic_of_cells(values[start : start + rows], power) for start in starts], 1)
+
+    def _quadratic_of_cells(self, values: np.ndarray, power: int) -> np.ndarray:
         by_cell = np.add.reduceat(values, self._starts, axis=1)
         results = []
         for level in self.levels:

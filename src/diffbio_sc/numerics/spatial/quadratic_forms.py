@@ -91,19 +91,24 @@ def two_point_spectrum(
 
 
 def compress_spectrum(
-    eigenvalues: Float[np.ndarray, " n"], *, alone: int = 14, groups: int = 10
+    eigenvalues: Float[np.ndarray, " n"], *, alone: int = 12, groups: int = 6
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Few eigenvalues with multiplicities in place of many (in decreasing order): the largest alone, others averaged.
+    """Few eigenvalues with multiplicities in place of many (in decreasing order).
 
-    Groups depend on ranks only, so that the result moves smoothly with the eigenvalues.
+    The largest stand alone; each group of others is two values, a standard deviation above and below its mean: the sum
+    and the sum of squares are kept. Groups depend on ranks only, so that the result moves smoothly with the
+    eigenvalues.
     """
     n = len(eigenvalues)
-    if n <= alone + groups:
+    if n <= alone + 2 * groups:
         return eigenvalues, np.ones(n)
     ends = np.unique(np.round(alone + (n - alone) * np.linspace(0, 1, groups + 1) ** 2).astype(int))
-    sizes = np.diff(ends)
-    averaged = np.add.reduceat(eigenvalues[alone:], ends[:-1] - alone) / sizes
-    return np.r_[eigenvalues[:alone], averaged], np.r_[np.ones(alone), sizes]
+    starts, sizes = ends[:-1] - alone, np.diff(ends)
+    rest = eigenvalues[alone:]
+    mean = np.add.reduceat(rest, starts) / sizes
+    spread = np.sqrt(np.add.reduceat((rest - np.repeat(mean, sizes)) ** 2, starts) / sizes)
+    values = np.r_[eigenvalues[:alone], mean + spread, mean - spread]
+    return values, np.r_[np.ones(alone), sizes / 2.0, sizes / 2.0]
 
 
 def combine_cauchy(

@@ -10,6 +10,8 @@ whose integrand in log t is smooth and falls off by powers of t at both ends: th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Float
 
@@ -57,19 +59,31 @@ class RootMeans:
 
     def __call__(self, mean: Float[np.ndarray, " genes"], strength: float) -> Float[np.ndarray, "genes spots"]:
         """Expected roots (genes, spots), float32, of counts with mean s m and variance s m (1 + strength s)."""
+        result = np.empty((len(mean), len(self._place)), np.float32)
+        for some, expected in self._parts(mean, strength):
+            result[:, some] = expected
+        return result
+
+    def take_from(
+        self, values: Float[np.ndarray, "genes spots"], mean: Float[np.ndarray, " genes"], strength: float
+    ) -> None:
+        """Subtract the expected roots, in place."""
+        for some, expected in self._parts(mean, strength):
+            values[:, some] -= expected
+
+    def _parts(self, mean: np.ndarray, strength: float) -> Iterator[tuple[slice, np.ndarray]]:
         mean = np.maximum(mean, 1e-12)[:, None]
         at_nodes = expected_root(mean * self._depth, strength / mean, self._offset)
         coefficients = (at_nodes @ self._from_nodes.T).astype(np.float32)
-        result = np.empty((len(mean), len(self._place)), np.float32)
         # Chebyshev polynomials of a few spots at a time: of all they would be the largest thing held for a spot.
         for start in range(0, len(self._place), _SPOTS_AT_ONCE):
-            place = self._place[start : start + _SPOTS_AT_ONCE]
+            some = slice(start, start + _SPOTS_AT_ONCE)
+            place = self._place[some]
             polynomials = np.empty((_DEGREE + 1, len(place)), np.float32)
             polynomials[0], polynomials[1] = 1.0, place
             for degree in range(2, _DEGREE + 1):
                 polynomials[degree] = 2.0 * place * polynomials[degree - 1] - polynomials[degree - 2]
-            np.matmul(coefficients, polynomials, out=result[:, start : start + _SPOTS_AT_ONCE])
-        return result
+            yield some, coefficients @ polynomials
 
 
 def expected_roots(

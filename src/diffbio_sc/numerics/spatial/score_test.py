@@ -23,6 +23,7 @@ After the score tests of SPARK (Sun et al. 2020, Nature Methods 17:193) and Spat
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -57,10 +58,13 @@ _SCALE_WEIGHT = 0.85  # each scale weighs 2^-0.85 of the next finer one
 _ALTERNATION_SHARE = 0.01  # of the level, for the lower tail and for directions: what others lose (planted)
 _EFFECT = 0.3  # variance on the log scale of the effect that weights are made for
 _CAUCHY_EXCESS = 0.08  # by how much the combination of such dependent tests is too small around 0.05
+_LEAST_LEFT = 0.6  # of the variance of T beside what it owes to the sum of squares (spatial_covariates.py left_out)
 _MOST_TAKEN = 0.5  # of the third cumulant, by nuisance columns: beyond, it is a difference of large numbers
 _PROBES = 32  # right to some 5 %: of a kernel with n eigenvalues to sqrt(2 / 32 n)
+_PROBES_AT_ONCE = 4
 _DIRECTION_PROBES = 4000  # spots by random signs: the fourth cumulant to some 5 %
 _BLOCK_VALUES = 2**22
+_SPOTS_AT_ONCE = 8192
 
 
 class ScoreTest(NamedTuple):
@@ -94,13 +98,12 @@ class _Weights:
         w = 1.0 / (1.0 + c * depth)
         v = depth * w
         self.scale = v.mean()
-        self.v, self.w = v / self.scale, w / self.scale
+        self.v, self.w = v / self.scale, (w / self.scale).astype(np.float32)
         self.design = design
         weighted = self.weighted_design
         self.inverse = np.linalg.inv(design.T @ weighted)
         self._first = design.astype(np.float32)
         self._second = (self.inverse @ weighted.T).astype(np.float32)
-        self._second_share = (self.inverse @ design.T).astype(np.float32)
         self.trace = self.v.sum() - np.sum(self.inverse * (weighted.T @ weighted))
 
     @property
@@ -117,11 +120,14 @@ class _Weights:
 
     def fit(self, counts: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
         """Expected share of the depth, as the nuisance columns let expect."""
-        return ((counts * self.w.astype(np.float32)) @ self._first) @ self._second_share
+        share = (self.inverse @ self.design.T).astype(np.float32)
+        return ((counts * self.w) @ self._first) @ share
 
     def project(self, residuals: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "genes spots"]:
         """Take the nuisance columns out, in place."""
-        residuals -= (residuals @ self._first) @ self._second
+        fitted = residuals @ self._first
+        for some in _stretches(residuals.shape[1]):
+            residuals[:, some] -= fitted @ self._second[:, some]
         return residuals
 
     def whiten(self, values: Float[np.ndarray, "spots columns"]) -> Float[np.ndarray, "spots columns"]:
@@ -181,11 +187,12 @@ class SpatialScoreTest:
         self.layout = SpotLayout(coordinates, groups, lengthscales, directions=True, **options)
         order = self.layout.order
         self.depth = (depth / depth.mean())[order]
-        self._groups = groups[order]
-        names, codes = np.unique(self._groups, return_inverse=True)
+        groups = groups[order]
+        names, codes = np.unique(groups, return_inverse=True)
         self._indicator = np.eye(len(names), dtype=np.float32)[codes] if len(names) > 1 else None
+        del codes
         covariates = None if covariates is None else covariates[order]
-        self.design = nuisance_columns(self.depth, self._groups, covariates)
+        self.design = nuisance_columns(self.depth, groups, covariates)
         self._variance_model = None if covariates is None else VarianceModel(covariates)
         if len(depth) <= self.design.shape[1] + 2:
             raise ValueError(f"{len(depth)} spots are too few for {self.design.shape[1]} nuisance columns.")
@@ -239,7 +246,7 @@ class SpatialScoreTest:
             Of the same genes, from :meth:`moments` and :meth:`classes`.
         """
         genes, scales = counts.shape[1], len(self.lengthscales)
-        rows = sp.csr_array(counts.T.tocsr()[:, self.layout.order]).astype(np.float32)
+        rows = sp.csr_array(counts.T.tocsr()[:, self.layout.order]).astype(np.float32, copy=False)
         log_p = np.full((2, scales + 3, genes), np.nan)  # the last: the lower tail of the first, and two directions
         skewness = np.zeros(log_p.shape)
         detectable = np.zeros((scales, genes))
@@ -254,8 +261,10 @@ class SpatialScoreTest:
                 kept = members if kind == 0 else members[mean[members] >= _ROOT_FROM_MEAN]
                 for start in range(0, len(kept), size):
                     block = kept[start : start + size]
-                    residuals = self._residuals(rows[block], kind, weights, mean[block])
-                    tail = self._tails(residuals, weights, cumulants, spectra)
+                    # Passed on without a name: the last ones are gone before the next are made.
+                    tail = self._tails(
+                        self._residuals(rows[block], kind, weights, mean[block]), weights, cumulants, spectra
+                    )
                     log_p[kind][:, block], skewness[kind][:, block] = tail
         power = (_EFFECT * detectable) ** 2
         weight = 2.0 ** (-_SCALE_WEIGHT * np.arange(scales))[:, None] * power / (1.0 + power)
@@ -277,19 +286,21 @@ class SpatialScoreTest:
             dense = roots.toarray()
             dense += np.float32(np.sqrt(_ROOT_OFFSET))
             if self._variance_model is None:
-                dense -= self._root_means(mean, weights.c)
+                self._root_means.take_from(dense, mean, weights.c)
             else:
                 fitted = np.maximum(weights.fit(counts.toarray()), mean[:, None] / _LARGEST_BALANCE) * self.depth
                 dense -= expected_roots(fitted, weights.c / np.maximum(mean, 1e-12), _ROOT_OFFSET)
             dense *= factor
             return weights.project(dense)
         dense = counts.toarray()
-        dense *= weights.w.astype(np.float32)
+        dense *= weights.w
         weights.project(dense)
         spread = (_CLIP * np.sqrt(mean / weights.scale)).astype(np.float32)
-        limit = np.multiply.outer(spread, np.sqrt(weights.v).astype(np.float32))
-        limit += weights.w.astype(np.float32)
-        np.minimum(dense, limit, out=dense)
+        root = np.sqrt(weights.v).astype(np.float32)
+        for some in _stretches(dense.shape[1]):
+            limit = np.multiply.outer(spread, root[some])
+            limit += weights.w[some]
+            np.minimum(dense[:, some], limit, out=dense[:, some])
         return weights.project(dense)
 
     def _balance_groups(self, residuals: np.ndarray, weights: _Weights) -> None:
@@ -407,10 +418,12 @@ class SpatialScoreTest:
         taken = 3.0 * np.trace(thrice) - 3.0 * np.trace(twice @ once) + np.trace(once @ once @ once)
         if taken <= _MOST_TAKEN * triangles:
             return 8.0 * (triangles - taken)
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], (len(v), _PROBES))
-        root = np.sqrt(v)[:, None]
-        first = weights.whiten(root * apply(weights.whiten(signs) / root))
-        return 8.0 * float(np.sum(first * root * apply(first / root))) / _PROBES
+        signs, root, total = _random_signs(len(v), _PROBES), np.sqrt(v)[:, None], 0.0
+        for start in range(0, _PROBES, _PROBES_AT_ONCE):
+            some = signs[:, start : start + _PROBES_AT_ONCE].astype(np.float64)
+            first = weights.whiten(root * apply(weights.whiten(some) / root))
+            total += float(np.sum(first * root * apply(first / root)))
+        return 8.0 * total / _PROBES
 
     def _class_spectra(self, weights: _Weights) -> list:
         """Eigenvalues of each scale at one class, with a bulk (number, value) to match the second cumulant; or None."""
@@ -469,14 +482,11 @@ class SpatialScoreTest:
         """
         v = weights.v
         self._balance_groups(residuals, weights)
-        squared = residuals * residuals
-        sum2 = squared.sum(1, dtype=np.float64)
-        sum3 = np.einsum("gi,gi->g", squared, residuals).astype(np.float64)
-        sum4 = np.einsum("gi,gi->g", squared, squared).astype(np.float64)
+        sum2, sum3, sum4 = np.concatenate([_power_sums(residuals[some]) for some in _stretches(len(residuals), 4)], 1)
         constant = sum2 <= 1e-9 * weights.trace  # no variation left once depth and covariates are out
         sum2 = np.where(constant, 1.0, sum2)
+        variances = v if self._variance_model is None else self._variance_model(residuals * residuals, v)
         statistic = self.layout.quadratic(residuals).astype(np.float64) - self._diagonal * sum2
-        variances = v if self._variance_model is None else self._variance_model(squared, v)
         means, ratios = self._law_of_variances(variances, weights, cumulants)
         stretch = kurtosis_stretch(sum4 / sum2**2, variances)
         third_moment = sum3 / sum2 * np.sqrt(weights.trace / sum2)  # of a residual of variance v, by v
@@ -486,8 +496,11 @@ class SpatialScoreTest:
         skewness = np.zeros(log_p.shape)
         for index, (cumulant, spectrum) in enumerate(zip(cumulants, spectra, strict=True)):
             mean, second = cumulant.mean, cumulant.second
-            if second - 2.0 * mean**2 / weights.trace < 0.02 * weights.trace:
-                continue  # the kernel is nearly constant, or 0, on these spots: nothing but rounding
+            varies = second - 2.0 * mean**2 / weights.trace
+            if varies < 0.02 * weights.trace or varies < _LEAST_LEFT * second:
+                # The kernel is nearly constant, or 0, on these spots, or nuisance columns take most of it out: what is
+                # left is the missing diagonal, minus the sum of squares.
+                continue
             wider = np.sqrt(ratios[index])
             observed = mean + (statistic[index] / sum2 * weights.trace - means[index]) * stretch / wider
             extra_third = 4.0 * cumulant.cubes * third_moment**2 / wider
@@ -521,6 +534,28 @@ class SpatialScoreTest:
         pairs = self.layout.quadratic(variances.astype(np.float32), 2) - self._diagonal * (variances**2).sum(1)
         expected = np.array([[max(cumulant.pairs, 1e-12)] for cumulant in cumulants])
         return means, np.clip(pairs / expected, 1.0 / _LARGEST_BALANCE, _LARGEST_BALANCE)
+
+
+def _stretches(number: int, size: int = _SPOTS_AT_ONCE) -> Iterator[slice]:
+    """Some spots or genes after the other: what is computed of all of them at once is as large as the residuals."""
+    for start in range(0, number, size):
+        yield slice(start, start + size)
+
+
+def _power_sums(residuals: Float[np.ndarray, "genes spots"]) -> Float[np.ndarray, "3 genes"]:
+    """Sums of squares, third and fourth powers over the spots."""
+    squared = residuals * residuals
+    sum2 = squared.sum(1, dtype=np.float64)
+    sum3, sum4 = (np.einsum("gi,gi->g", squared, other).astype(np.float64) for other in (residuals, squared))
+    return np.stack([sum2, sum3, sum4])
+
+
+def _random_signs(rows: int, columns: int) -> Int[np.ndarray, "rows columns"]:
+    """-1 or 1, in a byte each; drawn in parts, because they are drawn in eight."""
+    generator, signs = np.random.default_rng(0), np.empty((rows, columns), np.int8)
+    for some in _stretches(rows):
+        signs[some] = generator.choice([-1, 1], signs[some].shape)
+    return signs
 
 
 def _share_level(upper: Float[np.ndarray, " genes"], others: Float[np.ndarray, "tests genes"]) -> np.ndarray:

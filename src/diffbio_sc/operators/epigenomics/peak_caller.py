@@ -33,7 +33,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc.numerics.chains.two_state import SwitchPosterior, margins, switch_posterior
+from diffbio_sc.numerics.chains.two_state import SwitchPosterior, switch_posterior
+from diffbio_sc.numerics.chains.two_state_host import chain_margins
 from diffbio_sc.numerics.genome.background import (
     breadth,
     broad_weight,
@@ -73,7 +74,9 @@ class DifferentiablePeakCaller(Operator):
     -----
     Inputs of ``apply``: ``signal`` (length,) or (batch, length), counts or coverage of one track a row, each a
     sequence without gaps; optionally ``control`` of the same shape, which is scaled to the signal's depth; or
-    ``background`` of the same shape, the expected signal outside peaks, which then replaces every estimate of it.
+    ``background`` of the same shape, the expected signal outside peaks, which then replaces every estimate of it;
+    and ``broad`` () or (batch,), the weight from 0 to 1 of the settings of broad marks, which mode ``"auto"`` measures
+    otherwise.
 
     Outputs: ``peak_scores``, the posterior probability of a peak at each position; ``peak_calls``, soft calls,
     one half where the score is at the threshold and 0 or 1 as the temperature goes to 0; ``peak_boundaries``, a dict of
@@ -100,7 +103,7 @@ class DifferentiablePeakCaller(Operator):
 
     config_class: ClassVar[type[OperatorConfig]] = PeakCallerConfig
     required_keys: ClassVar[tuple[str, ...]] = ("signal",)
-    optional_keys: ClassVar[tuple[str, ...]] = ("control", "background")
+    optional_keys: ClassVar[tuple[str, ...]] = ("control", "background", "broad")
     config: PeakCallerConfig
 
     def __init__(self, config: PeakCallerConfig, *, rngs: nnx.Rngs):
@@ -142,16 +145,6 @@ class DifferentiablePeakCaller(Operator):
             result["elbo_loss"] = elbo_loss(tracks.reads, denoised)
         return result
 
-    def background(self, data: Mapping[str, Any]) -> Float[Array, "batch length"]:
-        """Return ``peak_background`` alone, of tracks in rows: there is less to compile without the chain."""
-        self.check_keys(data)
-        return self._run(DifferentiablePeakCaller._background, data)
-
-    def _background(self, data: Mapping[str, Any]) -> Float[Array, "batch length"]:
-        tracks = self._tracks(data)
-        rate = None if self.denoiser is None else self.denoiser(tracks.reads).rate
-        return self.config.positions_per_read * jnp.exp(self._evidence(tracks, rate).log_background)
-
     def segments(self, data: Mapping[str, Any]) -> list[np.ndarray]:
         """Return the hard calls, the best path, as half-open runs of positions.
 
@@ -166,7 +159,11 @@ class DifferentiablePeakCaller(Operator):
         are left out.
         """
         self.check_keys(data)
-        margin = np.asarray(self._run(DifferentiablePeakCaller._margins, data))
+        log_odds, enter, leave = (
+            np.array(part, np.float64) for part in self._run(DifferentiablePeakCaller._chain, data)
+        )
+        # On the host: quicker than JAX, and without a program of its loops for each length of tracks.
+        margin = np.stack([chain_margins(*row) for row in zip(log_odds, enter, leave, strict=True)])
         called = margin > float(self.threshold_logit[...])
         edges = np.diff(np.pad(called.astype(np.int8), ((0, 0), (1, 1))), axis=1)
         found = []
@@ -254,7 +251,7 @@ class DifferentiablePeakCaller(Operator):
 
         self.check_keys(data)
         single = np.ndim(data["signal"]) == 1
-        names = ("signal", "control", "background", "labels", "region_kind", "region_start", "region_end")
+        names = (*self.required_keys, *self.optional_keys, "labels", "region_kind", "region_start", "region_end")
         arrays = {name: np.asarray(data[name]) for name in names if name in data}
         if single:
             arrays = {name: array[None] for name, array in arrays.items()}
@@ -278,11 +275,14 @@ class DifferentiablePeakCaller(Operator):
             nnx.update(self, nnx.state(trained))
         return report
 
-    def _margins(self, data: Mapping[str, Any]) -> Float[Array, "batch length"]:
+    def _chain(
+        self, data: Mapping[str, Any]
+    ) -> tuple[Float[Array, "batch length"], Float[Array, " batch"], Float[Array, " batch"]]:
+        """Log-odds and costs of the chain."""
         tracks = self._tracks(data)
         rate = None if self.denoiser is None else self.denoiser(tracks.reads).rate
         evidence = self._evidence(tracks, rate)
-        return margins(evidence.log_odds, evidence.enter, evidence.leave)
+        return evidence.log_odds, evidence.enter, evidence.leave
 
     def _run(self, method: Callable[[Any, Mapping[str, Any]], Any], data: Mapping[str, Any]) -> Any:
         """Apply a method to the tracks, compiled as one unless that happens already further out."""
@@ -304,8 +304,14 @@ class DifferentiablePeakCaller(Operator):
 
     def _tracks(self, data) -> _Tracks:
         arrays = self._checked(data)
+        broad = arrays.pop("broad", None)
         scaled = {name: jnp.atleast_2d(array) / self.config.positions_per_read for name, array in arrays.items()}
-        return _Tracks(scaled["signal"], scaled.get("control"), scaled.get("background"))
+        return _Tracks(
+            scaled["signal"],
+            scaled.get("control"),
+            scaled.get("background"),
+            None if broad is None else jnp.atleast_1d(broad),
+        )
 
     def _checked(self, data) -> dict[str, Array]:
         signal = as_float_array(data, "signal", (1, 2))
@@ -314,20 +320,25 @@ class DifferentiablePeakCaller(Operator):
         arrays = {"signal": signal}
         for name in self.optional_keys:
             if data.get(name) is not None:
-                arrays[name] = as_float_array(data, name, (1, 2)).astype(signal.dtype)
-                if arrays[name].shape != signal.shape:
-                    raise ValueError(
-                        f"data[{name!r}] must have shape {signal.shape} as data['signal'] has, "
-                        f"found {arrays[name].shape}."
-                    )
+                shape, which, ranks = signal.shape, "that of data['signal']", (1, 2)
+                if name == "broad":
+                    shape, which, ranks = signal.shape[:-1], "one value for each track", (0, 1)
+                arrays[name] = as_float_array(data, name, ranks).astype(signal.dtype)
+                if arrays[name].shape != shape:
+                    raise ValueError(f"data[{name!r}] must have shape {shape}, {which}, found {arrays[name].shape}.")
         for name, array in arrays.items():
-            _refuse_bad_counts(name, array)
+            if name == "broad":
+                _refuse_bad_weights(name, array)
+            else:
+                _refuse_bad_counts(name, array)
         return arrays
 
     def _positions(self, base_pairs: float) -> int:
         return max(round(base_pairs / self.config.bin_width), 1)
 
     def _broad(self, tracks: _Tracks) -> Float[Array, " batch"]:
+        if tracks.broad is not None:
+            return tracks.broad
         if self.config.mode != "auto":
             return jnp.full(len(tracks.reads), float(self.config.mode == "broad"), tracks.reads.dtype)
         measured = breadth(tracks.reads, self.config.bin_width)
@@ -432,7 +443,7 @@ class DifferentiablePeakCaller(Operator):
         halves = (first, counts - first)
         background = None if tracks.background is None else 0.5 * tracks.background
         unit = self.config.positions_per_read
-        first, second = (_Tracks(half / unit, tracks.control, background) for half in halves)
+        first, second = (_Tracks(half / unit, tracks.control, background, tracks.broad) for half in halves)
         return first, second
 
     def _splitting_loss(self, first: _Tracks, second: _Tracks):
@@ -449,11 +460,12 @@ def _compiled(method, graph, state, data):
 
 
 class _Tracks(NamedTuple):
-    """Effective reads of signal, control and background, (batch, length)."""
+    """Effective reads of signal, control and background, (batch, length), and the weight of broad settings."""
 
     reads: Float[Array, "batch length"]
     control: Float[Array, "batch length"] | None
     background: Float[Array, "batch length"] | None
+    broad: Float[Array, " batch"] | None
 
 
 class _Evidence(NamedTuple):
@@ -481,6 +493,14 @@ def _refuse_bad_counts(name: str, array: Array) -> None:
                 f"data[{name!r}] must be {what}: {int(bad.sum())} of {bad.size} values are not, the first at index "
                 f"{where} is {values[where]}. Cut the track at gaps, or set missing positions to 0."
             )
+
+
+def _refuse_bad_weights(name: str, array: Array) -> None:
+    if isinstance(array, jax.core.Tracer):
+        return
+    values = np.asarray(array)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"data[{name!r}] must lie between 0 and 1, found {values.min()} to {values.max()}.")
 
 
 @functools.lru_cache(maxsize=32)

@@ -98,6 +98,11 @@ class RegionNetwork(nnx.Module):
         second = _dropped(second, _DROPOUT[2], keys[2], drops)
         return (second @ self.head[...]) @ self.codes[...].T + self.head_bias[...]
 
+    @property
+    def n_columns(self) -> int:
+        """Number of columns: of k-mers, further ones, and a linear logit of each cell type."""
+        return self.first.shape[0]
+
     def from_batch(
         self, data: Mapping[str, Any], key: Array | None = None, drops: Bool[Array, ""] | bool = True
     ) -> Float[Array, "rows cells"]:

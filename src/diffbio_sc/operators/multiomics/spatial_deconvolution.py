@@ -32,6 +32,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -47,9 +48,10 @@ from diffbio_sc.numerics.counts.cell_variation import fit_excess, share_beyond_c
 from diffbio_sc.numerics.counts.presence import learn_presence, pull_to_sum, spike_and_slab
 from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proportion_deviation
 from diffbio_sc.numerics.counts.refinement import CONVERGED, refinement_rounds
-from diffbio_sc.numerics.counts.spot_regression import GENE_BUCKET, SpotSolution, SpotSolver, diagnose
+from diffbio_sc.numerics.counts.spot_chunks import padded_sample
+from diffbio_sc.numerics.counts.spot_regression import SpotSolution, SpotSolver, diagnose
 from diffbio_sc.numerics.counts.unknown_signature import standard_excess, unknown_rounds
-from diffbio_sc.numerics.padding import round_up, row_bucket, zero_padded
+from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.correction import NetworkMinusStart
 
@@ -185,9 +187,18 @@ class SpatialDeconvolution(Operator):
 
     def __call__(self, data: Mapping[str, Any]) -> dict[str, Array]:
         """Return ``proportions``, ``reconstructed``, ``proportions_std`` and ``abundance``."""
-        counts, profiles = self._inputs(data)
+        # Compiled as one also while gradients are taken from outside: one operation after the other takes far longer.
+        return _compiled(SpatialDeconvolution._outputs, *nnx.split(self), *self._inputs(data), self._is_plain())
+
+    def _is_plain(self) -> bool:
+        """Whether the correction is known to add exactly nothing, so that it need not be run."""
+        return self.correction is None or self.correction.is_zero()
+
+    def _outputs(
+        self, counts: Float[Array, "... genes"], profiles: Float[Array, "types genes"], plain: bool
+    ) -> dict[str, Array]:
         leading = counts.shape[:-1]
-        counts = counts.reshape(-1, counts.shape[-1])
+        counts = jnp.maximum(counts.reshape(-1, counts.shape[-1]), 0.0)
         depth = counts.sum(-1)
         size = profiles.sum(-1)
         mu = self.signatures(profiles)
@@ -209,7 +220,7 @@ class SpatialDeconvolution(Operator):
         total = coefficients.sum(-1, keepdims=True)
         empty = (depth <= 0)[:, None] | (total <= 0)
         coefficients = jnp.where(empty, 1.0, coefficients)
-        proportions = self._proportions(coefficients, counts, depth)
+        proportions = self._proportions(coefficients, counts, depth, plain)
         abundance = jnp.where(empty, 0.0, depth[:, None] * total) * proportions
         result = {
             "proportions": proportions,
@@ -221,10 +232,14 @@ class SpatialDeconvolution(Operator):
 
     def loss(self, data: Mapping[str, Any]) -> Float[Array, ""]:
         """Negative log-likelihood of the reconstruction, per spot and gene."""
-        counts, profiles = self._inputs(data)
-        mean = self({"spatial_expression": counts, "reference_profiles": profiles})["reconstructed"]
+        return _compiled(SpatialDeconvolution._loss, *nnx.split(self), *self._inputs(data), self._is_plain())
+
+    def _loss(
+        self, counts: Float[Array, "... genes"], profiles: Float[Array, "types genes"], plain: bool
+    ) -> Float[Array, ""]:
+        mean = self._outputs(counts, profiles, plain)["reconstructed"]
         dispersion = jnp.exp(self.log_dispersion[...])
-        return -negative_binomial.negative_binomial_log_likelihood(counts, mean, dispersion).mean()
+        return -negative_binomial.negative_binomial_log_likelihood(jnp.maximum(counts, 0.0), mean, dispersion).mean()
 
     @one_thread_at_a_time
     @one_blas_thread()
@@ -273,8 +288,8 @@ class SpatialDeconvolution(Operator):
         counts, profiles = self._inputs(data)
         if counts.ndim != 2:
             raise ValueError(f"fit needs data['spatial_expression'] of shape (spots, genes), found {counts.shape}.")
-        sample = np.asarray(counts)
-        sample = sample[sample.sum(1) > 0]
+        counts, profiles = np.maximum(counts, 0.0), np.asarray(profiles)
+        sample = counts[counts.sum(1) > 0]
         if not len(sample):
             raise ValueError("fit needs at least one spot with counts, data['spatial_expression'] has none.")
         if len(sample) > max_spots:
@@ -284,7 +299,7 @@ class SpatialDeconvolution(Operator):
             sample, profiles, platform_effect, refine, excess_shape, signature_error
         )
         solution = self.solve(counts, profiles)
-        filled = np.asarray(counts.sum(-1)) > 0
+        filled = counts.sum(-1) > 0
         self.set_presence(
             np.asarray(solution.weights)[filled],
             np.asarray(solution.deviation)[filled],
@@ -338,17 +353,13 @@ class SpatialDeconvolution(Operator):
         return self.solver(profiles)(np.asarray(counts), prior_mean, prior_precision)
 
     @one_thread_at_a_time
-    def solver(self, profiles: Float[Array, "types genes"], rows: int = 0) -> SpotSolver:
-        """Return the regression under the present signatures as a function of counts that can be sent to workers.
-
-        ``rows`` is the number of spots of a whole block, see :class:`SpotSolver`.
-        """
+    def solver(self, profiles: Float[Array, "types genes"]) -> SpotSolver:
+        """Return the regression under the present signatures as a function of counts that can be sent to workers."""
         return SpotSolver(
             self._host_signatures(profiles),
             self._dispersion(),
             self.config.solver_steps,
             room=1,
-            rows=rows,
             excess=np.asarray(self.excess[...]),
             error=np.asarray(self.signature_error[...]),
         )
@@ -410,12 +421,14 @@ class SpatialDeconvolution(Operator):
     def _unknown(self, counts, profiles, signature_error, rounds: int = 15) -> UnknownSignature:
         spots, genes = counts.shape
         types = len(profiles)
-        shape = (row_bucket(spots), round_up(genes, GENE_BUCKET))
+        padded, depth = padded_sample(counts)
+        width = padded.shape[1]
         dispersion = self._dispersion()
         log_platform = np.asarray(self.log_platform[...])
         base = np.asarray(profiles) / np.asarray(profiles).sum(-1, keepdims=True)
         # Without excess variance: a missing type shows in genes that vary between cells, they keep their full say.
-        weights = SpotSolver(base * np.exp(log_platform), dispersion, self.config.solver_steps, room=1)(counts).weights
+        solver = SpotSolver(self.platform_signatures(profiles), dispersion, self.config.solver_steps, room=1)
+        weights = solver(counts).weights
         exposure = (counts.sum(1, keepdims=True) * weights).sum(0, dtype=np.float64)
         mean, total = np.maximum(exposure @ base, 1e-12), counts.sum(0, dtype=np.float64)
         log_ratio = np.log(total + 0.5) - np.log(mean + 0.5)
@@ -423,14 +436,16 @@ class SpatialDeconvolution(Operator):
         if signature_error is not None:
             sampling = sampling + exposure**2 @ (signature_error * base.astype(np.float64) ** 2) / mean**2
         signature, log_factor = unknown_rounds(
-            zero_padded(counts.astype(np.float32, copy=False), shape),
-            zero_padded(weights, (shape[0], types)),
-            zero_padded(base.astype(np.float32), (types, shape[1])),
-            zero_padded(log_platform, (shape[1],)),
-            zero_padded(standard_excess(log_ratio, sampling).astype(np.float32), (shape[1],)),
+            padded,
+            depth,
+            np.int32(spots),
+            zero_padded(weights, (len(padded), types)),
+            zero_padded(base.astype(np.float32), (types, width)),
+            zero_padded(log_platform, (width,)),
+            zero_padded(standard_excess(log_ratio, sampling).astype(np.float32), (width,)),
             np.float32(signatures.robust_spread(log_ratio)),
             np.float32(dispersion),
-            zero_padded(np.ones(genes, np.float32), (shape[1],)),
+            zero_padded(np.ones(genes, np.float32), (width,)),
             np.float32(self.config.prior_counts),
             np.float32(self._prior_rate(genes)),
             rounds,
@@ -463,12 +478,12 @@ class SpatialDeconvolution(Operator):
         scaled = profiles / profiles.sum(-1, keepdims=True)
         return scaled * jnp.exp(self.log_platform[...] + self.log_deviation[...])
 
-    def _proportions(self, coefficients, counts, depth):
+    def _proportions(self, coefficients, counts, depth, plain):
         temperature = self.config.temperature
         share = coefficients / coefficients.max(-1, keepdims=True)
         positive = share > 0
         log_share = jnp.log(jnp.where(positive, share, 1.0))
-        if self.correction is not None:
+        if self.correction is not None and not plain:
             # Shares of the genes times their number are about 1 on average, whatever the panel.
             shares = counts / jnp.maximum(depth, 1.0)[:, None]
             log_share = log_share + self.correction(jnp.log1p(shares * shares.shape[-1]))
@@ -490,7 +505,7 @@ class SpatialDeconvolution(Operator):
             raise ValueError(
                 f"data['spatial_expression'] must have n_genes = {genes} columns, found shape {counts.shape}."
             )
-        return jnp.maximum(counts, 0.0), profiles
+        return counts, profiles
 
     def _fit_signatures(self, counts, profiles, platform_effect, refine, excess_shape, signature_error, decide=True):
         counts = np.asarray(counts, np.float32)
@@ -548,11 +563,9 @@ class SpatialDeconvolution(Operator):
         first = np.arange(len(counts)) % 2 == 0
         gains = []
         for fitted in (first, ~first):
-            # The other half stays as empty rows: one compiled program serves both.
-            half = np.where(fitted[:, None], counts, 0.0).astype(np.float32)
             losses = []
             for refine in (False, True):
-                log_platform, log_deviation, _ = self._rounds(half, base, refine=refine, **platform)
+                log_platform, log_deviation, _ = self._rounds(counts[fitted], base, refine=refine, **platform)
                 losses.append(self._prediction_loss(counts[~fitted], base * np.exp(log_platform + log_deviation), fold))
             gains.append(losses[0] - losses[1])
         return _pays(np.concatenate(gains))
@@ -634,15 +647,18 @@ class SpatialDeconvolution(Operator):
     def _rounds(self, counts, base, anchor, *, spread, openness, refine, platform_effect):
         spots, genes = counts.shape
         types = base.shape[0]
-        shape = (row_bucket(spots), round_up(genes, GENE_BUCKET))
+        padded, depth = padded_sample(counts)
+        width = padded.shape[1]
         log_platform, log_theta, history = refinement_rounds(
-            zero_padded(counts, shape),
-            zero_padded(base.astype(np.float32), (types, shape[1])),
-            zero_padded(np.asarray(anchor, np.float32), (shape[1],)),
-            zero_padded(np.ones(genes, np.float32), (shape[1],)),
+            padded,
+            depth,
+            np.int32(spots),
+            zero_padded(base.astype(np.float32), (types, width)),
+            zero_padded(np.asarray(anchor, np.float32), (width,)),
+            zero_padded(np.ones(genes, np.float32), (width,)),
             np.float32(self._dispersion()),
-            zero_padded(np.asarray(self.excess[...]), (shape[1],)),
-            zero_padded(np.asarray(self.signature_error[...]), (types, shape[1])),
+            zero_padded(np.asarray(self.excess[...]), (width,)),
+            zero_padded(np.asarray(self.signature_error[...]), (types, width)),
             np.float32(spread),
             np.float32(openness),
             np.float32(self.config.prior_counts),
@@ -652,6 +668,11 @@ class SpatialDeconvolution(Operator):
             self.config.fit_rounds,
         )
         return np.asarray(log_platform)[:genes], np.asarray(log_theta)[:, :genes], history
+
+
+@partial(jax.jit, static_argnums=(0, 1, 5))
+def _compiled(method, graph, state, counts, profiles, plain):
+    return method(nnx.merge(graph, state), counts, profiles, plain)
 
 
 def _openness(composition_variance: float) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffbio_sc._compiled import one_thread_at_a_time
+from diffbio_sc._compiled import jit_quickly, one_thread_at_a_time
 from diffbio_sc.numerics.counts import likelihoods
 from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.operators.multiomics.multiomics_vae import posterior
@@ -168,7 +168,7 @@ def _latent_cells(latent: np.ndarray, batch: np.ndarray, log_size: np.ndarray, s
 # Compiled for shapes and for what they are given by name, not for the whole operator: one code serves many models.
 
 
-@functools.partial(jax.jit, static_argnames=("method",))
+@jit_quickly(static_argnames=("method",))
 def _encode_block(method, encoders, cells):
     opinions, present = posterior.experts(encoders, cells), cells["present"]
     joint = posterior.fuse(method, opinions, present)

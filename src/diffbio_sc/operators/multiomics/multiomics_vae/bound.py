@@ -148,7 +148,8 @@ def training_loss(
 
 
 def _slope_penalty(operator: Any) -> Array:
-    total = sum((decoder.weights() ** 2).sum() for decoder in operator.decoders)
+    slopes = [part[...] for decoder in operator.decoders for part in (decoder.slopes, decoder.hidden_slopes)]
+    total = sum((part**2).sum() for part in slopes)
     return 0.5 * operator.config.slope_precision * total / operator.n_cells[...]
 
 

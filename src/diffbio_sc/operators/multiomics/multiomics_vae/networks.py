@@ -92,7 +92,11 @@ def of_batch(parameter: Float[Array, "batches k"], batch: Int[Array, " cells"]) 
     """Row of each cell's batch; its gradient is a product of matrices, not a sum over cells one by one."""
     if len(parameter) == 1:
         return jnp.broadcast_to(parameter, (len(batch), parameter.shape[1]))
-    return jnp.matmul(jax.nn.one_hot(batch, len(parameter)), parameter, precision="highest")
+    return jnp.matmul(_indicators(batch, len(parameter)), parameter, precision="highest")
+
+
+def _indicators(batch: Int[Array, " cells"], batches: int) -> Float[Array, "cells batches"]:
+    return jnp.ones((len(batch), 1)) if batches == 1 else jax.nn.one_hot(batch, batches)
 
 
 class ModalityDecoder(nnx.Module):
@@ -132,7 +136,10 @@ class ModalityDecoder(nnx.Module):
         log_size: Float[Array, " cells"],
     ) -> dict[str, Array]:
         """Arguments of the likelihood after the counts."""
-        logits = self.extended(latent) @ self.weights().T + of_batch(self.intercept[...], batch)
+        # Intercepts are weights of what says which batch a cell is of: one product, one gradient.
+        intercept = self.intercept[...]
+        inputs = jnp.concatenate([self.extended(latent), _indicators(batch, len(intercept))], axis=1)
+        logits = inputs @ jnp.concatenate([self.weights(), intercept.T], axis=1).T
         size = log_size[:, None]
         if likelihood == "multinomial":
             return {"logits": logits}

@@ -69,7 +69,7 @@ def stack_encoders(networks: Networks, *, library: Any = jnp) -> StackedEncoders
     """Stack the encoders of an operator, by ``library``: numpy outside of compiled code, where JAX compiles each."""
     arrays = jax.tree.map(lambda *parts: library.stack(parts), *(encoder.arrays() for encoder in networks.encoders))
     by_depth = np.array([name in ACCESSIBILITY for name in networks.config.modality_likelihoods], np.float32)
-    return StackedEncoders(arrays, jnp.asarray(by_depth))
+    return StackedEncoders(arrays, library.asarray(by_depth))
 
 
 def experts(
