@@ -1,7 +1,7 @@
 """Accuracy, speed, calibration and memory of ``dbio.tl.deconvolve``.
 
 python benchmarks/deconvolution.py [truth] [panels] [exact] [calibration] [missing] [scale] [wide]
-    [distractor] [constants] [left_out]
+    [distractor] [constants] [left_out] [odds]
 """
 
 from __future__ import annotations
@@ -325,11 +325,53 @@ def rmse_of_others(spots, column: str) -> float:
     return np.sqrt((error**2).mean(1)).mean()
 
 
+def removals(spots, reference, most: int):
+    """The most abundant types, and which cells of the reference are not of each; two types at least remain."""
+    labels = reference.obs["cell_type"].astype(str).to_numpy()
+    for column in list(spots.obsm["truth"].mean().sort_values(ascending=False).index)[:most]:
+        kept = np.array([name.replace("/", "|") != column.replace("/", "|") for name in labels])
+        if len(set(labels[kept])) > 1 and not kept.all():
+            yield column, kept
+
+
+def odds() -> None:
+    """How far proportions move to the answer beside an unknown signature; chosen on the other sets."""
+    from diffbio_sc.engines import deconvolution as engine
+
+    values, default = (0.25, 0.5, 1.0), engine._BELIEVED
+    ratios = {}
+    with estimates_alone():
+        for case in CASES:
+            spots, reference = load(case)
+            rows = []
+            for column, kept in (*(removals(spots, reference, 4) if case in CASES[:4] else ()), (None, None)):
+                cells = reference if column is None else reference[kept].copy()
+                row = []
+                for value in (0.0, *values):
+                    engine._BELIEVED = value
+                    table = ours(spots, cells, unexplained=value > 0)
+                    error = (
+                        score(table, spots.obsm["truth"])["rmse"] if column is None else rmse_of_others(spots, column)
+                    )
+                    row.append(error)
+                rows.append(np.log(np.array(row[1:]) / row[0]))
+            ratios[case] = np.array(rows)
+    engine._BELIEVED = default
+    print("\n## odds: RMSE with `unexplained=True` over that without, types removed and none (last)\n")
+    print(
+        "| set | " + " | ".join(f"{value:g}" for value in values) + " | chosen by the others |\n|---|---|---|---|---|"
+    )
+    for case, rows in ratios.items():
+        others = np.mean([ratios[other].mean(0) for other in ratios if other != case], axis=0)
+        cells = " | ".join(" ".join(f"{ratio:.3f}" for ratio in np.exp(column)) for column in rows.T)
+        print(f"| {case} | {cells} | {values[int(np.argmin(others))]:g} |", flush=True)
+
+
 def missing() -> None:
-    print("\n## missing: a type is taken out of the reference; AUROC of a low fit, and of the unexplained share,")
-    print("where it is above 30 %; error of the other types without and with `unexplained=True`\n")
-    print("| spots | missing type | spots with it | AUROC, fit | AUROC, unexplained | RMSE | RMSE, unexplained |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n## missing: a type is taken out of the reference; AUROC of the unexplained share where it is above 30 %;")
+    print("mean share and mean truth; error of the other types without and with `unexplained=True`\n")
+    print("| spots | missing type | spots with it | AUROC | share | true | RMSE | RMSE, unexplained |")
+    print("|---|---|---|---|---|---|---|---|")
     cases = {}
     for seed in range(3):
         cases[f"simulated, seed {seed}"] = simulate(
@@ -339,12 +381,7 @@ def missing() -> None:
         cases |= {case: load(case) for case in CASES[:4]}
     better, real = 0, 0
     for case, (spots, reference) in cases.items():
-        labels = reference.obs["cell_type"].astype(str).to_numpy()
-        by_share = spots.obsm["truth"].mean().sort_values(ascending=False).index
-        for column in list(by_share)[: 2 if case.startswith("sim") else 4]:
-            kept = np.array([name.replace("/", "|") != column.replace("/", "|") for name in labels])
-            if len(set(labels[kept])) < 2 or kept.all():
-                continue
+        for column, kept in removals(spots, reference, 2 if case.startswith("sim") else 4):
             errors = []
             with estimates_alone():
                 for unexplained in (False, True):
@@ -352,8 +389,8 @@ def missing() -> None:
                     errors.append(rmse_of_others(spots, column))
             true = spots.obsm["truth"][column].to_numpy()
             used = (true > 0.3) | (true == 0)
-            scores = -spots.obs["deconvolution_fit"].to_numpy(), spots.obs["deconvolution_unexplained"].to_numpy()
-            areas = " | ".join(f"{auroc(one[used], true[used] > 0.3):.3f}" for one in scores)
+            share = spots.obs["deconvolution_unexplained"].to_numpy()
+            areas = f"{auroc(share[used], true[used] > 0.3):.3f} | {share.mean():.2f} | {true.mean():.2f}"
             if not case.startswith("sim"):
                 better, real = better + (errors[1] < errors[0]), real + 1
             print(
@@ -576,7 +613,7 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     parts = {
         f.__name__: f
-        for f in (truth, panels, exact, calibration, missing, scale, wide, distractor, constants, left_out)
+        for f in (truth, panels, exact, calibration, missing, scale, wide, distractor, constants, left_out, odds)
     }
     for part in sys.argv[1:] or parts:
         parts[part]()

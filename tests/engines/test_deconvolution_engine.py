@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from diffbio_sc.blocks.matrix import InMemory
 from diffbio_sc.engines import deconvolution as engine
-from diffbio_sc.numerics.counts import signatures
+from diffbio_sc.numerics.counts import signatures, unknown_signature
 from diffbio_sc.numerics.counts.spot_regression import SpotSolution
 
 
@@ -242,3 +242,39 @@ def test_errors_that_are_not_those_of_the_signatures_are_not_corrected(factor):
     error = factor * signatures.relative_error(sums, np.ones(400))
     fit = engine.fit_signatures(spots, sample, profiles, signature_error=error, refine=False)
     assert not fit.corrected
+
+
+def test_excess_is_in_units_of_sampling_and_of_how_platforms_differ():
+    rng = np.random.default_rng(3)
+    sampling = rng.gamma(1.0, 0.05, 4001)
+    log_ratio = rng.normal(0.2, np.sqrt(sampling + 0.3**2))
+    expected = np.maximum((log_ratio - np.median(log_ratio)) / np.sqrt(sampling + 0.3**2), 0.0)
+    np.testing.assert_allclose(unknown_signature.standard_excess(log_ratio, sampling), expected, rtol=0.05)
+    # Ratios that sampling alone explains: nothing is added to it.
+    log_ratio = rng.normal(0.0, 0.9 * np.sqrt(sampling))
+    expected = np.maximum((log_ratio - np.median(log_ratio)) / np.sqrt(sampling), 0.0)
+    np.testing.assert_allclose(unknown_signature.standard_excess(log_ratio, sampling), expected, rtol=1e-6)
+    assert not unknown_signature.standard_excess(np.zeros(5), np.zeros(5)).any()
+
+
+def test_answers_with_and_without_a_further_type_are_mixed_by_its_share():
+    rng = np.random.default_rng(4)
+    proportions = rng.dirichlet(np.ones(4), 3).astype(np.float32)
+    extended = rng.dirichlet(np.ones(5), 3).astype(np.float32)
+    deviation, wide = rng.uniform(0.01, 0.1, (3, 4)), rng.uniform(0.01, 0.1, (3, 5))
+    share = np.array([0.0, 0.4, 0.9])
+    one = engine.Composition(proportions, proportions, deviation, 3 * proportions, np.ones(4))
+    two = engine.Composition(extended, extended, wide, 5 * extended, np.ones(5))
+    found = engine.beside_unexplained(one, two, share)
+    weight, rest = 0.5 * share[:, None], 1 - extended[:, -1:]
+    among = extended[:, :-1] / rest
+    np.testing.assert_allclose(found.proportions, (1 - weight) * proportions + weight * among, rtol=1e-5)
+    # Variance of a mixture: that of a draw from either answer.
+    second = (1 - weight) * (deviation**2 + proportions**2) + weight * ((wide[:, :-1] / rest) ** 2 + among**2)
+    np.testing.assert_allclose(found.deviation, np.sqrt(second - found.proportions**2), rtol=1e-4)
+    np.testing.assert_allclose(
+        found.abundance, (1 - weight) * 3 * proportions + weight * 5 * extended[:, :-1], rtol=1e-5
+    )
+    np.testing.assert_array_equal(found.proportions[0], proportions[0])
+    whole = engine.Composition(*(np.eye(5)[[4, 4, 4]] for _ in range(4)), np.ones(5))
+    np.testing.assert_allclose(engine.beside_unexplained(one, whole, share).proportions, proportions, rtol=1e-6)

@@ -282,36 +282,61 @@ def test_unknown_signature_is_that_of_the_missing_type():
     counts, profiles = np.asarray(data["spatial_expression"]), np.asarray(data["reference_profiles"])
     operator = make()
     operator.fit_signatures(counts, profiles[:4])
-    found = operator.unknown_signature(counts, profiles[:4])
+    found = operator.unknown_signature(counts, profiles[:4]).signature
     similarity = [np.corrcoef(found, profile)[0, 1] for profile in profiles]
     assert int(np.argmax(similarity)) == 4
     assert similarity[4] > 0.8
 
 
-def test_unknown_signature_of_a_type_that_most_spots_have(monkeypatch):
-    """The residuals are then skewed to the side of the few spots without it, whose excess is of all other genes."""
-    from diffbio_sc.operators.multiomics import spatial_deconvolution as module
-
-    rng = np.random.default_rng(1)
+def spots_with_a_common_type(seed=1):
+    """Three spots of five hold a fifth to all of the fifth type; platforms differ by a factor for each gene."""
+    rng = np.random.default_rng(seed)
     profiles = rng.gamma(0.3, 1.0, (5, 60)) + 0.02
     profiles /= profiles.sum(1, keepdims=True)
     share = rng.dirichlet(np.ones(4), 200)
-    missing = np.where(rng.random(200) < 0.6, 0.5, 0.0)[:, None]
-    counts = rng.poisson(3000 * np.hstack([(1 - missing) * share, missing]) @ profiles).astype(np.float32)
+    missing = np.where(rng.random(200) < 0.6, rng.uniform(0.2, 1.0, 200), 0.0)[:, None]
+    factor = rng.lognormal(0, 0.3, 60)
+    mean = np.hstack([(1 - missing) * share, missing]) @ (profiles * factor)
+    counts = rng.poisson(3000 * mean / mean.sum(1, keepdims=True)).astype(np.float32)
+    return counts, profiles.astype(np.float32), missing[:, 0] * (profiles[4] @ factor) / mean.sum(1)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_unknown_signature_of_a_type_that_most_spots_have(seed):
+    """Its own genes are in excess of the reference; the factors between platforms give back what they took of it."""
+    counts, profiles, missing = spots_with_a_common_type(seed)
     operator = make(n_cell_types=4, n_genes=60)
-    operator.fit_signatures(counts, profiles[:4].astype(np.float32), refine=False)
+    operator.fit_signatures(counts, profiles[:4], refine=False)
+    found = operator.unknown_signature(counts, profiles[:4])
+    relative = profiles[4] / counts.mean(0)
+    assert np.corrcoef(found.signature / counts.mean(0), relative)[0, 1] > 0.8
+    assert np.corrcoef(found.log_factor, relative)[0, 1] < -0.5
+    own = operator.platform_signatures(profiles[:4])
+    solver = dataclasses.replace(operator.solver(profiles[:4]), error=None)
 
-    def similarity() -> float:
-        found = operator.unknown_signature(counts, profiles[:4])
-        return float(np.corrcoef(found / counts.mean(0), profiles[4] / counts.mean(0))[0, 1])
+    def share(signatures):
+        rna = dataclasses.replace(solver, signatures=signatures)(counts).weights * signatures.sum(1)
+        return rna[:, -1] / rna.sum(1)
 
-    assert similarity() > 0.9
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_pays", lambda gain: False)  # the likelihood does not tell: by the share of the RNA
-        assert similarity() > 0.9
-    rounds = module.unknown_rounds
-    monkeypatch.setattr(module, "unknown_rounds", lambda *inputs: rounds(*inputs[:-1], 1.0))
-    assert similarity() < 0.0  # started from the skewed side alone
+    assert np.corrcoef(share(found.beside(own)), missing)[0, 1] > 0.98
+    assert np.abs(share(found.beside(own)) - missing).mean() < 0.1
+
+
+def test_a_signature_more_pays_only_where_a_type_is_missing():
+    counts, profiles, _ = spots_with_a_common_type()
+    operator = make(n_cell_types=4, n_genes=60)
+    operator.fit_signatures(counts, profiles[:4], refine=False)
+    assert operator.unknown_pays(counts, profiles[:4])
+    operator = make(n_cell_types=5, n_genes=60)
+    operator.fit_signatures(counts, profiles, refine=False)
+    assert not operator.unknown_pays(counts, profiles)
+
+
+def test_factors_stay_at_one_without_platform_effect():
+    counts, profiles, _ = spots_with_a_common_type()
+    operator = make(n_cell_types=4, n_genes=60)
+    operator.fit_signatures(counts, profiles[:4], refine=False, platform_effect=False)
+    np.testing.assert_array_equal(operator.unknown_signature(counts, profiles[:4]).log_factor, 0.0)
 
 
 @pytest.mark.parametrize(

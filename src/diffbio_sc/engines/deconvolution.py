@@ -31,9 +31,7 @@ _NEIGHBOURS = 6  # of a spot on a hexagonal lattice
 _SOLVER_STEPS = 6
 _SPOTS_AT_ONCE = 2**14  # of which the posterior is computed
 _UNKNOWN_STEPS = 3
-# Of a spot's cells. Below, a signature outside the reference rather explains that cells of a type differ
-# (benchmarks/deconvolution.py missing).
-_UNEXPLAINED_SHARE = 0.3
+_BELIEVED = 0.5  # even odds, whether RNA outside the reference is of a missing type (benchmarks/deconvolution.py odds)
 
 
 def choose_genes(
@@ -200,6 +198,8 @@ class Fit(NamedTuple):
         Regression of each slide.
     report
         Course of the fit.
+    incomplete
+        Whether a signature outside the reference predicts better; None if not asked.
     """
 
     log_platform: np.ndarray
@@ -209,6 +209,7 @@ class Fit(NamedTuple):
     corrected: bool
     solvers: list[SlideSolver]
     report: FitReport
+    incomplete: bool | None = None
 
 
 def fit_signatures(
@@ -220,6 +221,7 @@ def fit_signatures(
     signature_error: np.ndarray | None = None,
     platform_effect: bool = True,
     refine: bool = True,
+    unexplained: bool = False,
 ) -> Fit:
     """Fit the operator on the sample, then give each slide its own platform effect.
 
@@ -236,6 +238,8 @@ def fit_signatures(
     platform_effect, refine
         Whether to estimate the genes' factors between the platforms, and the types' own deviations (if these let spots
         be predicted better).
+    unexplained
+        Whether to ask if the reference is complete.
     """
     counts, columns = spots.counts, spots.columns
     types, genes = profiles.shape
@@ -251,17 +255,16 @@ def fit_signatures(
         excess_shape=None if dispersion_index is None else excess_shape(dispersion_index),
         signature_error=signature_error,
     )
-    unknown = operator.unknown_signature(few, profiles)
+    unknown = operator.unknown_signature(few, profiles, signature_error)
+    incomplete = operator.unknown_pays(few, profiles, signature_error) if unexplained else None
 
     def solver() -> SlideSolver:
         known = operator.solver(profiles)
-        own = np.concatenate([operator.platform_signatures(profiles), unknown[None]]).astype(np.float32)
-        extended = np.concatenate([known.signatures, unknown[None]]).astype(np.float32)
         error = None if known.error is None else np.concatenate([known.error, np.zeros((1, genes))])
         return SlideSolver(
             known,
-            SpotSolver(own, known.dispersion, _UNKNOWN_STEPS),
-            dataclasses.replace(known, signatures=extended, error=error, room=0),
+            SpotSolver(unknown.beside(operator.platform_signatures(profiles)), known.dispersion, _UNKNOWN_STEPS),
+            dataclasses.replace(known, signatures=unknown.beside(known.signatures), error=error, room=0),
         )
 
     common = operator.log_platform[...]
@@ -277,7 +280,8 @@ def fit_signatures(
     refined, corrected = (
         bool(np.any(np.asarray(part[...]))) for part in (operator.log_deviation, operator.signature_error)
     )
-    return Fit(np.asarray(common), config.dispersion, float(operator.kept[...]), refined, corrected, solvers, report)
+    kept = float(operator.kept[...])
+    return Fit(np.asarray(common), config.dispersion, kept, refined, corrected, solvers, report, incomplete)
 
 
 class Regressed(NamedTuple):
@@ -518,21 +522,30 @@ def with_sizes_of_samples(profiles: np.ndarray, weights: np.ndarray, composition
     return (profiles * (new / size)[:, None]).astype(np.float32)
 
 
-def without_unexplained(found: Composition, extended: Composition) -> tuple[Composition, np.ndarray]:
-    """Proportions among what the reference explains, and the share of each spot that it does not.
+def beside_unexplained(found: Composition, extended: Composition, share: np.ndarray) -> Composition:
+    """Proportions when a type may be missing from the reference: between two answers.
 
-    ``extended`` has the unknown signature as last type. Spots of which that makes up less than three tenths stay as
-    they are ``found`` without it.
+    One is ``found`` without the unknown signature, the other ``extended`` by it as last type, among the types known. A
+    spot moves to the second as far as the signature takes part in it, ``share``, and by half of that: what it takes may
+    be RNA of the types known. The difference of the answers is part of the variance.
     """
-    share = extended.proportions[:, -1]
-    rows = np.flatnonzero((share > _UNEXPLAINED_SHARE) & (share < 1.0 - 1e-3))
-    rest = (1.0 - share[rows])[:, None]
-    parts = {name: getattr(found, name).copy() for name in ("weights", "proportions", "deviation", "abundance")}
-    parts["weights"][rows] = extended.weights[rows, :-1]
-    parts["proportions"][rows] = extended.proportions[rows, :-1] / rest
-    parts["deviation"][rows] = extended.deviation[rows, :-1] / rest
-    parts["abundance"][rows] = extended.abundance[rows, :-1]
-    return found._replace(**parts), share
+    weight = (_BELIEVED * share)[:, None]
+    rest = np.maximum(1.0 - extended.proportions[:, -1:], 1e-3)
+    # Where it takes all, nothing is said about the types known.
+    known = extended.proportions[:, -1:] < 1.0 - 1e-3
+    other = np.where(known, extended.proportions[:, :-1] / rest, found.proportions)
+    spread = np.where(known, extended.deviation[:, :-1] / rest, found.deviation)
+
+    def between(one, two):
+        return (1.0 - weight) * one + weight * two
+
+    variance = between(found.deviation**2, spread**2) + weight * (1.0 - weight) * (found.proportions - other) ** 2
+    return found._replace(
+        weights=between(found.weights, extended.weights[:, :-1]),
+        proportions=between(found.proportions, other),
+        deviation=np.sqrt(variance),
+        abundance=between(found.abundance, extended.abundance[:, :-1]),
+    )
 
 
 def expected_counts(spots: Spots, sample: Sample, fit: Fit, weights: np.ndarray) -> np.ndarray:

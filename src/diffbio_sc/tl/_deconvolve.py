@@ -94,9 +94,9 @@ def deconvolve(
     refine
         Whether to refine the signatures on the spots, if refined ones predict further spots better.
     unexplained
-        Whether to let one signature outside the reference take part as a further type, and give proportions among the
-        others where it makes up more than three tenths of a spot. For tissues that may hold a type that the reference
-        lacks; where it lacks none, this costs a little.
+        Whether to ask if the reference is complete: report the share of a signature outside it and, if that signature,
+        learned on other spots, lets genes be predicted better, give proportions among the other types beside it. For
+        tissues that may hold a type that the reference lacks.
     library_key
         Column of ``adata.obs`` with the slide of each spot: each slide gets its own platform effect.
     smoothing
@@ -153,7 +153,8 @@ def deconvolve(
         ``genes`` used, ``presence_probability`` of each type, ``dispersion``, ``refined``: whether signatures were
         refined, ``corrected``: whether weights were corrected for the signatures' sampling error, ``typical_error`` of
         each type where it is present, on mixtures of held-out reference cells, ``cell_sizes``, if they were given or
-        learned from rows of known composition.
+        learned from rows of known composition, ``incomplete``: with ``unexplained``, whether a signature outside the
+        reference predicts better.
 
     Raises
     ------
@@ -228,8 +229,9 @@ def deconvolve(
         signature_error=None if table.exact else relative_error(sums[:, chosen], sampling),
         platform_effect=platform_effect,
         refine=refine,
+        unexplained=unexplained,
     )
-    regressed = engine.regress_spots(spots, sample, fit, smoothing, unexplained=unexplained)
+    regressed = engine.regress_spots(spots, sample, fit, smoothing, unexplained=bool(fit.incomplete))
     found = engine.posterior_composition(
         regressed.solution, profiles, sample, cells, kept=fit.kept, size_variation=size_variation
     )
@@ -238,7 +240,9 @@ def deconvolve(
         found = engine.posterior_composition(
             regressed.solution, profiles, sample, cells, kept=fit.kept, size_variation=size_variation
         )
-    obs = {"fit": regressed.fit}
+    obs, weights = {"fit": regressed.fit}, found.weights
+    if unexplained:
+        obs["unexplained"] = 1.0 - regressed.fit
     if regressed.extended is not None:
         # Nothing is known of the size of its cells: the mean of the others'.
         size = np.full((1, len(columns)), profiles.sum() / profiles.size, np.float32)
@@ -251,7 +255,7 @@ def deconvolve(
             kept=fit.kept,
             size_variation=variation,
         )
-        found, obs["unexplained"] = engine.without_unexplained(found, extended)
+        found = engine.beside_unexplained(found, extended, obs["unexplained"])
     calibration = None
     if table.cells is not None and table.codes is not None:
         used = in_reference[chosen]
@@ -279,7 +283,7 @@ def deconvolve(
     tables = {"": found.proportions, "_std": found.deviation, "_abundance": found.abundance}
     layers = {}
     if reconstruct:
-        layers[f"{key_added}_reconstructed"] = engine.expected_counts(spots, sample, fit, found.weights)
+        layers[f"{key_added}_reconstructed"] = engine.expected_counts(spots, sample, fit, weights)
     log_platform = np.full(adata.n_vars, np.nan, np.float32)
     log_platform[columns] = fit.log_platform
     record = make_record(
@@ -293,6 +297,7 @@ def deconvolve(
         refined=fit.refined,
         corrected=fit.corrected,
         **({} if calibration is None else {"typical_error": calibration.error}),
+        **({} if fit.incomplete is None else {"incomplete": fit.incomplete}),
         **({} if cell_sizes is None else {"cell_sizes": profiles.sum(1)}),
     )
     write_results(

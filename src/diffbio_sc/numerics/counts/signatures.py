@@ -132,6 +132,11 @@ def informative_genes(
     return np.unique(best)
 
 
+def robust_spread(values: np.ndarray) -> float:
+    """Standard deviation around the median, from the median of the deviations."""
+    return float(1.4826 * np.median(np.abs(values - np.median(values))))
+
+
 class BulkFit(NamedTuple):
     """Mixture of profiles that best explains the summed counts, robust to gene-specific factors.
 
@@ -176,7 +181,7 @@ def fit_bulk(bulk: np.ndarray, profiles: np.ndarray) -> BulkFit:
     mean = composition @ profiles
     log_ratio = log_bulk - np.log(mean + 0.5)
     log_ratio -= np.median(log_ratio)
-    spread = float(1.4826 * np.median(np.abs(log_ratio)))
+    spread = robust_spread(log_ratio)
     design = (composition[:, None] * profiles / np.maximum(mean, 1e-300)).T
     covariance = np.linalg.inv(design.T @ design + 1e-6 * np.eye(types)) * spread**2
     share = composition / composition.sum()

@@ -33,7 +33,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proporti
 from diffbio_sc.numerics.counts.refinement import CONVERGED, refinement_rounds
 from diffbio_sc.numerics.counts.spot_chunks import padded_sample
 from diffbio_sc.numerics.counts.spot_regression import SpotSolution, SpotSolver, diagnose
-from diffbio_sc.numerics.counts.unknown_signature import unknown_rounds
+from diffbio_sc.numerics.counts.unknown_signature import standard_excess, unknown_rounds
 from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.correction import NetworkMinusStart
@@ -60,10 +60,30 @@ FIT_SPOTS = 2000  # signatures estimated on 2000 spots are as accurate as on all
 _SPOT_VARIANCE = 0.12**2
 _DECISION_SPOTS = 500  # to see whether refined signatures predict better
 _GENE_FOLDS = 4
+_SPOT_FOLDS = 4
 _STANDARD_ERRORS = 1.0  # by which refined signatures have to predict better: the usual rule of cross-validation
 # Power of the share of variance beyond counting. The likelihood takes that variance for independent between genes; in
 # cells it is not, and types look dispensable that are not (benchmarks/deconvolution.py left_out).
 _KEPT_POWER = 2.0
+
+
+class UnknownSignature(NamedTuple):
+    """Signature outside the reference.
+
+    Attributes
+    ----------
+    signature
+        Its share of counts in each gene; sums to 1.
+    log_factor
+        Log of what remains of the platform factors beside it.
+    """
+
+    signature: np.ndarray
+    log_factor: np.ndarray
+
+    def beside(self, signatures: np.ndarray) -> np.ndarray:
+        """Signatures of the reference's types with their factors adapted, and this one as the last."""
+        return np.concatenate([signatures * np.exp(self.log_factor), self.signature[None]]).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -347,15 +367,17 @@ class SpatialDeconvolution(Operator):
     @one_thread_at_a_time
     @one_blas_thread()
     def unknown_signature(
-        self, counts: np.ndarray, profiles: Float[Array, "types genes"], rounds: int = 10
-    ) -> np.ndarray:
-        """Learn the one signature outside the reference that explains most of what the reference leaves over.
+        self,
+        counts: np.ndarray,
+        profiles: Float[Array, "types genes"],
+        signature_error: np.ndarray | None = None,
+        rounds: int = 15,
+    ) -> UnknownSignature:
+        """Learn one signature outside the reference, as of a type that it lacks.
 
-        It starts from the leading component of the residuals, from genes in excess on either side of it, and is
-        refined by expectation maximisation with the reference's signatures (platform effect only) held. The residuals
-        have two sides because the platform effect centres them: spots without the missing type have an excess of all
-        other genes. The side is chosen by the likelihood, by one standard error; where that does not tell, it is the
-        one that takes more of the RNA (benchmarks/deconvolution.py missing).
+        It starts from genes that are in excess of the reference on this platform, by more than sampling and the spread
+        of the platform factors explain, and whose residuals go together; see
+        :mod:`~diffbio_sc.numerics.counts.unknown_signature`.
 
         Parameters
         ----------
@@ -363,37 +385,73 @@ class SpatialDeconvolution(Operator):
             Spots by genes, all with counts.
         profiles
             Types by genes.
+        signature_error
+            Squared relative errors of the profiles, as for :meth:`fit`; default: none.
         rounds
             Rounds of expectation maximisation.
-
-        Returns
-        -------
-        Signature of sum 1 (genes,).
         """
+        return self._unknown(np.asarray(counts), np.asarray(profiles), signature_error, rounds)
+
+    @one_thread_at_a_time
+    @one_blas_thread()
+    def unknown_pays(
+        self, counts: np.ndarray, profiles: Float[Array, "types genes"], signature_error: np.ndarray | None = None
+    ) -> bool:
+        """Whether a signature outside the reference, learned on other spots, lets genes be predicted better.
+
+        The signature is learned on three quarters of the spots. In the last quarter, weights from three quarters of the
+        genes predict the rest, with it and without, the other signatures being the same. It has to win by more than one
+        standard error.
+        """
+        profiles = np.asarray(profiles)
+        counts, fold = self._decision_sample(np.asarray(counts, np.float32))
+        own = self.platform_signatures(profiles)
+        part = np.arange(len(counts)) % _SPOT_FOLDS
+        gains = []
+        for left_out in range(_SPOT_FOLDS):
+            # Spots left out stay as empty rows: one compiled program serves all.
+            seen = np.where((part != left_out)[:, None], counts, 0.0).astype(np.float32)
+            found = self._unknown(seen, profiles, signature_error)
+            unseen = counts[part == left_out]
+            with_it = np.concatenate([own, found.signature[None]])
+            losses = [self._prediction_loss(unseen, mu, fold) for mu in (own, with_it)]
+            gains.append(losses[0] - losses[1])
+        return _pays(np.concatenate(gains))
+
+    def _unknown(self, counts, profiles, signature_error, rounds: int = 15) -> UnknownSignature:
         spots, genes = counts.shape
+        types = len(profiles)
         padded, depth = padded_sample(counts)
-        mu = self.platform_signatures(profiles)
+        width = padded.shape[1]
         dispersion = self._dispersion()
+        log_platform = np.asarray(self.log_platform[...])
+        base = np.asarray(profiles) / np.asarray(profiles).sum(-1, keepdims=True)
         # Without excess variance: a missing type shows in genes that vary between cells, they keep their full say.
-        weights = SpotSolver(mu, dispersion, self.config.solver_steps, room=1)(counts).weights
-        problem = (
+        solver = SpotSolver(self.platform_signatures(profiles), dispersion, self.config.solver_steps, room=1)
+        weights = solver(counts).weights
+        exposure = (counts.sum(1, keepdims=True) * weights).sum(0, dtype=np.float64)
+        mean, total = np.maximum(exposure @ base, 1e-12), counts.sum(0, dtype=np.float64)
+        log_ratio = np.log(total + 0.5) - np.log(mean + 0.5)
+        sampling = 1.0 / np.maximum(total, 1.0)
+        if signature_error is not None:
+            sampling = sampling + exposure**2 @ (signature_error * base.astype(np.float64) ** 2) / mean**2
+        signature, log_factor = unknown_rounds(
             padded,
             depth,
             np.int32(spots),
-            zero_padded(weights, (len(padded), len(mu))),
-            zero_padded(mu, (len(mu), padded.shape[1])),
-            dispersion,
-            zero_padded(np.ones(genes, np.float32), padded.shape[1:]),
+            zero_padded(weights, (len(padded), types)),
+            zero_padded(base.astype(np.float32), (types, width)),
+            zero_padded(log_platform, (width,)),
+            zero_padded(standard_excess(log_ratio, sampling).astype(np.float32), (width,)),
+            np.float32(signatures.robust_spread(log_ratio)),
+            np.float32(dispersion),
+            zero_padded(np.ones(genes, np.float32), (width,)),
+            np.float32(self.config.prior_counts),
+            np.float32(self._prior_rate(genes)),
             rounds,
+            np.bool_(log_platform.any()),
         )
-        found = [unknown_rounds(*problem, np.float32(side)) for side in (1.0, -1.0)]
-        (signature, share, deviance), (other, share_of_other, deviance_of_other) = (
-            [np.asarray(part, np.float64) for part in parts] for parts in found
-        )
-        gain = (deviance - deviance_of_other)[:spots]
-        if _pays(gain) or (not _pays(-gain) and share_of_other.sum() > share.sum()):
-            signature = other
-        return signature[:genes].astype(np.float32)
+        return UnknownSignature(np.asarray(signature)[:genes], np.asarray(log_factor)[:genes] - log_platform)
 
     def platform_signatures(self, profiles: Float[Array, "types genes"]) -> np.ndarray:
         """Profiles scaled to sum 1 times the platform factor, without the types' own deviations."""
@@ -458,7 +516,7 @@ class SpatialDeconvolution(Operator):
             bulk = signatures.fit_bulk(counts.sum(0, dtype=np.float64), base.astype(np.float64))
             spread, anchor = bulk.spread, bulk.log_ratio
             # How far the summed counts leave the composition open, against the accuracy of the spots' own answer.
-            openness = bulk.composition_variance**2 / (bulk.composition_variance**2 + _SPOT_VARIANCE**2)
+            openness = _openness(bulk.composition_variance)
         platform = {"anchor": anchor, "spread": spread, "openness": openness, "platform_effect": platform_effect}
         self.excess[...] = jax.device_put(np.zeros(counts.shape[1], np.float32))
         self.signature_error[...] = jax.device_put(np.zeros(base.shape, np.float32))
@@ -470,6 +528,11 @@ class SpatialDeconvolution(Operator):
             error = np.asarray(signature_error, np.float32)
             if not decide or self._correction_pays(counts, base * np.exp(start), error):
                 self.signature_error[...] = jax.device_put(error)
+                if platform_effect:
+                    # The summed counts are fitted as if signatures had no errors: they are off as far as they disagree.
+                    weights = self._solver(base * np.exp(start))(counts).weights
+                    variance = bulk.composition_variance + _disagreement(counts, weights, bulk.composition)
+                    platform["openness"] = _openness(variance)
         log_platform, log_deviation, history = self._rounds(counts, base, refine=refine, **platform)
         self.log_platform[...] = jax.device_put(log_platform)
         self.log_deviation[...] = jax.device_put(log_deviation)
@@ -559,11 +622,14 @@ class SpatialDeconvolution(Operator):
         for left_out in range(_GENE_FOLDS):
             seen, unseen = fold != left_out, fold == left_out
             known = counts * seen
-            weights = self._solver(mu * seen)(known).weights
+            weights = dataclasses.replace(self._solver(mu * seen), error=None)(known).weights
             mean = np.maximum(known.sum(1, keepdims=True) * (weights @ mu[:, unseen]).astype(np.float64), 1e-2)
             variance = mean * (1.0 + excess[unseen] + dispersion * mean)
             loss += 0.5 * ((counts[:, unseen] - mean) ** 2 / variance + np.log(variance)).sum(1)
         return loss
+
+    def _prior_rate(self, genes: int) -> float:
+        return max(0.05, self.config.relative_prior * self.config.n_cell_types / genes)
 
     def _dispersion(self) -> float:
         return float(np.exp(np.asarray(self.log_dispersion[...])))
@@ -583,7 +649,6 @@ class SpatialDeconvolution(Operator):
         types = base.shape[0]
         padded, depth = padded_sample(counts)
         width = padded.shape[1]
-        rate = max(0.05, self.config.relative_prior * types / genes)
         log_platform, log_theta, history = refinement_rounds(
             padded,
             depth,
@@ -597,7 +662,7 @@ class SpatialDeconvolution(Operator):
             np.float32(spread),
             np.float32(openness),
             np.float32(self.config.prior_counts),
-            np.float32(rate),
+            np.float32(self._prior_rate(genes)),
             np.bool_(refine),
             np.bool_(platform_effect),
             self.config.fit_rounds,
@@ -608,6 +673,17 @@ class SpatialDeconvolution(Operator):
 @partial(jax.jit, static_argnums=(0, 1, 5))
 def _compiled(method, graph, state, counts, profiles, plain):
     return method(nnx.merge(graph, state), counts, profiles, plain)
+
+
+def _openness(composition_variance: float) -> float:
+    return composition_variance**2 / (composition_variance**2 + _SPOT_VARIANCE**2)
+
+
+def _disagreement(counts, weights, composition) -> float:
+    """Squared difference, relative to the squares, between the spots' composition and that of their summed counts."""
+    spots = (counts.sum(1, keepdims=True, dtype=np.float64) * weights).sum(0)
+    share, of_sum = spots / spots.sum(), composition / composition.sum()
+    return float(((share - of_sum) ** 2).sum() / (of_sum**2).sum())
 
 
 def _pays(gain: np.ndarray) -> bool:
