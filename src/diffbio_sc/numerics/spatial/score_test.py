@@ -266,6 +266,7 @@ class SpatialScoreTest:
                         self._residuals(rows[block], kind, weights, mean[block]), weights, cumulants, spectra
                     )
                     log_p[kind][:, block], skewness[kind][:, block] = tail
+            del weights  # before the next are made
         power = (_EFFECT * detectable) ** 2
         weight = 2.0 ** (-_SCALE_WEIGHT * np.arange(scales))[:, None] * power / (1.0 + power)
         weight = np.concatenate([weight, weight[[0, 0, 0]]])[None] / (1.0 + skewness**2)
