@@ -40,6 +40,9 @@ GENES, CHUNK, TYPES, DEPTH = 2000, 1000, 8, 230
 FUNCTIONS = ("deconvolve", "spatial_genes")
 LIMIT = 900  # seconds of a row
 SETTINGS = ("memory", "no client", "threads 4", "workers 2 x 1", "workers 1 x 2", "two threads")
+QUICK_SETTINGS = ("memory", "threads 4", "workers 2 x 1")
+SOURCES = ("memory", "lazy", "workers 1 warm", "workers 2 warm")
+QUICK_SOURCES = ("memory", "lazy", "workers 2 warm")
 SETTING_LIMIT = 120  # seconds of each function, twice, in a setting
 KINDS = ("one file", "one file, auto", "groups 20", "groups 200", "replicates 8")  # of calls of peaks
 MILLION, MILLION_GENES, MILLION_CHUNK, MILLION_COUNTS = 1_200_000, 200, 10_000, 40
@@ -234,11 +237,11 @@ def show(found: dict) -> None:
     print(json.dumps(found), flush=True)
 
 
-def cost(folder: Path, rows: int, block: str, functions: Sequence[str]) -> None:
+def cost(folder: Path, rows: int, block: str, functions: Sequence[str], sources: Sequence[str]) -> None:
     make_tissue(folder, rows)
     for function in functions:
         in_memory = 0.0
-        for source in ("memory", "lazy", "workers 1 warm", "workers 2 warm"):
+        for source in sources:
             found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy", 2)
             total = found.get("CPU s second", 0.0) + found.get("workers CPU s second", 0.0)
             in_memory = in_memory or total
@@ -331,9 +334,9 @@ def _at_once(function: str, copies: list) -> list[np.ndarray]:
     return found
 
 
-def try_settings(folder: Path, rows: int) -> None:
+def try_settings(folder: Path, rows: int, settings: Sequence[str]) -> None:
     make_tissue(folder, rows)
-    for setting in SETTINGS:
+    for setting in settings:
         show({"table": "settings", **run_row("setting", setting, rows, folder, limit=3 * SETTING_LIMIT)})
 
 
@@ -510,7 +513,7 @@ def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
         theirs = client.run(cpu) if client is not None else {}
         held = client.run(forget_peak) if client is not None else {}
         number = sum(map(len, call_fragments(path, kind)))
-        found = {"peaks": kind, "workers": workers, "wall s": round(time.perf_counter() - wall, 1)}
+        found = {"peaks": kind, "workers": workers, "wall s": round(time.perf_counter() - wall, 2)}
         found |= {"CPU s": round(cpu() - started, 1), "MB": round(peak() - before), "number": number}
         if client is not None:
             used = [round(value - theirs[key], 1) for key, value in client.run(cpu).items()]
@@ -519,10 +522,11 @@ def peak_workers_row(folder: Path, workers: int, kind: str) -> dict:
     return found
 
 
-def peaks(folder: Path, millions: list[int], kinds: Sequence[str]) -> None:
-    for kind in kinds:
+def peaks(folder: Path, millions: list[int], kinds: Sequence[str] | None) -> None:
+    for kind in kinds or KINDS:
         for number in millions:
-            show(run_row("peaks", folder, number, kind))
+            if kinds or kind != "groups 200" or number == min(millions):  # a minute for 8 million, four for 32
+                show(run_row("peaks", folder, number, kind))
 
 
 def peak_workers(folder: Path, kinds: Sequence[str]) -> None:
@@ -569,7 +573,12 @@ def main() -> None:
     parser.add_argument("--million", type=int, default=MILLION, help="spots that are made on the fly")
     parser.add_argument("--millions", help="millions of fragments; default 2,8, quick 2")
     parser.add_argument("--functions", nargs="+", choices=FUNCTIONS, default=FUNCTIONS, help="of cost, memory, million")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="calls of the tables peaks and workers")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=KINDS,
+        help="calls of the tables peaks and workers; without, 200 groups for the first number only",
+    )
     parser.add_argument("--block", default="256MB", help="memory of a block")
     parser.add_argument("--folder", type=Path, help="where tissues are kept; default: a temporary folder")
     parser.add_argument("--write", type=Path, help="file for the run")
@@ -588,15 +597,15 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if "cost" in tables:
-            cost(folder, rows, options.block, options.functions)
+            cost(folder, rows, options.block, options.functions, QUICK_SOURCES if quick else SOURCES)
         if "memory" in tables:
             grow(folder, sizes, options.block, options.functions)
         if "settings" in tables:
-            try_settings(folder, 7500)
+            try_settings(folder, 7500, QUICK_SETTINGS if quick else SETTINGS)
         if "million" in tables:
             million(options.million, options.functions)
         if "peaks" in tables:
-            peaks(folder, millions, options.kinds or KINDS)
+            peaks(folder, millions, options.kinds)
         if "workers" in tables:
             peak_workers(folder, options.kinds or ("one file", "groups 20"))
         if "compile" in tables:

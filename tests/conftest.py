@@ -41,8 +41,11 @@ _LONG = ("operators", "tl", "test_threads.py", "numerics")
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first; within a file the order stays."""
+    """Long files first; within a file the order stays. Examples and real data are for machine code as users have it."""
     root = Path(__file__).parent
+    for item in items:
+        if item.get_closest_marker("data") or Path(item.path).name == "test_examples.py":
+            item.add_marker("as_users")
 
     def place(item):
         first = Path(item.path).relative_to(root).parts[0]

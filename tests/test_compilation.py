@@ -16,6 +16,7 @@ from diffbio_sc.numerics.placing import device_copy
 
 SPOTS, MORE_SPOTS = 300, 320  # 7 % more; both are padded to 320
 CELLS, MORE_CELLS = 322, 345  # padded to 352, of which 320 to train on
+REGIONS, MORE_REGIONS = 328, 351  # padded to 352, of which 320 to train on; two and three motifs grow from them
 
 
 def signatures(genes=250, types=4):
@@ -49,6 +50,13 @@ def bins(cells_of_a_type):
     return adata, places.iloc[:6].assign(annotation="peaks", sample=adata.obs_names[0])
 
 
+def regions(number):
+    adata = dbio.datasets.simulate_regulatory_regions(n_regions=MORE_REGIONS)[:, :number].copy()
+    adata.var["split"] = np.where(np.arange(number) % 10 == 0, "val", "train")
+    dbio.pp.sequences(adata)
+    return adata
+
+
 def patterned(spots):
     return dbio.datasets.simulate_spatial_genes(n_spots=spots, n_genes=60)
 
@@ -70,6 +78,7 @@ CASES = {
     "spatial_genes": (patterned, spatial_genes, SPOTS, MORE_SPOTS),
     "multiomics_vae": (cells, lambda mdata: dbio.tl.multiomics_vae(mdata, max_epochs=1), CELLS, MORE_CELLS),
     "a_model_of_cells": (lambda number: (fitted(number), cells(number)), use_model, CELLS, MORE_CELLS),
+    "contextual": (regions, lambda adata: dbio.tl.contextual(adata, max_epochs=1), REGIONS, MORE_REGIONS),
     "train_peaks": (bins, lambda data: dbio.tl.train_peaks(*data, steps=2), 60, 64),
 }
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import diffbio_sc as dbio
-from diffbio_sc.engines.peak_sets import cut_at_regions
+from diffbio_sc.engines.peak_sets import count_support, cut_at_regions
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 
@@ -86,6 +86,22 @@ def test_a_table_has_the_columns_and_types_that_are_defined_once(tmp_path):
         PeakTable.from_frame(peaks().drop(columns="end"))
     with pytest.raises(ValueError, match="start < end, found 1 rows"):
         PeakTable.from_frame(peaks(end=[1400, 5000, 9400]))
+
+
+def test_columns_of_a_frame_are_its_own():
+    shared = np.array([3.0, 8.0, 2.0])
+    table = PeakTable.from_frame(peaks()).replace(signalValue=shared, fragments=shared)
+    frame = table.to_frame()
+    frame.loc[0, "signalValue"] = -7.0
+    assert frame["fragments"].tolist() == table["signalValue"].tolist() == [3.0, 8.0, 2.0]
+
+
+def test_replicates_count_by_their_places_as_by_their_tables():
+    table = PeakTable.from_frame(peaks())
+    others = [table.take([0, 2]), PeakTable.from_frame(peaks(chrom=["chr2", "chr1", "chr1"])), table.take([0])]
+    found = count_support(table, [other.places() for other in others])
+    assert found["n_replicates"].tolist() == count_support(table, others)["n_replicates"].tolist() == [2, 1, 2]
+    assert set(others[0].places()) == {"chrom", "start", "end"}
 
 
 def test_a_summit_at_the_first_base_after_a_region_is_outside_it():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from diffbio_sc.numerics.spatial import depth_pattern
 from diffbio_sc.numerics.spatial.depth_pattern import DepthPattern
 
 
@@ -28,6 +29,16 @@ def test_only_genes_of_the_pattern_follow_it():
     assert found @ counts.sum(0) == pytest.approx(counts.sum())  # 1 on average by construction
     assert np.abs(found[:2]).max() < 0.3
     assert found[2] > 1.6
+
+
+def test_neighbours_are_found_a_few_spots_at_a_time(monkeypatch):
+    rng = np.random.default_rng(2)
+    places, values = rng.uniform(0, 9, (100, 2)), rng.normal(size=100)
+    distance = np.linalg.norm(places[:, None] - places[None, :], axis=2)
+    nearest = np.argsort(distance, axis=1)[:, 1:9]
+    monkeypatch.setattr(depth_pattern, "_SPOTS_AT_ONCE", 7)
+    found = depth_pattern._mean_of_neighbours(places, values)
+    np.testing.assert_allclose(found, values[nearest].mean(1))
 
 
 def test_depth_that_all_genes_share_gives_slopes_of_one_and_chance_none():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from diffbio_sc.numerics.spatial import layout, score_test
 from diffbio_sc.numerics.spatial.score_test import SpatialScoreTest, nuisance_columns
 
 
@@ -61,6 +62,29 @@ def test_preparing_adds_no_bytes_a_spot_and_a_copy_computes_no_law_again(monkeyp
     found = pickle.loads(stored).test(counts, moments.mean, classes)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("slides", [1, 2])
+def test_nothing_depends_on_how_many_spots_and_genes_are_worked_on_at_once(monkeypatch, slides):
+    rng = np.random.default_rng(3)
+    places = np.stack(np.meshgrid(*[np.arange(30.0)] * 2), -1).reshape(-1, 2)
+    depth = rng.lognormal(0, 0.3, len(places)) * 100
+    groups = np.arange(len(places)) * slides // len(places)
+    counts = draw(rng, depth, 12, rate=np.geomspace(0.05, 20, 12), effect=np.exp(np.sin(places[:, [0]] / 3)))
+    _, expected = run(places, counts, depth, groups=groups)
+    monkeypatch.setattr(score_test, "_SPOTS_AT_ONCE", 13)
+    monkeypatch.setattr(score_test._stretches, "__defaults__", (13,))
+    monkeypatch.setattr(score_test, "_PROBES_AT_ONCE", 3)
+    monkeypatch.setattr(layout, "_VALUES_AT_ONCE", 1)
+    _, found = run(places, counts, depth, groups=groups)
+    np.testing.assert_allclose(found.log_p, expected.log_p, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.scale_log_p, expected.scale_log_p, rtol=1e-5, atol=1e-6)
+
+
+def test_signs_drawn_in_parts_are_those_drawn_at_once():
+    found = score_test._random_signs(20_001, 3)
+    np.testing.assert_array_equal(found, np.random.default_rng(0).choice([-1, 1], (20_001, 3)))
+    assert found.dtype == np.int8
 
 
 @pytest.mark.parametrize("most_dense_spots", [500, 50])

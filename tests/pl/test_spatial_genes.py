@@ -203,6 +203,16 @@ def test_shuffled_coordinates_give_uniform_p(result):
     assert 0.35 < np.median(pvalue) < 0.65
     again = plot(result, kind="qq", show=False)
     np.testing.assert_array_equal(points(again.collections[2]), points(shuffled))
+    # Covariates are smoothed over the true places, as the test smoothed them.
+    along = result.obsm["spatial"][:, 0]
+    result.obs["age"] = along + np.random.default_rng(0).normal(0, 2 * along.std(), result.n_obs)
+    params = result.uns["spatial_genes"]["params"]
+    params.update(covariates=["age"])
+    plain = points(plot(result, kind="qq", show=False).collections[2])
+    params.update(smooth_covariates=True)
+    smoothed = points(plot(result, kind="qq", show=False).collections[2])
+    assert np.abs(smoothed - plain).max() > 0.01
+    assert (10.0 ** -smoothed[:, 1]).min() > 1e-4
     pd.testing.assert_frame_equal(result.var, before.var)
     np.testing.assert_array_equal(result.obsm["spatial"], before.obsm["spatial"])
     assert set(result.uns["spatial_genes"]) == set(before.uns["spatial_genes"])

@@ -402,7 +402,7 @@ def test_round_trip_through_h5ad(tissue, tmp_path):
     assert list(back.var["spatial_pattern"].dropna()) == list(tissue.var["spatial_pattern"].dropna())
 
 
-@pytest.mark.parametrize("given", ["by the test", "as a table"])
+@pytest.mark.parametrize("given", ["by the test", "as a table", "smoothed"])
 def test_what_covariates_explain_is_no_pattern(tissue, given):
     # With the first two maps as covariates only genes of the third have a map left.
     strength = []
@@ -412,6 +412,10 @@ def test_what_covariates_explain_is_no_pattern(tissue, given):
         options = {}
         if option == "by the test":
             adata.uns["spatial_genes"]["params"]["covariates"] = np.array(["one", "two"])
+        elif option == "smoothed":  # read with an error at each spot, as large as the maps
+            names, rng = ["one", "two"], np.random.default_rng(0)
+            adata.obs[names] += rng.normal(0, adata.obs[names].std(), (adata.n_obs, 2))
+            adata.uns["spatial_genes"]["params"].update(covariates=np.array(names), smooth_covariates=True)
         elif option == "as a table":
             adata.uns["spatial_genes"]["params"]["covariates"] = "given"
             with pytest.raises(ValueError, match="pass it as covariates="):

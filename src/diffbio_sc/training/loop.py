@@ -55,9 +55,9 @@ from diffbio_sc.training.vectors import Layout, Vectors
 __all__ = ["Loss", "train"]
 
 _LARGE = 1 << 26  # bytes of dense samples from which the compiler's memory matters beside theirs
-# Batches of an evaluation up to which it runs the code of an epoch. A program of its own takes about one second to
-# compile and saves two thirds of the time of each of its steps (`benchmarks/training.py passes`): more than three steps
-# have earned it after fifty epochs.
+# Batches of an evaluation up to which it runs the code of an epoch. A program of its own takes one to two seconds to
+# compile and saves two thirds of the time of each of its steps (`benchmarks/training.py passes`): four steps of the
+# multi-omics VAE have earned that after fifty to a hundred epochs.
 _FEW_BATCHES = 3
 _NOISE = 1e-3  # share of the held-out loss by which it may rise in an epoch that is not taken back
 

@@ -327,9 +327,17 @@ def _background_bins(sources, windows, width, first_bin, n, sites, own, level):
 
 
 @njit(cache=True, nogil=True)
-def _call_sequences(treatment, control, lengths, windows, settings, table, decisions, histogram):
+def _call_sequences(
+    start, end, bounds, control_start, control_end, control_bounds, lengths,
+    half, scales, floor, both_ends, halo, own_scales, own_both_ends, excess, per_fragment,
+    width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds,
+    table, decisions, histogram,
+):  # fmt: skip
     """Peaks of sequences; see :func:`call_chain_peaks`."""
-    width = settings.width
+    # No named tuples from outside: to take them apart is much to compile.
+    treatment, control = _Intervals(start, end, bounds), _Intervals(control_start, control_end, control_bounds)
+    windows = _Windows(half, scales, floor, both_ends, halo, own_scales, own_both_ends, excess, per_fragment)
+    settings = _Settings(width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds)
     piece = min(_PIECE, len(decisions))
     covered = np.empty(piece + 1, np.int32)
     whole = np.empty(piece + 2, np.int32)
@@ -522,33 +530,17 @@ def call_chain_peaks(
     levels = np.float64(floor) * (1.0 + np.arange(_LEVELS + 1) / _PER_LEVEL)
     table = -log_survival(np.arange(_HEIGHTS)[:, None], levels) / math.log(10.0)
     rows, found = _call_sequences(
-        _Intervals(treatment[0], treatment[1], np.asarray(treatment[2], np.int64)),
-        _Intervals(control[0], control[1], np.asarray(control[2], np.int64)),
+        treatment[0], treatment[1], np.asarray(treatment[2], np.int64),
+        control[0], control[1], np.asarray(control[2], np.int64),
         lengths,
-        _Windows(
-            half,
-            scales,
-            floor,
-            bool(control_fragments),
-            int(half.max(initial=0)) + 1,
-            own_scales,
-            bool(treatment_fragments),
-            float(background.excess),
-            int(background.per_fragment),
-        ),
-        _Settings(
-            width,
-            float(model.fragment_length),
-            float(model.fold),
-            math.log(model.fold),
-            float(model.penalty),
-            float(model.log10_p),
-            float(model.log_odds),
-        ),
+        half, scales, floor, bool(control_fragments), int(half.max(initial=0)) + 1,
+        own_scales, bool(treatment_fragments), float(background.excess), int(background.per_fragment),
+        width, float(model.fragment_length), float(model.fold), math.log(model.fold), float(model.penalty),
+        float(model.log10_p), float(model.log_odds),
         table.astype(np.float32),
         np.empty(-(-int(lengths.max(initial=0)) // width), np.uint8),
         histogram.counts,
-    )
+    )  # fmt: skip
     # The path of a sequence is traced from its end.
     rows = rows[:found][np.lexsort((-np.arange(found), rows[:found, 0]))]
     whole = rows[:, :4].astype(np.int64)

@@ -45,6 +45,8 @@ C2 = (
     1.3721957309062934e-06, -6.298992138380055e-07, 1.4280614206064242e-07, -2.0477098421990866e-10,
 )  # fmt: skip
 _LARGE = 32.0
+# As arrays: of tuples each length is compiled apart.
+_C0, _C1, _C2 = (np.array(coefficients) for coefficients in (C0, C1, C2))
 
 
 def log_survival(counts: Any, rate: Any) -> np.ndarray:
@@ -145,7 +147,7 @@ def log_survival_scalar(count, rate):
     half = _half_eta_squared(mu, rate / count)
     eta = math.copysign(math.sqrt(2.0 * half), mu)
     if abs(eta) < 1.0:
-        c0, c1, c2 = _polynomial(C0, eta), _polynomial(C1, eta), _polynomial(C2, eta)
+        c0, c1, c2 = _polynomial(_C0, eta), _polynomial(_C1, eta), _polynomial(_C2, eta)
     else:
         u, v = 1.0 / mu, 1.0 / eta
         c0 = u - v
