@@ -11,6 +11,7 @@ from diffbio_sc.numerics.spatial.representatives import representative_spots
 from diffbio_sc.numerics.spatial.variance import VarianceComponents
 
 _FITTED_SPOTS = 500  # an eigendecomposition of these for each lengthscale
+_NEIGHBOURS = 24  # cells of spots in each prediction: as near to the truth as with 48, at a seventh of the time
 _FEWEST_ON_A_SLIDE = 3
 
 
@@ -50,7 +51,12 @@ def smooth_covariates(
     for code in np.unique(codes):
         inside = codes == code
         smoothed[inside] = smooth(
-            values[inside], places[inside], fit.lengthscale, fit.noise_ratio, exact_spots=_FITTED_SPOTS
+            values[inside],
+            places[inside],
+            fit.lengthscale,
+            fit.noise_ratio,
+            exact_spots=_FITTED_SPOTS,
+            neighbours=_NEIGHBOURS,
         )
     result[usable] = smoothed
     return result
