@@ -26,7 +26,6 @@ _FOLDS = 5
 _MOST_FOLDS = 3
 _MIXTURES = 500  # in all folds, and the most of one; more say little more about one factor and one number for each type
 _FEWEST_IN_A_SPOT, _MOST_IN_A_SPOT = 2, 30  # one cell is no mixture; beyond, the mean cell is all that is left
-_WIDTH = 3.0  # standard deviations hold 95 % of any distribution with one peak (Vysochanskij and Petunin)
 _LEVEL, _GAUSSIAN_LEVEL = 0.9, 1.6448536
 _LARGEST_DEVIATION = 0.5  # of anything between 0 and 1
 
@@ -94,8 +93,7 @@ def cells_in_a_spot(spots: Spots, sample: Sample, fit: Fit, weights: np.ndarray,
 
     One bound is its depth in units of a reference cell's, right if cells give as much RNA here as there. The other is
     how much less its counts vary around the fit than those of single cells around their type, right if nothing but
-    cells makes the fit miss; something else always does, so that it is low. How far below the first it may lie, the
-    genes' factors between the platforms tell: the factor common to all genes is taken for one more of them.
+    cells makes the fit miss.
     """
     types = weights.shape[1]
     sizes = cells.sizes(types)
@@ -122,7 +120,6 @@ def cells_in_a_spot(spots: Spots, sample: Sample, fit: Fit, weights: np.ndarray,
     )
     by_depth = float(np.median(sample.depth[rows] * (weights[rows] / sizes).sum(1)))
     by_misfit = in_cells / max(in_spots, 1e-9)
-    by_misfit = max(by_misfit, min(by_depth, by_depth * np.exp(-_WIDTH * signatures.robust_spread(fit.log_platform))))
     low, high = np.clip(sorted((by_depth, by_misfit)), _FEWEST_IN_A_SPOT, _MOST_IN_A_SPOT)
     return float(low), float(high)
 
