@@ -259,13 +259,16 @@ def test_errors_are_one_line_and_a_status(arguments, status, message, tmp_path, 
 
 def test_a_full_disk_and_a_broken_pipe_end_cleanly(fragments, tmp_path):
     path, _ = fragments
-    command = [sys.executable, "-m", "diffbio_sc", "peaks", str(path), "-o"]
-    with open("/dev/full", "w") as full:
-        run = subprocess.run([*command, "-"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert run.returncode == 1
-    assert "No space left" in run.stderr
-    assert "Traceback" not in run.stderr
-    writer = subprocess.Popen([*command, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "diffbio_sc", "peaks", str(path), "-o", "-"]
+    for unbuffered in ("", "1"):  # the error comes at the last flush, or at the first line
+        environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        with open("/dev/full", "w") as full:
+            run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+        assert run.returncode == 1
+        assert "No space left" in run.stderr
+        assert "Exception ignored" not in run.stderr
+        assert "Traceback" not in run.stderr
+    writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     writer.stdout.close()  # the reader is gone before the first line
     assert "rror" not in writer.stderr.read()  # neither a traceback nor Python's complaint at its end
     assert writer.wait() == 141

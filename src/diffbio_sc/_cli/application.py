@@ -27,14 +27,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     tokens = [_STREAM if token == "-" else token for token in (sys.argv[1:] if arguments is None else arguments)]
     try:
-        return _application(tokens)
+        status = _application(tokens)
     except BrokenPipeError:
-        # Python flushes standard output once more at its end: let it flush to nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _flush_to_nowhere()
         return BROKEN_PIPE
     except KeyboardInterrupt:
         print("diffbio-sc: interrupted", file=sys.stderr)
         return INTERRUPTED
+    if status == FAILED:
+        try:
+            sys.stdout.flush()
+        except OSError:  # of which was told already
+            _flush_to_nowhere()
+    return status
+
+
+def _flush_to_nowhere() -> None:
+    """Python flushes standard output once more at its end: let that not fail, with a status of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _application(tokens: list[str]) -> int:
