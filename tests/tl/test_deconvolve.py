@@ -369,6 +369,15 @@ def test_refinement_does_not_hurt_an_exact_reference(simulate):
     assert np.mean(refined) <= 1.02 * np.mean(plain), (plain, refined)
 
 
+def test_types_that_differ_between_platforms_do_not_pass_for_errors_of_signatures():
+    # Refined signatures would predict better here, and are not wanted: spots tell less than their sum.
+    adata, reference = dbio.datasets.pbmc_tissue(n_spots=200, rng=0)
+    run(adata, reference, refine=False)
+    estimate, truth = adata.obsm["deconvolution"], adata.obsm["truth"]
+    rmse = np.sqrt(((estimate[truth.columns] - truth) ** 2).to_numpy().mean())
+    assert rmse < 0.135  # .168 if the spots' disagreement with their sum counted as the sum's error
+
+
 def test_empty_and_shallow_spots_are_missing_with_a_warning(tissue):
     adata, reference = tissue
     counts = adata.X.toarray()

@@ -522,14 +522,17 @@ class SpatialDeconvolution(Operator):
         self.signature_error[...] = jax.device_put(np.zeros(base.shape, np.float32))
         start, _, _ = self._rounds(counts, base, refine=False, **platform)
         self._fit_excess(counts, base * np.exp(start), start, shape)
-        refine = refine and (not decide or self._refinement_pays(counts, base, platform))
+        asked = refine
+        refine = asked and (not decide or self._refinement_pays(counts, base, platform))
         # Refined signatures follow the spots: the reference's sampling error is not theirs.
         if signature_error is not None and not refine:
             error = np.asarray(signature_error, np.float32)
             if not decide or self._correction_pays(counts, base * np.exp(start), error):
+                # The summed counts are fitted as if signatures had no errors: they are off as far as they disagree with
+                # the spots. Not where types differ here from the reference, of which spots know less than their sum.
+                alike = asked or not decide or not self._refinement_pays(counts, base, platform)
                 self.signature_error[...] = jax.device_put(error)
-                if platform_effect:
-                    # The summed counts are fitted as if signatures had no errors: they are off as far as they disagree.
+                if platform_effect and alike:
                     weights = self._solver(base * np.exp(start))(counts).weights
                     variance = bulk.composition_variance + _disagreement(counts, weights, bulk.composition)
                     platform["openness"] = _openness(variance)
