@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control
 
+from diffbio_sc._compiled import one_blas_thread
 from diffbio_sc._settings import settings
 from diffbio_sc.blocks.matrix import CountMatrix
 from diffbio_sc.blocks.plan import column_blocks
@@ -108,6 +109,7 @@ class Genes(NamedTuple):
     depth_slope: np.ndarray
 
 
+@one_blas_thread()
 def make_test(spots: Spots, lengthscales: np.ndarray | None = None) -> SpatialScoreTest:
     """Prepare the test on the spots that can be used."""
     kept = _of_used(spots, spots.used)
@@ -147,6 +149,7 @@ def _complete(spots: Spots) -> np.ndarray:
     return complete
 
 
+@one_blas_thread()
 def find_spatial_genes(
     spots: Spots,
     sums: GeneSums,
@@ -276,6 +279,7 @@ def call_significant(log_p: np.ndarray, mean: np.ndarray, alpha: float, fdr: str
     return Significance(pvalue, adjusted, local, np.nan_to_num(adjusted, nan=1.0) < alpha)
 
 
+@one_blas_thread()
 def smooth_expression(spots: Spots, genes: np.ndarray, found: Genes) -> np.ndarray:
     """Expected counts at mean depth of some genes under their Gaussian processes (spots, genes of the whole matrix)."""
     used = spots.used
@@ -306,6 +310,7 @@ class _SmoothBlock:
         return values.astype(np.float32)
 
 
+@one_blas_thread()
 def shuffled_scores(
     spots: Spots,
     sums: GeneSums,

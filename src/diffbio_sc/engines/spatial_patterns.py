@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffbio_sc._compiled import one_blas_thread
 from diffbio_sc.blocks.matrix import CountMatrix, dense_block
 from diffbio_sc.blocks.steps import Step
 from diffbio_sc.numerics.counts.normalise import LogNormalise
@@ -26,6 +27,7 @@ class Projected(NamedTuple):
     variance: np.ndarray
 
 
+@one_blas_thread()
 def project_genes(
     counts: CountMatrix,
     totals: np.ndarray,
@@ -153,6 +155,7 @@ class Patterns(NamedTuple):
     fit: MixtureFit
 
 
+@one_blas_thread()
 def find_patterns(
     data: np.ndarray,
     spectrum: np.ndarray,
@@ -205,6 +208,7 @@ def choose_fit(criterion: np.ndarray, smallest: np.ndarray) -> int:
     return int(np.flatnonzero(eligible & (criterion >= criterion[eligible].max() - _VERY_STRONG))[0])
 
 
+@one_blas_thread()
 def pattern_maps(mean: np.ndarray, slides: np.ndarray, bases: list[SlideBasis]) -> np.ndarray:
     """Patterns (patterns, all ranks) at the spots."""
     result = np.zeros((len(slides), len(mean)), np.float32)

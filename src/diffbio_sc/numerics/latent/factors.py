@@ -24,6 +24,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 from scipy.cluster.vq import kmeans2
 
+from diffbio_sc._compiled import one_blas_thread
 from diffbio_sc.numerics.latent.scaled_rows import ScaledRows
 
 # `benchmarks/multiomics_vae.py constants` halves and doubles each of these, and shows what would be chosen without each
@@ -81,6 +82,7 @@ def standard_deviations(matrix: Any) -> np.ndarray:
     return np.where(deviation > 1e-6 * np.sqrt(np.maximum(square, 1e-30)), deviation, 1.0).astype(np.float32)
 
 
+@one_blas_thread()
 def fit_components(
     matrix: Any,
     regressors: np.ndarray,
@@ -137,6 +139,7 @@ def fit_components(
     return Components(basis.astype(np.float32), (offsets @ basis).astype(np.float32), noise)
 
 
+@one_blas_thread()
 def fit_factors(
     features: list[Float[np.ndarray, "cells components"]],
     present: np.ndarray,
