@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from diffbio_sc._compiled import jit_quickly
 from diffbio_sc.numerics.counts import negative_binomial, regression
 from diffbio_sc.numerics.counts.spot_chunks import over_chunks
 
@@ -57,7 +56,7 @@ class _Refinement(NamedTuple):
     history: Array
 
 
-@partial(jax.jit, static_argnums=(15,))
+@jit_quickly(static_argnums=(15,))
 def refinement_rounds(
     counts,
     depth,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffbio_sc._compiled import one_blas_thread, one_thread_at_a_time
+from diffbio_sc._compiled import jit_quickly, one_blas_thread, one_thread_at_a_time
 from diffbio_sc.numerics.counts import regression
 from diffbio_sc.numerics.counts.spot_chunks import GENE_BUCKET, rows_at_once
 from diffbio_sc.numerics.padding import round_up, zero_padded
@@ -137,7 +137,7 @@ def diagnose(weights, counts, depth, mu, dispersion, excess, used, information=N
     return SpotSolution(weights, deviation, jnp.maximum(inflation, 1.0), misfit)
 
 
-@jax.jit
+@jit_quickly()
 def _solve_block(counts, prior_mean, mu, dispersion, used, prior_precision, steps, excess, error) -> SpotSolution:
     depth = counts.sum(-1)
     real = (mu.sum(1) > 0).astype(mu.dtype)  # not types that only pad the shape

@@ -8,13 +8,12 @@ takes, or it is left with what spots have of it above their average.
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import brentq
 
+from diffbio_sc._compiled import jit_quickly
 from diffbio_sc.numerics.counts import regression
 from diffbio_sc.numerics.counts.refinement import masked_median, shrunken_log_ratio
 from diffbio_sc.numerics.counts.spot_chunks import over_chunks
@@ -41,7 +40,7 @@ def standard_excess(log_ratio: np.ndarray, sampling_variance: np.ndarray) -> np.
     return np.maximum((log_ratio - np.median(log_ratio)) / deviation, 0.0)
 
 
-@partial(jax.jit, static_argnums=(12,))
+@jit_quickly(static_argnums=(12,))
 def unknown_rounds(
     counts,
     depth,
