@@ -164,6 +164,7 @@ def _stacked(table: pd.DataFrame, axis: Axes) -> Axes:
 
 def _fit(adata: AnnData, key: str) -> list[Axes]:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     fit = adata.obs[f"{key}_fit"].to_numpy()
     effect = adata.var[f"{key}_log_platform_effect"].dropna().to_numpy()
@@ -172,6 +173,10 @@ def _fit(adata: AnnData, key: str) -> list[Axes]:
     abundance = adata.obsm[f"{key}_abundance"].sum(axis=1).to_numpy()
     axes[0].scatter(np.maximum(abundance, 1e-3)[found], fit[found], s=8, color="0.3", linewidth=0)
     axes[0].set(xscale="log", xlabel="total abundance (cells)", ylabel="goodness of fit", title="spots")
+    low, high = axes[0].get_xlim()
+    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes[0].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes[0].xaxis.set_minor_formatter(NullFormatter())
     axes[1].hist(effect, bins=50, color="0.5")
     axes[1].set(xlabel="log platform effect (natural log)", ylabel="genes", title="genes")
     return list(axes)
