@@ -194,3 +194,22 @@ def test_variation_is_that_of_all_rows(case):
     weight, freedom = np.random.default_rng(0).uniform(0.5, 1.0, (2, SPOTS, 1))
     expected = (weight * (chi_square / freedom - 1)).sum() / (weight * mean).sum()
     assert variation_beyond_counting(counts, mean, freedom, weight) == pytest.approx(expected, rel=1e-12)
+
+
+def test_counting_noise_of_a_gene_is_no_signature():
+    """One gene far in excess, and ten that go together in the spots: the signature starts from the ten."""
+    from diffbio_sc.numerics.counts.unknown_signature import unknown_rounds
+
+    rng = np.random.default_rng(2)
+    mean = np.full((256, 40), 50.0)
+    mean[:, :10] *= 1 + 0.6 * (rng.random((256, 1)) < 0.3)
+    counts = rng.poisson(mean).astype(np.float32)
+    excess = np.zeros(40, np.float32)
+    excess[:10], excess[20] = 1.0, 5.0
+    base = np.full((2, 40), 1 / 40, np.float32)
+    nothing, ones = np.zeros(40, np.float32), np.ones(40, np.float32)
+    weights = np.full((256, 2), 0.5, np.float32)
+    signature, _ = unknown_rounds(
+        counts, counts.sum(1), np.int32(256), weights, base, nothing, excess, 0.3, 0.01, ones, 1.0, 0.1, 0, True
+    )
+    assert signature[:10].min() > 1.2 * signature[20]
