@@ -231,28 +231,33 @@ def test_passing_over_changes_no_bit(controlled, shallow):
                     control_sites=2 * len(c_start),
                     own_window=2000,
                 )
-        more = fragments(9, background=9000, peaks=(), length=length - corner - 20_000)
-        results = []
-        for crowd in (False, True):
-            added = [part[: len(part) if crowd else 0] + np.int32(corner + 20_000) for part in more]
-            treatment = tuple(np.concatenate(pair) for pair in zip((start, end), added, strict=True))
-            control = (np.concatenate([c_start, added[0]]), np.concatenate([c_end, added[1]]))
-            rows = (np.array([[0, len(treatment[0])]]), np.array([[0, len(control[0])]]))
+        corner_start, corner_end = (part + np.int32(corner + 20_000) for part in fragments(9, background=9000, peaks=()))
+        results, counted = [], []
+        for some in (slice(0, 1), slice(0, 2), slice(1, 2)):  # the sample, with the corner, the corner alone
+            sides = [(start, end), (corner_start, corner_end)][some]
+            treatment = tuple(np.concatenate(column) for column in zip(*sides, strict=True))
+            sides = [(c_start, c_end), (corner_start, corner_end)][some]
+            control = tuple(np.concatenate(column) for column in zip(*sides, strict=True)) if controlled else treatment
+            histogram = PValueHistogram()
             results.append(
                 call_chain_peaks(
-                    (*treatment, rows[0]),
-                    (*control, rows[1]) if controlled else (*treatment, rows[0]),
+                    (*treatment, np.array([[0, len(treatment[0])]])),
+                    (*control, np.array([[0, len(control[0])]])),
                     np.array([length]),
                     model(start, end),
                     background,
-                    PValueHistogram(),
+                    histogram,
                 )
             )
-        few, all_bins = results
+            counted.append(histogram.counts)
+        few, every, _ = results
         assert len(few.start) >= 5
-        kept = all_bins.start < corner
+        kept = every.start < corner
         for name, values in few._asdict().items():
-            np.testing.assert_array_equal(values, getattr(all_bins, name)[kept], err_msg=name)
+            np.testing.assert_array_equal(values, getattr(every, name)[kept], err_msg=name)
+        # Of each bin the background is the same, to the width of the histogram's.
+        assert counted[0].sum() > 1000
+        np.testing.assert_array_equal(counted[0] + counted[2], counted[1])
 
 
 def test_many_steps_at_once_are_bit_by_bit_those_one_by_one(monkeypatch):

@@ -179,12 +179,10 @@ def _mark_sites(positions, first, last, begin, stop, width, half, busy, origin):
         if begin <= positions[i] < stop:
             place = _bin_of(positions[i] - begin, width) + origin
             for k in range(len(half)):
-                # The outermost bins of a window count half: its sum changes in two steps.
-                low, high = place - half[k], place + half[k]
-                busy[low >> _SHIFT] = 1
-                busy[(low + 1) >> _SHIFT] = 1
-                busy[high >> _SHIFT] = 1
-                busy[(high + 1) >> _SHIFT] = 1
+                # Outermost bins of a window count half: its sum changes in two steps. One bin after a block is worked
+                # on too, so that the second step needs no mark of its own.
+                busy[(place - half[k]) >> _SHIFT] = 1
+                busy[(place + half[k]) >> _SHIFT] = 1
 
 
 @inner_loop
