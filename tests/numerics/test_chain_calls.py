@@ -210,8 +210,8 @@ def test_bins_that_are_passed_over_are_those_of_the_most_probable_path():
 def test_passing_over_changes_no_bit(controlled, shallow):
     """Where many more fragments lie in a far corner of the piece every bin is worked on."""
     length, corner = 25 * 60_000, 25 * 50_000
-    for seed, number in ((0, 60), (1, 250), (2, 450)):
-        peaks = tuple((40_000 * k, 2 + k) for k in range(1, 25))
+    for seed in range(30):
+        number, peaks = 60 + 13 * seed, tuple((40_000 * k + 1000 * (k % seed if seed else 0), 1 + k) for k in range(1, 25))
         start, end, background = sparse_sample(seed, corner, number, peaks)
         c_start, c_end = fragments(seed + 50, background=200, peaks=((80_000, 20),), length=corner)
         if controlled:
@@ -244,7 +244,7 @@ def test_passing_over_changes_no_bit(controlled, shallow):
                     (*treatment, np.array([[0, len(treatment[0])]])),
                     (*control, np.array([[0, len(control[0])]])),
                     np.array([length]),
-                    model(start, end),
+                    model(start, end, penalty=1.0, fold=3.0),
                     background,
                     histogram,
                 )
