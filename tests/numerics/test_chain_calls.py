@@ -211,7 +211,9 @@ def test_passing_over_changes_no_bit(controlled, shallow):
     """Where many more fragments lie in a far corner of the piece every bin is worked on."""
     length, corner = 25 * 60_000, 25 * 50_000
     for seed in range(30):
-        number, peaks = 60 + 13 * seed, tuple((40_000 * k + 1000 * (k % seed if seed else 0), 1 + k) for k in range(1, 25))
+        # Some come up where the window lets go of others, and what the path has lost until then decides.
+        peaks = [(40_000 * k, 1 + k // 3) for k in range(1, 30)] + [(40_000 * k + 5300 + 20 * seed, 3) for k in range(1, 30)]
+        number = 20 + (13 * seed if seed > 20 else seed)
         start, end, background = sparse_sample(seed, corner, number, peaks)
         c_start, c_end = fragments(seed + 50, background=200, peaks=((80_000, 20),), length=corner)
         if controlled:
