@@ -180,8 +180,12 @@ def test_module_is_light():
 
 def sparse_sample(seed, length, number, peaks):
     start, end = fragments(seed, background=number, peaks=peaks, length=length)
-    return start, end, Background.without_control(
-        treatment_length=float((end - start).sum()), treatment_sites=2 * len(start), genome_size=length
+    return (
+        start,
+        end,
+        Background.without_control(
+            treatment_length=float((end - start).sum()), treatment_sites=2 * len(start), genome_size=length
+        ),
     )
 
 
@@ -193,8 +197,7 @@ def test_bins_that_are_passed_over_are_those_of_the_most_probable_path():
     found, _, _ = call(start, end, lengths=(length,), background=background)
     height = depth(start, end, length).reshape(-1, 25).sum(1)
     places = np.concatenate([start, end]) // 25
-    window = np.r_[0.5, np.ones(399), 0.5]
-    sites = np.convolve(np.pad(np.bincount(places, minlength=len(height) + 1), 200), window, "valid")
+    sites = np.convolve(np.pad(np.bincount(places, minlength=len(height) + 1), 200), kernel_of(200), "valid")
     level = np.maximum(background.floor, background.scales[0] * sites[: len(height)])
     size = float((end - start).mean())
     odds = (height * np.log(5.0) - 4 * 25 * level) / size
@@ -212,7 +215,8 @@ def test_passing_over_changes_no_bit(controlled, shallow):
     length, corner = 25 * 60_000, 25 * 50_000
     for seed in range(30):
         # Some come up where the window lets go of others, and what the path has lost until then decides.
-        peaks = [(40_000 * k, 1 + k // 3) for k in range(1, 30)] + [(40_000 * k + 5300 + 20 * seed, 3) for k in range(1, 30)]
+        peaks = [(40_000 * k, 1 + k // 3) for k in range(1, 30)]
+        peaks += [(place + 5300 + 20 * seed, 3) for place, _ in peaks]
         number = 20 + (13 * seed if seed > 20 else seed)
         start, end, background = sparse_sample(seed, corner, number, peaks)
         c_start, c_end = fragments(seed + 50, background=200, peaks=((80_000, 20),), length=corner)
@@ -233,7 +237,8 @@ def test_passing_over_changes_no_bit(controlled, shallow):
                     control_sites=2 * len(c_start),
                     own_window=2000,
                 )
-        corner_start, corner_end = (part + np.int32(corner + 20_000) for part in fragments(9, background=9000, peaks=()))
+        corner_start, corner_end = fragments(9, background=9000, peaks=())
+        corner_start, corner_end = corner_start + np.int32(corner + 20_000), corner_end + np.int32(corner + 20_000)
         results, counted = [], []
         for some in (slice(0, 1), slice(0, 2), slice(1, 2)):  # the sample, with the corner, the corner alone
             sides = [(start, end), (corner_start, corner_end)][some]
@@ -260,6 +265,27 @@ def test_passing_over_changes_no_bit(controlled, shallow):
         # Of each bin the background is the same, to the width of the histogram's.
         assert counted[0].sum() > 500
         np.testing.assert_array_equal(counted[0] + counted[2], counted[1])
+
+
+def test_every_bin_where_a_window_changes_is_worked_on():
+    rng = np.random.default_rng(0)
+    bins, block, half, origin = 8000, chain_calls._BLOCK, np.array([200, 37]), 25 * chain_calls._BLOCK
+    for _ in range(20):
+        positions = np.sort(rng.integers(25 * 300, 25 * (bins - 300), 9)).astype(np.int32)
+        busy = np.zeros((bins + origin) // block + 1, np.uint8)
+        chain_calls._mark_sites.py_func(positions, 0, len(positions), 0, 25 * bins, 25.0, half, busy, origin)
+        sites = np.bincount(positions // 25, minlength=bins)
+        changes = [1 + np.flatnonzero(np.diff(np.convolve(sites, kernel_of(reach), "same"))) for reach in half]
+        changed = np.unique(np.concatenate(changes)) + origin
+        assert len(changed) >= 4 * len(positions)
+        # Its block is marked, or the bin follows such a block.
+        follows = (changed % block == 0) & busy[(changed - 1) // block].astype(bool)
+        assert (busy[changed // block].astype(bool) | follows).all()
+        assert busy.sum() <= 2 * len(half) * len(positions)
+
+
+def kernel_of(reach):
+    return np.r_[0.5, np.ones(2 * reach - 1), 0.5]
 
 
 def test_many_steps_at_once_are_bit_by_bit_those_one_by_one(monkeypatch):
