@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from diffbio_sc.numerics.chains.two_state_host import chain_margins
-from diffbio_sc.numerics.genome import chain_calls
+from diffbio_sc.numerics.genome import chain_calls, chain_path
 from diffbio_sc.numerics.genome.chain_calls import ChainModel, call_chain_peaks
 from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
 from diffbio_sc.numerics.genome.site_background import Background
@@ -289,7 +289,7 @@ def kernel_of(reach):
 
 
 def test_many_steps_at_once_are_bit_by_bit_those_one_by_one(monkeypatch):
-    monkeypatch.setattr(chain_calls, "_lowest_alike", chain_calls._lowest_alike.py_func)
+    monkeypatch.setattr(chain_path, "_lowest_alike", chain_path._lowest_alike.py_func)
     rng = np.random.default_rng(0)
     leaps = 0
     for case in range(400):
@@ -303,7 +303,7 @@ def test_many_steps_at_once_are_bit_by_bit_those_one_by_one(monkeypatch):
             decisions.append(int(margins[-1] < -penalty) + 2 * int(margins[-1] > penalty))
             margins.append(min(max(margins[-1], -penalty), penalty) + step)
         found = np.zeros((4, 2), int)
-        path = chain_calls._pass_over.py_func(chain_calls._Path(*state), step, 10, max(stop, 10), penalty, found)
+        path = chain_path.pass_over.py_func(chain_path.ChainPath(*state), step, 10, max(stop, 10), penalty, found)
         assert path.margin == margins[-1]
         enter = [10 + b for b, decision in enumerate(decisions) if decision == 1]
         leave = [10 + b for b, decision in enumerate(decisions) if decision == 2] or [state[2]]

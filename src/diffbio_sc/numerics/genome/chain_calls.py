@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from diffbio_sc.numerics.genome.chain_background import bins_between, first_sums, level_line, next_sums, raise_to_limit
+from diffbio_sc.numerics.genome.chain_path import ChainPath, advance, last_peak, pass_over
 from diffbio_sc.numerics.genome.false_discovery import PER_UNIT, PValueHistogram
-from diffbio_sc.numerics.genome.marks import LIMIT
 from diffbio_sc.numerics.genome.poisson_tail import log_survival, log_survival_scalar
 from diffbio_sc.numerics.genome.searching import first_at_least
 from diffbio_sc.numerics.genome.site_background import Background
@@ -104,12 +105,6 @@ def _longest(start, end, first, last):
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _bins(first, stop):
-    """Bins [first, stop), as numbers that no index wraps round for: where it might, loops take three times as long."""
-    return range(np.uint64(first), np.uint64(stop))
-
-
-@njit(cache=True, nogil=True, inline="always")
 def _bin_of(position, width):
     # Quotients of whole numbers below 2**31 are exact in float64, and faster than whole-number division.
     return int(position / width)
@@ -140,7 +135,7 @@ def _add_coverage(start, end, first, last, begin, stop, width, covered, whole, m
 def _sum_coverage(covered, whole, first, stop, width):
     """Base pairs of intervals in each bin of [first, stop); no interval reaches into these bins from before."""
     depth = 0
-    for b in _bins(first, stop):
+    for b in bins_between(first, stop):
         depth += whole[b]
         covered[b] += depth * width
 
@@ -186,82 +181,11 @@ def _mark_sites(positions, first, last, begin, stop, width, half, busy, origin):
 
 
 @inner_loop
-def _first_sum(sites, middle, reach):
-    """Twice the sites of a window. It is symmetric about its bin: the outermost ones count half."""
-    twice = sites[middle + reach] - sites[middle - reach]
-    for b in range(middle - reach, middle + reach):
-        twice += 2 * sites[b]
-    return twice
-
-
-@inner_loop
-def _next_sum(sites, low, high, twice):
-    """Of the window one bin on; it has been from ``low`` to ``high``, which are unsigned."""
-    one = np.uint64(1)
-    return twice + (sites[high] + sites[high + one] - sites[low] - sites[low + one])
-
-
-@inner_loop
-def _first_sums(sites, own, half, excess, halo, sums):
-    """Sums of all windows about bin 0: of the control, the same again, and of the treatment itself."""
-    for k in range(len(half)):
-        sums[0, k] = _first_sum(sites, halo, half[k])
-        if excess > 0:
-            sums[1, k], sums[2, k] = sums[0, k], _first_sum(own, halo, half[k])
-
-
-@inner_loop
-def _next_sums(sites, own, half, excess, middle, sums):
-    for k in range(len(half)):
-        low, high = np.uint64(middle - half[k]), np.uint64(middle + half[k])
-        sums[0, k] = _next_sum(sites, low, high, sums[0, k])
-        if excess > 0:
-            sums[1, k] = sums[0, k]
-            sums[2, k] = _next_sum(own, low, high, sums[2, k])
-
-
-@inner_loop
-def _level_line(sites, half, scales, floor, halo, first, stop, sums, level):
-    """Background of bins [first, stop), with the sums of their windows: those of the first bin, then of the last."""
-    for b in _bins(first, stop):
-        level[b] = floor
-    for k in range(len(half)):
-        twice = sums[0, k]
-        scale = np.float32(0.5 * scales[k])
-        low, high = np.uint64(halo - half[k]), np.uint64(halo + half[k])
-        for b in _bins(first, stop):
-            level[b] = max(level[b], twice * scale)
-            twice = _next_sum(sites, b + low, b + high, twice)
-        sums[0, k] = twice
-
-
-@inner_loop
-def _raise_to_limit(sites, own, half, scales, own_scales, excess, per_fragment, halo, first, stop, sums, level):
-    """Raise the background to the upper limit of a shallow control, as far as the treatment's own windows go."""
-    for k in range(len(half)):
-        if own_scales[k] <= 0:
-            continue
-        twice, own_twice = sums[1, k], sums[2, k]
-        low, high = np.uint64(halo - half[k]), np.uint64(halo + half[k])
-        own_scale = np.float32(0.5 * own_scales[k])
-        scale = scales[k] * per_fragment
-        for b in _bins(first, stop):
-            most = own_twice * own_scale
-            if most > level[b]:
-                count = 0.5 * twice / per_fragment
-                limit = count + 0.5 * excess * LIMIT**2 + LIMIT * math.sqrt(excess * (count + 0.25 * excess * LIMIT**2))
-                level[b] = max(level[b], np.float32(min(most, limit * scale)))
-            twice = _next_sum(sites, b + low, b + high, twice)
-            own_twice = _next_sum(own, b + low, b + high, own_twice)
-        sums[1, k], sums[2, k] = twice, own_twice
-
-
-@inner_loop
 def _count_p_values(covered, level, first, stop, width, floor, table, histogram):
     """Add the bins whose height is at least one standard deviation above the background."""
     divisor = np.float32(width)
     per_floor = np.float32(1.0) / floor
-    for b in _bins(first, stop):
+    for b in bins_between(first, stop):
         if covered[b] == 0:
             continue
         mean = covered[b] / divisor
@@ -277,102 +201,6 @@ def _count_p_values(covered, level, first, stop, width, floor, table, histogram)
         else:
             log10_p = np.float32(-log_survival_scalar(float(height), np.float64(level[b])) / math.log(10.0))
         histogram[min(int(log10_p * PER_UNIT), len(histogram) - 1)] += 1
-
-
-class _Path(NamedTuple):
-    """Forward pass up to a bin: the margin of state 1 over state 0 there, and what the path back will need.
-
-    Attributes
-    ----------
-    margin
-        Log-likelihood of the best path that ends in state 1, less that of the best in state 0.
-    entry
-        Last bin where the best path in state 1 came from state 0 (or the first bin of all).
-    leave
-        Last bin after that where the best one in state 0 came from state 1; 0 if there is none.
-    found
-        Number of peaks before these.
-    """
-
-    margin: float
-    entry: int
-    leave: int
-    found: int
-
-
-@inner_loop
-def _advance(path, covered, level, first, stop, offset, per_base, per_level, penalty, runs):
-    """Forward pass over bins [first, stop); their numbers in the sequence are ``offset`` more.
-
-    Of the decisions only those matter that the path back can meet: it leaves a peak at the last bin where state 0 came
-    from state 1, and enters it at the last one before where state 1 came from state 0. Peaks that a later entry has
-    settled go to ``runs``.
-    """
-    margin, entry, leave, found = path
-    one, b, last = np.uint64(1), np.uint64(first), np.uint64(stop - 1)
-    while b <= last:
-        if margin < -penalty:
-            if leave > 0:
-                runs[found, 0], runs[found, 1] = entry, leave
-                found += 1
-                leave = 0
-            # It remains so through bins without intervals.
-            while covered[b] == 0 and b < last:
-                b += one
-            entry = offset + np.int64(b)
-            margin = -penalty
-        elif margin > penalty:
-            leave = offset + np.int64(b)
-            margin = penalty
-        margin += covered[b] * per_base - level[b] * per_level
-        b += one
-    return _Path(margin, entry, leave, found)
-
-
-@inner_loop
-def _pass_over(path, step, first, stop, penalty, runs):
-    """Forward pass over bins [first, stop) of the sequence without intervals and of one background.
-
-    The margin falls by one ``step`` a bin, until it lies below ``-penalty`` for good. Floating-point numbers of one
-    exponent fall by the same amount at each step once two of them have: so many are taken at once, without a difference
-    in any bit.
-    """
-    margin, entry, leave, found = path
-    b = first
-    while b < stop:
-        if margin < -penalty:
-            if leave > 0:
-                runs[found, 0], runs[found, 1] = entry, leave
-                found += 1
-                leave = 0
-            entry = stop - 1
-            margin = -penalty + step
-            break
-        if margin > penalty:
-            leave = b
-            margin = penalty
-        before = margin
-        margin += step
-        b += 1
-        if stop - b > _BLOCK:
-            lowest = _lowest_alike(before, penalty)
-            change = margin - before
-            after = margin + step
-            if after > lowest and after - margin == change and change < 0.0:
-                many = min(int((margin - lowest) / -change) - 1, stop - b)
-                if many > 0:
-                    margin += many * change
-                    b += many
-    return _Path(margin, entry, leave, found)
-
-
-@inner_loop
-def _lowest_alike(value, penalty):
-    """A number that those below ``value``, of its sign and exponent, and above ``-penalty``, are above."""
-    exponent = math.frexp(value)[1]
-    if value > 0.0:
-        return math.ldexp(0.5, exponent)
-    return max(-math.ldexp(1.0, exponent), -penalty) if value < 0.0 else 0.0
 
 
 @inner_loop
@@ -551,7 +379,7 @@ def _call_sequences(
         if rows.last <= rows.first:
             continue
         sources = _Sources(treatment, rows, control, _rows_of(control, q))
-        path = _Path(-settings.penalty, 0, 0, 0)
+        path = ChainPath(-settings.penalty, 0, 0, 0)
         for first_bin in range(0, bins, piece):
             begin, stop = first_bin * width, min(length, (first_bin + piece) * width)
             n = (stop - begin + width - 1) // width
@@ -559,7 +387,7 @@ def _call_sequences(
             number = i1 - i0 + len(half) * _put_sites(sources, windows, width, first_bin, n, work, 1)
             crowded = number * _CROWDED > n
             _add_coverage(start, end, i0, i1, begin, stop, width, covered, whole, not crowded, busy, origin)
-            _first_sums(sites, own, half, excess, halo, sums)
+            first_sums(sites, own, half, excess, halo, sums)
             blocks = shift + ((n - 1) >> _SHIFT) + 1
             if crowded:
                 for block in range(shift, blocks):
@@ -573,14 +401,14 @@ def _call_sequences(
                 # With the first of the bins that are passed over, which are like it.
                 last = min(((block - shift) << _SHIFT) + 1, n)
                 _sum_coverage(covered, whole, first, last, width)
-                _level_line(sites, half, scales, floor, halo, first, last, sums, level)
+                level_line(sites, half, scales, floor, halo, first, last, sums, level)
                 if excess > 0:
-                    _raise_to_limit(
+                    raise_to_limit(
                         sites, own, half, scales, own_scales, excess, per_fragment, halo, first, last, sums, level
                     )
                 _count_p_values(covered, level, first, last, width, floor, table, histogram)
-                path = _advance(path, covered, level, first, last, first_bin, per_base, per_level, penalty, runs)
-                for b in _bins(first, last):
+                path = advance(path, covered, level, first, last, first_bin, per_base, per_level, penalty, runs)
+                for b in bins_between(first, last):
                     covered[b] = 0
                     whole[b] = 0
                 first = last
@@ -588,8 +416,8 @@ def _call_sequences(
                     block = _end_of(busy, block, blocks, 0)
                     first = min((block - shift) << _SHIFT, n)
                     step = 0 * per_base - level[last - 1] * per_level
-                    path = _pass_over(path, step, first_bin + last, first_bin + first, penalty, runs)
-                    _next_sums(sites, own, half, excess, first - 1 + halo, sums)
+                    path = pass_over(path, step, first_bin + last, first_bin + first, penalty, runs)
+                    next_sums(sites, own, half, excess, first - 1 + halo, sums)
             for block in range(len(busy)):
                 busy[block] = 0
             if crowded:
@@ -599,7 +427,7 @@ def _call_sequences(
             else:
                 _put_sites(sources, windows, width, first_bin, n, work, -1)
             if first_bin + piece >= bins:
-                path = _last(path, bins, runs)
+                path = last_peak(path, bins, runs)
             for run in range(path.found):
                 left, right = runs[run, 0] * width, min(runs[run, 1] * width, length)
                 if found == peaks.shape[0]:
@@ -607,20 +435,8 @@ def _call_sequences(
                 if _describe(sources, windows, settings, left, right, length, peaks[found]):
                     peaks[found, 0] = q
                     found += 1
-            path = _Path(path.margin, path.entry, path.leave, 0)
+            path = ChainPath(path.margin, path.entry, path.leave, 0)
     return peaks, found
-
-
-@inner_loop
-def _last(path, bins, runs):
-    """The last peak of a sequence, which ends with it or with the last bin that leaves state 1."""
-    margin, entry, leave, found = path
-    if margin > 0:
-        leave = bins
-    if leave > 0:
-        runs[found, 0], runs[found, 1] = entry, leave
-        found += 1
-    return _Path(margin, entry, leave, found)
 
 
 @inner_loop
@@ -644,10 +460,10 @@ def _describe(sources, windows, settings, left, right, length, row):
     work = _new_work(bins, windows, 0)
     _put_sites(sources, windows, width, first_bin, bins, work, 1)
     _, _, sites, own, level, sums, _, _ = work
-    _first_sums(sites, own, windows.half, windows.excess, windows.halo, sums)
-    _level_line(sites, windows.half, windows.scales, windows.floor, windows.halo, 0, bins, sums, level)
+    first_sums(sites, own, windows.half, windows.excess, windows.halo, sums)
+    level_line(sites, windows.half, windows.scales, windows.floor, windows.halo, 0, bins, sums, level)
     if windows.excess > 0:
-        _raise_to_limit(
+        raise_to_limit(
             sites, own, windows.half, windows.scales, windows.own_scales, windows.excess, windows.per_fragment,
             windows.halo, 0, bins, sums, level,
         )  # fmt: skip
