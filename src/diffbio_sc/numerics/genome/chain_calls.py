@@ -265,57 +265,19 @@ def _overlapping(intervals, rows, begin, stop):
     )
 
 
-class _Work(NamedTuple):
-    """Bins of a piece: base pairs covered, steps of the number of intervals over whole bins, cut sites, background.
-
-    Attributes
-    ----------
-    sums
-        Of the windows about the next bin.
-    busy
-        Blocks that are not passed over; that of bin 0 is number ``origin >> _SHIFT``.
-    """
-
-    covered: np.ndarray
-    whole: np.ndarray
-    sites: np.ndarray
-    own: np.ndarray
-    level: np.ndarray
-    sums: np.ndarray
-    busy: np.ndarray
-    origin: int
-
-
 @inner_loop
-def _new_work(bins, windows, piled):
-    """Workspace of a piece; without ``piled`` for its background alone."""
-    halo = windows.halo
-    origin = (2 * halo + 1 + _BLOCK) >> _SHIFT << _SHIFT
-    return _Work(
-        np.zeros(piled * (bins + 1), np.int32),
-        np.zeros(piled * (bins + 1), np.int32),
-        np.zeros(bins + 2 * halo, np.int32),
-        np.zeros(bins + 2 * halo, np.int32),
-        np.empty(bins, np.float32),
-        np.empty((3, len(windows.half)), np.int64),
-        np.zeros(piled * (((bins + 2 * halo + origin) >> _SHIFT) + 1), np.uint8),
-        origin,
-    )
-
-
-@inner_loop
-def _put_sites(sources, windows, width, first_bin, n, work, change, mark):
+def _put_sites(sources, windows, width, first_bin, n, sites, own, change, mark, busy, origin):
     """Add cut sites of a piece of ``n`` bins and the halo about it, or take them away; mark where they matter."""
-    half, halo, busy, origin = windows.half, windows.halo, work.busy, work.origin - windows.halo
+    half, halo = windows.half, windows.halo
     begin, count = (first_bin - halo) * width, n + 2 * halo
     _bin_sites(
         sources.control, sources.control_rows, windows.both_ends, begin, count, width,
-        work.sites, change, mark, half, busy, origin,
+        sites, change, mark, half, busy, origin - halo,
     )  # fmt: skip
     if windows.excess > 0:
         _bin_sites(
             sources.treatment, sources.rows, windows.own_both_ends, begin, count, width,
-            work.own, change, mark, half, busy, origin,
+            own, change, mark, half, busy, origin - halo,
         )  # fmt: skip
 
 
@@ -340,9 +302,13 @@ def _call_sequences(
     windows = _Windows(half, scales, floor, both_ends, halo, own_scales, own_both_ends, excess, per_fragment)
     settings = _Settings(width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds)
     piece = min(_PIECE, most_bins)
-    work = _new_work(piece, windows, 1)
-    # In loops no named tuples of arrays either: each use counts references to all of them.
-    covered, whole, sites, own, level, sums, busy, origin = work
+    # In loops no named tuples of arrays either: each use counts references to all of them. Between pieces all are 0.
+    covered, whole = np.zeros(piece, np.int32), np.zeros(piece, np.int32)
+    sites, own = np.zeros(piece + 2 * halo, np.int32), np.zeros(piece + 2 * halo, np.int32)
+    level, sums = np.empty(piece, np.float32), np.empty((3, len(half)), np.int64)
+    # Blocks that are not passed over, with those that windows reach before the first bin, number origin, and after.
+    origin = (2 * halo + 1 + _BLOCK) >> _SHIFT << _SHIFT
+    busy = np.zeros(((piece + 2 * halo + origin) >> _SHIFT) + 1, np.uint8)
     shift = origin >> _SHIFT
     per_base = settings.log_fold / settings.fragment_length
     per_level = (settings.fold - 1.0) * width / settings.fragment_length
@@ -363,7 +329,7 @@ def _call_sequences(
             i0, i1 = _overlapping(treatment, rows, begin, stop)
             c0, c1 = _overlapping(control, sources.control_rows, begin, stop)
             crowded = (i1 - i0 + len(half) * (c1 - c0)) * _CROWDED > n
-            _put_sites(sources, windows, width, first_bin, n, work, 1, not crowded)
+            _put_sites(sources, windows, width, first_bin, n, sites, own, 1, not crowded, busy, origin)
             _add_coverage(start, end, i0, i1, begin, stop, width, covered, whole, not crowded, busy, origin)
             first_sums(sites, own, half, excess, halo, sums)
             blocks = shift + ((n - 1) >> _SHIFT) + 1
@@ -401,7 +367,7 @@ def _call_sequences(
                     sites[b] = 0
                     own[b] = 0
             else:
-                _put_sites(sources, windows, width, first_bin, n, work, -1, False)
+                _put_sites(sources, windows, width, first_bin, n, sites, own, -1, False, busy, origin)
             if first_bin + piece >= bins:
                 path = last_peak(path, bins, runs)
             for run in range(path.found):
@@ -433,9 +399,11 @@ def _describe(sources, windows, settings, left, right, length, row):
     height = _pile_up(sources.treatment, sources.rows, begin, stop)
     first_bin = begin // width
     bins = (stop + width - 1) // width - first_bin
-    work = _new_work(bins, windows, 0)
-    _put_sites(sources, windows, width, first_bin, bins, work, 1, False)
-    _, _, sites, own, level, sums, _, _ = work
+    halo = windows.halo
+    sites, own = np.zeros(bins + 2 * halo, np.int32), np.zeros(bins + 2 * halo, np.int32)
+    level, sums = np.empty(bins, np.float32), np.empty((3, len(windows.half)), np.int64)
+    busy = np.empty(0, np.uint8)
+    _put_sites(sources, windows, width, first_bin, bins, sites, own, 1, False, busy, 0)
     first_sums(sites, own, windows.half, windows.excess, windows.halo, sums)
     level_line(sites, windows.half, windows.scales, windows.floor, windows.halo, 0, bins, sums, level)
     if windows.excess > 0:
