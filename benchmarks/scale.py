@@ -193,6 +193,7 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
     with ExitStack() as stack:
         client = None
         if source.startswith("workers"):
+            os.environ.pop("NPROC", None)  # this process has its pool; scale.warm gives workers one of their threads
             client = stack.enter_context(cluster(n_workers=int(source.split()[1]), threads_per_worker=1))
             found["worker MB before"] = round(max(client.run(memory, "VmRSS").values()))
             if source.endswith("warm"):
@@ -205,11 +206,11 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
                 client.run(forget_peak)
                 workers = sum(client.run(cpu).values())
             values = call(function, adata)
-            found[f"CPU s {time_of}"] = round(cpu() - started, 1)
-            found[f"wall s {time_of}"] = round(time.perf_counter() - wall, 1)
+            found[f"CPU s {time_of}"] = round(cpu() - started, 2)
+            found[f"wall s {time_of}"] = round(time.perf_counter() - wall, 2)
             found[f"client MB {time_of}"] = round(peak() - before)
             if client is not None:
-                found[f"workers CPU s {time_of}"] = round(sum(client.run(cpu).values()) - workers, 1)
+                found[f"workers CPU s {time_of}"] = round(sum(client.run(cpu).values()) - workers, 2)
                 found[f"worker MB {time_of}"] = round(max(client.run(peak).values()))
             found.setdefault("MB of the result", round(written(adata) - read, 1))
     if source == "memory":
@@ -240,13 +241,17 @@ def show(found: dict) -> None:
 def cost(folder: Path, rows: int, block: str, functions: Sequence[str], sources: Sequence[str]) -> None:
     make_tissue(folder, rows)
     for function in functions:
-        in_memory = 0.0
+        in_memory, one_worker = 0.0, 0.0
         for source in sources:
             found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy", 2)
             total = found.get("CPU s second", 0.0) + found.get("workers CPU s second", 0.0)
             in_memory = in_memory or total
             if in_memory and total:
                 found["over memory"] = round(total / in_memory, 2)
+            if source.startswith("workers 1"):
+                one_worker = found.get("wall s second", 0.0)
+            elif source.startswith("workers") and one_worker and "wall s second" in found:
+                found["wall over one worker"] = round(found["wall s second"] / one_worker, 2)
             show({"table": "cost", **found})
 
 
