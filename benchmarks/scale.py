@@ -248,6 +248,9 @@ def cost(folder: Path, rows: int, block: str, functions: Sequence[str], sources:
             in_memory = in_memory or total
             if in_memory and total:
                 found["over memory"] = round(total / in_memory, 2)
+            if source.startswith("workers") and "workers CPU s second" in found:
+                more = found["workers CPU s first"] - found["workers CPU s second"]
+                found["CPU s a worker more in the first call"] = round(more / int(source.split()[1]), 2)
             if source.startswith("workers 1"):
                 one_worker = found.get("wall s second", 0.0)
             elif source.startswith("workers") and one_worker and "wall s second" in found:
