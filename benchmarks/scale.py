@@ -27,7 +27,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-os.environ.setdefault("NPROC", "2")  # XLA's pool, whatever the machine
+if __name__ == "__main__":  # not where a worker imports this file: scale.warm gives it as many threads as it has
+    os.environ.setdefault("NPROC", "2")  # XLA's pool, whatever the machine
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
 import compile_times
@@ -172,11 +173,14 @@ def cluster(**options):
     import dask
     import distributed
 
+    threads = os.environ.pop("NPROC", None)  # workers would have it from here
     with (
         dask.config.set({"distributed.worker.profile.enabled": False}),
         distributed.LocalCluster(dashboard_address=None, **options) as local,
         distributed.Client(local) as client,
     ):
+        if threads is not None:
+            os.environ["NPROC"] = threads
         yield client
 
 
@@ -193,7 +197,6 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
     with ExitStack() as stack:
         client = None
         if source.startswith("workers"):
-            os.environ.pop("NPROC", None)  # this process has its pool; scale.warm gives workers one of their threads
             client = stack.enter_context(cluster(n_workers=int(source.split()[1]), threads_per_worker=1))
             found["worker MB before"] = round(max(client.run(memory, "VmRSS").values()))
             if source.endswith("warm"):
