@@ -74,7 +74,7 @@ def test_plans_follow_chunks_and_are_even(rows, size, chunks, tasks, largest):
 
 
 @pytest.mark.parametrize(
-    "sizes, budget, most, lengths",
+    ("sizes", "budget", "most", "lengths"),
     [
         ([1] * 10, 4, 100, [4, 4, 2]),
         ([1] * 100, 40, 100, [34, 34, 32]),

@@ -74,7 +74,7 @@ def test_where_the_disk_is_full_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(kept.pickle, "dump", full)
     kept.keep(counts(), tmp_path / "kept")
     assert list(tmp_path.iterdir()) == []
-    assert not kept.is_kept(tmp_path / "kept")
+    assert kept.file_at(tmp_path / "kept") is None
 
 
 class Counted:

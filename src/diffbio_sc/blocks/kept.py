@@ -50,18 +50,18 @@ class KeptReads:
     def wholes(self, plan: Plan, read: Callable[[Plan], Iterator[tuple[Task, Any]]]) -> Iterator[tuple[Task, Any]]:
         """Each task of a plan with its rows: from the files if all are there, else as ``read`` gives them."""
         paths = [self.path(task[0][0], task[-1][1]) for task in plan.tasks]
-        if all(map(is_kept, paths)):
-            for task, path in zip(plan.tasks, paths, strict=True):
-                yield task, load_kept(path)
+        files = [file for path in paths if (file := file_at(path)) is not None]
+        if len(files) == len(paths):
+            yield from zip(plan.tasks, map(load_kept, files), strict=True)
             return
         for path, (task, whole) in zip(paths, read(plan), strict=True):
             keep(whole, path)
             yield task, whole
 
 
-def is_kept(path: Path | None) -> bool:
-    """Whether there is such a file."""
-    return path is not None and path.exists()
+def file_at(path: Path | None) -> Path | None:
+    """Return the path if there is a file."""
+    return path if path is not None and path.exists() else None
 
 
 def keep(block: Any, path: Path | None) -> None:

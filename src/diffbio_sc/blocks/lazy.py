@@ -23,7 +23,7 @@ from diffbio_sc.blocks.cluster import (
     workers_of,
 )
 from diffbio_sc.blocks.interface import CountMatrix, as_working, bytes_of, dense_block, no_rows, pieces_of, tell_pass
-from diffbio_sc.blocks.kept import KeptReads, is_kept, keep, load_kept
+from diffbio_sc.blocks.kept import KeptReads, file_at, keep, load_kept
 from diffbio_sc.blocks.plan import Plan, Task, plan_rows
 from diffbio_sc.blocks.shuffle import ColumnBlocks, FilePiece, HeldPiece, assemble
 from diffbio_sc.blocks.steps import Step, combine_in_order
@@ -202,7 +202,7 @@ class Dask(CountMatrix):
 
         kept = self._kept_reads(client)
         paths = [None if kept is None else kept.path(*read) for read in reads]
-        files = [path if is_kept(path) else None for path in paths]
+        files = [file_at(path) for path in paths]
         sources = self._sources([read for read, file in zip(reads, files, strict=True) if file is None])
 
         # A node of the graph of its own: what the function holds travels to each worker once, not with every task, and
