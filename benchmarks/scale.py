@@ -175,7 +175,7 @@ def cluster(**options):
 
     threads = os.environ.pop("NPROC", None)  # workers would have it from here
     with (
-        dask.config.set({"distributed.worker.profile.enabled": False}),
+        dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}),
         distributed.LocalCluster(dashboard_address=None, **options) as local,
         distributed.Client(local) as client,
     ):
