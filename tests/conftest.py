@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -15,12 +16,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
 # Compiling is most of what the tests cost, and most of that is optimisation of machine code, which changes rounding
-# alone: the tests do without. Benchmarks, notebooks and the demo run what users run; give XLA_FLAGS, empty or not, for
-# the tests to do so too. Not every XLA has the second flag, and one that it does not know ends a process: it is tried
-# in another one, by the first process only.
+# alone: the tests do without. Nor is a program split into parts that are compiled by themselves, which takes a fifth
+# more in all. Benchmarks, notebooks and the demo run what users run; give XLA_FLAGS, empty or not, for the tests to do
+# so too. Not every XLA has the other two flags, and one that it does not know ends a process: they are tried in another
+# one, by the first process only.
 if "XLA_FLAGS" not in os.environ:
     _PLAIN = "--xla_backend_optimization_level=0"
-    _QUICK = f"{_PLAIN} --xla_cpu_use_fusion_emitters=false"
+    _QUICK = f"{_PLAIN} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     _TRIED = subprocess.run(
         [sys.executable, "-c", "import jaxlib.xla_client as client; client.make_cpu_client()"],
         env={**os.environ, "XLA_FLAGS": _QUICK}, capture_output=True, check=False,
@@ -52,6 +54,13 @@ def pytest_collection_modifyitems(items):
         return _LONG.index(first) if first in _LONG else len(_LONG)
 
     items.sort(key=place)
+
+
+def pytest_collection_finish(session):
+    """What is there before the first test stays: to look through it for garbage again and again took 6 % of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_sessionfinish(session):

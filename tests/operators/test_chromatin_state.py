@@ -37,10 +37,9 @@ def leaves(module):
 
 def test_e1_the_operator_is_importable_and_differentiable():
     assert {"ChromatinStateAnnotator", "ChromatinStateConfig"} <= set(epigenomics.__all__)
-    gradient = nnx.grad(
-        lambda one: one.apply({"histone_marks": values("bernoulli", (20, 2))}, {}, None)[0]["state_probabilities"][
-            :, 0
-        ].sum()
+    marks = values("bernoulli", (20, 2))
+    gradient = nnx.jit(
+        nnx.grad(lambda one: one.apply({"histone_marks": marks}, {}, None)[0]["state_probabilities"][:, 0].sum())
     )(annotator())
     assert all(np.abs(leaf).max() > 0 for leaf in leaves(gradient).values())
 
@@ -110,7 +109,7 @@ def test_e20_transition_emission_and_initial_are_learned_and_readable(kind):
 def test_e23_scaled_recursions_are_stable_with_finite_gradients_over_a_million_bins():
     operator = annotator()
     marks = jnp.asarray(values("bernoulli", (1_000_000, 2)))
-    gradient = nnx.grad(lambda one: one.loss({"histone_marks": marks}))(operator)
+    gradient = nnx.jit(nnx.grad(lambda one: one.loss({"histone_marks": marks})))(operator)
     for name, leaf in leaves(gradient).items():
         assert np.isfinite(leaf).all(), name
         assert np.abs(leaf).max() > 1e-9, name
@@ -148,7 +147,7 @@ def test_m25_jit_gradients_of_every_leaf_and_pass_through(kind):
         lambda one: one.loss(arrays),
         lambda one: (one.apply(arrays, {}, None)[0]["state_probabilities"][..., 0] ** 2).sum(),
     ):
-        for name, leaf in leaves(nnx.grad(loss)(operator)).items():
+        for name, leaf in leaves(nnx.jit(nnx.grad(loss))(operator)).items():
             assert np.isfinite(leaf).all(), name
             # Shares of two marks lie on a line, and shifts act on both cell types: every leaf moves something.
             assert np.abs(leaf).max() > 0, name
@@ -275,7 +274,7 @@ def test_em_and_gradient_descent_agree_and_em_is_the_maximum():
     assert em.history["loss"][-1] <= gradient.history["loss"][-1] + 1e-5
     assert float(by_gradient.loss(data)) == pytest.approx(em.history["loss"][-1], abs=2e-4)
     # At the maximum the gradient is nothing.
-    slopes = leaves(nnx.grad(lambda one: one.loss(data))(by_em))
+    slopes = leaves(nnx.jit(nnx.grad(lambda one: one.loss(data)))(by_em))
     assert all(np.abs(slopes[name]).max() < 2e-4 for name in slopes if "initial" not in name)
 
 
