@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """What is there before the first test stays: to look through it for garbage again and again took 6 % of the time."""
+    """What is there before the first test stays: looking through it for garbage took 6 % of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

@@ -9,13 +9,17 @@ import pytest
 import scipy.sparse as sp
 from one_program import one_program
 
-from diffbio_sc.numerics.genome import balancing, compartments, decay, insulation, loops
 from diffbio_sc.numerics.genome import (
+    balancing,
     balancing_jax,
     bands_jax,
+    compartments,
     compartments_jax,
+    decay,
     decay_jax,
+    insulation,
     insulation_jax,
+    loops,
     loops_jax,
 )
 from diffbio_sc.numerics.genome.bands_jax import band_of_pixels

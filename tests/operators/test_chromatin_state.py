@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from one_program import one_program
 
 from diffbio_sc.operators import epigenomics
 from diffbio_sc.operators.epigenomics import ChromatinStateAnnotator, ChromatinStateConfig
@@ -194,20 +195,21 @@ def test_missing_marks_say_nothing():
 
 def test_sequences_may_follow_each_other_or_be_padded():
     operator = annotator()
+    outputs = one_program(operator)
     first, second = values("bernoulli", (12, 2), seed=7), values("bernoulli", (8, 2), seed=8)
-    alone = [operator.apply({"histone_marks": part}, {}, None)[0] for part in (first, second)]
+    alone = [outputs({"histone_marks": part}) for part in (first, second)]
     starts = np.zeros(20, bool)
     starts[12] = True
-    joined = operator.apply({"histone_marks": np.concatenate([first, second]), "sequence_start": starts}, {}, None)[0]
+    joined = outputs({"histone_marks": np.concatenate([first, second]), "sequence_start": starts})
     np.testing.assert_allclose(joined["state_posteriors"][12:], alone[1]["state_posteriors"], atol=1e-6)
     total = sum(float(one["log_likelihood"]) for one in alone)
     assert float(joined["log_likelihood"]) == pytest.approx(total, rel=1e-5)
     padded = np.stack([first, np.pad(second, ((0, 4), (0, 0)), constant_values=1.0)])
-    batch = operator.apply({"histone_marks": padded, "length": np.array([12, 8])}, {}, None)[0]
+    batch = outputs({"histone_marks": padded, "length": np.array([12, 8])})
     np.testing.assert_allclose(batch["log_likelihood"], [one["log_likelihood"] for one in alone], rtol=1e-5)
     np.testing.assert_array_equal(batch["viterbi_path"][1, 8:], -1)
     np.testing.assert_array_equal(batch["viterbi_path"][1, :8], alone[1]["viterbi_path"])
-    loss = operator.loss({"histone_marks": padded, "length": np.array([12, 8])})
+    loss = one_program(operator.loss)({"histone_marks": padded, "length": np.array([12, 8])})
     assert float(loss) == pytest.approx(-total / 20, rel=1e-5)
     report = operator.fit({"histone_marks": padded, "length": np.array([12, 8])}, max_steps=3)
     assert report.steps > 0

@@ -159,14 +159,15 @@ def test_the_loss_is_that_of_a_loop(batch):
             total = np.exp(logits[row, cells]).sum()
             within -= weight[row] * np.mean([np.log(np.exp(logits[row, c]) / total) for c in active])
             compared += weight[row]
-    found = compute_region_loss(logits, labels, main, weight)
+    loss = one_program(compute_region_loss)
+    found = loss(logits, labels, main, weight)
     assert float(found["cross_entropy"]) == pytest.approx(entropy / known, rel=1e-5)
     assert float(found["within"]) == pytest.approx(within / compared, rel=1e-5)
     assert float(found["total"]) == pytest.approx(entropy / known + 0.3 * within / compared, rel=1e-5)
-    slope = jax.grad(lambda logits: compute_region_loss(logits, labels, main, weight)["total"])(jnp.asarray(logits))
+    slope = jax.jit(jax.grad(lambda logits: loss(logits, labels, main, weight)["total"]))(jnp.asarray(logits))
     assert np.isfinite(slope).all()
     assert (np.asarray(slope)[~np.isfinite(labels)] == 0).all()
-    none = compute_region_loss(jnp.zeros((2, 3)), jnp.zeros((2, 3)), main, jnp.ones(2))
+    none = loss(jnp.zeros((2, 3)), jnp.zeros((2, 3)), main, jnp.ones(2))
     assert float(none["within"]) == 0
 
 
