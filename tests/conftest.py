@@ -38,8 +38,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 _MOST_MAPS = 20_000
-# Folders of long files: a worker that gets one of them last keeps all others waiting.
-_LONG = ("operators", "tl", "test_threads.py", "numerics")
+# Long files, and folders of such: a worker that gets one of them last keeps all others waiting.
+_LONG = ("tl/test_beyond_memory.py", "tl/test_deconvolve.py", "operators", "tl", "numerics", "test_cli.py")
+
+
+def pytest_configure(config):
+    """Keep that order: left to itself, ``--dist loadfile`` begins with the files of most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
@@ -50,17 +56,22 @@ def pytest_collection_modifyitems(items):
             item.add_marker("as_users")
 
     def place(item):
-        first = Path(item.path).relative_to(root).parts[0]
-        return _LONG.index(first) if first in _LONG else len(_LONG)
+        path = Path(item.path).relative_to(root).as_posix()
+        return next((number for number, long in enumerate(_LONG) if path.startswith(long)), len(_LONG))
 
     items.sort(key=place)
 
 
-def pytest_collection_finish(session):
-    """What is there before the first test stays: looking through it for garbage took 6 % of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays: looking through it for garbage took 6 % of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+        gc.enable()
 
 
 def pytest_sessionfinish(session):
