@@ -119,7 +119,7 @@ def test_chunks_are_read_once_whatever_the_number_of_genes(tissue, tmp_path, gen
 
 
 @pytest.mark.parametrize("where", ["h5ad", "zarr", "elements", "from_zarr"])
-def test_lazy_objects_stay_lazy_and_give_the_same(tissue, expected, tmp_path, where):
+def test_lazy_objects_stay_lazy_and_give_the_same(tissue, expected, patterns, tmp_path, where):
     zarr = pytest.importorskip("zarr")
     experimental = pytest.importorskip("anndata.experimental")
     pytest.importorskip("xarray")
@@ -141,9 +141,7 @@ def test_lazy_objects_stay_lazy_and_give_the_same(tissue, expected, tmp_path, wh
     assert lazy.X is matrix
     agree(lazy, expected)
     dbio.tl.spatial_patterns(lazy)
-    whole = expected.copy()
-    dbio.tl.spatial_patterns(whole)
-    np.testing.assert_allclose(FIELDS["patterns"](lazy), FIELDS["patterns"](whole), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(FIELDS["patterns"](lazy), FIELDS["patterns"](patterns), rtol=1e-4, atol=1e-4)
     assert lazy.X is matrix
 
 
