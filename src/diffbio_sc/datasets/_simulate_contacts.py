@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.contacts_object import bins_table, symmetric
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -132,6 +133,26 @@ def simulate_contacts(
     """
     import anndata
 
+    check_options(
+        simulate_contacts,
+        locals(),
+        n_bins="[40, inf)",
+        resolution="[1, inf)",
+        contacts_per_bin="(0, inf)",
+        n_replicates="[1, inf)",
+        n_conditions="[1, 2]",
+        compartment_strength="[0, inf)",
+        n_loops="[0, inf)",
+        n_stripes="[0, inf)",
+        bias_sd="[0, inf)",
+        masked_share="[0, 1)",
+        overdispersion="[0, inf)",
+        replicate_sd="[0, inf)",
+        changed_share="[0, 1)",
+        fold_change="[1, inf)",
+        trans_share="[0, 1)",
+        max_distance="[1, inf)",
+    )
     params = {name: value for name, value in locals().items() if name not in ("rng", "anndata")}
     sizes = _check(params)
     generator = np.random.default_rng(rng)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def simulate_multiomics(
     import anndata
     import mudata
 
+    check_options(
+        simulate_multiomics, locals(), n_cells="[1, inf)", n_types="[2, inf)", n_genes="[1, inf)", n_peaks="[1, inf)"
+    )
     n_cells, n_types = whole_number(n_cells, "n_cells"), whole_number(n_types, "n_types", minimum=2)
     if n_types % 2:
         raise ValueError(f"n_types must be even, found {n_types}.")

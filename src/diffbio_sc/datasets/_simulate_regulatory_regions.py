@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,6 +89,17 @@ def simulate_regulatory_regions(
     """
     import anndata
 
+    check_options(
+        simulate_regulatory_regions,
+        locals(),
+        n_regions="[1, inf)",
+        n_cell_types="[1, inf)",
+        n_factors="[2, inf)",
+        n_other_genes="[0, inf)",
+        n_chromosomes="[1, inf)",
+        width="[1, inf)",
+        token="[1, inf)",
+    )
     for name, value, least in (
         ("n_regions", n_regions, 1),
         ("n_cell_types", n_cell_types, 1),

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, Attributions, read_attributions
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.sequence_attributions import importance
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def attributions(
     >>> dbio.get.attributions(adata).shape
     (100, 8)
     """
+    check_options(attributions, locals())
     if kind not in (None, "bases", "letters", "factors"):
         raise ValueError(f"kind must be 'bases', 'letters' or 'factors', found {kind!r}.")
     record = adata.uns.get(key, {}) if hasattr(adata, "uns") else {}

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.records import read_record
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,6 +58,7 @@ def differential_contacts(
     ... )
     >>> table = dbio.get.differential_contacts(adata, "boundaries", max_qvalue=0.05, summits=True)
     """
+    check_options(differential_contacts, locals(), max_qvalue="(0, 1]", min_log2_fold_change="[0, inf)")
     record = read_record(adata, key, "params", "dbio.tl.differential_contacts")
     kinds = [name for name in ("loops", "boundaries", "compartments", "interactions", "decay") if name in record]
     if features not in kinds:

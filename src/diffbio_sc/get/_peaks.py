@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.peak_tables import read_peak_tables
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,6 +51,7 @@ def peaks(
     >>> set(dbio.get.peaks(bins, groups="B cell")["group"])
     {'B cell'}
     """
+    check_options(peaks, locals(), max_qvalue="(0, 1]")
     tables = read_peak_tables(adata, key)
     if groups is not None:
         wanted = [groups] if isinstance(groups, str) else list(groups)

@@ -7,6 +7,7 @@ import pandas as pd
 
 from diffbio_sc._anndata import read_column, result_column
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -54,6 +55,7 @@ def spatial_genes(
     >>> len(dbio.get.spatial_genes(spots, n_top=5))
     5
     """
+    check_options(spatial_genes, locals(), n_top="[1, inf)")
     require_anndata(adata)
     stored = {name: result_column(key, name) for name in _OPTIONAL + _TESTED}
     missing = [stored[name] for name in _TESTED if stored[name] not in adata.var]

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffbio_sc._checks import is_path, name_heads
 from diffbio_sc._files import replacing
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.signal import Signal
@@ -76,6 +77,7 @@ def write_bigwig(
     >>> sorted(dbio.io.read_bigwig("pileup.bw").chromosomes)
     ['chr1', 'chr2']
     """
+    check_options(write_bigwig, locals())
     library = pybigwig()
     if isinstance(source, Signal | Intervals):
         runs: Any = source

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata import read_labels
 from diffbio_sc._checks import found_object
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -101,6 +102,9 @@ def integration(
     >>> dbio.tl.multiomics_vae(mdata, max_epochs=0)
     >>> scores = dbio.metrics.integration(mdata, use_rep="X_multiomics_vae", label_key="cell_type")
     """
+    check_options(
+        integration, locals(), min_cells="[2, inf)", n_neighbors="[1, inf)", resolutions="(0, inf)", n_folds="[2, inf)"
+    )
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     name = _kind(data)
     if not keys:

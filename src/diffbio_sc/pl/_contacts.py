@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._contact_panels import (
     LINE,
     LOOP,
@@ -101,6 +102,7 @@ def contacts(
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm, TwoSlopeNorm
 
+    check_options(contacts, locals(), max_distance="(0, inf)", width="(0, inf)")
     check_save(save)
     from diffbio_sc._anndata.contacts import read_contacts, read_weights
     from diffbio_sc._anndata.regions import bins_of_region, region_matrix

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, Attributions, choose_cell_types, read_attributions
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def logo(
     >>> axes.get_xlabel()
     'position in the region (bases)'
     """
+    check_options(logo, locals(), start="[0, inf)", end="[1, inf)")
     check_save(save)
     try:
         import logomaker

@@ -9,6 +9,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.multiomics_results import read_embedding, weight_columns
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc._settings import settings
 from diffbio_sc.get import multiomics_vae as read_table
@@ -102,6 +103,7 @@ def multiomics_vae(
     >>> dbio.tl.multiomics_vae(mdata, max_epochs=5)
     >>> axes = dbio.pl.multiomics_vae(mdata, kind="umap", color="cell_type", show=False)
     """
+    check_options(multiomics_vae, locals(), n_neighbors="[1, inf)", n_columns="[1, inf)", size="(0, inf)")
     check_save(save)
     if kind not in (None, "losses", "umap", "weights"):
         raise ValueError(f"kind must be 'losses', 'umap' or 'weights', found {kind!r}.")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata import require_anndata
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ def spatial_genes(
 
     from diffbio_sc.get import spatial_genes as read_table
 
+    check_options(spatial_genes, locals(), n_top="[1, inf)", n_columns="[1, inf)", size="(0, inf)")
     if kind not in ("volcano", "maps", "qq", "patterns"):
         raise ValueError(f"kind must be 'volcano', 'maps', 'qq' or 'patterns', found {kind!r}.")
     for name, value in (("n_top", n_top), ("n_columns", n_columns)):

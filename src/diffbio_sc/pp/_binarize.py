@@ -14,6 +14,7 @@ from diffbio_sc._anndata.matrix import read_counts
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._checks import found_object
+from diffbio_sc._options import check_options
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
@@ -126,6 +127,18 @@ def binarize(
     """
     from anndata import AnnData
 
+    check_options(
+        binarize,
+        locals(),
+        poisson_threshold="(0, 1)",
+        fold_threshold="[0, inf)",
+        count_threshold="[0, inf)",
+        flank="[0, inf)",
+        pseudocount="[0, inf)",
+        bin_size="[1, inf)",
+        extension="[1, inf)",
+        min_mapping_quality="[0, inf)",
+    )
     options = {
         "poisson_threshold": poisson_threshold,
         "fold_threshold": fold_threshold,

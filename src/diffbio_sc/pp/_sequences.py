@@ -8,6 +8,7 @@ from diffbio_sc._anndata.results import check_key, make_record
 from diffbio_sc._anndata.sequences import read_genome_sequences, read_sequence_column, turn_reverse
 from diffbio_sc._checks import counted, whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,6 +79,7 @@ def sequences(
     >>> adata.varm["dna"].tolist()
     [[0, 1, 2, 3], [4, 0, 1, 2]]
     """
+    check_options(sequences, locals(), width="[1, inf)")
     check_key(key_added)
     if width is not None:
         width = whole_number(width, "width", unit=" bases")

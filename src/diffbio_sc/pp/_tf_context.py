@@ -12,6 +12,7 @@ from diffbio_sc._anndata.results import check_key, make_record, storable_names
 from diffbio_sc._anndata.tf_context import align_cell_types, case_hint, read_expression
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -96,6 +97,7 @@ def tf_context(
     >>> adata.obsm["two"].shape
     (6, 2)
     """
+    check_options(tf_context, locals())
     check_key(key_added)
     if normalize not in (None, True, False):
         raise ValueError(f"normalize must be True, False or None, found {normalize!r}.")

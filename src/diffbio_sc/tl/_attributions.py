@@ -14,6 +14,7 @@ from diffbio_sc._anndata.region_axis import read_region_axis
 from diffbio_sc._anndata.results import check_key, make_record, write_results
 from diffbio_sc._checks import name_heads, whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.tl._attributions_run import Question, ask_of_bases, ask_of_factors, context_of
 from diffbio_sc.tl._contextual_input import read_input_maps
@@ -114,6 +115,7 @@ def attributions(
     >>> adata.uns["attributions"]["scores"].shape
     (5, 6, 100, 4)
     """
+    check_options(attributions, locals(), n_references="[1, inf)", steps="[1, inf)")
     began = time.perf_counter()
     check_key(key_added)
     if method not in _METHODS:

@@ -10,6 +10,7 @@ from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_balance import MapBalance, balance_map
 from diffbio_sc.tl._contacts_input import Axis
 
@@ -89,6 +90,15 @@ def balance(
     >>> adata.uns["balance"]["report"]["converged"]
     True
     """
+    check_options(
+        balance,
+        locals(),
+        ignore_diags="[0, inf)",
+        min_nnz="[0, inf)",
+        min_count="[0, inf)",
+        mad_max="[0, inf]",
+        tolerance="(0, 1)",
+    )
     ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     min_nnz = whole_number(min_nnz, "min_nnz", minimum=0)
     _check_arguments(contact, min_count, mad_max, tolerance)

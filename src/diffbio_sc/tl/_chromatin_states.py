@@ -13,6 +13,7 @@ from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, default_colors, st
 from diffbio_sc._anndata.marks import MarkData, choose_emission, read_marks
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 
 if TYPE_CHECKING:
@@ -132,6 +133,14 @@ def chromatin_states(
     >>> adata.obsm["chromatin_state_posterior"].shape
     (2000, 4)
     """
+    check_options(
+        chromatin_states,
+        locals(),
+        n_states="[1, 1000]",
+        max_steps="[1, inf)",
+        tolerance="[0, inf)",
+        top_states="[1, inf)",
+    )
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "model")}
     params["model"] = None if model is None else _name_of(model)

@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.contacts import read_track
 from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_compartments import MapCompartments, compartments_map
 from diffbio_sc.numerics.genome.compartments import GAMMA
 from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced
@@ -121,6 +122,9 @@ def compartments(
     >>> adata.obs["compartment_label"].cat.categories.tolist()
     ['A', 'B']
     """
+    check_options(
+        compartments, locals(), ignore_diags="[0, inf)", n_vectors="[1, inf)", min_distance="[0, inf)", gamma="[0, 1]"
+    )
     if contact not in ("cis", "trans"):
         raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")
     if method not in ("weighted", "cooltools"):

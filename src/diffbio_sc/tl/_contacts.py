@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.contacts import read_breaks, read_contacts, read_track, read_weights
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc.numerics.genome.compartments import GAMMA
 from diffbio_sc.tl._balance import balance_fields
 from diffbio_sc.tl._compartments import NEAREST, compartments_fields
@@ -91,6 +92,9 @@ def contacts(
     >>> len(adata.uns["loops"]["table"]) > 0, bool(adata.obs["is_boundary"].any())
     (True, True)
     """
+    check_options(
+        contacts, locals(), ignore_diags="[0, inf)", windows="(0, inf)", fdr="(0, 1]", max_distance="(0, inf)"
+    )
     started = time.perf_counter()
     ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     if not 0 < fdr <= 1:

@@ -11,6 +11,7 @@ from diffbio_sc._anndata.contextual_results import write_contextual
 from diffbio_sc._anndata.results import check_key
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.tl._contextual_input import read_contextual_input
 from diffbio_sc.tl._contextual_run import fit_contextual
@@ -145,6 +146,7 @@ def contextual(
     >>> adata.layers["contextual_prob"].shape
     (6, 600)
     """
+    check_options(contextual, locals(), max_epochs="[1, inf)")
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "motifs", "copy")}
     check_key(key_added)

@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.results import check_key, make_record, write_results
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._progress import progress
 from diffbio_sc._random import as_generator
 from diffbio_sc.tl._contextual_input import ContextualInput, read_contextual_input
@@ -96,6 +97,9 @@ def contextual_ablation(
     >>> adata.uns["contextual_ablation"]["differences"]["claim"].isin(["higher", "lower", "not shown"]).all().item()
     True
     """
+    check_options(
+        contextual_ablation, locals(), max_epochs="[1, inf)", n_seeds="[1, inf)", level="(0, 1)", n_draws="[20, inf)"
+    )
     began = time.perf_counter()
     check_key(key_added)
     whole_number(n_seeds, "n_seeds")

@@ -17,6 +17,7 @@ from diffbio_sc._anndata.results import check_key, make_record
 from diffbio_sc._anndata.tf_context import case_hint
 from diffbio_sc._checks import is_path, name_heads
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.tl._contextual_input import read_input_maps, read_neighbourhood
 from diffbio_sc.tl._contextual_run import region_of_tokens
 
@@ -109,6 +110,7 @@ def contextual_predict(
     >>> new.layers["contextual_prob"].shape
     (2, 600)
     """
+    check_options(contextual_predict, locals())
     began = time.perf_counter()
     check_key(key, "key")
     key_added = key if key_added is None else check_key(key_added)

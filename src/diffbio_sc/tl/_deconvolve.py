@@ -23,6 +23,7 @@ from diffbio_sc._anndata import (
     survey_counts,
     write_results,
 )
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.blocks.steps import ColumnSums
 
@@ -182,6 +183,7 @@ def deconvolve(
     from diffbio_sc.engines import held_out_mixtures
     from diffbio_sc.numerics.counts.signatures import relative_error, sampling_index
 
+    check_options(deconvolve, locals(), n_top_genes="[10, inf)", smoothing="[0, inf)", min_counts="[0, inf)")
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
     _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added, copy)

@@ -13,6 +13,7 @@ from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.features import PAIR_COLUMNS, read_pairs
 from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contact_differences import (
     FEATURES,
     Comparison,
@@ -152,6 +153,17 @@ def differential_contacts(
     >>> bool((table["qval"] < 0.05).any())
     True
     """
+    check_options(
+        differential_contacts,
+        locals(),
+        loop_reach="[0, 3]",
+        window="(0, inf)",
+        compartment_distance="(0, inf)",
+        interaction_size="(0, inf)",
+        max_distance="(0, inf)",
+        min_count="[1, inf)",
+        dispersion="[0, inf)",
+    )
     started = time.perf_counter()
     require_anndata(adata)
     names, keys, group = _groups(groups)

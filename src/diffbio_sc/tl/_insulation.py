@@ -11,6 +11,7 @@ import pandas as pd
 from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_insulation import MapInsulation, insulation_map
 from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced
 
@@ -112,6 +113,7 @@ def insulation(
     >>> adata.obsm["insulation"].columns.tolist()
     ['100000', '200000']
     """
+    check_options(insulation, locals(), windows="(0, inf)", ignore_diags="[0, inf)", min_distance="(0, inf)")
     if method not in ("contrast", "cooltools"):
         raise ValueError(f"method must be 'contrast' or 'cooltools', found {method!r}.")
     if threshold is not None and not np.isfinite(threshold):

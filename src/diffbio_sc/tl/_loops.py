@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_loops import MapLoops, loops_map
 from diffbio_sc.numerics.genome.loops import LoopShape, default_shape
 from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced
@@ -116,6 +117,17 @@ def loops(
     >>> bool((adata.uns["loops"]["table"]["qval"] <= 0.05).all())
     True
     """
+    check_options(
+        loops,
+        locals(),
+        fdr="(0, 1]",
+        min_enrichment="[0, inf)",
+        min_distance="(0, inf)",
+        max_distance="(0, inf)",
+        filter_width="(0, inf)",
+        min_valid="[0, 1]",
+        ignore_diags="[0, inf)",
+    )
     _check_arguments(fdr, min_enrichment, min_valid)
     ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     balanced = read_balanced(

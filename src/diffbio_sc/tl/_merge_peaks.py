@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from diffbio_sc._checks import found_object, require_columns
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def merge_peaks(
     from diffbio_sc.engines.peak_sets import merge_tables
     from diffbio_sc.genome.chrom_sizes import read_chrom_sizes
 
+    check_options(merge_peaks, locals(), width="[1, inf)")
     if isinstance(width, bool) or not hasattr(width, "__int__") or int(width) != width or width < 1:
         raise ValueError(f"width must be a positive whole number of base pairs, found {width!r}.")
     check_key(key_added)

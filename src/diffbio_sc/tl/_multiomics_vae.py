@@ -13,6 +13,7 @@ from diffbio_sc._anndata.multiomics_model import store_multiomics_model
 from diffbio_sc._anndata.multiomics_results import check_embedding_key, write_embedding
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def multiomics_vae(
     >>> dbio.tl.multiomics_vae(mdata, max_epochs=5)
     >>> sc.pp.neighbors(mdata["rna"], use_rep="X_multiomics_vae")
     """
+    check_options(multiomics_vae, locals(), n_latent="[1, inf)", max_epochs="[0, inf)")
     require_object(mdata)
     check_embedding_key(mdata, key_added)
     _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy)

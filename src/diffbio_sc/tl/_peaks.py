@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diffbio_sc._options import check_options
+
 if TYPE_CHECKING:
     import os
 
@@ -133,6 +135,7 @@ def peaks(
     from diffbio_sc.engines.peak_settings import PeakSettings
     from diffbio_sc.tl._blacklist import read_blacklist
 
+    check_options(peaks, locals(), qvalue="(0, 1]", fragment_length="(0, inf)")
     started = time.perf_counter()
     _check_object(adata, groupby, copy)
     check_key(key_added)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc.numerics.genome.contact_averages import (
     class_sums,
     quantile_classes,
@@ -98,6 +99,15 @@ def saddle(
     >>> adata.uns["saddle"]["report"]["strength"] > 1
     True
     """
+    check_options(
+        saddle,
+        locals(),
+        n_classes="[2, inf)",
+        tails="[0, 0.5)",
+        min_distance="[0, inf)",
+        max_distance="(0, inf)",
+        ignore_diags="[0, inf)",
+    )
     started = time.perf_counter()
     if contact not in ("cis", "trans"):
         raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")

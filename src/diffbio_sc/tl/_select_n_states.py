@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.marks import choose_emission, read_marks
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -85,6 +86,7 @@ def select_n_states(
     >>> list(adata.uns["select_n_states"]["table"]["n_states"])
     [2, 3, 4]
     """
+    check_options(select_n_states, locals(), n_states="[1, inf)", folds="[2, inf)")
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began")}
     numbers = np.asarray(list(n_states))

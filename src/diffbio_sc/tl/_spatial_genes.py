@@ -23,6 +23,7 @@ from diffbio_sc._anndata import (
     write_results,
 )
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.blocks.steps import RowSums
 
@@ -161,6 +162,7 @@ def spatial_genes(
     from diffbio_sc.engines import spatial_genes as engine
     from diffbio_sc.numerics.spatial import smooth_covariates as numerics
 
+    check_options(spatial_genes, locals(), lengthscales="(0, inf)", alpha="(0, 1)")
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
     params["covariates"] = covariates_given(covariates)

@@ -24,6 +24,7 @@ from diffbio_sc._anndata import (
     write_results,
 )
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.blocks.steps import RowSums
 
@@ -131,6 +132,7 @@ def spatial_patterns(
     from diffbio_sc.numerics.spatial.slide_basis import slide_bases
     from diffbio_sc.numerics.spatial.smooth_covariates import smooth_covariates
 
+    check_options(spatial_patterns, locals(), n_patterns="[1, inf)", lengthscale="(0, inf)", max_genes="[2, inf)")
     started = time.perf_counter()
     require_anndata(adata)
     check_key(key_added)

@@ -15,6 +15,7 @@ from diffbio_sc._anndata.cell_types import CellTypeBins
 from diffbio_sc._anndata.chromatin_states import StoredStates, read_states
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._checks import name_heads
+from diffbio_sc._options import check_options
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.intervals import Intervals
@@ -119,6 +120,7 @@ def state_enrichment(
     >>> bool(table.loc["Transcribed", "padj"] < 1e-4), bool(table.loc["Quiescent", "fold"] == 0)
     (True, True)
     """
+    check_options(state_enrichment, locals(), flank="[0, inf)")
     began = time.perf_counter()
     require_anndata(adata)
     if annotations is None and anchors is None:

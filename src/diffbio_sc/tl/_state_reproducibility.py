@@ -14,6 +14,7 @@ from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record,
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.chromatin_state_names import match_emissions
 from diffbio_sc.get import chromatin_state_model
 from diffbio_sc.numerics.chains.agreement import (
@@ -132,6 +133,7 @@ def state_reproducibility(
     >>> float(adata.obs["state_reproducibility"].min()) > 0.99  # both replicates have the true states
     True
     """
+    check_options(state_reproducibility, locals(), tolerance="[0, inf)", n_folds="[2, inf)")
     began = time.perf_counter()
     require_anndata(adata)
     _check(match, tolerance, n_folds)

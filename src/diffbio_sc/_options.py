@@ -1,0 +1,308 @@
+"""Options of public functions, checked against what their signatures state."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+import operator
+import os
+import re
+import typing
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from diffbio_sc._checks import check_key, name_heads
+from diffbio_sc._random import as_generator
+
+_LISTS = ("Sequence", "Iterable", "Collection", "list")
+_ARTICLES = {"ndarray": "an array", "DataFrame": "a table", "Series": "a Series", "MuData": "a MuData"}
+
+
+def check_options(
+    function: Callable[..., Any], given: Mapping[str, Any], *, empty: Collection[str] = (), **limits: str
+) -> None:
+    """Raise, before any work, if an argument is none that the signature of a function allows.
+
+    A public function calls it in its first lines: ``check_options(loops, locals(), fdr="(0, 1]")``. Annotations say
+    which types, names and choices are allowed, so that what is documented and what is checked are one. Of a type that
+    only its own code knows (an AnnData, a table), it is checked that no number, text or truth value stands in its
+    place; the rest is for the function to check.
+
+    Parameters
+    ----------
+    function
+        The public function.
+    given
+        Its arguments by name; names that are none of its arguments are passed over.
+    empty
+        Arguments whose list of names may be empty.
+    limits
+        Numbers that are allowed, by name, as an interval: ``"[0, inf)"`` for at least 0 and finite. Default: any
+        finite number. Of a list, each of its numbers is meant.
+
+    Raises
+    ------
+    TypeError
+        If an argument that is to be a text, a list or an object is something else.
+    ValueError
+        If a truth value, number or choice is none of those allowed, a key cannot be stored, or a copy is asked for of
+        an object that lies in a file.
+    """
+    allowed = _allowed(function)
+    unknown = [name for name in (*limits, *empty) if name not in allowed]
+    if unknown:
+        raise AssertionError(f"{function.__name__} has no arguments {unknown}.")
+    for name, one in allowed.items():
+        if name in given:
+            one.check(name, given[name], limits.get(name), name in empty)
+    first = given.get(next(iter(allowed), ""))
+    if given.get("copy", False) and getattr(first, "isbacked", False):
+        raise ValueError("copy=True needs an object in memory: call .to_memory() first.")
+
+
+def check_interval(name: str, value: Any, interval: str, *, whole: bool = False, also: Collection[str] = ()) -> None:
+    """Raise ValueError, naming the argument, unless a value is a number within an interval such as ``"(0, 1]"``.
+
+    Parameters
+    ----------
+    name
+        Name of the argument.
+    value
+        What was given.
+    interval
+        Numbers allowed; a round bracket leaves the end out, so that ``"[0, inf)"`` asks for finite ones.
+    whole
+        Whether only whole numbers are allowed.
+    also
+        What else is allowed, for the message.
+    """
+    if not _is_number(value, whole) or not _within(value, interval):
+        noun = "a whole number" if whole else "a number"
+        raise ValueError(f"{name} must be {_joined([noun + _phrase(interval), *also])}, found {value!r}.")
+
+
+@dataclasses.dataclass
+class _Allowed:
+    """What an annotation allows."""
+
+    flag: bool = False
+    whole: bool = False
+    number: bool = False
+    text: bool = False
+    path: bool = False
+    none: bool = False
+    names: bool = False
+    numbers: str = ""  # of a list: "int" or "float"
+    mapping: bool = False
+    anything: bool = False
+    choices: tuple[Any, ...] = ()
+    objects: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any, interval: str | None, may_be_empty: bool) -> None:
+        """Raise if ``value`` is not allowed."""
+        if name == "rng":
+            as_generator(value)
+        elif name == "key_added" and not (value is None and self.none):
+            check_key(value)
+        elif self.anything or (value is None and self.none) or self._is_simple(value):
+            return
+        elif _is_number(value, whole=False):
+            if not (self.whole or self.number):
+                self._refuse(name, value, interval)
+            also = self._phrases(interval)[1:]
+            check_interval(name, value, interval or "(-inf, inf)", whole=not self.number, also=also)
+        elif isinstance(value, str | bytes | bool | np.bool_ | float | np.floating | None):
+            self._refuse(name, value, interval)
+        else:
+            self._check_object(name, value, interval, may_be_empty)
+
+    def _is_simple(self, value: Any) -> bool:
+        if isinstance(value, bool | np.bool_):
+            return self.flag
+        if isinstance(value, os.PathLike):
+            return self.path
+        # One name alone stands for a list of one.
+        return isinstance(value, str) and (self.text or self.path or self.names or value in self.choices)
+
+    def _check_object(self, name: str, value: Any, interval: str | None, may_be_empty: bool) -> None:
+        if isinstance(value, Mapping):
+            if not (self.mapping or self.objects):
+                self._refuse(name, value, interval)
+        elif self.numbers and np.iterable(value):
+            for each in value:
+                whole = self.numbers == "int"
+                check_interval(f"each of {name}", each, interval or "(-inf, inf)", whole=whole)
+            if not len(value) and not may_be_empty:
+                raise ValueError(f"{name} is empty: give at least one number{_or_leave_out(self.none)}.")
+        elif self.objects and not self.names:
+            return
+        elif self.names and np.iterable(value) and not isinstance(value, bytes):
+            _check_names(name, value, may_be_empty, self.none)
+        else:
+            self._refuse(name, value, interval)
+
+    def _refuse(self, name: str, value: Any, interval: str | None) -> typing.NoReturn:
+        phrases = self._phrases(interval)
+        found = repr(value)
+        if len(found) > 60 or hasattr(value, "shape"):
+            found = f"an object of type {type(value).__name__}"
+        message = f"{name} must be {_joined(phrases)}, found {found}."
+        if isinstance(value, str) and self.choices:
+            close = get_close_matches(value, [str(choice) for choice in self.choices], n=1)
+            message += f" Did you mean {close[0]!r}?" if close else ""
+        plain = self.flag or self.whole or self.number or self.choices
+        raise (ValueError if plain else TypeError)(message)
+
+    def _phrases(self, interval: str | None) -> list[str]:
+        """What is allowed, in words; a number stands first."""
+        limits = "" if interval is None else _phrase(interval)
+        phrases = ["a number" + limits] if self.number else ["a whole number" + limits] if self.whole else []
+        phrases += ["True", "False"] if self.flag else []
+        phrases += [repr(choice) for choice in self.choices]
+        phrases += ["a text"] if self.text else []
+        phrases += ["a path"] if self.path else []
+        phrases += ["a list of names"] if self.names else []
+        phrases += [f"a list of {'whole ' if self.numbers == 'int' else ''}numbers{limits}"] if self.numbers else []
+        phrases += ["a mapping"] if self.mapping else []
+        phrases += self.objects
+        return phrases + (["None"] if self.none else [])
+
+
+def _check_names(name: str, value: Any, may_be_empty: bool, none: bool) -> None:
+    names = list(value)
+    wrong = next((each for each in names if isinstance(each, bool) or not isinstance(each, str | int | np.integer)), "")
+    if wrong != "" or len(getattr(value, "shape", ())) > 1:
+        raise TypeError(f"{name} must be a list of names, found {wrong!r} among them.")
+    if not names and not may_be_empty:
+        raise ValueError(f"{name} is empty: give at least one name{_or_leave_out(none)}.")
+    if len(set(names)) < len(names):
+        seen: set[Any] = set()
+        twice = list(dict.fromkeys(each for each in names if each in seen or seen.add(each)))  # type: ignore[func-returns-value]
+        raise ValueError(f"{name} must be unique, found {len(twice)} duplicated: {name_heads(twice)}. Name each once.")
+
+
+def _or_leave_out(none: bool) -> str:
+    return ", or leave it out" if none else ""
+
+
+def _joined(phrases: list[str]) -> str:
+    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + f" or {phrases[-1]}"
+
+
+def _is_number(value: Any, whole: bool) -> bool:
+    """Whether a value is a number, numpy's among them; a whole one may be a float."""
+    if isinstance(value, bool | np.bool_) or getattr(value, "shape", ()) != ():
+        return False
+    if not isinstance(value, float | np.floating):
+        try:
+            operator.index(value)
+            return True
+        except TypeError:
+            kind = getattr(getattr(value, "dtype", None), "kind", "")
+            if kind != "f":
+                return False
+    return not whole or (math.isfinite(value) and value == math.floor(value))
+
+
+@cache
+def _ends(interval: str) -> tuple[float, float, bool, bool]:
+    found = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", interval)
+    assert found is not None, interval
+    return float(found[2]), float(found[3]), found[1] == "[", found[4] == "]"
+
+
+def _within(value: Any, interval: str) -> bool:
+    low, high, with_low, with_high = _ends(interval)
+    return bool((value >= low if with_low else value > low) and (value <= high if with_high else value < high))
+
+
+def _phrase(interval: str) -> str:
+    """Say an interval in words that follow "a number"."""
+    low, high, with_low, with_high = _ends(interval)
+    if math.isinf(low) and math.isinf(high):
+        return ""
+    least = f"of at least {low:g}" if with_low else f"above {low:g}"
+    if math.isinf(high):
+        return f" {least}"
+    if with_low and with_high:
+        return f" from {low:g} to {high:g}"
+    return f" {least} and {'at most' if with_high else 'below'} {high:g}"
+
+
+@cache
+def _allowed(function: Callable[..., Any]) -> dict[str, _Allowed]:
+    """What each argument of a function may be, by its annotation."""
+    signature = inspect.signature(function)
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    scope = inspect.unwrap(function).__globals__
+    allowed = {}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind not in variable:
+            one = allowed[name] = _Allowed()
+            annotation = parameter.annotation
+            _add(one, ast.parse(annotation, mode="eval").body if isinstance(annotation, str) else annotation, scope)
+    return allowed
+
+
+def _add(one: _Allowed, annotation: Any, scope: Mapping[str, Any]) -> None:
+    """Add what an annotation allows: of code (text of a signature), or of the objects that it names."""
+    if isinstance(annotation, ast.BinOp):
+        _add(one, annotation.left, scope)
+        _add(one, annotation.right, scope)
+        return
+    if isinstance(annotation, ast.Constant):
+        annotation = annotation.value
+    if isinstance(annotation, ast.Subscript):
+        name = ast.unparse(annotation.value).split(".")[-1]
+        entry = annotation.slice
+        if name == "Literal":
+            one.choices += ast.literal_eval(entry if isinstance(entry, ast.Tuple) else ast.Tuple([entry], ast.Load()))
+        else:
+            _add_generic(one, name, ast.unparse(entry))
+        return
+    if isinstance(annotation, ast.Name) and isinstance(scope.get(annotation.id), type) is False:
+        annotation = scope.get(annotation.id, annotation.id)  # another name of a type, or one that only checkers load
+    if isinstance(annotation, ast.AST):
+        annotation = ast.unparse(annotation)
+    origin, entries = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        one.choices += entries
+    elif origin is not None and (origin is typing.Union or origin.__name__ == "UnionType"):
+        for entry in entries:
+            _add(one, entry, scope)
+    elif origin is not None:
+        _add_generic(one, origin.__name__, ", ".join(getattr(entry, "__name__", str(entry)) for entry in entries))
+    else:
+        _add_plain(one, annotation)
+
+
+def _add_generic(one: _Allowed, name: str, entry: str) -> None:
+    if name in _LISTS and entry == "str":
+        one.names = True
+    elif name in _LISTS and entry in ("int", "float"):
+        one.numbers = entry
+    elif name == "Mapping" or name == "dict":
+        one.mapping = True
+    elif name == "PathLike":
+        one.path = True
+    else:
+        one.objects += ("a list" if name in _LISTS else f"a {name}",)
+
+
+def _add_plain(one: _Allowed, annotation: Any) -> None:
+    name = "None" if annotation in (None, type(None)) else getattr(annotation, "__name__", str(annotation))
+    name = name.split(".")[-1]
+    field = {"bool": "flag", "int": "whole", "float": "number", "str": "text", "None": "none"}.get(name)
+    field = {"Any": "anything", "object": "anything", "PathLike": "path"}.get(name, field)
+    if field is not None:
+        setattr(one, field, True)
+    elif name == "Mapping":
+        one.mapping = True
+    else:
+        one.objects += (_ARTICLES.get(name, f"{'an' if name[0] in 'AEIO' else 'a'} {name}"),)
