@@ -13,13 +13,14 @@ import typing
 from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffbio_sc._checks import check_key, name_heads
 from diffbio_sc._random import as_generator
 
+_PLAIN = (str, bytes, bool, np.bool_, type(None), os.PathLike)
 _LISTS = ("Sequence", "Iterable", "Collection", "list")
 _ARTICLES = {"ndarray": "an array", "DataFrame": "a table", "Series": "a Series", "MuData": "a MuData"}
 
@@ -30,16 +31,16 @@ def check_options(
     """Raise, before any work, if an argument is none that the signature of a function allows.
 
     A public function calls it in its first lines: ``check_options(loops, locals(), fdr="(0, 1]")``. Annotations say
-    which types, names and choices are allowed, so that what is documented and what is checked are one. Of a type that
-    only its own code knows (an AnnData, a table), it is checked that no number, text or truth value stands in its
-    place; the rest is for the function to check.
+    which types, names and choices are allowed, so that what is documented and what is checked are one. Of objects, such
+    as a table, it is checked that no number, text or truth value stands in their place. The object that comes first is
+    for the function to check, which can say more of it; where it is none, nothing is said of the others here.
 
     Parameters
     ----------
     function
         The public function.
     given
-        Its arguments by name; names that are none of its arguments are passed over.
+        Its arguments by name, with other variables or without.
     empty
         Arguments whose list of names may be empty.
     limits
@@ -58,12 +59,18 @@ def check_options(
     unknown = [name for name in (*limits, *empty) if name not in allowed]
     if unknown:
         raise AssertionError(f"{function.__name__} has no arguments {unknown}.")
+    argument = next(iter(allowed), "")
+    if argument and allowed[argument].is_object:
+        if not allowed[argument].may_be(given[argument]):
+            return
+        allowed = {name: one for name, one in allowed.items() if name != argument}
     for name, one in allowed.items():
-        if name in given:
-            one.check(name, given[name], limits.get(name), name in empty)
-    first = given.get(next(iter(allowed), ""))
-    if given.get("copy", False) and getattr(first, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call .to_memory() first.")
+        one.check(name, given[name], limits.get(name), name in empty)
+    if given.get("copy", False) and getattr(given.get(argument), "isbacked", False):
+        remedy = f"call {argument}.to_memory() first"
+        if not hasattr(given[argument], "to_memory"):
+            remedy = f"{argument} is backed, read the file without backed="
+        raise ValueError(f"copy=True needs an object in memory: {remedy}.")
 
 
 def check_interval(name: str, value: Any, interval: str, *, whole: bool = False, also: Collection[str] = ()) -> None:
@@ -76,15 +83,17 @@ def check_interval(name: str, value: Any, interval: str, *, whole: bool = False,
     value
         What was given.
     interval
-        Numbers allowed; a round bracket leaves the end out, so that ``"[0, inf)"`` asks for finite ones.
+        Numbers allowed; a round bracket leaves the end out, so that ``"[0, inf)"`` asks for finite ones. A unit may
+        follow, ``"(0, inf) base pairs"``. Lengths may be written as floats, such as 2e6, numbers of things not.
     whole
         Whether only whole numbers are allowed.
     also
         What else is allowed, for the message.
     """
-    if not _is_number(value, whole) or not _within(value, interval):
-        noun = "a whole number" if whole else "a number"
-        raise ValueError(f"{name} must be {_joined([noun + _phrase(interval), *also])}, found {value!r}.")
+    if not _is_number(value) or not _within(value, interval) or (whole and value != math.floor(value)):
+        raise ValueError(f"{name} must be {_joined([_number(interval, whole), *also])}, found {value!r}.")
+    if whole and not _ends(interval).unit and not _is_integer(value):
+        raise ValueError(f"{name} must be a whole number, found the float {value!r}: write {int(value)}.")
 
 
 @dataclasses.dataclass
@@ -100,6 +109,7 @@ class _Allowed:
     names: bool = False
     numbers: str = ""  # of a list: "int" or "float"
     mapping: bool = False
+    sequence: bool = False
     anything: bool = False
     choices: tuple[Any, ...] = ()
     objects: tuple[str, ...] = ()
@@ -112,15 +122,24 @@ class _Allowed:
             check_key(value)
         elif self.anything or (value is None and self.none) or self._is_simple(value):
             return
-        elif _is_number(value, whole=False):
+        elif _is_number(value):
             if not (self.whole or self.number):
                 self._refuse(name, value, interval)
             also = self._phrases(interval)[1:]
             check_interval(name, value, interval or "(-inf, inf)", whole=not self.number, also=also)
-        elif isinstance(value, str | bytes | bool | np.bool_ | float | np.floating | None):
+        elif isinstance(value, _PLAIN):
             self._refuse(name, value, interval)
         else:
             self._check_object(name, value, interval, may_be_empty)
+
+    @property
+    def is_object(self) -> bool:
+        """Whether an object is meant, such as an AnnData or a mapping."""
+        return (bool(self.objects) or self.mapping or self.sequence) and not (self.whole or self.number)
+
+    def may_be(self, value: Any) -> bool:
+        """Whether a value may be the object that is meant: is not something plain in its place."""
+        return self._is_simple(value) or not (isinstance(value, _PLAIN) or _is_number(value))
 
     def _is_simple(self, value: Any) -> bool:
         if isinstance(value, bool | np.bool_):
@@ -140,7 +159,7 @@ class _Allowed:
                 check_interval(f"each of {name}", each, interval or "(-inf, inf)", whole=whole)
             if not len(value) and not may_be_empty:
                 raise ValueError(f"{name} is empty: give at least one number{_or_leave_out(self.none)}.")
-        elif self.objects and not self.names:
+        elif self.objects and not self.names or self.sequence and np.iterable(value):
             return
         elif self.names and np.iterable(value) and not isinstance(value, bytes):
             _check_names(name, value, may_be_empty, self.none)
@@ -161,14 +180,15 @@ class _Allowed:
 
     def _phrases(self, interval: str | None) -> list[str]:
         """What is allowed, in words; a number stands first."""
-        limits = "" if interval is None else _phrase(interval)
-        phrases = ["a number" + limits] if self.number else ["a whole number" + limits] if self.whole else []
+        limits = interval or "(-inf, inf)"
+        phrases = [_number(limits, not self.number)] if self.number or self.whole else []
         phrases += ["True", "False"] if self.flag else []
         phrases += [repr(choice) for choice in self.choices]
         phrases += ["a text"] if self.text else []
         phrases += ["a path"] if self.path else []
         phrases += ["a list of names"] if self.names else []
-        phrases += [f"a list of {'whole ' if self.numbers == 'int' else ''}numbers{limits}"] if self.numbers else []
+        phrases += [f"a list of {_number(limits, self.numbers == 'int', several=True)}"] if self.numbers else []
+        phrases += ["a list"] if self.sequence else []
         phrases += ["a mapping"] if self.mapping else []
         phrases += self.objects
         return phrases + (["None"] if self.none else [])
@@ -195,44 +215,57 @@ def _joined(phrases: list[str]) -> str:
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + f" or {phrases[-1]}"
 
 
-def _is_number(value: Any, whole: bool) -> bool:
-    """Whether a value is a number, numpy's among them; a whole one may be a float."""
+def _is_integer(value: Any) -> bool:
+    """Whether a value is an integer, numpy's among them."""
     if isinstance(value, bool | np.bool_) or getattr(value, "shape", ()) != ():
         return False
-    if not isinstance(value, float | np.floating):
-        try:
-            operator.index(value)
-            return True
-        except TypeError:
-            kind = getattr(getattr(value, "dtype", None), "kind", "")
-            if kind != "f":
-                return False
-    return not whole or (math.isfinite(value) and value == math.floor(value))
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a real number, one of numpy among them."""
+    if isinstance(value, float) or _is_integer(value):
+        return True
+    return getattr(value, "shape", None) == () and getattr(value.dtype, "kind", "") == "f"
+
+
+class _Interval(NamedTuple):
+    low: float
+    high: float
+    with_low: bool
+    with_high: bool
+    unit: str
 
 
 @cache
-def _ends(interval: str) -> tuple[float, float, bool, bool]:
-    found = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])", interval)
+def _ends(interval: str) -> _Interval:
+    found = re.fullmatch(r"([\[(])(\S+), (\S+)([\])])(?: (.+))?", interval)
     assert found is not None, interval
-    return float(found[2]), float(found[3]), found[1] == "[", found[4] == "]"
+    return _Interval(float(found[2]), float(found[3]), found[1] == "[", found[4] == "]", found[5] or "")
 
 
 def _within(value: Any, interval: str) -> bool:
-    low, high, with_low, with_high = _ends(interval)
+    low, high, with_low, with_high, _ = _ends(interval)
     return bool((value >= low if with_low else value > low) and (value <= high if with_high else value < high))
 
 
-def _phrase(interval: str) -> str:
-    """Say an interval in words that follow "a number"."""
-    low, high, with_low, with_high = _ends(interval)
+def _number(interval: str, whole: bool, *, several: bool = False) -> str:
+    """Say in words which numbers are allowed."""
+    low, high, with_low, with_high, unit = _ends(interval)
+    noun = f"{'' if several else 'a '}{'whole ' if whole else ''}number{'s' if several else ''}"
+    noun += f" of {unit}" if unit else ""
     if math.isinf(low) and math.isinf(high):
-        return ""
+        return noun
     least = f"of at least {low:g}" if with_low else f"above {low:g}"
     if math.isinf(high):
-        return f" {least}"
+        return f"{noun} {least}"
     if with_low and with_high:
-        return f" from {low:g} to {high:g}"
-    return f" {least} and {'at most' if with_high else 'below'} {high:g}"
+        return f"{noun} from {low:g} to {high:g}"
+    return f"{noun} {least} and {'at most' if with_high else 'below'} {high:g}"
 
 
 @cache
@@ -287,12 +320,14 @@ def _add_generic(one: _Allowed, name: str, entry: str) -> None:
         one.names = True
     elif name in _LISTS and entry in ("int", "float"):
         one.numbers = entry
-    elif name == "Mapping" or name == "dict":
+    elif name in ("Mapping", "dict"):
         one.mapping = True
     elif name == "PathLike":
         one.path = True
+    elif name in _LISTS:
+        one.sequence = True
     else:
-        one.objects += ("a list" if name in _LISTS else f"a {name}",)
+        one.objects += (f"a {name}",)
 
 
 def _add_plain(one: _Allowed, annotation: Any) -> None:

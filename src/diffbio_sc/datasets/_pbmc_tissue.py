@@ -57,8 +57,6 @@ def pbmc_tissue(
     import scanpy
 
     check_options(pbmc_tissue, locals(), n_spots="[4, inf)", cells_per_spot="[2, inf)")
-    if n_spots < 4 or cells_per_spot < 2:
-        raise ValueError(f"n_spots must be at least 4 and cells_per_spot 2, found {n_spots} and {cells_per_spot}.")
     generator = np.random.default_rng(rng)
     cells = scanpy.datasets.pbmc68k_reduced()
     labels = cells.obs["bulk_labels"].astype(str).to_numpy()

@@ -97,8 +97,9 @@ def simulate_chromatin_states(
         n_chromosomes="[1, inf)",
         n_cell_types="[1, inf)",
         n_replicates="[1, inf)",
-        bin_size="[1, inf)",
+        bin_size="[1, inf) base pairs",
     )
+    bin_size = int(bin_size)
     if n_bins < n_chromosomes:
         raise ValueError(f"n_bins must be at least n_chromosomes, found {n_bins} and {n_chromosomes}.")
     families = ("bernoulli", "poisson", "negative_binomial", "gaussian")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._checks import whole_number
 from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 
@@ -68,9 +67,6 @@ def simulate_fragments(
     from diffbio_sc.io import Intervals
 
     check_options(simulate_fragments, locals(), n_cells="[2, inf)", strength="(0, inf)")
-    n_cells = whole_number(n_cells, "n_cells", minimum=2)
-    if not strength > 0:
-        raise ValueError(f"strength must be above 0, found {strength!r}.")
     generator = as_generator(rng)
     chroms, middles, tables, sources = [], [], [], []
     for chrom, size in GENOME.items():

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._checks import whole_number
 from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.numerics.spatial.profiles import PATTERNS, spatial_profile
@@ -54,9 +53,6 @@ def simulate_spatial_genes(
     import anndata
 
     check_options(simulate_spatial_genes, locals(), n_spots="[20, inf)", n_genes="[1, inf)", fold="[1, inf)")
-    n_spots, n_genes = whole_number(n_spots, "n_spots", minimum=20), whole_number(n_genes, "n_genes")
-    if not fold >= 1:
-        raise ValueError(f"fold must be at least 1, found {fold!r}.")
     generator = as_generator(rng)
     places = generator.uniform(0, np.sqrt(n_spots), (n_spots, 2))
     depth = generator.lognormal(0, 0.3, n_spots)

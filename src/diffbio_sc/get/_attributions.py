@@ -64,8 +64,6 @@ def attributions(
     (100, 8)
     """
     check_options(attributions, locals())
-    if kind not in (None, "bases", "letters", "factors"):
-        raise ValueError(f"kind must be 'bases', 'letters' or 'factors', found {kind!r}.")
     record = adata.uns.get(key, {}) if hasattr(adata, "uns") else {}
     if kind is None:
         kind = "factors" if "factor_scores" in record else "bases"

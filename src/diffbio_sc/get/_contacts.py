@@ -63,8 +63,6 @@ def contacts(
     (20, 20)
     """
     check_options(contacts, locals())
-    if values not in VALUES:
-        raise ValueError(f"values must be one of {list(VALUES)}, found {values!r}.")
     found = read_contacts(adata, key, axis=axis, allow_fractional=True)
     bins = bins_of_region(region, found)
     if bins.stop - bins.start > _MOST_BINS:

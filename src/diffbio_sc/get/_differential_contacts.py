@@ -68,8 +68,6 @@ def differential_contacts(
     table = table.rename(columns={"mean_1": f"mean_{first}", "mean_2": f"mean_{second}"})
     kept = np.ones(len(table), bool)
     if max_qvalue is not None:
-        if not 0 < max_qvalue <= 1:
-            raise ValueError(f"max_qvalue must lie between 0 and 1, found {max_qvalue!r}.")
         kept &= (table["qval"] <= max_qvalue).to_numpy()
     if min_log2_fold_change > 0:
         kept &= (table["log2_fold_change"].abs() >= min_log2_fold_change).to_numpy()

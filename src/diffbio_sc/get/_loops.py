@@ -58,8 +58,6 @@ def loops(
     if chrom is not None:
         table = table[table["chrom1"].astype(str) == chrom]
     if max_qvalue is not None:
-        if not 0 < max_qvalue <= 1:
-            raise ValueError(f"max_qvalue must lie between 0 and 1, found {max_qvalue!r}.")
         table = table[table["qval"] <= max_qvalue]
     if min_enrichment is not None:
         table = table[table["enrichment"] >= min_enrichment]

@@ -59,8 +59,6 @@ def peaks(
         if missing:
             raise KeyError(f"no peaks of groups {missing}; groups: {list(tables)}.")
         tables = {name: tables[name] for name in wanted}
-    if max_qvalue is not None and not 0 < max_qvalue <= 1:
-        raise ValueError(f"max_qvalue must lie between 0 and 1, found {max_qvalue!r}.")
     parts = [table.assign(group=name) for name, table in tables.items()]
     some = [part for part in parts if len(part)]
     table = pd.concat(some or parts[:1], ignore_index=True)

@@ -64,8 +64,6 @@ def spatial_genes(
             f"adata.var has no columns {missing}: run diffbio_sc.tl.spatial_genes first, or pass its key_added as "
             f"key=...; columns: {list(map(str, adata.var.columns))}."
         )
-    if n_top is not None and (isinstance(n_top, bool) or not isinstance(n_top, int | np.integer) or n_top < 1):
-        raise ValueError(f"n_top must be a whole number of at least 1 or None, found {n_top!r}.")
     table = pd.DataFrame({"gene": adata.var_names.to_numpy()})
     for name, column in stored.items():
         table[name] = read_column(adata.var, column).to_numpy() if column in adata.var else np.nan

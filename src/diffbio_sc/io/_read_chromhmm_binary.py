@@ -69,9 +69,7 @@ def read_chromhmm_binary(
     import anndata
     import pandas as pd
 
-    check_options(read_chromhmm_binary, locals(), bin_size="[1, inf)")
-    if int(bin_size) != bin_size or bin_size < 1:
-        raise ValueError(f"bin_size must be a positive whole number of bases, found {bin_size!r}.")
+    check_options(read_chromhmm_binary, locals(), bin_size="[1, inf) base pairs")
     bin_size = int(bin_size)
     sizes = None if chrom_sizes is None else read_chrom_sizes(chrom_sizes)
     files = _files(paths)

@@ -69,6 +69,7 @@ def read_cool(
     >>> adata.obsp["contacts"].shape
     (300, 300)
     """
-    check_options(read_cool, locals(), resolution="[1, inf)")
+    check_options(read_cool, locals(), resolution="[1, inf) base pairs")
+    resolution = None if resolution is None else int(resolution)
     cooler = import_cooler()
     return read_cooler(cooler.Cooler(cooler_uri(cooler, path, resolution, cell)), str(path), chroms, trans, storage)

@@ -65,7 +65,8 @@ def read_hic(
     >>> adata.obsp["contacts"].shape
     (100, 100)
     """
-    check_options(read_hic, locals(), resolution="[1, inf)")
+    check_options(read_hic, locals(), resolution="[1, inf) base pairs")
+    resolution = None if resolution is None else int(resolution)
     try:
         import hictkpy
     except ImportError as error:

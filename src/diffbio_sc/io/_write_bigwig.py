@@ -90,8 +90,6 @@ def write_bigwig(
     else:
         found = f"the path {str(source)!r}: read it first" if is_path(source) else type(source).__name__
         raise TypeError(f"source must be a Signal, Intervals, a mapping or an AnnData, found {found}.")
-    if not np.isfinite(scale):
-        raise ValueError(f"scale must be a finite number, found {scale!r}.")
     sizes = runs.extent() if chrom_sizes is None else read_chrom_sizes(chrom_sizes)
     match_chromosomes(runs.chromosomes, list(sizes), left_name=runs.name, right_name="the chromosome sizes")
     missing = [chromosome for chromosome in runs.chromosomes if chromosome not in sizes]

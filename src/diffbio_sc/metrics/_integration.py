@@ -107,15 +107,11 @@ def integration(
     )
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     name = _kind(data)
-    if not keys:
-        raise ValueError("use_rep must name an embedding or several, found an empty list.")
-    if not 2 <= n_folds <= min_cells:
+    if n_folds > min_cells:
         raise ValueError(
             f"n_folds must be from 2 to min_cells, so that each type is in each fold; found n_folds={n_folds}, "
             f"min_cells={min_cells}."
         )
-    if len(resolutions) == 0 or min(resolutions) <= 0:
-        raise ValueError(f"resolutions must be positive numbers, found {list(resolutions)}.")
     embeddings = {key: _read_embedding(data, key, name) for key in keys}
     codes, names = read_labels(data.obs, label_key, name=f"{name}.obs")
     # Text, not codes: ties among the nearest neighbors go to the first label in order.

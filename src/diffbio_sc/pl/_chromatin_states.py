@@ -82,8 +82,6 @@ def chromatin_states(
     """
     check_options(chromatin_states, locals())
     check_save(save)
-    if kind not in _KINDS:
-        raise ValueError(f"kind must be one of {_KINDS}, found {kind!r}.")
     if kind == "emissions":
         ax = _emissions(adata, key, ax)
     elif kind == "transitions":

@@ -102,13 +102,11 @@ def contacts(
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm, TwoSlopeNorm
 
-    check_options(contacts, locals(), max_distance="(0, inf)", width="(0, inf)")
+    check_options(contacts, locals(), max_distance="(0, inf) base pairs", width="(0, inf)")
     check_save(save)
     from diffbio_sc._anndata.contacts import read_contacts, read_weights
     from diffbio_sc._anndata.regions import bins_of_region, region_matrix
 
-    if values not in ("balanced", "oe", "counts"):
-        raise ValueError(f"values must be 'balanced', 'oe' or 'counts', found {values!r}.")
     found = read_contacts(adata, key, axis=axis, allow_fractional=True)
     bins = bins_of_region(region, found)
     weights = None if values == "counts" else read_weights(adata, found, weight_key)

@@ -92,10 +92,6 @@ def deconvolution(
     import matplotlib.pyplot as plt
 
     check_options(deconvolution, locals(), n_columns="[1, inf)", size="(0, inf)")
-    if kind not in ("maps", "stacked", "fit"):
-        raise ValueError(f"kind must be 'maps', 'stacked' or 'fit', found {kind!r}.")
-    if isinstance(n_columns, bool) or not isinstance(n_columns, int | np.integer) or n_columns < 1:
-        raise ValueError(f"n_columns must be a whole number of at least 1, found {n_columns!r}.")
     check_save(save)
     require_anndata(adata)
     if key not in adata.obsm:

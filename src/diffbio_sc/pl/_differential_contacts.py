@@ -96,7 +96,12 @@ def differential_contacts(
     from matplotlib.colors import TwoSlopeNorm
 
     check_options(
-        differential_contacts, locals(), max_qvalue="(0, 1]", max_distance="(0, inf)", vmax="(0, inf)", width="(0, inf)"
+        differential_contacts,
+        locals(),
+        max_qvalue="(0, 1]",
+        max_distance="(0, inf) base pairs",
+        vmax="(0, inf)",
+        width="(0, inf)",
     )
     check_save(save)
     from diffbio_sc._anndata.contacts import read_contacts

@@ -89,7 +89,7 @@ def logo(
     >>> axes.get_xlabel()
     'position in the region (bases)'
     """
-    check_options(logo, locals(), start="[0, inf)", end="[1, inf)")
+    check_options(logo, locals(), region="[0, inf)", start="[0, inf)", end="[1, inf)")
     check_save(save)
     try:
         import logomaker

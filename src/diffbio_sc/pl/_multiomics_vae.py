@@ -105,11 +105,6 @@ def multiomics_vae(
     """
     check_options(multiomics_vae, locals(), n_neighbors="[1, inf)", n_columns="[1, inf)", size="(0, inf)")
     check_save(save)
-    if kind not in (None, "losses", "umap", "weights"):
-        raise ValueError(f"kind must be 'losses', 'umap' or 'weights', found {kind!r}.")
-    for name, value in (("n_neighbors", n_neighbors), ("n_columns", n_columns)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}.")
     weights = weight_columns(mdata, key)
     if kind is None:
         kind = "losses" if color is None and len(read_table(mdata, "history", key=key)) else "umap"

@@ -135,10 +135,11 @@ def binarize(
         count_threshold="[0, inf)",
         flank="[0, inf)",
         pseudocount="[0, inf)",
-        bin_size="[1, inf)",
-        extension="[1, inf)",
+        bin_size="[1, inf) base pairs",
+        extension="[1, inf) base pairs",
         min_mapping_quality="[0, inf)",
     )
+    bin_size, extension = int(bin_size), int(extension)
     options = {
         "poisson_threshold": poisson_threshold,
         "fold_threshold": fold_threshold,

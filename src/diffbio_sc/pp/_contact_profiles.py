@@ -76,7 +76,8 @@ def contact_profiles(
     """
     import anndata
 
-    check_options(contact_profiles, locals(), compartment_distance="(0, inf)")
+    check_options(contact_profiles, locals(), compartment_distance="(0, inf) base pairs")
+    compartment_distance = int(compartment_distance)
     if not isinstance(cells, ContactCells):
         raise TypeError(f"cells must be ContactCells (see dbio.io.read_scool), found {type(cells).__name__}.")
     label, reference_map = None, None

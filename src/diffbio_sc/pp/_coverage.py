@@ -112,10 +112,14 @@ def coverage(
     >>> dbio.pp.coverage(fragments, bin_size=100).X.toarray()
     array([[0, 1, 2, 1]], dtype=int32)
     """
-    check_options(coverage, locals(), bin_size="[1, inf)", extension="[1, inf)", min_mapping_quality="[0, inf)")
+    check_options(
+        coverage,
+        locals(),
+        bin_size="[1, inf) base pairs",
+        extension="[1, inf) base pairs",
+        min_mapping_quality="[0, inf)",
+    )
     bin_size = whole_number(bin_size, "bin_size", unit=" base")
-    if ends not in ("fragment", "cut_sites", "midpoint"):
-        raise ValueError(f"ends must be 'fragment', 'cut_sites' or 'midpoint', found {ends!r}.")
     samples = {str(name): item for name, item in source.items()} if isinstance(source, Mapping) else {"sample": source}
     if not samples:
         raise ValueError("source must name at least one sample, found an empty mapping.")

@@ -63,8 +63,6 @@ def parse_regions(
 
     check_options(parse_regions, locals())
     require_anndata(adata)
-    if axis not in ("var", "obs"):
-        raise ValueError(f"axis must be 'var' or 'obs', found {axis!r}.")
     adata = adata.copy() if copy else adata
     names = (adata.var_names if axis == "var" else adata.obs_names).astype(str)
     parts = names.to_series().str.extract(REGION)

@@ -79,12 +79,10 @@ def sequences(
     >>> adata.varm["dna"].tolist()
     [[0, 1, 2, 3], [4, 0, 1, 2]]
     """
-    check_options(sequences, locals(), width="[1, inf)")
+    check_options(sequences, locals(), width="[1, inf) base pairs")
     check_key(key_added)
     if width is not None:
         width = whole_number(width, "width", unit=" bases")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     regions = read_region_axis(adata, axis=axis)
     table, side = getattr(adata, regions.axis), f"adata.{regions.axis}"
     if strand is not None and strand not in table:

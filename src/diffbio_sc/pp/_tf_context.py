@@ -101,8 +101,6 @@ def tf_context(
     check_key(key_added)
     if normalize not in (None, True, False):
         raise ValueError(f"normalize must be True, False or None, found {normalize!r}.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     regions = read_region_axis(adata, axis=axis)
     read = read_expression(expression, groupby=groupby, layer=layer, modality=modality, tfs=tfs)
     owner = "adata.obs_names" if regions.axis == "var" else "adata.var_names"

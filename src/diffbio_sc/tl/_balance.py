@@ -8,7 +8,6 @@ import numpy as np
 
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.results import make_record, prefix_of
-from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_balance import MapBalance, balance_map
@@ -99,9 +98,6 @@ def balance(
         mad_max="[0, inf]",
         tolerance="(0, 1)",
     )
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
-    min_nnz = whole_number(min_nnz, "min_nnz", minimum=0)
-    _check_arguments(contact, min_count, mad_max, tolerance)
     contacts = read_contacts(adata, key, axis=axis)
     options = {
         "contact": contact,
@@ -147,16 +143,6 @@ def balance_fields(
         n_unbalanced=len(result.dropped),
     )
     return result.weights, columns, record
-
-
-def _check_arguments(contact, min_count, mad_max, tolerance) -> None:
-    if contact not in ("cis", "trans", "all"):
-        raise ValueError(f"contact must be 'cis', 'trans' or 'all', found {contact!r}.")
-    for name, value in (("min_count", min_count), ("mad_max", mad_max)):
-        if not value >= 0:
-            raise ValueError(f"{name} must not be negative, found {value!r}.")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie between 0 and 1, found {tolerance!r}.")
 
 
 def _warn(result: MapBalance, contacts: Contacts) -> None:

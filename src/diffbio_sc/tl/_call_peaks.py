@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.tl._peak_sources import Source, close_source, open_rounds
 
@@ -142,6 +143,16 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
     from diffbio_sc.engines.peak_settings import PeakSettings
     from diffbio_sc.genome.columns import columns_on_disk
 
+    check_options(
+        call_peaks,
+        locals(),
+        qvalue="(0, 1]",
+        fragment_length="(0, inf) base pairs",
+        genome_size="(0, inf)",
+        bin_size="[1, inf) base pairs",
+        duplicates="[1, inf)",
+        n_jobs="[-1, inf)",
+    )
     settings = PeakSettings(
         mode=mode,
         qvalue=qvalue,

@@ -214,25 +214,8 @@ def chromatin_states(
 def _check_arguments(
     adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train, copy
 ) -> None:
-    if isinstance(n_states, bool) or not isinstance(n_states, int | np.integer) or n_states < 1:
-        raise ValueError(f"n_states must be a positive whole number, found {n_states!r}.")
-    if n_states > 1000:
-        raise ValueError(f"n_states must be at most 1000, found {n_states}.")
-    for name, value, allowed in (
-        ("emission", emission, _EMISSIONS),
-        ("effort", effort, ("fast", "default")),
-        ("decode", decode, ("posterior", "viterbi")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {list(allowed)}, found {value!r}.")
-    if top_states is not None and (not isinstance(top_states, int | np.integer) or top_states < 1):
-        raise ValueError(f"top_states must be a positive whole number or None, found {top_states!r}.")
-    if max_steps < 1 or not tolerance >= 0:
-        raise ValueError(f"max_steps must be at least 1 and tolerance not negative, found {max_steps} and {tolerance}.")
     if train and model is None:
         raise ValueError("train=True trains from a given model: pass model=..., or leave train out.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
 
 
 def _name_of(model: Any) -> str:

@@ -113,9 +113,7 @@ def contextual_predict(
     check_options(contextual_predict, locals())
     began = time.perf_counter()
     check_key(key, "key")
-    key_added = key if key_added is None else check_key(key_added)
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
+    key_added = key if key_added is None else key_added
     regions = read_region_axis(adata, axis=axis)
     fitted = read_contextual_model(adata if model is None else model, key=key)
     tokens = read_region_tokens(adata, regions, sequences, fasta, fitted.width)

@@ -84,8 +84,6 @@ def merge_loops(
     """
     check_options(merge_loops, locals(), radius="(0, inf)")
     started = time.perf_counter()
-    if not radius > 0:
-        raise ValueError(f"radius must be above 0, found {radius!r}.")
     if hasattr(others, "obs_names"):
         raise TypeError("others must be a list of objects, found one AnnData: pass [other].")
     objects = [adata, *others]

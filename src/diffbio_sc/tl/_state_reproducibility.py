@@ -4,7 +4,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -136,7 +136,6 @@ def state_reproducibility(
     check_options(state_reproducibility, locals(), tolerance="[0, inf)", n_folds="[2, inf)")
     began = time.perf_counter()
     require_anndata(adata)
-    _check(match, tolerance, n_folds)
     if other is not None and replicate_key is not None:
         raise ValueError("pass other= or replicate_key=, found both.")
     other_key = other_key or key
@@ -183,16 +182,6 @@ def state_reproducibility(
     adata = adata.copy() if copy else adata
     write_results(adata, **{pairs[0][0].axis: {key_added: column}}, uns={key_added: record})
     return adata if copy else None
-
-
-def _check(match: Any, tolerance: int, n_folds: int) -> None:
-    if isinstance(match, str) and match not in _MATCHES:
-        raise ValueError(f"match must be one of {_MATCHES} or a mapping from label to label, found {match!r}.")
-    if not isinstance(match, str | Mapping):
-        raise TypeError(f"match must be one of {_MATCHES} or a mapping from label to label, found {match!r}.")
-    for name, value, least in (("tolerance", tolerance, 0), ("n_folds", n_folds, 2)):
-        if isinstance(value, bool) or int(value) != value or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, found {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

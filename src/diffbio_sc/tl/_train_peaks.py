@@ -91,7 +91,9 @@ def train_peaks(
     from diffbio_sc.engines.peak_training import train_caller
     from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
 
-    check_options(train_peaks, locals(), fragment_length="(0, inf)", steps="[1, inf)", learning_rate="(0, inf)")
+    check_options(
+        train_peaks, locals(), fragment_length="(0, inf) base pairs", steps="[1, inf)", learning_rate="(0, inf)"
+    )
     if isinstance(data, str | Mapping) or not (hasattr(data, "obs_names") or isinstance(data, Iterable)):
         raise TypeError(f"data must be an AnnData of counts in bins or a list of these, {found_object(data)}.")
     objects: list[Any] = [data] if hasattr(data, "obs_names") else list(data)
