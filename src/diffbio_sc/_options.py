@@ -22,6 +22,7 @@ from diffbio_sc._random import as_generator
 
 _PLAIN = (str, bytes, bool, np.bool_, type(None), os.PathLike)
 _LISTS = ("Sequence", "Iterable", "Collection", "list")
+_SEQUENCES = {"AnnData": "a list of AnnData objects", "DataFrame": "a list of tables", "PathLike": "a list of paths"}
 _ARTICLES = {"ndarray": "an array", "DataFrame": "a table", "Series": "a Series", "MuData": "a MuData"}
 
 
@@ -84,7 +85,7 @@ def check_interval(name: str, value: Any, interval: str, *, whole: bool = False,
         What was given.
     interval
         Numbers allowed; a round bracket leaves the end out, so that ``"[0, inf)"`` asks for finite ones. A unit may
-        follow, ``"(0, inf) base pairs"``. Lengths may be written as floats, such as 2e6, numbers of things not.
+        follow, ``"(0, inf) base pairs"``. Whole numbers may be floats, such as 2e6.
     whole
         Whether only whole numbers are allowed.
     also
@@ -92,8 +93,6 @@ def check_interval(name: str, value: Any, interval: str, *, whole: bool = False,
     """
     if not _is_number(value) or not _within(value, interval) or (whole and value != math.floor(value)):
         raise ValueError(f"{name} must be {_joined([_number(interval, whole), *also])}, found {value!r}.")
-    if whole and not _ends(interval).unit and not _is_integer(value):
-        raise ValueError(f"{name} must be a whole number, found the float {value!r}: write {int(value)}.")
 
 
 @dataclasses.dataclass
@@ -109,7 +108,8 @@ class _Allowed:
     names: bool = False
     numbers: str = ""  # of a list: "int" or "float"
     mapping: bool = False
-    sequence: bool = False
+    sequence: str = ""  # of objects: in words
+    pair: str = ""  # of a tuple of two: "int" or "float"
     anything: bool = False
     choices: tuple[Any, ...] = ()
     objects: tuple[str, ...] = ()
@@ -159,7 +159,7 @@ class _Allowed:
                 check_interval(f"each of {name}", each, interval or "(-inf, inf)", whole=whole)
             if not len(value) and not may_be_empty:
                 raise ValueError(f"{name} is empty: give at least one number{_or_leave_out(self.none)}.")
-        elif self.objects and not self.names or self.sequence and np.iterable(value):
+        elif (self.objects and not self.names) or ((self.sequence or self.pair) and np.iterable(value)):
             return
         elif self.names and np.iterable(value) and not isinstance(value, bytes):
             _check_names(name, value, may_be_empty, self.none)
@@ -175,7 +175,7 @@ class _Allowed:
         if isinstance(value, str) and self.choices:
             close = get_close_matches(value, [str(choice) for choice in self.choices], n=1)
             message += f" Did you mean {close[0]!r}?" if close else ""
-        plain = self.flag or self.whole or self.number or self.choices
+        plain = self.flag or self.whole or self.number or self.pair or self.choices
         raise (ValueError if plain else TypeError)(message)
 
     def _phrases(self, interval: str | None) -> list[str]:
@@ -184,12 +184,12 @@ class _Allowed:
         phrases = [_number(limits, not self.number)] if self.number or self.whole else []
         phrases += ["True", "False"] if self.flag else []
         phrases += [repr(choice) for choice in self.choices]
-        phrases += ["a text"] if self.text else []
-        phrases += ["a path"] if self.path else []
+        phrases += ["the path of a file"] if self.path else ["a text"] if self.text else []
         phrases += ["a list of names"] if self.names else []
         phrases += [f"a list of {_number(limits, self.numbers == 'int', several=True)}"] if self.numbers else []
-        phrases += ["a list"] if self.sequence else []
+        phrases += [self.sequence] if self.sequence else []
         phrases += ["a mapping"] if self.mapping else []
+        phrases += [f"two {'whole ' if self.pair == 'int' else ''}numbers"] if self.pair else []
         phrases += self.objects
         return phrases + (["None"] if self.none else [])
 
@@ -297,7 +297,7 @@ def _add(one: _Allowed, annotation: Any, scope: Mapping[str, Any]) -> None:
         if name == "Literal":
             one.choices += ast.literal_eval(entry if isinstance(entry, ast.Tuple) else ast.Tuple([entry], ast.Load()))
         else:
-            _add_generic(one, name, ast.unparse(entry))
+            _add_generic(one, name, ast.unparse(entry).strip("()"))
         return
     if isinstance(annotation, ast.Name) and isinstance(scope.get(annotation.id), type) is False:
         annotation = scope.get(annotation.id, annotation.id)  # another name of a type, or one that only checkers load
@@ -324,8 +324,10 @@ def _add_generic(one: _Allowed, name: str, entry: str) -> None:
         one.mapping = True
     elif name == "PathLike":
         one.path = True
+    elif name == "tuple" and entry in ("int, int", "float, float"):
+        one.pair = entry.split(",")[0]
     elif name in _LISTS:
-        one.sequence = True
+        one.sequence = _SEQUENCES.get(entry.split(".")[-1], "a list")
     else:
         one.objects += (f"a {name}",)
 

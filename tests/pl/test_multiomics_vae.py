@@ -200,7 +200,7 @@ def test_figure_is_saved(result, tmp_path):
 
 
 def test_missing_things_are_named(result):
-    with pytest.raises(ValueError, match="'losses', 'umap' or 'weights', found 'pie'"):
+    with pytest.raises(ValueError, match="'losses', 'umap', 'weights' or None, found 'pie'"):
         plot(result, kind="pie")
     with pytest.raises(ValueError, match="n_neighbors must be a whole number"):
         plot(result, n_neighbors=0)

@@ -57,6 +57,7 @@ def pbmc_tissue(
     import scanpy
 
     check_options(pbmc_tissue, locals(), n_spots="[4, inf)", cells_per_spot="[2, inf)")
+    n_spots, cells_per_spot = int(n_spots), int(cells_per_spot)
     generator = np.random.default_rng(rng)
     cells = scanpy.datasets.pbmc68k_reduced()
     labels = cells.obs["bulk_labels"].astype(str).to_numpy()

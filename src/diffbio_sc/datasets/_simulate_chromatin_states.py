@@ -99,6 +99,13 @@ def simulate_chromatin_states(
         n_replicates="[1, inf)",
         bin_size="[1, inf) base pairs",
     )
+    n_bins, n_states, n_chromosomes, n_cell_types, n_replicates = (
+        int(n_bins),
+        int(n_states),
+        int(n_chromosomes),
+        int(n_cell_types),
+        int(n_replicates),
+    )
     bin_size = int(bin_size)
     if n_bins < n_chromosomes:
         raise ValueError(f"n_bins must be at least n_chromosomes, found {n_bins} and {n_chromosomes}.")

@@ -153,6 +153,9 @@ def simulate_contacts(
         trans_share="[0, 1)",
         max_distance="[1, inf) base pairs",
     )
+    n_replicates, n_conditions = int(n_replicates), int(n_conditions)
+    n_loops = None if n_loops is None else int(n_loops)
+    n_stripes = None if n_stripes is None else int(n_stripes)
     resolution = int(resolution)
     params = {name: value for name, value in locals().items() if name not in ("rng", "anndata")}
     sizes = _check(params)

@@ -67,6 +67,7 @@ def simulate_fragments(
     from diffbio_sc.io import Intervals
 
     check_options(simulate_fragments, locals(), n_cells="[2, inf)", strength="(0, inf)")
+    n_cells = int(n_cells)
     generator = as_generator(rng)
     chroms, middles, tables, sources = [], [], [], []
     for chrom, size in GENOME.items():

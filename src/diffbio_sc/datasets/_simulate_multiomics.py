@@ -61,6 +61,7 @@ def simulate_multiomics(
     check_options(
         simulate_multiomics, locals(), n_cells="[1, inf)", n_types="[2, inf)", n_genes="[1, inf)", n_peaks="[1, inf)"
     )
+    n_cells, n_genes, n_peaks, n_types = int(n_cells), int(n_genes), int(n_peaks), int(n_types)
     if n_types % 2:
         raise ValueError(f"n_types must be even, found {n_types}.")
     sizes = {"rna": n_genes, "atac": n_peaks}

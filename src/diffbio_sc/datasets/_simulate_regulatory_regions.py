@@ -99,6 +99,15 @@ def simulate_regulatory_regions(
         width=f"[{2 * _MOTIF_WIDTH}, inf)",
         token=f"[{_MOTIF_WIDTH}, inf)",
     )
+    n_regions, n_cell_types, n_factors, n_other_genes, n_chromosomes, width = (
+        int(n_regions),
+        int(n_cell_types),
+        int(n_factors),
+        int(n_other_genes),
+        int(n_chromosomes),
+        int(width),
+    )
+    token = None if token is None else int(token)
     if n_regions < n_chromosomes:
         raise ValueError(f"n_regions must be at least n_chromosomes, found {n_regions} and {n_chromosomes}.")
     if token is not None:

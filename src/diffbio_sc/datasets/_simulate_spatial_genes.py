@@ -53,6 +53,7 @@ def simulate_spatial_genes(
     import anndata
 
     check_options(simulate_spatial_genes, locals(), n_spots="[20, inf)", n_genes="[1, inf)", fold="[1, inf)")
+    n_spots, n_genes = int(n_spots), int(n_genes)
     generator = as_generator(rng)
     places = generator.uniform(0, np.sqrt(n_spots), (n_spots, 2))
     depth = generator.lognormal(0, 0.3, n_spots)

@@ -49,6 +49,7 @@ def expected(
     >>> table = dbio.get.expected(adata, per_decade=8)
     """
     check_options(expected, locals(), per_decade="[1, inf)")
+    per_decade = None if per_decade is None else int(per_decade)
     table = read_record(adata, key, "table", "dbio.tl.expected")["table"]
     if region is not None:
         regions = list(map(str, pd.unique(table["region"])))

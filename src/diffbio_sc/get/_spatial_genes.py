@@ -56,6 +56,7 @@ def spatial_genes(
     5
     """
     check_options(spatial_genes, locals(), n_top="[1, inf)")
+    n_top = None if n_top is None else int(n_top)
     require_anndata(adata)
     stored = {name: result_column(key, name) for name in _OPTIONAL + _TESTED}
     missing = [stored[name] for name in _TESTED if stored[name] not in adata.var]

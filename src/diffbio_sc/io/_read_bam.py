@@ -78,6 +78,7 @@ def read_bam(
     50
     """
     check_options(read_bam, locals(), min_mapping_quality="[0, inf)")
+    min_mapping_quality = int(min_mapping_quality)
     if barcodes is not None and barcode_tag is None:
         raise ValueError("barcodes needs barcode_tag, the tag that holds them, such as 'CB'.")
     if barcode_tag is not None and len(barcode_tag) != 2:

@@ -67,7 +67,7 @@ def write_cool(
     >>> bool((dbio.io.read_cool("balanced.cool").obsp["contacts"] != adata.obsp["contacts"]).nnz)
     False
     """
-    check_options(write_cool, locals())
+    check_options(write_cool, locals(), empty=("columns",))
     cooler = import_cooler()
     contacts = read_contacts(adata, key, axis=axis, allow_fractional=True)
     found = contacts.map

@@ -105,6 +105,7 @@ def integration(
     check_options(
         integration, locals(), min_cells="[2, inf)", n_neighbors="[1, inf)", resolutions="(0, inf)", n_folds="[2, inf)"
     )
+    min_cells, n_neighbors, n_folds = int(min_cells), int(n_neighbors), int(n_folds)
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     name = _kind(data)
     if n_folds > min_cells:

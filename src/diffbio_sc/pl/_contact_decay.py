@@ -75,6 +75,7 @@ def contact_decay(
     import matplotlib.pyplot as plt
 
     check_options(contact_decay, locals(), per_decade="[1, inf)", width="(0, inf)")
+    per_decade = int(per_decade)
     check_save(save)
     from diffbio_sc.get import expected
 

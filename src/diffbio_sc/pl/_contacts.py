@@ -102,7 +102,7 @@ def contacts(
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm, TwoSlopeNorm
 
-    check_options(contacts, locals(), max_distance="(0, inf) base pairs", width="(0, inf)")
+    check_options(contacts, locals(), empty=("tracks", "marks"), max_distance="(0, inf) base pairs", width="(0, inf)")
     check_save(save)
     from diffbio_sc._anndata.contacts import read_contacts, read_weights
     from diffbio_sc._anndata.regions import bins_of_region, region_matrix

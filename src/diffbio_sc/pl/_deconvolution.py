@@ -92,6 +92,7 @@ def deconvolution(
     import matplotlib.pyplot as plt
 
     check_options(deconvolution, locals(), n_columns="[1, inf)", size="(0, inf)")
+    n_columns = int(n_columns)
     check_save(save)
     require_anndata(adata)
     if key not in adata.obsm:

@@ -90,6 +90,8 @@ def logo(
     'position in the region (bases)'
     """
     check_options(logo, locals(), region="[0, inf)", start="[0, inf)", end="[1, inf)")
+    start = int(start)
+    end = None if end is None else int(end)
     check_save(save)
     try:
         import logomaker

@@ -104,6 +104,7 @@ def multiomics_vae(
     >>> axes = dbio.pl.multiomics_vae(mdata, kind="umap", color="cell_type", show=False)
     """
     check_options(multiomics_vae, locals(), n_neighbors="[1, inf)", n_columns="[1, inf)", size="(0, inf)")
+    n_neighbors, n_columns = int(n_neighbors), int(n_columns)
     check_save(save)
     weights = weight_columns(mdata, key)
     if kind is None:

@@ -111,6 +111,7 @@ def spatial_genes(
     from diffbio_sc.get import spatial_genes as read_table
 
     check_options(spatial_genes, locals(), n_top="[1, inf)", n_columns="[1, inf)", size="(0, inf)")
+    n_top, n_columns = int(n_top), int(n_columns)
     if ax is not None and kind in ("maps", "patterns"):
         raise ValueError(f"ax= is for kind 'volcano' and 'qq'; kind {kind!r} draws several axes.")
     check_save(save)

@@ -70,7 +70,7 @@ def state_enrichment(
     >>> dbio.tl.state_enrichment(adata, {"genes": genes}, anchors={"starts": genes}, column="truth")
     >>> axes = dbio.pl.state_enrichment(adata, "neighborhood", show=False)
     """
-    check_options(state_enrichment, locals(), max_padj="(0, 1]")
+    check_options(state_enrichment, locals(), max_padj="[0, 1]")
     check_save(save)
     table = enrichment_table(adata, key=key, kind=kind)
     overlap = "annotation" in table

@@ -139,6 +139,7 @@ def binarize(
         extension="[1, inf) base pairs",
         min_mapping_quality="[0, inf)",
     )
+    flank, min_mapping_quality = int(flank), int(min_mapping_quality)
     bin_size, extension = int(bin_size), int(extension)
     options = {
         "poisson_threshold": poisson_threshold,

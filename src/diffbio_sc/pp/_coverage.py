@@ -119,6 +119,8 @@ def coverage(
         extension="[1, inf) base pairs",
         min_mapping_quality="[0, inf)",
     )
+    min_mapping_quality = int(min_mapping_quality)
+    extension = None if extension is None else int(extension)
     bin_size = whole_number(bin_size, "bin_size", unit=" base")
     samples = {str(name): item for name, item in source.items()} if isinstance(source, Mapping) else {"sample": source}
     if not samples:

@@ -116,6 +116,7 @@ def attributions(
     (5, 6, 100, 4)
     """
     check_options(attributions, locals(), n_references="[1, inf)", steps="[1, inf)")
+    n_references, steps = int(n_references), int(steps)
     began = time.perf_counter()
     generator = as_generator(rng)
     axis_of_regions = read_region_axis(adata, axis=axis)

@@ -98,6 +98,7 @@ def balance(
         mad_max="[0, inf]",
         tolerance="(0, 1)",
     )
+    ignore_diags, min_nnz = int(ignore_diags), int(min_nnz)
     contacts = read_contacts(adata, key, axis=axis)
     options = {
         "contact": contact,

@@ -153,6 +153,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
         duplicates="[1, inf)",
         n_jobs="[-1, inf)",
     )
+    bin_size = int(bin_size)
     settings = PeakSettings(
         mode=mode,
         qvalue=qvalue,

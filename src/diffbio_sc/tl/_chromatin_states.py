@@ -141,6 +141,8 @@ def chromatin_states(
         tolerance="[0, inf)",
         top_states="[1, inf)",
     )
+    n_states, max_steps = int(n_states), int(max_steps)
+    top_states = None if top_states is None else int(top_states)
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "model")}
     params["model"] = None if model is None else _name_of(model)

@@ -129,6 +129,7 @@ def compartments(
         min_distance="[0, inf) base pairs",
         gamma="[0, 1]",
     )
+    ignore_diags, n_vectors = int(ignore_diags), int(n_vectors)
     if method == "cooltools" and contact == "trans":
         raise ValueError("method='cooltools' is for contact='cis': contacts between chromosomes have 'weighted' alone.")
     balanced = read_balanced(

@@ -99,6 +99,7 @@ def contacts(
         fdr="(0, 1]",
         max_distance="(0, inf) base pairs",
     )
+    ignore_diags = int(ignore_diags)
     started = time.perf_counter()
     found = read_contacts(adata, key, axis=axis)
     cuts = read_breaks(found, breaks)

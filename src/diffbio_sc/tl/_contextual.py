@@ -146,6 +146,7 @@ def contextual(
     (6, 600)
     """
     check_options(contextual, locals(), max_epochs="[1, inf)")
+    max_epochs = None if max_epochs is None else int(max_epochs)
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "motifs", "copy")}
     _check_arguments(sequences, neighbourhood, track, motifs)

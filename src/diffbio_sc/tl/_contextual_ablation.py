@@ -99,6 +99,8 @@ def contextual_ablation(
     check_options(
         contextual_ablation, locals(), max_epochs="[1, inf)", n_seeds="[1, inf)", level="(0, 1)", n_draws="[20, inf)"
     )
+    n_seeds, n_draws = int(n_seeds), int(n_draws)
+    max_epochs = None if max_epochs is None else int(max_epochs)
     began = time.perf_counter()
     generator = as_generator(rng)
     data = read_contextual_input(

@@ -71,6 +71,7 @@ def coverage_stats(
     0.0
     """
     check_options(coverage_stats, locals(), ignore_diags="[0, inf)")
+    ignore_diags = int(ignore_diags)
     started = time.perf_counter()
     contacts = read_contacts(adata, key, axis=axis)
     found = contacts.map

@@ -90,6 +90,7 @@ def expected(
     True
     """
     check_options(expected, locals(), ignore_diags="[0, inf)")
+    ignore_diags = int(ignore_diags)
     started = time.perf_counter()
     if monotone and method != "regression":
         raise ValueError("monotone=True is for method='regression'; the smoother of cooltools follows the data.")

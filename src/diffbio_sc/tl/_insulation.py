@@ -115,6 +115,7 @@ def insulation(
     check_options(
         insulation, locals(), windows="(0, inf) base pairs", ignore_diags="[0, inf)", min_distance="(0, inf) base pairs"
     )
+    ignore_diags = int(ignore_diags)
     balanced = read_balanced(
         adata,
         key=key,

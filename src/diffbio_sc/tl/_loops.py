@@ -127,6 +127,7 @@ def loops(
         min_valid="[0, 1]",
         ignore_diags="[0, inf)",
     )
+    ignore_diags = int(ignore_diags)
     balanced = read_balanced(
         adata,
         key=key,

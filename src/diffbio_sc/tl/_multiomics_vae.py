@@ -137,6 +137,8 @@ def multiomics_vae(
     >>> sc.pp.neighbors(mdata["rna"], use_rep="X_multiomics_vae")
     """
     check_options(multiomics_vae, locals(), n_latent="[1, inf)", max_epochs="[0, inf)")
+    n_latent = None if n_latent is None else int(n_latent)
+    max_epochs = None if max_epochs is None else int(max_epochs)
     require_object(mdata)
     check_embedding_key(mdata, key_added)
     seed = int(rng) if isinstance(rng, int | np.integer) and rng >= 0 else int(as_generator(rng).integers(2**31 - 1))

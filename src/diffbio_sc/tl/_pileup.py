@@ -86,6 +86,7 @@ def pileup(
     (61, 61)
     """
     check_options(pileup, locals(), flank="(0, inf) base pairs", ignore_diags="[0, inf)")
+    ignore_diags = int(ignore_diags)
     started = time.perf_counter()
     balanced = read_balanced(
         adata, key=key, axis=axis, weight_key=weight_key, divisive=divisive, ignore_diags=ignore_diags, breaks=breaks

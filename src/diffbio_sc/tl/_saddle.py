@@ -107,6 +107,7 @@ def saddle(
         max_distance="(0, inf) base pairs",
         ignore_diags="[0, inf)",
     )
+    n_classes, ignore_diags = int(n_classes), int(ignore_diags)
     started = time.perf_counter()
     balanced = read_balanced(
         adata, key=key, axis=axis, weight_key=weight_key, divisive=divisive, ignore_diags=ignore_diags, breaks=breaks

@@ -89,7 +89,7 @@ def select_n_states(
     check_options(select_n_states, locals(), n_states="[1, inf)", folds="[2, inf)")
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began")}
-    numbers = np.unique(np.asarray(list(n_states)))
+    numbers = np.unique(np.asarray(list(n_states), np.int64))
     data = read_marks(adata, layer=layer, mask=mask, axis=axis, cell_type_key=cell_type_key)
     family = choose_emission(data.kinds, emission, adata, data.axis)
     params["emission"], params["axis"], params["n_states"] = family, data.axis, numbers

@@ -134,6 +134,7 @@ def state_reproducibility(
     True
     """
     check_options(state_reproducibility, locals(), tolerance="[0, inf)", n_folds="[2, inf)")
+    tolerance, n_folds = int(tolerance), int(n_folds)
     began = time.perf_counter()
     require_anndata(adata)
     if other is not None and replicate_key is not None:

@@ -94,6 +94,7 @@ def train_peaks(
     check_options(
         train_peaks, locals(), fragment_length="(0, inf) base pairs", steps="[1, inf)", learning_rate="(0, inf)"
     )
+    steps = int(steps)
     if isinstance(data, str | Mapping) or not (hasattr(data, "obs_names") or isinstance(data, Iterable)):
         raise TypeError(f"data must be an AnnData of counts in bins or a list of these, {found_object(data)}.")
     objects: list[Any] = [data] if hasattr(data, "obs_names") else list(data)
