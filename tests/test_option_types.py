@@ -6,6 +6,7 @@ The cases come from the signatures, so that a new function or option is held to 
 from __future__ import annotations
 
 import ast
+import builtins
 import copy
 import inspect
 import re
@@ -26,6 +27,12 @@ FUNCTIONS = {
     if not each.startswith("_") and inspect.isfunction(getattr(getattr(dbio, name), each))
 }
 VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+# What annotations name that only type checkers load: classes. The name of an alias would hide what is allowed.
+CLASSES = {
+    "AnnData", "MuData", "pd", "os", "Axes", "Intervals", "ChromatinStateModel", "DifferentiablePeakCaller",
+    "PeakCallerConfig",
+}  # fmt: skip
 
 # Numbers that may be negative, or infinite: the annotation does not say so.
 SIGNED = {"n_jobs", "threshold", "vmin", "vmax", "scale"}
@@ -172,6 +179,17 @@ def call(name, option, value):
 def test_functions_and_options_are_found():
     assert len(FUNCTIONS) > 100
     assert len(CASES) > 600
+
+
+def test_annotations_name_what_can_be_looked_up():
+    hidden = set()
+    for function in FUNCTIONS.values():
+        scope = inspect.unwrap(function).__globals__
+        for parameter in inspect.signature(function).parameters.values():
+            tree = ast.parse(parameter.annotation)
+            names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+            hidden |= {name for name in names if name not in scope and not hasattr(builtins, name)}
+    assert hidden <= CLASSES
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffbio_sc._checks import check_key, name_heads
+from diffbio_sc._checks import check_key, found_object, is_path, name_heads
 from diffbio_sc._random import as_generator
 
 _PLAIN = (str, bytes, bool, np.bool_, type(None), os.PathLike)
@@ -135,7 +135,7 @@ class _Allowed:
     @property
     def is_object(self) -> bool:
         """Whether an object is meant, such as an AnnData or a mapping."""
-        return (bool(self.objects) or self.mapping or self.sequence) and not (self.whole or self.number)
+        return bool(self.objects or self.mapping or self.sequence) and not (self.whole or self.number)
 
     def may_be(self, value: Any) -> bool:
         """Whether a value may be the object that is meant: is not something plain in its place."""
@@ -159,7 +159,9 @@ class _Allowed:
                 check_interval(f"each of {name}", each, interval or "(-inf, inf)", whole=whole)
             if not len(value) and not may_be_empty:
                 raise ValueError(f"{name} is empty: give at least one number{_or_leave_out(self.none)}.")
-        elif (self.objects and not self.names) or ((self.sequence or self.pair) and np.iterable(value)):
+        elif self.objects and (not self.names or hasattr(value, "shape")):
+            return
+        elif (self.sequence or self.pair) and np.iterable(value):
             return
         elif self.names and np.iterable(value) and not isinstance(value, bytes):
             _check_names(name, value, may_be_empty, self.none)
@@ -168,10 +170,12 @@ class _Allowed:
 
     def _refuse(self, name: str, value: Any, interval: str | None) -> typing.NoReturn:
         phrases = self._phrases(interval)
-        found = repr(value)
-        if len(found) > 60 or hasattr(value, "shape"):
-            found = f"an object of type {type(value).__name__}"
-        message = f"{name} must be {_joined(phrases)}, found {found}."
+        found = f"found {value!r}"
+        if self.objects and (value is None or is_path(value)):
+            found = found_object(value)
+        elif len(found) > 66 or hasattr(value, "shape"):
+            found = f"found an object of type {type(value).__name__}"
+        message = f"{name} must be {_joined(phrases)}, {found}."
         if isinstance(value, str) and self.choices:
             close = get_close_matches(value, [str(choice) for choice in self.choices], n=1)
             message += f" Did you mean {close[0]!r}?" if close else ""
@@ -187,10 +191,10 @@ class _Allowed:
         phrases += ["the path of a file"] if self.path else ["a text"] if self.text else []
         phrases += ["a list of names"] if self.names else []
         phrases += [f"a list of {_number(limits, self.numbers == 'int', several=True)}"] if self.numbers else []
-        phrases += [self.sequence] if self.sequence else []
         phrases += ["a mapping"] if self.mapping else []
         phrases += [f"two {'whole ' if self.pair == 'int' else ''}numbers"] if self.pair else []
         phrases += self.objects
+        phrases += [self.sequence] if self.sequence else []
         return phrases + (["None"] if self.none else [])
 
 
@@ -301,6 +305,9 @@ def _add(one: _Allowed, annotation: Any, scope: Mapping[str, Any]) -> None:
         return
     if isinstance(annotation, ast.Name) and isinstance(scope.get(annotation.id), type) is False:
         annotation = scope.get(annotation.id, annotation.id)  # another name of a type, or one that only checkers load
+        if isinstance(annotation, str) and " " in annotation:
+            _add(one, ast.parse(annotation, mode="eval").body, scope)
+            return
     if isinstance(annotation, ast.AST):
         annotation = ast.unparse(annotation)
     origin, entries = typing.get_origin(annotation), typing.get_args(annotation)

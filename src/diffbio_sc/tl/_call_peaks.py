@@ -143,17 +143,6 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
     from diffbio_sc.engines.peak_settings import PeakSettings
     from diffbio_sc.genome.columns import columns_on_disk
 
-    check_options(
-        call_peaks,
-        locals(),
-        qvalue="(0, 1]",
-        fragment_length="(0, inf) base pairs",
-        genome_size="(0, inf)",
-        bin_size="[1, inf) base pairs",
-        duplicates="[1, inf)",
-        n_jobs="[-1, inf)",
-    )
-    bin_size = int(bin_size)
     settings = PeakSettings(
         mode=mode,
         qvalue=qvalue,
@@ -163,6 +152,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
         duplicates=duplicates,
         unguarded=control is None and blacklist is None and mode != "macs",
     )
+    check_options(call_peaks, locals(), n_jobs="[-1, inf)")
     if hasattr(source, "obs_names"):
         source, groupby = _fragments_of(source, groupby)
     several = isinstance(source, Mapping)

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING
 
 from diffbio_sc._checks import found_object, require_columns
 from diffbio_sc._options import check_options
+from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-    from diffbio_sc.genome.chrom_sizes import ChromSizes
 
 
 def merge_peaks(

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    Regions: TypeAlias = pd.DataFrame | Intervals | str | os.PathLike[str]
 
+# As a text: the signature needs it before what it names is loaded.
+Regions: TypeAlias = "pd.DataFrame | Intervals | str | os.PathLike[str]"
 _NULLS = ("shift", "bins")
 
 
