@@ -215,7 +215,7 @@ def test_missing_things_are_named(result):
     with pytest.raises(KeyError, match="no 'X_nosuch'"):
         plot(result, kind="umap", basis="X_nosuch")
     with pytest.raises(ValueError, match="one column of groups"):
-        plot(result, kind="weights", color=["type", "type"])
+        plot(result, kind="weights", color=["type", "nosuch"])
     with pytest.raises(ValueError, match="holds numbers"):
         plot(result, kind="weights", color="rna:depth")
     del result.obsm["X_multiomics_vae"]
