@@ -8,16 +8,23 @@ from __future__ import annotations
 import ast
 import builtins
 import copy
+import dataclasses
 import inspect
+import os
 import re
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from typing import Literal
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from flax import nnx
 
 import diffbio_sc as dbio
+from diffbio_sc._options import check_options
 
 FACES = ("tl", "pp", "pl", "get", "io", "metrics", "datasets")
 FUNCTIONS = {
@@ -163,10 +170,6 @@ def stand_in(parameter, name, option):
     return pd.DataFrame({"chrom": ["a"]})
 
 
-def contents(adata):
-    return {field: set(getattr(adata, field).keys()) for field in ("obs", "var", "obsm", "varm", "layers", "uns")}
-
-
 def call(name, option, value):
     function = FUNCTIONS[name]
     given = {}
@@ -210,3 +213,200 @@ def test_wrong_options_are_named(name):
             else:
                 faults[f"{option}={value!r}"] = "accepted"
     assert faults == {}
+
+
+CONFIGS = {
+    name: kind
+    for room in (dbio.operators.epigenomics, dbio.operators.multiomics)
+    for name, kind in ((name, getattr(room, name)) for name in sorted(dir(room)) if name.endswith("Config"))
+}
+
+# Fields that may be negative, by what they stand for: a threshold of a score, a penalty on the log scale.
+SIGNED_FIELDS = {"threshold", "boundary_threshold", "loop_threshold"}
+
+
+def wrong_fields(field):
+    kind = str(field.type)
+    yield from ("yes it is", None, object(), {"a": 1}, np.nan)
+    if kind != "bool":
+        yield from (True, np.inf)
+    if kind == "bool":
+        yield from (1, 0, 1.5)
+    if kind == "int":
+        yield from (1.5, "3", [1, 2])
+    if kind in ("int", "float") and field.name not in SIGNED_FIELDS:
+        yield -1
+    if kind == "float":
+        yield from ("0.5", [0.5])
+    if kind.startswith(("str", "Literal")):
+        yield from (field.default[:-1], 3)
+    if kind.startswith("tuple[int"):
+        yield from ((1.5,), ("a",), (True,), (-1,), 3)
+    if kind.startswith("tuple[str"):
+        yield from ((3,), ("nosuch",), 3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_wrong_fields_of_a_configuration_are_named(name):
+    faults = {}
+    for field in dataclasses.fields(CONFIGS[name]):
+        for value in wrong_fields(field):
+            if value is None and "None" in str(field.type):
+                continue
+            try:
+                CONFIGS[name](**{field.name: copy.copy(value)})
+            except (TypeError, ValueError) as error:
+                if not (re.search(rf"\b{field.name}\b", str(error)) and "found" in str(error)):
+                    faults[f"{field.name}={value!r}"] = f"{type(error).__name__}: {str(error)[:150]}"
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the finding
+                faults[f"{field.name}={value!r}"] = f"{type(error).__name__}: {str(error)[:150]}"
+            else:
+                faults[f"{field.name}={value!r}"] = "accepted"
+    assert faults == {}
+
+
+@pytest.mark.parametrize("name", sorted(name for name in vars(type(dbio.settings)) if not name.startswith("_")))
+def test_wrong_settings_are_named(name):
+    if not isinstance(getattr(type(dbio.settings), name), property):
+        return
+    before = repr(dbio.settings)
+    wrong = {
+        "verbosity": (5, "loud"),
+        "block_bytes": ("256 apples", 10, -1),
+        "figure_dpi": (0, "3"),
+        "cache_dir": ("",),
+    }
+    wrong |= {"color_map": ("nosuch",), "palette": ("nosuch",), "progress_bar": (1, 0, "yes")}
+    for value in (
+        *wrong[name],
+        None,
+        1.5,
+        np.nan,
+        [],
+        {"a": 1},
+        object(),
+        *(() if name == "progress_bar" else (True,)),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"settings\.{name} must be .*found"):
+            setattr(dbio.settings, name, value)
+        with (
+            pytest.raises((TypeError, ValueError), match=rf"settings\.{name} must be .*found"),
+            dbio.settings.override(**{name: value}),
+        ):
+            pass
+    assert repr(dbio.settings) == before
+
+
+@pytest.mark.parametrize("name", [name.removesuffix("Config") for name in CONFIGS])
+def test_operators_take_their_configuration_and_generators(name):
+    operators = [
+        getattr(room, each)
+        for room in (dbio.operators.epigenomics, dbio.operators.multiomics)
+        for each in dir(room)
+        if getattr(getattr(room, each), "config_class", None) is CONFIGS[f"{name}Config"]
+    ]
+    assert operators
+    for operator in operators:
+        for config in (None, {}, "yes", 3):
+            with pytest.raises(TypeError, match=f"takes a {name}Config, found"):
+                operator(config, rngs=nnx.Rngs(0))
+        for rngs in (None, 0, "yes"):
+            with pytest.raises(TypeError, match="rngs must be flax.nnx.Rngs.*found"):
+                operator(CONFIGS[f"{name}Config"](), rngs=rngs)
+
+
+def toy(
+    data: ad.AnnData | pd.DataFrame,
+    *,
+    flag: bool = True,
+    number: int = 3,
+    share: float = 0.5,
+    width: int | None = None,
+    kind: Literal["one", "two"] = "one",
+    name: str | None = None,
+    names: Sequence[str] | None = None,
+    sizes: Sequence[int] = (1, 2),
+    path: str | os.PathLike[str] | None = None,
+    table: pd.DataFrame | None = None,
+    pair: tuple[int, int] | None = None,
+    rng: int | np.random.Generator = 0,
+    key_added: str = "toy",
+    copy: bool = False,
+):
+    check_options(
+        toy,
+        locals(),
+        empty=("names",),
+        number="[1, inf)",
+        share="[0, 1)",
+        width="(0, inf) base pairs",
+        sizes="(0, inf)",
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"flag": np.True_},
+        *({"number": value} for value in (1, np.int8(3), np.uint64(3), 3.0, np.float32(3), 10**12)),
+        *({"share": value} for value in (0, np.int8(0), np.float16(0.5), np.float64(0.999))),
+        *({"width": value} for value in (None, 2e6, np.int64(5))),
+        {"kind": np.str_("two")},
+        *({"names": value} for value in ([], "alone", ("a", "b"), pd.Index(["a"]), np.array(["a", "b"]), [1, 2])),
+        *({"sizes": value} for value in ([1], np.array([1, 2]), range(1, 4), pd.Series([3.0]))),
+        *({"path": value} for value in ("a", Path("a"))),
+        {"table": pd.DataFrame()},
+        *({"pair": value} for value in ((4, -5), [4, -5])),
+        *({"rng": value} for value in (None, np.int64(3), np.random.default_rng(0), np.random.RandomState(0))),
+    ],
+)
+def test_values_of_a_right_type_are_taken_whatever_holds_them(options):
+    toy(small_object(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "text"),
+    [
+        ({"flag": "yes"}, ValueError, "flag must be True or False, found 'yes'."),
+        ({"number": 0}, ValueError, "number must be a whole number of at least 1, found 0."),
+        ({"number": "3"}, ValueError, "number must be a whole number of at least 1, found '3'."),
+        ({"share": 1}, ValueError, "share must be a number of at least 0 and below 1, found 1."),
+        ({"width": -5}, ValueError, "width must be a whole number of base pairs above 0 or None, found -5."),
+        ({"kind": "onne"}, ValueError, "kind must be 'one' or 'two', found 'onne'. Did you mean 'one'?"),
+        ({"name": 3}, TypeError, "name must be a text or None, found 3."),
+        ({"names": ["a", "b", "a"]}, ValueError, "names must be unique, found 1 duplicated: ['a']. Name each once."),
+        ({"names": [None]}, TypeError, "names must be a list of names, found None among them."),
+        ({"sizes": []}, ValueError, "sizes is empty: give at least one number."),
+        ({"sizes": [0]}, ValueError, "each of sizes must be a whole number above 0, found 0."),
+        ({"sizes": 5}, ValueError, "sizes must be a list of whole numbers above 0, found 5."),
+        ({"path": 3}, TypeError, "path must be the path of a file or None, found 3."),
+        ({"table": "a.csv"}, TypeError, "table must be a table or None, found str 'a.csv': read the file first."),
+        ({"pair": 4}, ValueError, "pair must be two whole numbers or None, found 4."),
+        ({"key_added": "a/b"}, ValueError, "key_added must not contain '/', which h5ad and zarr take for a path"),
+        ({"copy": 1}, ValueError, "copy must be True or False, found 1."),
+    ],
+)
+def test_sentences(options, kind, text):
+    with pytest.raises(kind, match="^" + re.escape(text)):
+        toy(small_object(), **options)
+
+
+def test_the_first_object_is_for_the_function_to_name():
+    for first in ("a.h5ad", None, 3):
+        toy(first, flag="yes")  # the function says more of it than that its options are wrong
+
+
+def test_copies_of_objects_in_files_are_refused_before_any_work(tmp_path):
+    small_object().write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(ValueError, match=r"copy=True needs an object in memory: call data.to_memory\(\) first"):
+        toy(backed, copy=True)
+    toy(backed)
+
+
+def test_limits_are_of_arguments():
+    def one(number: int = 3):
+        check_options(one, locals(), nmber="[0, inf)")
+
+    with pytest.raises(AssertionError, match="one has no arguments"):
+        one()
