@@ -135,6 +135,22 @@ def cases():
 CASES = list(cases())
 
 
+class Untouched(ad.AnnData):
+    """An object that lets no one look into it: options come first."""
+
+    def __getattribute__(self, name):
+        if name in ("X", "obs", "var", "uns", "obsm", "varm", "obsp", "varp", "layers", "write", "copy"):
+            raise AssertionError(f"adata.{name} was looked at before the options were")
+        return super().__getattribute__(name)
+
+
+@cache
+def untouched():
+    adata = small_object()
+    adata.__class__ = Untouched
+    return adata
+
+
 def small_object():
     adata = ad.AnnData(
         np.ones((4, 3), np.float32),
@@ -154,7 +170,7 @@ def stand_in(parameter, name, option):
     """A value of a right type for an argument that has to be given."""
     parts = parts_of(name, option)
     for part, value in (
-        ("AnnData", small_object()),
+        ("AnnData", untouched()),
         ("str", "a"),
         ("os.PathLike[str]", "a"),
         ("ContactCells", cells()),
@@ -166,7 +182,7 @@ def stand_in(parameter, name, option):
     if any(part.startswith("Sequence[str]") for part in parts):
         return ["a"]
     if any(part.startswith("Sequence") for part in parts):
-        return [small_object()]
+        return [untouched()]
     return pd.DataFrame({"chrom": ["a"]})
 
 

@@ -6,7 +6,6 @@ import ast
 import dataclasses
 import inspect
 import math
-import operator
 import os
 import re
 import typing
@@ -179,7 +178,7 @@ class _Allowed:
         if isinstance(value, str) and self.choices:
             close = get_close_matches(value, [str(choice) for choice in self.choices], n=1)
             message += f" Did you mean {close[0]!r}?" if close else ""
-        plain = self.flag or self.whole or self.number or self.pair or self.choices
+        plain = self.flag or self.whole or self.number or self.numbers or self.pair or self.choices
         raise (ValueError if plain else TypeError)(message)
 
     def _phrases(self, interval: str | None) -> list[str]:
@@ -219,22 +218,14 @@ def _joined(phrases: list[str]) -> str:
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + f" or {phrases[-1]}"
 
 
-def _is_integer(value: Any) -> bool:
-    """Whether a value is an integer, numpy's among them."""
-    if isinstance(value, bool | np.bool_) or getattr(value, "shape", ()) != ():
-        return False
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return True
-
-
 def _is_number(value: Any) -> bool:
-    """Whether a value is a real number, one of numpy among them."""
-    if isinstance(value, float) or _is_integer(value):
+    """Whether a value is a real number, one of numpy or an array of no axes among them."""
+    if isinstance(value, bool | np.bool_):
+        return False
+    if isinstance(value, int | float | np.integer | np.floating):
         return True
-    return getattr(value, "shape", None) == () and getattr(value.dtype, "kind", "") == "f"
+    dtype = getattr(value, "dtype", None)
+    return getattr(dtype, "kind", "") in ("i", "u", "f") and value.shape == ()
 
 
 class _Interval(NamedTuple):
