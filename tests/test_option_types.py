@@ -420,6 +420,22 @@ def test_copies_of_objects_in_files_are_refused_before_any_work(tmp_path):
     toy(backed)
 
 
+def test_results_replace_nothing_of_others():
+    adata = small_object()
+    adata.uns |= {"theirs": {"params": {}}, "toy": {"params": {}, "version": {"diffbio_sc": "1"}}}
+    toy(adata)
+    with pytest.raises(ValueError, match=r"key_added='theirs' would replace data.uns\['theirs'\], which is no result"):
+        toy(adata, key_added="theirs")
+    for function, options in (
+        (dbio.tl.deconvolve, {"reference": pd.DataFrame({"a": [1]}), "spatial_key": "a"}),
+        (dbio.tl.spatial_patterns, {"spatial_key": "a"}),
+        (dbio.pp.binarize, {"layer": "a"}),
+        (dbio.tl.combine_features, {"keys": ["b", "a"]}),
+    ):
+        with pytest.raises(ValueError, match="key_added must be another name than that of .*, found 'a'"):
+            function(untouched(), key_added="a", **options)
+
+
 def test_limits_are_of_arguments():
     def one(number: int = 3):
         check_options(one, locals(), nmber="[0, inf)")

@@ -26,7 +26,12 @@ _ARTICLES = {"ndarray": "an array", "DataFrame": "a table", "Series": "a Series"
 
 
 def check_options(
-    function: Callable[..., Any], given: Mapping[str, Any], *, empty: Collection[str] = (), **limits: str
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    empty: Collection[str] = (),
+    replaced: Collection[str] = (),
+    **limits: str,
 ) -> None:
     """Raise, before any work, if an argument is none that the signature of a function allows.
 
@@ -43,6 +48,8 @@ def check_options(
         Its arguments by name, with other variables or without.
     empty
         Arguments whose list of names may be empty.
+    replaced
+        Arguments that name what a result under the same name would replace, such as a layer that is read.
     limits
         Numbers that are allowed, by name, as an interval: ``"[0, inf)"`` for at least 0 and finite. Default: any
         finite number. Of a list, each of its numbers is meant.
@@ -52,11 +59,11 @@ def check_options(
     TypeError
         If an argument that is to be a text, a list or an object is something else.
     ValueError
-        If a truth value, number or choice is none of those allowed, a key cannot be stored, or a copy is asked for of
-        an object that lies in a file.
+        If a truth value, number or choice is none of those allowed, a key cannot be stored or is that of something
+        else, or a copy is asked for of an object that lies in a file.
     """
     allowed = _allowed(function)
-    unknown = [name for name in (*limits, *empty) if name not in allowed]
+    unknown = [name for name in (*limits, *empty, *replaced) if name not in allowed]
     if unknown:
         raise AssertionError(f"{function.__name__} has no arguments {unknown}.")
     argument = next(iter(allowed), "")
@@ -66,11 +73,35 @@ def check_options(
         allowed = {name: one for name, one in allowed.items() if name != argument}
     for name, one in allowed.items():
         one.check(name, given[name], limits.get(name), name in empty)
+    for name in replaced:
+        several = allowed[name].names and not isinstance(given[name], str)
+        if given["key_added"] in (given[name] if several else [given[name]]):
+            raise ValueError(
+                f"key_added must be another name than that of {name}, which the result would replace, found "
+                f"{given['key_added']!r}."
+            )
+    if given.get("key_added") is not None:
+        _check_free(given["key_added"], argument, given[argument])
     if given.get("copy", False) and getattr(given.get(argument), "isbacked", False):
         remedy = f"call {argument}.to_memory() first"
         if not hasattr(given[argument], "to_memory"):
             remedy = f"{argument} is backed, read the file without backed="
         raise ValueError(f"copy=True needs an object in memory: {remedy}.")
+
+
+def _check_free(key: str, argument: str, stored: Any) -> None:
+    """Raise ValueError if results under a name would replace what someone else keeps under it in ``.uns``."""
+    uns = getattr(stored, "uns", {})
+    if key not in uns:
+        return
+    record = uns[key]
+    version = record.get("version") if isinstance(record, Mapping) else None
+    ours = isinstance(version, Mapping) and "diffbio_sc" in version
+    if not ours and not hasattr(record, "columns"):
+        raise ValueError(
+            f"key_added={key!r} would replace {argument}.uns[{key!r}], which is no result of diffbio_sc: take another "
+            "name, or delete it first."
+        )
 
 
 def check_interval(name: str, value: Any, interval: str, *, whole: bool = False, also: Collection[str] = ()) -> None:
@@ -161,7 +192,8 @@ class _Allowed:
         elif self.objects and (not self.names or hasattr(value, "shape")):
             return
         elif (self.sequence or self.pair) and np.iterable(value):
-            return
+            if not may_be_empty and hasattr(value, "__len__") and not len(value):
+                raise ValueError(f"{name} is empty: give at least one{_or_leave_out(self.none)}.")
         elif self.names and np.iterable(value) and not isinstance(value, bytes):
             _check_names(name, value, may_be_empty, self.none)
         else:

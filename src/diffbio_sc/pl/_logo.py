@@ -89,7 +89,7 @@ def logo(
     >>> axes.get_xlabel()
     'position in the region (bases)'
     """
-    check_options(logo, locals(), region="[0, inf)", start="[0, inf)", end="[1, inf)")
+    check_options(logo, locals(), empty=("highlight",), region="[0, inf)", start="[0, inf)", end="[1, inf)")
     start = int(start)
     end = None if end is None else int(end)
     check_save(save)

@@ -130,6 +130,7 @@ def binarize(
     check_options(
         binarize,
         locals(),
+        replaced=("layer",),
         poisson_threshold="(0, 1)",
         fold_threshold="[0, inf)",
         count_threshold="[0, inf)",

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.region_axis import read_region_axis
-from diffbio_sc._anndata.results import check_key, make_record, storable_names
+from diffbio_sc._anndata.results import make_record, storable_names
 from diffbio_sc._anndata.tf_context import align_cell_types, case_hint, read_expression
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
@@ -98,7 +98,6 @@ def tf_context(
     (6, 2)
     """
     check_options(tf_context, locals())
-    check_key(key_added)
     if normalize not in (None, True, False):
         raise ValueError(f"normalize must be True, False or None, found {normalize!r}.")
     regions = read_region_axis(adata, axis=axis)

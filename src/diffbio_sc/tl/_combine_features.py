@@ -91,7 +91,7 @@ def combine_features(
     >>> spots.obsm["X_combined"].shape, spots.obsm["X_combined"].columns[-1]
     ((100, 8), 'cells:n_cells')
     """
-    check_options(combine_features, locals())
+    check_options(combine_features, locals(), replaced=("keys",))
     require_object(data, "data")
     check_key(key_added)
     if axis not in ("obs", "var") or (axis == "var" and is_mudata(data)):

@@ -182,7 +182,14 @@ def deconvolve(
     from diffbio_sc.engines import held_out_mixtures
     from diffbio_sc.numerics.counts.signatures import relative_error, sampling_index
 
-    check_options(deconvolve, locals(), n_top_genes="[10, inf)", smoothing="[0, inf)", min_counts="[0, inf)")
+    check_options(
+        deconvolve,
+        locals(),
+        replaced=("spatial_key",),
+        n_top_genes="[10, inf)",
+        smoothing="[0, inf)",
+        min_counts="[0, inf)",
+    )
     n_top_genes = int(n_top_genes)
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}

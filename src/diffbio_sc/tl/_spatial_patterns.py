@@ -132,7 +132,14 @@ def spatial_patterns(
     from diffbio_sc.numerics.spatial.slide_basis import slide_bases
     from diffbio_sc.numerics.spatial.smooth_covariates import smooth_covariates
 
-    check_options(spatial_patterns, locals(), n_patterns="[1, inf)", lengthscale="(0, inf)", max_genes="[2, inf)")
+    check_options(
+        spatial_patterns,
+        locals(),
+        replaced=("spatial_key",),
+        n_patterns="[1, inf)",
+        lengthscale="(0, inf)",
+        max_genes="[2, inf)",
+    )
     max_genes = int(max_genes)
     n_patterns = None if n_patterns is None else int(n_patterns)
     started = time.perf_counter()
