@@ -25,6 +25,37 @@ _SEQUENCES = {"AnnData": "a list of AnnData objects", "DataFrame": "a list of ta
 _ARTICLES = {"ndarray": "an array", "DataFrame": "a table", "Series": "a Series", "MuData": "a MuData"}
 
 
+class OptionsOnly:
+    """Stands in for the data of a call of which only the options are to be checked."""
+
+
+class OptionsChecked(Exception):
+    """The options of a call without data are good."""
+
+
+def check_call(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise as a public function would if some options are wrong, without any data.
+
+    Parameters
+    ----------
+    function
+        A public function that checks its options with :func:`check_options`.
+    options
+        Arguments by name; stand-ins are taken for others that have to be given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`check_options`.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    try:
+        function(**dict.fromkeys(needed, OptionsOnly()), **options)
+    except OptionsChecked:
+        return
+
+
 def check_options(
     function: Callable[..., Any],
     given: Mapping[str, Any],
@@ -82,6 +113,8 @@ def check_options(
             )
     if given.get("key_added") is not None:
         _check_free(given["key_added"], argument, given[argument])
+    if isinstance(given[argument], OptionsOnly):
+        raise OptionsChecked
     if given.get("copy", False) and getattr(given.get(argument), "isbacked", False):
         remedy = f"call {argument}.to_memory() first"
         if not hasattr(given[argument], "to_memory"):

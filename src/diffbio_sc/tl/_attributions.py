@@ -31,7 +31,7 @@ _MOST_REGIONS = 5000  # taken unasked
 def attributions(
     adata: AnnData,
     *,
-    regions: Sequence[Any] | np.ndarray | None = None,
+    regions: str | Sequence[Any] | np.ndarray | None = None,
     cell_types: str | Sequence[str] | None = None,
     method: Method = "ism",
     n_references: int = 10,
