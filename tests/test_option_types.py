@@ -436,6 +436,28 @@ def test_results_replace_nothing_of_others():
             function(untouched(), key_added="a", **options)
 
 
+def test_objects_of_other_kinds_are_named():
+    """A table, an array, a MuData or the class itself in place of an AnnData."""
+    import mudata
+
+    others = [pd.DataFrame({"a": [1]}), np.ones((2, 2)), mudata.MuData({"rna": small_object()}), ad.AnnData]
+    for name, function in FUNCTIONS.items():
+        parameters = list(inspect.signature(function).parameters.values())
+        if not parameters or parts_of(name, parameters[0].name) != ("AnnData",):
+            continue
+        needed = [one for one in parameters[1:] if one.default is one.empty and one.kind not in VARIABLE]
+        for other in others:
+            with pytest.raises(TypeError, match="adata must be an AnnData.*found (DataFrame|ndarray|a? ?MuData|type)"):
+                function(other, **{one.name: stand_in(one, name, one.name) for one in needed})
+
+
+def test_dictionaries_of_cells_hold_maps():
+    with pytest.raises(TypeError, match=r"maps\['a'\] must be an AnnData with contacts, found int"):
+        dbio.io.ContactCells({"a": 3})
+    with pytest.raises(TypeError, match="client must be a Client of dask.distributed or None, found 'yes'"):
+        dbio.scale.warm("yes")
+
+
 def test_limits_are_of_arguments():
     def one(number: int = 3):
         check_options(one, locals(), nmber="[0, inf)")

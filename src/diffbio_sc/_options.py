@@ -125,7 +125,7 @@ def check_options(
 def _check_free(key: str, argument: str, stored: Any) -> None:
     """Raise ValueError if results under a name would replace what someone else keeps under it in ``.uns``."""
     uns = getattr(stored, "uns", {})
-    if key not in uns:
+    if not isinstance(uns, Mapping) or key not in uns:
         return
     record = uns[key]
     version = record.get("version") if isinstance(record, Mapping) else None

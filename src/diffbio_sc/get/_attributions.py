@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, Attributions, read_attributions
+from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._options import check_options
 from diffbio_sc.engines.sequence_attributions import importance
 
@@ -64,7 +65,8 @@ def attributions(
     (100, 8)
     """
     check_options(attributions, locals())
-    record = adata.uns.get(key, {}) if hasattr(adata, "uns") else {}
+    require_anndata(adata)
+    record = adata.uns.get(key, {})
     if kind is None:
         kind = "factors" if "factor_scores" in record else "bases"
     found = read_attributions(adata, key, "factor_scores" if kind == "factors" else "scores")

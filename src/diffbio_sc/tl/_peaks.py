@@ -170,7 +170,7 @@ def peaks(
 def _check_object(adata: Any) -> None:
     if hasattr(adata, "mod"):
         raise TypeError("adata must be an AnnData, found a MuData; pass the modality: mdata['atac'].")
-    if not hasattr(adata, "obs_names"):
+    if not hasattr(adata, "obs_names") or isinstance(adata, type):
         from diffbio_sc._checks import found_object
 
         raise TypeError(
