@@ -51,7 +51,7 @@ def check_call(function: Callable[..., Any], options: Mapping[str, Any]) -> None
     parameters = inspect.signature(function).parameters.values()
     needed = [one.name for one in parameters if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
     try:
-        function(**dict.fromkeys(needed, OptionsOnly()), **options)
+        function(**{**dict.fromkeys(needed, OptionsOnly()), **options})
     except OptionsChecked:
         return
 
@@ -188,7 +188,7 @@ class _Allowed:
         elif _is_number(value):
             if not (self.whole or self.number):
                 self._refuse(name, value, interval)
-            also = self._phrases(interval)[1:]
+            also = self._phrases(name, interval)[1:]
             check_interval(name, value, interval or "(-inf, inf)", whole=not self.number, also=also)
         elif isinstance(value, _PLAIN):
             self._refuse(name, value, interval)
@@ -233,7 +233,7 @@ class _Allowed:
             self._refuse(name, value, interval)
 
     def _refuse(self, name: str, value: Any, interval: str | None) -> typing.NoReturn:
-        phrases = self._phrases(interval)
+        phrases = self._phrases(name, interval)
         found = f"found {value!r}"
         if self.objects and (value is None or is_path(value)):
             found = found_object(value)
@@ -246,13 +246,19 @@ class _Allowed:
         plain = self.flag or self.whole or self.number or self.numbers or self.pair or self.choices
         raise (ValueError if plain else TypeError)(message)
 
-    def _phrases(self, interval: str | None) -> list[str]:
+    def _phrases(self, name: str, interval: str | None) -> list[str]:
         """What is allowed, in words; a number stands first."""
         limits = interval or "(-inf, inf)"
         phrases = [_number(limits, not self.number)] if self.number or self.whole else []
         phrases += ["True", "False"] if self.flag else []
         phrases += [repr(choice) for choice in self.choices]
-        phrases += ["the path of a file"] if self.path else ["a text"] if self.text else []
+        phrases += (
+            [f"the path of a {'folder' if name == 'folder' else 'file'}"]
+            if self.path
+            else ["a text"]
+            if self.text
+            else []
+        )
         phrases += ["a list of names"] if self.names else []
         phrases += [f"a list of {_number(limits, self.numbers == 'int', several=True)}"] if self.numbers else []
         phrases += ["a mapping"] if self.mapping else []
