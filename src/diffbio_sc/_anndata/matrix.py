@@ -130,7 +130,7 @@ def survey_counts(
 
 def require_anndata(adata: Any, name: str = "adata") -> None:
     """Raise TypeError, saying what to pass instead, if ``adata`` is not an AnnData."""
-    if hasattr(adata, "obs_names") and not hasattr(adata, "mod"):
+    if hasattr(adata, "obs_names") and not hasattr(adata, "mod") and not isinstance(adata, type):
         return
     found = f"{name} must be an AnnData, {found_object(adata)}"
     if is_path(adata):
