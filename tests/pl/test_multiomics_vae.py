@@ -74,6 +74,7 @@ def test_chosen_terms_and_given_axes(result):
     assert len(plot(result, terms=["kl", "loss"], show=False)) == 2
 
 
+@pytest.mark.slow  # numba compiles all of UMAP
 def test_map_of_scanpy_separates_what_the_embedding_separates(result):
     before = result.copy()
     axes = plot(result, kind="umap", show=False)

@@ -201,7 +201,7 @@ def deconvolve(
     cells = None if n_cells_key is None else read_cell_numbers(adata.obs, n_cells_key, name="adata.obs")
     table = read_reference(reference, cell_type_key, batch_key, reference_layer, allow_fractional)
     shared, in_reference = _shared_genes(adata, table, genes)
-    counts, (totals,) = survey_counts(adata, ColumnSums(), layer=layer, allow_fractional=allow_fractional)
+    counts, (totals,) = survey_counts(adata, ColumnSums(), layer=layer, allow_fractional=allow_fractional, keep=True)
 
     known = None
     if isinstance(cell_sizes, str):

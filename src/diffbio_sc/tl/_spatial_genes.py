@@ -175,7 +175,7 @@ def spatial_genes(
     depth = None if total_counts_key is None else _read_depth(adata, total_counts_key)
     complete = np.ones(adata.n_obs, bool) if nuisance is None else np.isfinite(nuisance).all(1)
     counts, (totals, sums) = survey_counts(
-        adata, RowSums(), engine.SumGenes(depth, complete), layer=layer, allow_fractional=allow_fractional
+        adata, RowSums(), engine.SumGenes(depth, complete), layer=layer, allow_fractional=allow_fractional, keep=True
     )
     spots = engine.Spots(counts, coordinates, slides, totals if depth is None else depth, nuisance)
     _check_spots(spots, complete, spatial_key)

@@ -164,7 +164,7 @@ def spatial_patterns(
     if nuisance is not None and tested.get("smooth_covariates"):
         nuisance = smooth_covariates(nuisance, coordinates, slides)
     depth_key, fractional = tested.get("total_counts_key"), bool(tested.get("allow_fractional", False))
-    counts, (totals,) = survey_counts(adata, RowSums(), layer=layer, allow_fractional=fractional)
+    counts, (totals,) = survey_counts(adata, RowSums(), layer=layer, allow_fractional=fractional, keep=True)
     if depth_key is not None:
         totals = read_numbers(adata.obs, str(depth_key), name="adata.obs")
 
