@@ -89,6 +89,12 @@ def data_folder() -> Path:
     return Path(path)
 
 
+@pytest.fixture
+def memory_store():
+    """Store of zarr in memory. A result is hundreds of small arrays, and in files each takes five times as long."""
+    return pytest.importorskip("zarr").storage.MemoryStore
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread_of_blas():
     """On small matrices, with tests side by side, threads of BLAS wait for each other.

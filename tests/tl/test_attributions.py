@@ -172,7 +172,7 @@ def test_tables(adata, asked):
         dbio.get.attributions(asked, kind="all")
 
 
-def test_arrays_for_modisco_and_files(tmp_path, asked):
+def test_arrays_for_modisco_and_files(tmp_path, asked, memory_store):
     arrays = dbio.get.attribution_arrays(asked, cell_type="cell1")
     assert arrays.one_hot.shape == arrays.hypothetical.shape == (40, 60, 4)
     np.testing.assert_array_equal(arrays.one_hot.sum(2), 1)
@@ -183,8 +183,9 @@ def test_arrays_for_modisco_and_files(tmp_path, asked):
     with pytest.raises(ValueError, match="several cell types"):
         dbio.get.attribution_arrays(asked)
     asked.write_h5ad(tmp_path / "a.h5ad")
-    asked.write_zarr(tmp_path / "a.zarr")
-    for read in (anndata.read_h5ad(tmp_path / "a.h5ad"), anndata.read_zarr(tmp_path / "a.zarr")):
+    store = memory_store()
+    asked.write_zarr(store)
+    for read in (anndata.read_h5ad(tmp_path / "a.h5ad"), anndata.read_zarr(store)):
         again = dbio.get.attribution_arrays(read, cell_type="cell1")
         np.testing.assert_array_equal(again.hypothetical, arrays.hypothetical)
         assert again.regions == arrays.regions

@@ -38,10 +38,11 @@ def test_the_same_regions_get_the_same_prediction(trained):
     assert len(again.uns["again_prediction"]["report"]["new_cell_types"]) == 0
 
 
-def test_model_of_an_object_a_file_and_a_model(tmp_path, data, trained):
+def test_model_of_an_object_a_file_and_a_model(tmp_path, memory_store, data, trained):
     dbio.io.write_contextual_model(trained, tmp_path / "model.npz")
     trained.write_h5ad(tmp_path / "a.h5ad")
-    trained.write_zarr(tmp_path / "a.zarr")
+    store = memory_store()
+    trained.write_zarr(store)
     read = dbio.io.read_contextual_model(tmp_path / "model.npz")
     assert (read.cell_types, read.width, read.mode, read.kind) == (list(trained.obs_names), 60, "tf_context", "regions")
     assert read.context.factors == list(trained.obsm["tf_context"].columns)
@@ -52,7 +53,7 @@ def test_model_of_an_object_a_file_and_a_model(tmp_path, data, trained):
         str(tmp_path / "model.npz"),
         read,
         anndata.read_h5ad(tmp_path / "a.h5ad"),
-        anndata.read_zarr(tmp_path / "a.zarr"),
+        anndata.read_zarr(store),
     ):
         new = data[:, ::7].copy()
         dbio.tl.contextual_predict(new, model=model)

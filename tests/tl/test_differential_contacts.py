@@ -225,8 +225,8 @@ def test_bins_along_var():
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
-def test_results_survive_files(changed, tmp_path, suffix):
-    path = tmp_path / f"map.{suffix}"
+def test_results_survive_files(changed, tmp_path, memory_store, suffix):
+    path = tmp_path / "map.h5ad" if suffix == "h5ad" else memory_store()
     getattr(changed, f"write_{suffix}")(path)
     back = getattr(ad, f"read_{suffix}")(path)
     for kind in ("loops", "boundaries", "compartments", "interactions", "decay"):
