@@ -147,8 +147,11 @@ def as_working(block: Any) -> Any:
 
     float32 has all numbers of the types up to 16 bits, float64 serves the wider ones.
     """
-    if block.dtype.kind not in "biuf":
-        raise TypeError(f"the matrix must hold real numbers, found dtype {block.dtype}.")
+    kind = getattr(block, "dtype", None)
+    if not isinstance(kind, np.dtype) or kind.kind not in "biuf":
+        raise TypeError(f"the matrix must hold real numbers, found {type(block).__name__ if kind is None else kind}.")
+    if np.ma.is_masked(block):
+        raise TypeError("the matrix has masked values, which are no numbers: call .filled(0), or another value, first.")
     dtype = np.float64 if block.dtype.itemsize > 8 else np.result_type(block.dtype, np.float32)
     if sp.issparse(block):
         block = sp.csr_array(block if block.dtype == dtype else block.astype(dtype))
