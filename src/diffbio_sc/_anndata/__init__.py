@@ -3,7 +3,14 @@
 from diffbio_sc._anndata.matrix import read_counts, require_anndata, survey_counts
 from diffbio_sc._anndata.names import align_names, require_unique
 from diffbio_sc._anndata.reference import Reference, read_reference
-from diffbio_sc._anndata.results import check_key, make_record, prefix_of, storable_names, write_results
+from diffbio_sc._anndata.results import (
+    check_key,
+    make_record,
+    prefix_of,
+    require_writable,
+    storable_names,
+    write_results,
+)
 from diffbio_sc._anndata.spatial_test import (
     covariates_given,
     covariates_of_test,
@@ -39,6 +46,7 @@ __all__ = [
     "read_slides",
     "require_anndata",
     "require_unique",
+    "require_writable",
     "storable_names",
     "survey_counts",
     "covariates_given",

@@ -51,6 +51,19 @@ def check_key(key: Any, argument: str = "key_added") -> str:
     return str(key)
 
 
+def require_writable(data: Any, *, copy: bool) -> None:
+    """Raise ValueError where results could not be written at the end: a copy, or a view, of an object in a file."""
+    parts = [data, *data.mod.values()] if hasattr(data, "obsmap") else [data]
+    if not any(getattr(part, "isbacked", False) for part in parts):
+        return
+    name = "mdata" if hasattr(data, "obsmap") else "adata"
+    advice = f"call {name}.to_memory() first" if hasattr(data, "to_memory") else "read the file without backed="
+    if copy:
+        raise ValueError(f"copy=True needs an object in memory, {name} lies in a file: {advice}.")
+    if data.is_view:
+        raise ValueError(f"{name} is a view of an object in a file, which cannot hold results: {advice}.")
+
+
 def prefix_of(key: str, default: str) -> str:
     """What the names of a result's columns and matrices begin with: nothing for the default key, else the key."""
     return "" if key == default else f"{key}_"

@@ -72,13 +72,20 @@ def on_worker() -> bool:
     return True
 
 
-def require_package(client: Any) -> None:
+def require_package(client: Any, version: str | None = None) -> None:
     """Raise RuntimeError if a worker cannot load this package, warn if it has another version; wait for a worker.
 
     Workers that were asked before are not asked again.
-    """
-    from diffbio_sc import __version__
 
+    Parameters
+    ----------
+    client
+        Of ``dask.distributed``.
+    version
+        What they should have; default: what this process has.
+    """
+    if version is None:
+        from diffbio_sc import __version__ as version
     workers = set(client.nthreads())
     if not workers:
         logger.warning("The cluster has no workers now: waiting for the first one.")
@@ -88,26 +95,26 @@ def require_package(client: Any) -> None:
     if not new:
         return
 
-    def version() -> str:  # defined here: it travels as code, also to workers that do not know this module
+    def loaded() -> str:  # defined here: it travels as code, also to workers that do not know this module
         import diffbio_sc
 
         return diffbio_sc.__version__
 
-    found = client.run(version, workers=list(new), on_error="return")
+    found = client.run(loaded, workers=list(new), on_error="return")
     lacking = {address: error for address, error in found.items() if isinstance(error, BaseException)}
     if lacking:
         address, error = next(iter(lacking.items()))
         raise RuntimeError(
             f"{len(lacking)} of {len(workers)} workers cannot load diffbio_sc (first: {address}: "
-            f"{type(error).__name__}: {error}): install version {__version__} in the environment of the workers, or "
+            f"{type(error).__name__}: {error}): install version {version} in the environment of the workers, or "
             "close the client to work in this process."
         )
-    others = {address: other for address, other in found.items() if other != __version__}
+    others = {address: other for address, other in found.items() if other != version}
     if others:
         address, other = next(iter(others.items()))
         warnings.warn(
             f"{len(others)} of {len(workers)} workers have another version of diffbio_sc than this process, "
-            f"{__version__} (first: {address}: {other}): install the same, or results may differ.",
+            f"{version} (first: {address}: {other}): install the same, or results may differ.",
             UserWarning,
             stacklevel=2,
         )

@@ -135,6 +135,7 @@ class _Spread(abc.ABC):
                 future = self._next()
                 number, place = places.pop(future)
                 rounds[number][place] = future.result()
+                del future  # a traceback may keep this frame for long, and the worker its result
                 missing[number] -= 1
                 if not missing[number]:
                     yield from advance(number, rounds.pop(number))

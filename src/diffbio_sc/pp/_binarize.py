@@ -12,7 +12,7 @@ import numpy as np
 from diffbio_sc._anndata.cell_types import read_cell_type_bins
 from diffbio_sc._anndata.matrix import read_counts
 from diffbio_sc._anndata.names import require_unique
-from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.results import make_record, require_writable, write_results
 from diffbio_sc._checks import found_object
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import ChromSizes
@@ -126,6 +126,7 @@ def binarize(
     """
     from anndata import AnnData
 
+    require_writable(data, copy=copy)
     options = {
         "poisson_threshold": poisson_threshold,
         "fold_threshold": fold_threshold,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from diffbio_sc._anndata.genome_axis import COLUMNS, REGION, make_genome_axis
 from diffbio_sc._anndata.matrix import require_anndata
-from diffbio_sc._anndata.results import write_results
+from diffbio_sc._anndata.results import require_writable, write_results
 from diffbio_sc._logging import logger
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def parse_regions(
     """
     import pandas as pd
 
+    require_writable(adata, copy=copy)
     require_anndata(adata)
     if axis not in ("var", "obs"):
         raise ValueError(f"axis must be 'var' or 'obs', found {axis!r}.")

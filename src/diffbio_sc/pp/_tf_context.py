@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.region_axis import read_region_axis
-from diffbio_sc._anndata.results import check_key, make_record, storable_names
+from diffbio_sc._anndata.results import check_key, make_record, require_writable, storable_names
 from diffbio_sc._anndata.tf_context import align_cell_types, case_hint, read_expression
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
@@ -96,11 +96,10 @@ def tf_context(
     >>> adata.obsm["two"].shape
     (6, 2)
     """
+    require_writable(adata, copy=copy)
     check_key(key_added)
     if normalize not in (None, True, False):
         raise ValueError(f"normalize must be True, False or None, found {normalize!r}.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     regions = read_region_axis(adata, axis=axis)
     read = read_expression(expression, groupby=groupby, layer=layer, modality=modality, tfs=tfs)
     owner = "adata.obs_names" if regions.axis == "var" else "adata.var_names"

@@ -11,7 +11,7 @@ from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, choose_cell_t
 from diffbio_sc._anndata.contextual_data import read_region_tokens
 from diffbio_sc._anndata.contextual_model import DEFAULT_KEY, ContextualModel, read_contextual_model
 from diffbio_sc._anndata.region_axis import read_region_axis
-from diffbio_sc._anndata.results import check_key, make_record, write_results
+from diffbio_sc._anndata.results import check_key, make_record, require_writable, write_results
 from diffbio_sc._checks import name_heads, whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._random import as_generator
@@ -114,14 +114,13 @@ def attributions(
     >>> adata.uns["attributions"]["scores"].shape
     (5, 6, 100, 4)
     """
+    require_writable(adata, copy=copy)
     began = time.perf_counter()
     check_key(key_added)
     if method not in _METHODS:
         raise ValueError(f"method must be one of {list(_METHODS)}, found {method!r}.")
     whole_number(n_references, "n_references")
     whole_number(steps, "steps")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     generator = as_generator(rng)
     axis_of_regions = read_region_axis(adata, axis=axis)
     fitted = read_contextual_model(adata if model is None else model, key=key)

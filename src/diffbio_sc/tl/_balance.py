@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
-from diffbio_sc._anndata.results import make_record, prefix_of
+from diffbio_sc._anndata.results import make_record, prefix_of, require_writable
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.contacts_balance import MapBalance, balance_map
@@ -89,6 +89,7 @@ def balance(
     >>> adata.uns["balance"]["report"]["converged"]
     True
     """
+    require_writable(adata, copy=copy)
     ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     min_nnz = whole_number(min_nnz, "min_nnz", minimum=0)
     _check_arguments(contact, min_count, mad_max, tolerance)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, default_colors, stored_name
 from diffbio_sc._anndata.marks import MarkData, choose_emission, read_marks
-from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.results import make_record, require_writable, write_results
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 
@@ -132,10 +132,11 @@ def chromatin_states(
     >>> adata.obsm["chromatin_state_posterior"].shape
     (2000, 4)
     """
+    require_writable(adata, copy=copy)
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "model")}
     params["model"] = None if model is None else _name_of(model)
-    _check_arguments(adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train, copy)
+    _check_arguments(adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train)
     given = None if model is None else _read_model(model)
     data = _read_data(adata, given, layer, mask, axis, cell_type_key)
     if given is not None:
@@ -202,9 +203,7 @@ def chromatin_states(
     return adata if copy else None
 
 
-def _check_arguments(
-    adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train, copy
-) -> None:
+def _check_arguments(adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train) -> None:
     if isinstance(n_states, bool) or not isinstance(n_states, int | np.integer) or n_states < 1:
         raise ValueError(f"n_states must be a positive whole number, found {n_states!r}.")
     if n_states > 1000:
@@ -222,8 +221,6 @@ def _check_arguments(
         raise ValueError(f"max_steps must be at least 1 and tolerance not negative, found {max_steps} and {tolerance}.")
     if train and model is None:
         raise ValueError("train=True trains from a given model: pass model=..., or leave train out.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
 
 
 def _name_of(model: Any) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_track
-from diffbio_sc._anndata.results import make_record, prefix_of
+from diffbio_sc._anndata.results import make_record, prefix_of, require_writable
 from diffbio_sc._checks import whole_number
 from diffbio_sc.engines.contacts_compartments import MapCompartments, compartments_map
 from diffbio_sc.numerics.genome.compartments import GAMMA
@@ -121,6 +121,7 @@ def compartments(
     >>> adata.obs["compartment_label"].cat.categories.tolist()
     ['A', 'B']
     """
+    require_writable(adata, copy=copy)
     if contact not in ("cis", "trans"):
         raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")
     if method not in ("weighted", "cooltools"):

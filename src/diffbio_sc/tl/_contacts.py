@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_breaks, read_contacts, read_track, read_weights
-from diffbio_sc._anndata.results import make_record
+from diffbio_sc._anndata.results import make_record, require_writable
 from diffbio_sc._checks import whole_number
 from diffbio_sc.numerics.genome.compartments import GAMMA
 from diffbio_sc.tl._balance import balance_fields
@@ -91,6 +91,7 @@ def contacts(
     >>> len(adata.uns["loops"]["table"]) > 0, bool(adata.obs["is_boundary"].any())
     (True, True)
     """
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
     ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     if not 0 < fdr <= 1:

@@ -8,7 +8,7 @@ import numpy as np
 
 from diffbio_sc._anndata.contextual_model import DEFAULT_KEY
 from diffbio_sc._anndata.contextual_results import write_contextual
-from diffbio_sc._anndata.results import check_key
+from diffbio_sc._anndata.results import check_key, require_writable
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._random import as_generator
@@ -145,10 +145,11 @@ def contextual(
     >>> adata.layers["contextual_prob"].shape
     (6, 600)
     """
+    require_writable(adata, copy=copy)
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "motifs", "copy")}
     check_key(key_added)
-    _check_arguments(adata, sequences, neighbourhood, max_epochs, refine, average, copy, track, motifs)
+    _check_arguments(adata, sequences, neighbourhood, max_epochs, refine, average, track, motifs)
     if contacts_as not in ("guidance", "input"):
         raise ValueError(f"contacts_as must be 'guidance' or 'input', found {contacts_as!r}.")
     generator = as_generator(rng)
@@ -194,7 +195,7 @@ def contextual(
     return adata if copy else None
 
 
-def _check_arguments(adata, sequences, neighbourhood, max_epochs, refine, average, copy, track, motifs) -> None:
+def _check_arguments(adata, sequences, neighbourhood, max_epochs, refine, average, track, motifs) -> None:
     check_key(sequences, "sequences")
     if not isinstance(neighbourhood, bool | str):
         raise TypeError(f"neighbourhood must be True, False or a column, found {neighbourhood!r}.")
@@ -207,8 +208,6 @@ def _check_arguments(adata, sequences, neighbourhood, max_epochs, refine, averag
         raise ValueError(
             "neighbourhood and motifs are of the model of whole regions: leave them out, or leave track out."
         )
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     for name, matrix in (motifs or {}).items():
         shape = np.shape(matrix)
         if len(shape) != 2 or shape[1] != 4 or not np.isfinite(np.asarray(matrix, np.float64)).all():

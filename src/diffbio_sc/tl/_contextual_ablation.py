@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.results import check_key, make_record, write_results
+from diffbio_sc._anndata.results import check_key, make_record, require_writable, write_results
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
@@ -96,14 +96,13 @@ def contextual_ablation(
     >>> adata.uns["contextual_ablation"]["differences"]["claim"].isin(["higher", "lower", "not shown"]).all().item()
     True
     """
+    require_writable(adata, copy=copy)
     began = time.perf_counter()
     check_key(key_added)
     whole_number(n_seeds, "n_seeds")
     whole_number(n_draws, "n_draws", minimum=20)
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, found {level}.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     generator = as_generator(rng)
     data = read_contextual_input(
         adata,

@@ -13,7 +13,7 @@ from diffbio_sc._anndata.contextual_results import prediction_layers
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.region_axis import read_region_axis, warn_of_names
-from diffbio_sc._anndata.results import check_key, make_record
+from diffbio_sc._anndata.results import check_key, make_record, require_writable
 from diffbio_sc._anndata.tf_context import case_hint
 from diffbio_sc._checks import is_path, name_heads
 from diffbio_sc._logging import logger
@@ -109,11 +109,10 @@ def contextual_predict(
     >>> new.layers["contextual_prob"].shape
     (2, 600)
     """
+    require_writable(adata, copy=copy)
     began = time.perf_counter()
     check_key(key, "key")
     key_added = key if key_added is None else check_key(key_added)
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     regions = read_region_axis(adata, axis=axis)
     fitted = read_contextual_model(adata if model is None else model, key=key)
     tokens = read_region_tokens(adata, regions, sequences, fasta, fitted.width)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffbio_sc._anndata.contacts import read_contacts
-from diffbio_sc._anndata.results import make_record, prefix_of
+from diffbio_sc._anndata.results import make_record, prefix_of, require_writable
 from diffbio_sc._checks import whole_number
 from diffbio_sc.tl._contacts_input import Axis
 
@@ -70,6 +70,7 @@ def coverage_stats(
     >>> round(adata.uns["coverage_stats"]["summary"]["trans_share"], 2)
     0.0
     """
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
     ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     contacts = read_contacts(adata, key, axis=axis)

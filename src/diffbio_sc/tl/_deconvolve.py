@@ -19,6 +19,7 @@ from diffbio_sc._anndata import (
     read_slides,
     require_anndata,
     require_unique,
+    require_writable,
     storable_names,
     survey_counts,
     write_results,
@@ -182,9 +183,10 @@ def deconvolve(
     from diffbio_sc.engines import held_out_mixtures
     from diffbio_sc.numerics.counts.signatures import relative_error, sampling_index
 
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
-    _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added, copy)
+    _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added)
     generator = as_generator(rng)
     slides = read_slides(adata, library_key)
     coordinates = read_coordinates(adata, spatial_key) if smoothing else None
@@ -319,7 +321,7 @@ def deconvolve(
     return adata if copy else None
 
 
-def _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added, copy) -> None:
+def _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added) -> None:
     require_anndata(adata)
     check_key(key_added)
     if fraction_of not in ("cells", "rna"):
@@ -330,8 +332,6 @@ def _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key
         raise ValueError(f"smoothing must be a finite number of at least 0, found {smoothing!r}.")
     if min_counts < 0:
         raise ValueError(f"min_counts must not be negative, found {min_counts!r}.")
-    if copy and adata.isbacked:
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
 
 

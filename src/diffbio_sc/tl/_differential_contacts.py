@@ -11,7 +11,7 @@ import pandas as pd
 from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.features import PAIR_COLUMNS, read_pairs
-from diffbio_sc._anndata.results import make_record, prefix_of
+from diffbio_sc._anndata.results import make_record, prefix_of, require_writable
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.contact_differences import (
     FEATURES,
@@ -152,6 +152,7 @@ def differential_contacts(
     >>> bool((table["qval"] < 0.05).any())
     True
     """
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
     require_anndata(adata)
     names, keys, group = _groups(groups)

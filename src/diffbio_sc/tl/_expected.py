@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_breaks, read_contacts, read_weights
-from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.results import make_record, require_writable, write_results
 from diffbio_sc._checks import whole_number
 from diffbio_sc.engines.contacts_expected import RegionDecay, expected_map
 from diffbio_sc.tl._contacts_input import Axis, Breaks
@@ -89,6 +89,7 @@ def expected(
     >>> bool(table.loc[100_000, "smoothed"] > table.loc[1_000_000, "smoothed"])
     True
     """
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
     if method not in ("regression", "cooltools"):
         raise ValueError(f"method must be 'regression' or 'cooltools', found {method!r}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.results import make_record, prefix_of
+from diffbio_sc._anndata.results import make_record, prefix_of, require_writable
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.contacts_insulation import MapInsulation, insulation_map
@@ -112,6 +112,7 @@ def insulation(
     >>> adata.obsm["insulation"].columns.tolist()
     ['100000', '200000']
     """
+    require_writable(adata, copy=copy)
     if method not in ("contrast", "cooltools"):
         raise ValueError(f"method must be 'contrast' or 'cooltools', found {method!r}.")
     if threshold is not None and not np.isfinite(threshold):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.results import make_record, require_writable, write_results
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.contacts_loops import MapLoops, loops_map
@@ -116,6 +116,7 @@ def loops(
     >>> bool((adata.uns["loops"]["table"]["qval"] <= 0.05).all())
     True
     """
+    require_writable(adata, copy=copy)
     _check_arguments(fdr, min_enrichment, min_valid)
     ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     balanced = read_balanced(

@@ -10,7 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.features import PAIR_COLUMNS
 from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.records import read_record
-from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.results import make_record, require_writable, write_results
 from diffbio_sc.numerics.genome.loop_merging import merge_loops as merge
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def merge_loops(
     >>> sorted(set(table["resolution"]))
     [10000, 20000]
     """
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
     if not radius > 0:
         raise ValueError(f"radius must be above 0, found {radius!r}.")

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from diffbio_sc._anndata.results import require_writable
 from diffbio_sc._checks import found_object, require_columns
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 
@@ -76,6 +77,7 @@ def merge_peaks(
     from diffbio_sc.engines.peak_sets import merge_tables
     from diffbio_sc.genome.chrom_sizes import read_chrom_sizes
 
+    require_writable(data, copy=copy)
     if isinstance(width, bool) or not hasattr(width, "__int__") or int(width) != width or width < 1:
         raise ValueError(f"width must be a positive whole number of base pairs, found {width!r}.")
     check_key(key_added)

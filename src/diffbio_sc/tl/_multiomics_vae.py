@@ -8,9 +8,10 @@ import numpy as np
 
 from diffbio_sc._anndata import make_record
 from diffbio_sc._anndata.cell_batches import read_batches
-from diffbio_sc._anndata.modalities import object_name, read_modalities, require_object
+from diffbio_sc._anndata.modalities import read_modalities, require_object
 from diffbio_sc._anndata.multiomics_model import store_multiomics_model
 from diffbio_sc._anndata.multiomics_results import check_embedding_key, write_embedding
+from diffbio_sc._anndata.results import require_writable
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._random import as_generator
@@ -136,9 +137,10 @@ def multiomics_vae(
     >>> dbio.tl.multiomics_vae(mdata, max_epochs=5)
     >>> sc.pp.neighbors(mdata["rna"], use_rep="X_multiomics_vae")
     """
+    require_writable(mdata, copy=copy)
     require_object(mdata)
     check_embedding_key(mdata, key_added)
-    _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy)
+    _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs)
     seed = int(rng) if isinstance(rng, int | np.integer) and rng >= 0 else int(as_generator(rng).integers(2**31 - 1))
     read = read_modalities(mdata, modalities=modalities, likelihoods=likelihoods, layers=layers)
     cells = len(read.present)
@@ -211,7 +213,7 @@ def automatic_latent(cells: int, features: int) -> int:
     return max(min(20 if cells < _MANY_CELLS else 30, cells // 2, features // 2), 1)
 
 
-def _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy) -> None:
+def _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs) -> None:
     for name, value, options in (
         ("fusion", fusion, FUSIONS),
         ("modality_weights", modality_weights, MODALITY_WEIGHTS),
@@ -223,7 +225,3 @@ def _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy
     if max_epochs is not None:
         until = ", or None, which trains until the loss of held-out cells no longer falls"
         whole_number(max_epochs, "max_epochs", minimum=0, unit=until)
-    if copy and getattr(mdata, "isbacked", False):
-        raise ValueError(
-            f"copy=True needs an object in memory, {object_name(mdata)} is backed: read the file without backed=."
-        )

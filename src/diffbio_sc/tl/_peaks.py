@@ -125,7 +125,7 @@ def peaks(
     >>> dbio.get.peaks(bins)["group"].unique().tolist()
     ['B cell', 'T cell']
     """
-    from diffbio_sc._anndata import check_key, make_record
+    from diffbio_sc._anndata import check_key, make_record, require_writable
     from diffbio_sc._anndata.bins import read_bins
     from diffbio_sc._anndata.genome_axis import read_genome_axis
     from diffbio_sc._logging import logger
@@ -133,8 +133,9 @@ def peaks(
     from diffbio_sc.engines.peak_settings import PeakSettings
     from diffbio_sc.tl._blacklist import read_blacklist
 
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
-    _check_object(adata, groupby, copy)
+    _check_object(adata, groupby)
     check_key(key_added)
     if mode == "macs":
         raise ValueError(
@@ -165,7 +166,7 @@ def peaks(
     return target if copy else None
 
 
-def _check_object(adata: Any, groupby: Any, copy: bool) -> None:
+def _check_object(adata: Any, groupby: Any) -> None:
     if hasattr(adata, "mod"):
         raise TypeError("adata must be an AnnData, found a MuData; pass the modality: mdata['atac'].")
     if not hasattr(adata, "obs_names"):
@@ -184,8 +185,6 @@ def _check_object(adata: Any, groupby: Any, copy: bool) -> None:
         )
     if groupby is not None and not isinstance(groupby, str):
         raise TypeError(f"groupby must name a column of the AnnData, found {type(groupby).__name__}.")
-    if copy and adata.isbacked:
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
 
 
 def _write(adata: Any, genome: Any, result: Any, grouped: bool, key_added: str, make_record: Any) -> None:

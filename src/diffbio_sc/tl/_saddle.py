@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.results import make_record, require_writable, write_results
 from diffbio_sc._checks import whole_number
 from diffbio_sc.numerics.genome.contact_averages import (
     class_sums,
@@ -98,6 +98,7 @@ def saddle(
     >>> adata.uns["saddle"]["report"]["strength"] > 1
     True
     """
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
     if contact not in ("cis", "trans"):
         raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")

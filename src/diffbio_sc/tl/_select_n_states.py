@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.marks import choose_emission, read_marks
-from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.results import make_record, require_writable, write_results
 from diffbio_sc._logging import logger
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def select_n_states(
     >>> list(adata.uns["select_n_states"]["table"]["n_states"])
     [2, 3, 4]
     """
+    require_writable(adata, copy=copy)
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began")}
     numbers = np.asarray(list(n_states))
@@ -95,8 +96,6 @@ def select_n_states(
         raise ValueError(f"folds must be a whole number of at least 2, found {folds!r}.")
     if effort not in ("fast", "default"):
         raise ValueError(f"effort must be one of ['fast', 'default'], found {effort!r}.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     data = read_marks(adata, layer=layer, mask=mask, axis=axis, cell_type_key=cell_type_key)
     family = choose_emission(data.kinds, emission, adata, data.axis)
     params["emission"], params["axis"], params["n_states"] = family, data.axis, numbers

@@ -18,6 +18,7 @@ from diffbio_sc._anndata import (
     read_slides,
     require_anndata,
     require_unique,
+    require_writable,
     result_column,
     survey_counts,
     write_results,
@@ -161,10 +162,11 @@ def spatial_genes(
     from diffbio_sc.engines import spatial_genes as engine
     from diffbio_sc.numerics.spatial import smooth_covariates as numerics
 
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
     params["covariates"] = covariates_given(covariates)
-    _check_arguments(adata, alpha, fdr, lengthscales, variance, smooth, key_added, copy)
+    _check_arguments(adata, alpha, fdr, lengthscales, variance, smooth, key_added)
     params["smooth_covariates"] = _estimated(adata, covariates, smooth_covariates)
     generator = as_generator(rng)
     coordinates = read_coordinates(adata, spatial_key)
@@ -217,7 +219,7 @@ def spatial_genes(
     return adata if copy else None
 
 
-def _check_arguments(adata, alpha, fdr, lengthscales, variance, smooth, key_added, copy) -> None:
+def _check_arguments(adata, alpha, fdr, lengthscales, variance, smooth, key_added) -> None:
     require_anndata(adata)
     check_key(key_added)
     if not 0 < alpha < 1:
@@ -230,8 +232,6 @@ def _check_arguments(adata, alpha, fdr, lengthscales, variance, smooth, key_adde
             raise ValueError(f"lengthscales must be numbers above 0, found {lengthscales!r}.")
     if smooth and not variance:
         raise ValueError("smooth=True needs the lengthscales that variance=True estimates.")
-    if copy and adata.isbacked:
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     require_unique(adata.var_names, "adata.var_names", "Call adata.var_names_make_unique() first.")
     require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
 

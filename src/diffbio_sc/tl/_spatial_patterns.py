@@ -19,6 +19,7 @@ from diffbio_sc._anndata import (
     read_slides,
     read_test_covariates,
     require_anndata,
+    require_writable,
     result_column,
     survey_counts,
     write_results,
@@ -131,11 +132,10 @@ def spatial_patterns(
     from diffbio_sc.numerics.spatial.slide_basis import slide_bases
     from diffbio_sc.numerics.spatial.smooth_covariates import smooth_covariates
 
+    require_writable(adata, copy=copy)
     started = time.perf_counter()
     require_anndata(adata)
     check_key(key_added)
-    if copy and adata.isbacked:
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     generator = as_generator(rng)
     genes = _significant_genes(adata, key)
     tested = adata.uns[key]["params"] if key in adata.uns else {}

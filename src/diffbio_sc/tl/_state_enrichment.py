@@ -13,7 +13,7 @@ import pandas as pd
 from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.cell_types import CellTypeBins
 from diffbio_sc._anndata.chromatin_states import StoredStates, read_states
-from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.results import make_record, require_writable, write_results
 from diffbio_sc._checks import name_heads
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
@@ -119,6 +119,7 @@ def state_enrichment(
     >>> bool(table.loc["Transcribed", "padj"] < 1e-4), bool(table.loc["Quiescent", "fold"] == 0)
     (True, True)
     """
+    require_writable(adata, copy=copy)
     began = time.perf_counter()
     require_anndata(adata)
     if annotations is None and anchors is None:

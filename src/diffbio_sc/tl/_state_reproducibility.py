@@ -11,7 +11,7 @@ import pandas as pd
 
 from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record, read_posterior, read_states
-from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.results import make_record, require_writable, write_results
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._logging import logger
 from diffbio_sc.engines.chromatin_state_names import match_emissions
@@ -132,6 +132,7 @@ def state_reproducibility(
     >>> float(adata.obs["state_reproducibility"].min()) > 0.99  # both replicates have the true states
     True
     """
+    require_writable(adata, copy=copy)
     began = time.perf_counter()
     require_anndata(adata)
     _check(match, tolerance, n_folds)
