@@ -152,7 +152,9 @@ def in_order(
         futures = client.compute(tasks)
     pending = {future.key: (number, future) for number, future in enumerate(futures)}
     del futures
-    finished: Any = as_completed((future for _, future in pending.values()), with_results=True, raise_errors=False)
+    finished: Any = as_completed(
+        [future for _, future in pending.values()], loop=client.loop, with_results=True, raise_errors=False
+    )
     if description is not None:
         finished = progress(finished, description, total=len(pending))
     waiting: dict[int, Any] = {}

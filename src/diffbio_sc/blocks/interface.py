@@ -150,8 +150,7 @@ def as_working(block: Any) -> Any:
     kind = getattr(block, "dtype", None)
     if not isinstance(kind, np.dtype) or kind.kind not in "biuf":
         raise TypeError(f"the matrix must hold real numbers, found {type(block).__name__ if kind is None else kind}.")
-    if np.ma.is_masked(block):
-        raise TypeError("the matrix has masked values, which are no numbers: call .filled(0), or another value, first.")
+    refuse_masked(block)
     dtype = np.float64 if block.dtype.itemsize > 8 else np.result_type(block.dtype, np.float32)
     if sp.issparse(block):
         block = sp.csr_array(block if block.dtype == dtype else block.astype(dtype))
@@ -160,6 +159,12 @@ def as_working(block: Any) -> Any:
             block.sum_duplicates()
         return block
     return np.asarray(block, dtype=dtype)
+
+
+def refuse_masked(matrix: Any) -> None:
+    """Raise TypeError if values are masked: what lies below a mask is no value."""
+    if np.ma.is_masked(matrix):
+        raise TypeError("the matrix has masked values, which are no numbers: call .filled(0), or another value, first.")
 
 
 def dense_block(block: Any, columns: np.ndarray | None = None) -> np.ndarray:
