@@ -39,8 +39,8 @@ class Settings:
         ``$XDG_CACHE_HOME/diffbio_sc`` or ``~/.cache/diffbio_sc``.
     block_bytes
         Memory that a block of a matrix may take while it is worked on, as a number of bytes or a text such as
-        ``"256MB"`` (default). Matrices in files and on clusters are worked through in such blocks; smaller blocks need
-        less memory, larger ones less time.
+        ``"256MB"`` (default), at least 1 MB. Matrices in files and on clusters are worked through in such blocks;
+        smaller blocks need less memory, larger ones less time.
     figure_dpi
         Resolution of saved figures, in dots per inch.
     color_map

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc._checks import counted
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
 from diffbio_sc._settings import settings
@@ -185,11 +186,9 @@ def bytes_of(block: Any) -> int:
 
 def tell_pass(name: str, plan: Plan, size: int, workers: int | None = None) -> None:
     """Say in the log what a pass over a stored matrix cost."""
-    where = "in this process" if workers is None else f"on {workers} workers"
-    logger.info(
-        f"{name}: {len(plan.blocks)} blocks of at most {plan.rows} rows in {len(plan.tasks)} reads, "
-        f"{size / 1e6:,.1f} MB, {where}."
-    )
+    where = "in this process" if workers is None else f"on {counted(workers, 'worker')}"
+    blocks, reads = counted(len(plan.blocks), "block"), counted(len(plan.tasks), "read")
+    logger.info(f"{name}: {blocks} of at most {plan.rows} rows in {reads}, {size / 1e6:,.1f} MB, {where}.")
 
 
 def pieces_of(whole: Any, task: Task) -> Iterator[tuple[int, Any]]:

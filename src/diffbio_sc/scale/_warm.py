@@ -23,10 +23,16 @@ def warm(client: Client | None = None) -> None:
     client
         Client of the cluster; default: the active one. Without any, only this process is made ready.
 
+    Raises
+    ------
+    RuntimeError
+        If a worker cannot load this package.
+
     Warns
     -----
     UserWarning
-        If a worker's memory limit is too low for its threads and ``settings.block_bytes``.
+        If a worker's memory limit is too low for its threads and ``settings.block_bytes``, or it has another version of
+        this package.
 
     Examples
     --------
@@ -34,10 +40,12 @@ def warm(client: Client | None = None) -> None:
     >>> dbio.scale.warm()  # this process; with a cluster: warm(client)
     """
     from diffbio_sc._settings import settings
-    from diffbio_sc.blocks.cluster import active_client
+    from diffbio_sc.blocks.cluster import active_client, require_package
     from diffbio_sc.scale._ready import make_ready
 
     client = active_client() if client is None else client
+    if client is not None:
+        require_package(client)
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(settings.cache_dir / "compiled")
     make_ready(folder)
     if client is None:
