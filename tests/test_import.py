@@ -158,7 +158,7 @@ def _imports(body, loaded=frozenset()):
 
 
 def test_jax_is_imported_before_its_submodules():
-    """``import jax.numpy`` holds the lock of the submodule while it loads the package: two threads that begin so fail."""
+    """``import jax.numpy`` holds the lock of the submodule while it loads the package: two threads at once fail."""
     package = Path(diffbio_sc.__file__).parent
     found = {
         f"{path.relative_to(package)}: {one}"
