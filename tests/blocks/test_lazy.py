@@ -260,9 +260,9 @@ def as_float32(function, array):
 WRONG = {
     "shorter than told": (lambda block: block[:-1], r"its shape is \(19, 23\), dask was told \(20, 23\)"),
     "wider than told": (lambda block: np.hstack([block, block]), r"its shape is \(20, 46\), dask was told \(20, 23\)"),
-    "text": (lambda block: block.astype(str), "must hold real numbers, found <U32"),
-    "objects": (lambda block: block.astype(object), "must hold real numbers, found object"),
-    "a list": (lambda block: block.tolist(), "must hold real numbers, found list"),
+    "text": (lambda block: block.astype(str), "must hold real numbers, found dtype <U32"),
+    "objects": (lambda block: block.astype(object), "must hold real numbers, found dtype object"),
+    "a list": (lambda block: block.tolist(), "must hold real numbers, found a list"),
     "masked": (lambda block: np.ma.masked_array(block, block > 1), "has masked values"),
 }
 

@@ -148,9 +148,10 @@ def as_working(block: Any) -> Any:
 
     float32 has all numbers of the types up to 16 bits, float64 serves the wider ones.
     """
-    kind = getattr(block, "dtype", None)
-    if not isinstance(kind, np.dtype) or kind.kind not in "biuf":
-        raise TypeError(f"the matrix must hold real numbers, found {type(block).__name__ if kind is None else kind}.")
+    if not hasattr(block, "dtype"):
+        raise TypeError(f"the matrix must hold real numbers, found a {type(block).__name__}.")
+    if block.dtype.kind not in "biuf":
+        raise TypeError(f"the matrix must hold real numbers, found dtype {block.dtype}.")
     refuse_masked(block)
     dtype = np.float64 if block.dtype.itemsize > 8 else np.result_type(block.dtype, np.float32)
     if sp.issparse(block):
