@@ -125,6 +125,7 @@ def test_no_package_uses_private_names_of_another():
         "_random",
         "_lazy",
         "_checks",
+        "_options",
         "_files",
         "_compiled",
         "_warnings",

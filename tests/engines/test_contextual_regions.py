@@ -5,9 +5,10 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from diffbio_sc.engines.contextual import RegionModel, RegionSet, calibrate, fit_regions
+from diffbio_sc.engines.contextual import RegionModel, RegionSet, _falling_rate, calibrate, fit_regions
 from diffbio_sc.engines.contextual_cells import choose_copies, context_codes, random_codes
 from diffbio_sc.engines.contextual_folds import balanced_folds, choose_split, pieces
 from diffbio_sc.genome.region_set import density, neighbour_columns, neighbour_means
@@ -416,3 +417,8 @@ def test_motifs_become_columns():
     )
     copy = RegionModel.from_arrays(fitted.arrays())
     np.testing.assert_array_equal(copy.predict(tokens), fitted.predict(tokens))
+
+
+def test_the_rate_falls_as_optax_has_it():
+    steps = np.arange(0, 80, 3, dtype=np.int32)
+    np.testing.assert_allclose(_falling_rate(60)(steps), optax.cosine_decay_schedule(1e-3, 60, 0.1)(steps), rtol=1e-6)

@@ -10,7 +10,13 @@ import scipy.sparse as sp
 
 from diffbio_sc._compiled import full_products
 from diffbio_sc.numerics.counts import sparse_rows
-from diffbio_sc.numerics.counts.sparse_rows import batch_capacity, place_sparse, stratified_capacity, stratified_order
+from diffbio_sc.numerics.counts.sparse_rows import (
+    batch_capacity,
+    drawn_capacity,
+    place_sparse,
+    stratified_capacity,
+    stratified_order,
+)
 from diffbio_sc.training.batches import bucket_size
 
 ROWS, COLUMNS, BATCH = 60, 40, 8
@@ -251,6 +257,23 @@ def test_stratified_order_puts_each_sample_in_each_batch_equally_often():
         batch = np.nonzero(orders == sample)[1] // batch_size
         frequency = np.bincount(batch, minlength=3) / rounds
         assert np.abs(frequency - 1 / 3).max() < 5 * np.sqrt(2 / 9 / rounds)
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(300, 64), (590, 64), (3000, 128)])
+def test_one_capacity_for_nearly_all_draws(size, batch_size):
+    """Of 500 draws of a tenth of the rows, each alone would need one of several buckets."""
+    rng = np.random.default_rng(size)
+    lengths = np.sort(rng.lognormal(5, 0.6, size).astype(int))
+    capacity = drawn_capacity(lengths, batch_size, size // 10)
+    needed = []
+    for _ in range(500):
+        out = np.zeros(size, bool)
+        out[rng.choice(size, size // 10, replace=False)] = True
+        needed.append(max(stratified_capacity(lengths[rows], batch_size) for rows in (out, ~out)))
+    assert np.mean(np.array(needed) > capacity) <= 0.004
+    assert capacity <= max(needed) * 9 / 8
+    # The whole alone, of which nothing is drawn.
+    assert stratified_capacity(lengths, batch_size) <= drawn_capacity(lengths, batch_size, 0)
 
 
 def test_stratified_capacity_is_far_below_the_sum_of_the_longest_rows():

@@ -7,7 +7,6 @@ from diffbio_sc._anndata.results import (
     check_key,
     make_record,
     prefix_of,
-    require_writable,
     storable_names,
     write_results,
 )
@@ -46,7 +45,6 @@ __all__ = [
     "read_slides",
     "require_anndata",
     "require_unique",
-    "require_writable",
     "storable_names",
     "survey_counts",
     "covariates_given",

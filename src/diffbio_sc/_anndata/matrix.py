@@ -57,6 +57,7 @@ def survey_counts(
     layer_argument: str = "layer",
     allow_fractional: bool = False,
     warn_fractional: bool = True,
+    keep: bool = False,
     stacklevel: int = 3,
 ) -> tuple[CountMatrix, tuple[Any, ...]]:
     """Take raw counts out of an AnnData, checked, and run ``steps`` in the pass that checks them.
@@ -75,6 +76,9 @@ def survey_counts(
         Accept values that are not whole numbers rather than refuse them.
     warn_fractional
         Whether to warn of them then.
+    keep
+        Whether further passes will follow: they read what this one keeps, see
+        :meth:`~diffbio_sc.blocks.matrix.CountMatrix.keep`.
     stacklevel
         Frame that a warning points to, as :func:`warnings.warn` counts.
 
@@ -106,6 +110,8 @@ def survey_counts(
     if np.dtype(matrix.dtype).kind not in "biuf":
         raise ValueError(f"{where} must hold raw counts, found values of dtype {matrix.dtype}.")
     counts = as_count_matrix(matrix)
+    if keep:
+        counts.keep()
     with np.errstate(
         all="ignore"
     ):  # a matrix that does not hold counts is refused below, whatever the steps made of it
@@ -128,7 +134,7 @@ def survey_counts(
 
 def require_anndata(adata: Any, name: str = "adata") -> None:
     """Raise TypeError, saying what to pass instead, if ``adata`` is not an AnnData."""
-    if hasattr(adata, "obs_names") and not hasattr(adata, "mod"):
+    if hasattr(adata, "obs_names") and not hasattr(adata, "mod") and not isinstance(adata, type):
         return
     found = f"{name} must be an AnnData, {found_object(adata)}"
     if is_path(adata):

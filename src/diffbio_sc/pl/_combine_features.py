@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.tables import read_column
+from diffbio_sc._options import check_options
 from diffbio_sc.get import combine_features as feature_table
 from diffbio_sc.pl._figure import check_save, finish
 from diffbio_sc.pl._heatmap import heatmap, new_axes
@@ -77,6 +78,7 @@ def combine_features(
     >>> [label.get_text() for label in axes.get_yticklabels()]
     ['few cells (60)', 'many cells (40)']
     """
+    check_options(combine_features, locals())
     check_save(save)
     features = _chosen(feature_table(data, key=key), blocks)
     axis = str(data.uns[key]["params"]["axis"])

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.region_axis import read_region_axis
-from diffbio_sc._anndata.results import check_key, make_record, require_writable, storable_names
+from diffbio_sc._anndata.results import make_record, storable_names
 from diffbio_sc._anndata.tf_context import align_cell_types, case_hint, read_expression
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -96,8 +97,7 @@ def tf_context(
     >>> adata.obsm["two"].shape
     (6, 2)
     """
-    require_writable(adata, copy=copy)
-    check_key(key_added)
+    check_options(tf_context, locals())
     if normalize not in (None, True, False):
         raise ValueError(f"normalize must be True, False or None, found {normalize!r}.")
     regions = read_region_axis(adata, axis=axis)

@@ -27,6 +27,8 @@ def warm(client: Client | None = None) -> None:
     ------
     RuntimeError
         If a worker cannot load this package.
+    TypeError
+        If ``client`` is no client.
 
     Warns
     -----
@@ -43,6 +45,8 @@ def warm(client: Client | None = None) -> None:
     from diffbio_sc.blocks.cluster import active_client, require_package
     from diffbio_sc.scale._ready import make_ready
 
+    if client is not None and not hasattr(client, "scheduler_info"):
+        raise TypeError(f"client must be a Client of dask.distributed or None, found {client!r}.")
     client = active_client() if client is None else client
     if client is not None:
         require_package(client)

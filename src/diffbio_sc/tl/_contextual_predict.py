@@ -13,10 +13,11 @@ from diffbio_sc._anndata.contextual_results import prediction_layers
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.region_axis import read_region_axis, warn_of_names
-from diffbio_sc._anndata.results import check_key, make_record, require_writable
+from diffbio_sc._anndata.results import check_key, make_record
 from diffbio_sc._anndata.tf_context import case_hint
 from diffbio_sc._checks import is_path, name_heads
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.tl._contextual_input import read_input_maps, read_neighbourhood
 from diffbio_sc.tl._contextual_run import region_of_tokens
 
@@ -109,10 +110,10 @@ def contextual_predict(
     >>> new.layers["contextual_prob"].shape
     (2, 600)
     """
-    require_writable(adata, copy=copy)
+    check_options(contextual_predict, locals())
     began = time.perf_counter()
     check_key(key, "key")
-    key_added = key if key_added is None else check_key(key_added)
+    key_added = key if key_added is None else key_added
     regions = read_region_axis(adata, axis=axis)
     fitted = read_contextual_model(adata if model is None else model, key=key)
     tokens = read_region_tokens(adata, regions, sequences, fasta, fitted.width)

@@ -7,7 +7,7 @@ from diffbio_sc._anndata import make_record
 from diffbio_sc._anndata.modalities import require_object
 from diffbio_sc._anndata.multiomics_model import read_model_input, read_multiomics_model
 from diffbio_sc._anndata.multiomics_results import check_embedding_key, write_embedding
-from diffbio_sc._anndata.results import require_writable
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -75,7 +75,7 @@ def multiomics_encode(
     """
     from diffbio_sc.engines import multiomics_cells
 
-    require_writable(mdata, copy=copy)
+    check_options(multiomics_encode, locals())
     require_object(mdata)
     check_embedding_key(mdata, key_added)
     model = read_multiomics_model(fitted, key=key)

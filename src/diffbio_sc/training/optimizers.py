@@ -118,7 +118,7 @@ class Adam:
         """Return what the rates are multiplied by in some steps: the schedule; 1 without one."""
         if not callable(self.learning_rate):
             return np.ones(number, np.float32)
-        values = np.asarray(self.learning_rate(jnp.arange(number) + first), np.float32)
+        values = np.asarray(self.learning_rate(np.arange(first, first + number, dtype=np.int32)), np.float32)
         return np.broadcast_to(values, (number,)).copy()
 
 

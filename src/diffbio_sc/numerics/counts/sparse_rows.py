@@ -25,6 +25,8 @@ _CHUNK = 1 << 22
 _CHUNK_ROWS = 1 << 12
 # Multiplications of a dense product in the time of one of a sparse product (one CPU core, 128 rows, 128 columns).
 _DENSE_IS_FASTER = 25
+_MOST_DRAWS, _DRAWN_ROWS = 64, 1 << 22  # fewer of many rows, whose draws differ less
+_DEVIATIONS = 3.0  # one draw in a thousand needs more, if they are spread as a normal variable
 _MOST_BLOCKS = 2048  # whose running sum is a comparison of each with each
 
 
@@ -338,16 +340,37 @@ def stratified_capacity(row_lengths: np.ndarray, batch_size: int) -> int:
     samples sorted by these lengths at most the average batch plus one longest row, if the strata are of equal size.
     It holds in any order; several matrices of the same samples are best sorted by the sum of their lengths.
     """
-    lengths = np.asarray(row_lengths, np.int64)
+    return _checked_capacity(_stratified_entries(np.asarray(row_lengths, np.int64), batch_size))
+
+
+def drawn_capacity(row_lengths: np.ndarray, batch_size: int, drawn: int) -> int:
+    """Capacity, by :func:`stratified_order`, for ``drawn`` rows taken out at random and for those that are left.
+
+    It hangs on the rows alone, not on the draw, so that all draws meet the same compiled code: three standard
+    deviations above the mean of what some draws need. One that needs more yet has to be given it.
+    """
+    lengths, rng = np.asarray(row_lengths, np.int64), np.random.default_rng(0)
+    needed = np.empty((2, max(8, min(_MOST_DRAWS, _DRAWN_ROWS // max(len(lengths), 1)))))
+    for number in range(needed.shape[1]):
+        out = np.zeros(len(lengths), bool)
+        out[rng.choice(len(lengths), drawn, replace=False)] = True
+        needed[:, number] = [_stratified_entries(lengths[rows], batch_size) for rows in (~out, out)]
+    usual = needed.mean(1) + _DEVIATIONS * needed.std(1, ddof=1)
+    return _checked_capacity(int(min(usual.max(), batch_size * lengths.max(initial=0))))
+
+
+def _stratified_entries(lengths: np.ndarray, batch_size: int) -> int:
     if len(lengths) < batch_size:
-        return batch_capacity(lengths, batch_size)
+        # One batch, in the order of the rows, which begins anew from the first.
+        times, rest = divmod(batch_size, max(len(lengths), 1))
+        return int(times * lengths.sum() + lengths[:rest].sum())
     starts = np.arange(batch_size) * len(lengths) // batch_size
     longest = np.maximum.reduceat(lengths, starts)
     # A short last batch has one sample of each of the larger strata, then goes on through the first batch.
     batches, rest = divmod(len(lengths), batch_size)
     larger = np.diff(starts, append=len(lengths)) > batches
     last = longest[larger].sum() + longest[: batch_size - rest].sum() if rest else 0
-    return _checked_capacity(int(max(longest.sum(), last)))
+    return int(max(longest.sum(), last))
 
 
 def stratified_order(key: Array, size: int | Int[Array, ""], bucket: int, batch_size: int) -> Int[Array, " bucket"]:

@@ -6,6 +6,7 @@ at zero, gives each cell type what is added to its linear logit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from diffbio_sc.numerics.padding import zero_padded
+from diffbio_sc.numerics.placing import device_copy
 from diffbio_sc.operators.contract import FittedStatistic
 
 __all__ = ["RegionNetwork", "compute_region_loss", "training_loss", "within_loss"]
@@ -64,16 +66,15 @@ class RegionNetwork(nnx.Module):
             "column_scale": np.concatenate([column_scale, further_scale]),
             "codes": codes,
         }.items():
-            setattr(self, name, FittedStatistic(jnp.asarray(value, jnp.float32)))
-        self.main = FittedStatistic(jnp.asarray(main, bool))
+            setattr(self, name, FittedStatistic(device_copy(value, np.float32)))
+        self.main = FittedStatistic(device_copy(main, bool))
         width = len(column_mean) + len(further_mean)
-        normal = jax.random.normal
-        self.first = nnx.Param(normal(rngs.params(), (width, hidden[0])) / np.sqrt(width))
-        self.first_bias = nnx.Param(jnp.zeros(hidden[0]))
-        self.second = nnx.Param(normal(rngs.params(), hidden) * np.sqrt(2 / hidden[0]))
-        self.second_bias = nnx.Param(jnp.zeros(hidden[1]))
-        self.head = nnx.Param(jnp.zeros((hidden[1], codes.shape[1])))
-        self.head_bias = nnx.Param(jnp.zeros(codes.shape[0]))
+        self.first = nnx.Param(_normal(rngs.params(), (width, hidden[0]), 1.0, np.sqrt(width)))
+        self.first_bias = nnx.Param(_zeros(hidden[0]))
+        self.second = nnx.Param(_normal(rngs.params(), hidden, np.sqrt(2 / hidden[0]), 1.0))
+        self.second_bias = nnx.Param(_zeros(hidden[1]))
+        self.head = nnx.Param(_zeros(hidden[1], codes.shape[1]))
+        self.head_bias = nnx.Param(_zeros(codes.shape[0]))
 
     def __call__(
         self, columns: Float[Array, "rows columns"], *, key: Array | None = None, drops: Bool[Array, ""] | bool = True
@@ -217,6 +218,16 @@ def within_loss(
 
 
 _compiled_loss = jax.jit(compute_region_loss)
+
+
+@functools.partial(jax.jit, static_argnames=("shape",))
+def _normal(key: Array, shape: tuple[int, ...], factor: float, divisor: float) -> Array:
+    """Random normal values, scaled."""
+    return jax.random.normal(key, shape) * factor / divisor
+
+
+def _zeros(*shape: int) -> Array:
+    return device_copy(np.zeros(shape, np.float32))
 
 
 def _dropped(values: Array, share: float, key: Array | None, drops: Array | bool) -> Array:

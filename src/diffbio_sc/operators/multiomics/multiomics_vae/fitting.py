@@ -134,6 +134,8 @@ def training_data(
         if sp.issparse(matrix):
             sizes = lengths[order, m]
             capacity = max(sparse_rows.stratified_capacity(sizes[part], batch_size) for part in parts)
+            if kept_apart is not None:
+                capacity = max(capacity, sparse_rows.drawn_capacity(sizes, batch_size, len(kept_apart)))
             data[f"counts_{m}"] = Samples(matrix, order, capacity)
         elif all(np.isfinite(row).all() for row in matrix):
             data[f"counts_{m}"] = Samples(matrix, order)
