@@ -123,6 +123,16 @@ def to_dense(block):
     return block.toarray()
 
 
+def broken(block, block_info=None):
+    if block_info[0]["chunk-location"][0] == 2:
+        raise OSError("checksum does not match")
+    return block
+
+
+def divides_by_zero(start, block):
+    return 1 / 0
+
+
 class Heavy:
     """Something like an array that is heavy to send."""
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import diffbio_sc
 
 HEAVY = ["jax", "flax", "anndata", "mudata", "scanpy", "squidpy", "muon", "matplotlib", "pandas"]
 UPPER_FLOOR = ["anndata", "mudata", "scanpy", "squidpy", "muon", "pandas", "matplotlib"]
@@ -124,6 +128,7 @@ def test_no_package_uses_private_names_of_another():
         "_options",
         "_files",
         "_compiled",
+        "_warnings",
     }  # floors of their own, private to the package as a whole
     found = []
     for path in sorted(root.rglob("*.py")):
@@ -136,3 +141,60 @@ def test_no_package_uses_private_names_of_another():
             if private and private != ["__version__"] and steps[0] not in ("_demo", "_cli"):
                 found.append(f"{path.relative_to(root)}: from {module} import {name}")
     assert not found, "\n".join(found)
+
+
+def _too_early(body, loaded=frozenset()):
+    """Imports of submodules of JAX and flax by statements that run before the package itself is imported."""
+    loaded = set(loaded)
+    for node in body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            for name in names if getattr(node, "level", 0) == 0 else []:
+                package, _, below = name.partition(".")
+                if package in ("jax", "flax"):
+                    if below and package not in loaded:
+                        yield ast.unparse(node)
+                    loaded.add(package)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.With | ast.Try):
+            yield from _too_early(node.body, loaded)
+
+
+def test_jax_is_imported_before_its_submodules():
+    """``import jax.numpy`` holds the lock of the submodule while it loads the package: two threads at once fail."""
+    package = Path(diffbio_sc.__file__).parent
+    found = {
+        f"{path.relative_to(package)}: {one}"
+        for path in package.rglob("*.py")
+        for one in _too_early(ast.parse(path.read_text()).body)
+    }
+    assert found == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "modules",
+    [
+        ("engines.spatial_genes", "operators.multiomics.spatial_deconvolution"),
+        ("operators.multiomics.spatial_genes", "engines.spatial_patterns"),
+    ],
+)
+def test_two_threads_may_make_the_first_call(modules):
+    """Each loads libraries; half of the attempts failed, with a partially initialized module of JAX."""
+    _run(
+        f"""
+import importlib, sys, threading
+sys.setswitchinterval(1e-6)
+failed, both = [], threading.Barrier(2)
+def load(name):
+    both.wait()
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        failed.append(error)
+threads = [threading.Thread(target=load, args=("diffbio_sc." + name,)) for name in {modules!r}]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+if failed:
+    raise failed[0]
+"""
+    )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 
 import diffbio_sc as dbio
@@ -33,6 +34,10 @@ def test_messages_follow_verbosity(capsys):
         ("figure_dpi", 0, "positive integer"),
         ("color_map", "nosuchmap", "matplotlib colour map"),
         ("cache_dir", __file__, "must be a folder"),
+        *[
+            ("block_bytes", value, "at least 1,000,000 bytes")
+            for value in (10, "-3MB", "256 pages", None, True, float("inf"))
+        ],
     ],
 )
 def test_bad_values_are_refused(name, value, message):
@@ -60,3 +65,20 @@ def test_cache_folder_is_made_at_first_use(tmp_path):
     with dbio.settings.override(cache_dir=tmp_path / "deep" / "cache"):
         assert not (tmp_path / "deep").exists()
         assert dbio.settings.cache_dir.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("256MB", 256_000_000),
+        ("0.5 gb", 500_000_000),
+        ("1GiB", 2**30),
+        ("256M", 256_000_000),
+        ("3e8", 300_000_000),
+        (3e8, 300_000_000),
+        (np.int64(300_000_000), 300_000_000),
+    ],
+)
+def test_memory_of_blocks_is_a_number_or_a_text(value, expected):
+    with dbio.settings.override(block_bytes=value):
+        assert dbio.settings.block_bytes == expected

@@ -115,11 +115,14 @@ def check_options(
         _check_free(given["key_added"], argument, given[argument])
     if isinstance(given[argument], OptionsOnly):
         raise OptionsChecked
-    if given.get("copy", False) and getattr(given.get(argument), "isbacked", False):
+    if "copy" in given and getattr(given[argument], "isbacked", False):  # results will be written to it
         remedy = f"call {argument}.to_memory() first"
         if not hasattr(given[argument], "to_memory"):
             remedy = f"{argument} is backed, read the file without backed="
-        raise ValueError(f"copy=True needs an object in memory: {remedy}.")
+        if given["copy"]:
+            raise ValueError(f"copy=True needs an object in memory: {remedy}.")
+        if given[argument].is_view:
+            raise ValueError(f"{argument} is a view of an object in a file, which cannot hold results: {remedy}.")
 
 
 def _check_free(key: str, argument: str, stored: Any) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 from diffbio_sc._settings import settings
+from diffbio_sc._warnings import unheard
 
 Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Iterate over ``items`` under a progress bar named ``description``."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "IProgress not found")  # without ipywidgets the bar is drawn as text
-        from tqdm.auto import tqdm
+    yield from _bar()(items, desc=description, total=total, delay=1.0, disable=not settings.progress_bar, leave=False)
 
-    yield from tqdm(items, desc=description, total=total, delay=1.0, disable=not settings.progress_bar, leave=False)
+
+@cache
+def _bar() -> Any:
+    with unheard("IProgress not found"):  # without ipywidgets the bar is drawn as text
+        from tqdm.auto import tqdm
+    return tqdm

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ _LEVELS = ("error", "warning", "info", "hint", "debug")
 _LOGGING_LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, 15, logging.DEBUG)
 logging.addLevelName(15, "HINT")
 _BYTES = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_BYTES |= {"k": 10**3, "M": 10**6, "G": 10**9}  # as dask takes them
 _LEAST_BLOCK = 10**6
 
 
@@ -36,8 +39,8 @@ class Settings:
         ``$XDG_CACHE_HOME/diffbio_sc`` or ``~/.cache/diffbio_sc``.
     block_bytes
         Memory that a block of a matrix may take while it is worked on, as a number of bytes or a text such as
-        ``"256MB"`` (default). Matrices in files and on clusters are worked through in such blocks; smaller blocks need
-        less memory, larger ones less time.
+        ``"256MB"`` (default), at least 1 MB. Matrices in files and on clusters are worked through in such blocks;
+        smaller blocks need less memory, larger ones less time.
     figure_dpi
         Resolution of saved figures, in dots per inch.
     color_map
@@ -180,12 +183,14 @@ class Settings:
 def _number_of_bytes(value: Any) -> int | None:
     """Bytes of a number or a text with a unit; None for anything else."""
     if isinstance(value, str):
-        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", value)
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE]\d+)?)\s*([A-Za-z]*)\s*", value)
         units = {name.lower(): size for name, size in _BYTES.items()}
         if found is None or found[2].lower() not in units:
             return None
         return int(float(found[1]) * units[found[2].lower()])
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        return None
+    return int(float(value))
 
 
 def _color_map_name(name: str, value: str) -> str:

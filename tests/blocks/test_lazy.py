@@ -290,3 +290,76 @@ def test_a_pass_is_told_in_the_log(caplog, tmp_path):
 def test_steps_travel():
     step = pickle.loads(pickle.dumps(RowSums(np.array([1]))))
     np.testing.assert_array_equal(step(0, values(3)), values(3)[:, 1])
+
+
+def as_float32(function, array):
+    """Chunks of which dask believes that they are as before."""
+    return da.from_array(array, chunks=(20, -1)).map_blocks(
+        function, dtype=np.float32, meta=np.empty((0, 0), np.float32)
+    )
+
+
+WRONG = {
+    "shorter than told": (lambda block: block[:-1], r"its shape is \(19, 23\), dask was told \(20, 23\)"),
+    "wider than told": (lambda block: np.hstack([block, block]), r"its shape is \(20, 46\), dask was told \(20, 23\)"),
+    "text": (lambda block: block.astype(str), "must hold real numbers, found dtype <U32"),
+    "objects": (lambda block: block.astype(object), "must hold real numbers, found dtype object"),
+    "a list": (lambda block: block.tolist(), "must hold real numbers, found a list"),
+    "masked": (lambda block: np.ma.masked_array(block, block > 1), "has masked values"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+@pytest.mark.parametrize("where", ["here", "workers"])
+def test_a_chunk_that_is_not_what_dask_was_told_is_named(workers, what, where):
+    change, message = WRONG[what]
+    matrix = as_count_matrix(as_float32(change, values(60)))
+    with contextlib.ExitStack() as stack:
+        if where == "workers":
+            stack.enter_context(workers.as_current())
+        with pytest.raises(RuntimeError, match=rf"chunk \(\d, 0\) of .* could not be read: .*{message}"):
+            matrix.column_sums()
+
+
+def test_chunks_without_masked_values_are_taken_as_they_are():
+    array = values(60)
+    masked = as_count_matrix(as_float32(np.ma.masked_array, array))
+    np.testing.assert_array_equal(masked.column_sums(), array.sum(0))
+    with pytest.raises(TypeError, match="has masked values"):
+        as_count_matrix(np.ma.masked_array(array, array > 1)).column_sums()
+
+
+@pytest.mark.parametrize("how", ["persisted", "cut from others"])
+def test_rows_of_a_chunk_that_dask_itself_cannot_make_are_told(workers, how):
+    lazy = da.from_array(values(120), chunks=(20, -1)).map_blocks(lazy_blocks.broken, dtype=np.float32)
+    message = "could not be read: OSError: checksum does not match"
+    with workers.as_current():
+        matrix = as_count_matrix(lazy.persist() if how == "persisted" else lazy.rechunk((30, -1)))
+        with pytest.raises(RuntimeError, match=rf"chunk \([12], 0\) of .*, rows (40|30) to 59 and .*, {message}"):
+            matrix.reduce(ColumnSums(), size=20)
+        with pytest.raises(RuntimeError, match=rf"chunk .*of the dask array .*{message}"):
+            matrix.map_columns(lazy_blocks.total, [np.arange(3)])
+
+
+def test_errors_of_steps_on_what_workers_hold_stay_what_they_are(workers):
+    with workers.as_current():
+        held = as_count_matrix(da.from_array(values(40), chunks=(20, -1)).persist())
+        with pytest.raises(ZeroDivisionError):
+            held.map(lazy_blocks.divides_by_zero)
+
+
+def test_what_workers_hold_is_worked_on_there_whatever_the_current_client(workers):
+    array = values(60)
+    with workers.as_current():
+        held = da.from_array(array, chunks=(20, -1)).persist()
+    assert engine.active_client() is None
+    np.testing.assert_array_equal(as_count_matrix(held).column_sums(), array.sum(0))
+    np.testing.assert_array_equal(as_count_matrix(held).take(np.array([3, 44])), array[[3, 44]])
+
+
+def test_an_array_whose_client_is_closed_says_so():
+    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        with distributed.Client(cluster, set_as_default=False) as client, client.as_current():
+            held = da.from_array(values(60), chunks=(20, -1)).persist()
+        with pytest.raises(RuntimeError, match=r"held by a cluster \(persist\(\)\) whose client is closed: make the"):
+            as_count_matrix(held).column_sums()

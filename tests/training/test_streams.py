@@ -157,8 +157,22 @@ def test_what_does_not_fit_is_told(make_linear, make_data):
         train(make_linear(), IteratorSource([data], 60), **options)
     with pytest.raises(ValueError, match=r"an epoch of the loader had 0 samples, 50 were announced.* a new one"):
         train(make_linear(), IteratorSource(iter([data]), 50), **options)
-    with pytest.raises(ValueError, match=r"one row a sample each, found \[49, 50\] rows"):
-        train(make_linear(), IteratorSource([{**data, "targets": data["targets"][1:]}], 50), **options)
+    good = {key: values[:25] for key, values in data.items()}
+    for changed, message in (
+        ({**good, "targets": good["targets"][1:]}, "arrays of batch 1 must have one row a sample each, found .* 24"),
+        ({"features": good["features"]}, "batch 1 must hold the arrays of batch 0, .*'targets'.*, found {'features'"),
+        ({**good, "features": good["features"][:, 1:]}, "batch 1 must hold the arrays of batch 0"),
+        ({**good, "targets": good["targets"].astype(str)}, "'targets' of batch 1 must hold numbers, .* found dtype <U"),
+        ({**good, "targets": 0.1}, r"'targets' of batch 1 must hold numbers, a row for each sample, .* shape \(\)"),
+        (7, "batch 1 must be a dict of arrays, or convert make one of it, found int"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            train(make_linear(), IteratorSource([good, changed], 50), **options)
+    for wrong in (0, 2.5, "50", True):
+        with pytest.raises(ValueError, match="size must be a whole number of at least 1"):
+            IteratorSource([data], wrong)
+        with pytest.raises(ValueError, match="part_rows must be a whole number of at least 1"):
+            IteratorSource([data], 50, part_rows=wrong)
     with pytest.raises(KeyError, match="targets"):
         train(make_linear(), InPieces({"features": data["features"]}, 24), **options)
 

@@ -3,7 +3,13 @@
 from diffbio_sc._anndata.matrix import read_counts, require_anndata, survey_counts
 from diffbio_sc._anndata.names import align_names, require_unique
 from diffbio_sc._anndata.reference import Reference, read_reference
-from diffbio_sc._anndata.results import check_key, make_record, prefix_of, storable_names, write_results
+from diffbio_sc._anndata.results import (
+    check_key,
+    make_record,
+    prefix_of,
+    storable_names,
+    write_results,
+)
 from diffbio_sc._anndata.spatial_test import (
     covariates_given,
     covariates_of_test,

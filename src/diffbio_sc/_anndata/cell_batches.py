@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.modalities import is_mudata, object_name
-from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._anndata.tables import read_column, read_labels
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
 
@@ -71,7 +71,7 @@ def _joined_column(data: MuData, key: str) -> pd.DataFrame:
         return table
     joined = pd.Series(np.nan, index=table.index, dtype=object)
     for name in having:
-        column = data.mod[name].obs[key].astype(object).reindex(table.index)
+        column = read_column(data.mod[name].obs, key).astype(object).reindex(table.index)
         conflict = joined.notna() & column.notna() & (joined.astype(str) != column.astype(str))
         if conflict.any():
             cell = conflict.index[conflict][0]

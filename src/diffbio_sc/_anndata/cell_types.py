@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from diffbio_sc._anndata.genome_axis import COLUMNS, GenomeAxis, make_genome_axis, read_genome_axis
-from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._anndata.tables import read_labels, read_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,9 +84,10 @@ def read_cell_type_bins(
         raise ValueError(
             f"{name}.{side}[{cell_type_key!r}] must name a cell type for each bin, {int((codes < 0).sum())} lack one."
         )
+    places = read_table(table, COLUMNS)
     parts = []
     for code, label in enumerate(names):
         positions = np.flatnonzero(codes == code)
-        genome = make_genome_axis(table.iloc[positions], axis=side, name=f"{name}.{side} of {cell_type_key} {label!r}")
+        genome = make_genome_axis(places.iloc[positions], axis=side, name=f"{name}.{side} of {cell_type_key} {label!r}")
         parts.append(CellTypeBins(label, positions, genome))
     return side, parts

@@ -12,6 +12,7 @@ import pandas as pd
 from diffbio_sc._anndata.cell_types import CellTypeBins, read_cell_type_bins
 from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.results import prefix_of
+from diffbio_sc._anndata.tables import read_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -93,7 +94,7 @@ def read_states(
             f"{name}.{side} has no column {column!r}: run diffbio_sc.tl.chromatin_states first, or pass its key_added "
             f"as key=..., or the column with the states as column=...; columns: {list(map(str, table.columns))}."
         )
-    values = table[column]
+    values = read_column(table, column)
     if isinstance(values.dtype, pd.CategoricalDtype):
         found = [str(label) for label in values.cat.categories]
         codes = values.cat.codes.to_numpy().astype(np.int32)

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata.genome_axis import GenomeAxis, read_genome_axis
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._anndata.tables import numbers_or_nan
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.contact_map import ContactMap
 from diffbio_sc.numerics.genome.pixels import cis_rows, storage_of, upper_triangle
@@ -222,7 +223,7 @@ def read_weights(adata: AnnData, contacts: Contacts, key: str = "contact_weight"
             f"adata.{side} has no column {key!r}: the map is not balanced. Run dbio.tl.balance(adata) first, or "
             f"dbio.tl.contacts, which runs all steps.{hint}"
         )
-    values = pd.to_numeric(table[key], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    values = numbers_or_nan(table, key)
     if (values < 0).any() or np.isinf(values).any():
         raise ValueError(f"adata.{side}[{key!r}] must hold finite weights, not negative; smallest {np.nanmin(values)}.")
     values = np.where(values > 0, values, np.nan)

@@ -12,6 +12,7 @@ import pandas as pd
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.sequences import read_genome_sequences, read_tokens
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._anndata.tf_context import case_hint
 from diffbio_sc._checks import counted, name_heads
 
@@ -213,7 +214,7 @@ def read_split(
     elif isinstance(split, str):
         if split not in table:
             raise KeyError(f"{side} has no column {split!r}; columns: {list(map(str, table.columns))}.")
-        codes, source = _codes_of_column(table[split], f"{side}[{split!r}]"), split
+        codes, source = _codes_of_column(read_column(table, split), f"{side}[{split!r}]"), split
     elif isinstance(split, Mapping):
         codes, source = _codes_of_chromosomes(split, regions), "mapping"
     else:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._checks import name_heads, whole_numbers
 from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
 from diffbio_sc.genome.interval_kernels import group_rows
@@ -86,7 +87,7 @@ def cell_labels(adata: Any, groupby: str) -> Any:
     """Column of the cells that holds their labels."""
     if groupby not in adata.obs:
         raise KeyError(f"adata.obs has no column {groupby!r}; columns: {list(map(str, adata.obs.columns))}.")
-    return adata.obs[groupby]
+    return read_column(adata.obs, groupby)
 
 
 def read_groups(

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata.matrix import read_counts, require_anndata
 from diffbio_sc._anndata.results import write_results
+from diffbio_sc._anndata.tables import read_table
 from diffbio_sc._checks import name_heads
 from diffbio_sc.blocks.matrix import CountMatrix, InMemory, as_count_matrix, as_working, dense_block
 from diffbio_sc.blocks.steps import SumsOfColumnGroups
@@ -201,9 +202,7 @@ def read_genome_axis(
     if (axis or (found[0] if found else None)) not in found:
         raise KeyError(_missing(adata, [axis] if axis else ["var", "obs"], name))
     side: Any = axis or found[0]
-    table = getattr(adata, side)
-    if not isinstance(table, pd.DataFrame):  # of anndata.experimental.read_lazy
-        table = table[list(COLUMNS)].to_memory()
+    table = read_table(getattr(adata, side), COLUMNS)
     return make_genome_axis(table, axis=side, name=f"{name}.{side}", allow_overlaps=allow_overlaps)
 
 

@@ -56,6 +56,7 @@ def survey_counts(
     name: str = "adata",
     layer_argument: str = "layer",
     allow_fractional: bool = False,
+    warn_fractional: bool = True,
     keep: bool = False,
     stacklevel: int = 3,
 ) -> tuple[CountMatrix, tuple[Any, ...]]:
@@ -72,7 +73,9 @@ def survey_counts(
     name, layer_argument
         How messages call the object and the argument that names the layer.
     allow_fractional
-        Warn about values that are not whole numbers rather than refuse them.
+        Accept values that are not whole numbers rather than refuse them.
+    warn_fractional
+        Whether to warn of them then.
     keep
         Whether further passes will follow: they read what this one keeps, see
         :meth:`~diffbio_sc.blocks.matrix.CountMatrix.keep`.
@@ -124,7 +127,8 @@ def survey_counts(
             raise ValueError(message)
         if not allow_fractional:
             raise ValueError(message + " Counts that really are fractional need allow_fractional=True.")
-        warnings.warn(message + " Going on with fractional counts.", UserWarning, stacklevel=stacklevel)
+        if warn_fractional:
+            warnings.warn(message + " Going on with fractional counts.", UserWarning, stacklevel=stacklevel)
     return counts, tuple(results)
 
 

@@ -14,6 +14,7 @@ from diffbio_sc._anndata.stored_modality import StoredModality, store_values
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
+from diffbio_sc.blocks.interface import refuse_masked
 from diffbio_sc.blocks.matrix import BLOCK_ROWS, as_count_matrix
 from diffbio_sc.blocks.row_store import RowStore
 from diffbio_sc.numerics.counts.likelihood_choice import ModalitySummary, choose_likelihood
@@ -44,6 +45,7 @@ def read_values(part: AnnData, layer: str | None, where: str, *, stored: StoredM
         raise ValueError(f"{where} is empty: shape {tuple(values.shape)}.")
     if np.dtype(values.dtype).kind not in "biuf":
         raise ValueError(f"{where} must hold real numbers, found dtype {values.dtype}.")
+    refuse_masked(values)
     if sp.issparse(values):
         matrix = _as_csr(values)  # the object's own arrays, where they are of this kind
     elif not isinstance(values, np.ndarray):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +111,5 @@ def read_embedding(data: MuData | AnnData, key: str) -> np.ndarray:
 def weight_columns(data: MuData | AnnData, key: str) -> dict[str, str]:
     """Return the column of ``.obs`` with the weight of each modality, by its name and in the order of the fit."""
     names = texts(read_record(data, key)["params"]["modalities"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a name that had to be changed the fit has warned
-        stored = storable_names(names)
+    stored = storable_names(names, warn=False)  # the fit has warned of a name that had to be changed
     return {name: f"{key}_weight_{label}" for name, label in zip(names, stored, strict=True)}

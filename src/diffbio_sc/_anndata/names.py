@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
 
@@ -111,9 +112,10 @@ def _other_column(table: pd.DataFrame | None, name: str, others: pd.Index, share
         return ""
     wanted, best, number = set(others), None, shared
     for column in table.columns:
-        if table[column].dtype.kind in "fbcM":
+        values = read_column(table, column)
+        if values.dtype.kind in "fbcM":
             continue
-        matched = len(wanted.intersection(map(str, table[column])))
+        matched = len(wanted.intersection(map(str, values)))
         if matched > number:
             best, number = column, matched
     if best is None:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.modalities import object_name
+from diffbio_sc._anndata.tables import read_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,4 +52,4 @@ def bin_columns(adata: AnnData, genome: GenomeAxis, names: list[str], maker: str
             f"adata.{genome.axis} has no {missing}: run {maker}(adata) first, or pass its key_added; columns: "
             f"{list(map(str, table.columns))}."
         )
-    return pd.concat([genome.table, table[names]], axis=1)
+    return pd.concat([genome.table, read_table(table, names)], axis=1)

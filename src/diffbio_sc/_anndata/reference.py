@@ -127,11 +127,14 @@ def _read_profiles(reference: Any, layer: str | None) -> Reference:
                 f"they are cells, name the column of reference.obs with their types (columns with repeated values: "
                 f"{columns}); if they are types, pass a DataFrame, types by genes."
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # profiles are means: fractions are what is expected
-            matrix, _ = survey_counts(
-                reference, layer=layer, name="reference", layer_argument="reference_layer", allow_fractional=True
-            )
+        matrix, _ = survey_counts(
+            reference,
+            layer=layer,
+            name="reference",
+            layer_argument="reference_layer",
+            allow_fractional=True,
+            warn_fractional=False,  # profiles are means: fractions are what is expected
+        )
         values = matrix.take(np.arange(matrix.shape[0])).astype(np.float64)
         types, genes, table = reference.obs_names, reference.var_names, reference.var
     if not np.isfinite(values).all() or (values < 0).any():

@@ -10,6 +10,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.genome_axis import COLUMNS, REGION, GenomeAxis, make_genome_axis, read_genome_axis
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._anndata.tables import read_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +39,7 @@ def read_region_axis(adata: AnnData, *, axis: Literal["var", "obs"] | None = Non
     if len(sides) != 1 or plain or axis not in (None, sides[0]):
         return read_genome_axis(adata, axis=axis, name=name, allow_overlaps=True)
     side: Literal["var", "obs"] = "var" if sides[0] == "var" else "obs"
-    table = getattr(adata, side)[["chr", "start", "end"]].rename(columns={"chr": "chrom"})
+    table = read_table(getattr(adata, side), ["chr", "start", "end"]).rename(columns={"chr": "chrom"})
     return make_genome_axis(table, axis=side, name=f"{name}.{side}", allow_overlaps=True)
 
 

@@ -24,8 +24,8 @@ def prefix_of(key: str, default: str) -> str:
     return "" if key == default else f"{key}_"
 
 
-def storable_names(names: list[str]) -> list[str]:
-    """Names without '/', which h5ad refuses in column names; still unique. Warns once if any changed."""
+def storable_names(names: list[str], *, warn: bool = True) -> list[str]:
+    """Names without '/', which h5ad refuses in column names; still unique. Warns once if any changed, if asked to."""
     stored: list[str] = []
     for name in names:
         new = name.replace("/", "|")
@@ -33,7 +33,7 @@ def storable_names(names: list[str]) -> list[str]:
             new += "_"
         stored.append(new)
     changed = [name for name, new in zip(names, stored, strict=True) if name != new]
-    if changed:
+    if changed and warn:
         warnings.warn(f"h5ad cannot store '/' in names: {changed} are written with '|'.", UserWarning, stacklevel=3)
     return stored
 

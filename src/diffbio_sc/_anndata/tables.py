@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,18 @@ def _column(frame: pd.DataFrame, key: str, name: str) -> pd.Series:
 def read_column(table: Any, key: str) -> pd.Series:
     """Column of a table, in memory; of a lazy table (``anndata.experimental.read_lazy``) no other is read."""
     return table[key] if isinstance(table, pd.DataFrame) else table[[key]].to_memory()[key]
+
+
+def read_table(table: Any, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Table in memory, or some of its columns; of a lazy table no others are read."""
+    if columns is not None:
+        table = table[list(columns)]
+    return table if isinstance(table, pd.DataFrame) else table.to_memory()
+
+
+def numbers_or_nan(table: Any, key: str) -> np.ndarray:
+    """Numbers of a column, in float64, NaN where it holds none."""
+    return pd.to_numeric(read_column(table, key), errors="coerce").to_numpy(np.float64, na_value=np.nan)
 
 
 def read_labels(frame: pd.DataFrame, key: str, *, name: str) -> tuple[np.ndarray, list[str]]:

@@ -333,7 +333,7 @@ def _random_context(data: Mapping[str, np.ndarray], seed: int) -> dict[str, np.n
 
 def consistency(embeddings: Any, contacts: Any) -> float:
     """1 / (1 + mean squared difference of embeddings' similarities and contacts): from 0 to 1, the best."""
-    import jax.numpy as jnp
+    from jax import numpy as jnp
 
     from diffbio_sc.operators.epigenomics.contextual.loss import similarity_loss
 

@@ -13,17 +13,35 @@ import tempfile
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
 from diffbio_sc._settings import settings
+from diffbio_sc._warnings import unheard
 
+__all__ = [
+    "active_client",
+    "cancel",
+    "cancelled",
+    "in_order",
+    "load_stored",
+    "on_worker",
+    "require_package",
+    "shared_folder",
+    "stored_for_workers",
+    "workers_of",
+]
+
+Explanation = Callable[[int, BaseException], BaseException]
 _TOKEN = "token"
 _LOADED: dict[Path, Any] = {}  # what this process has loaded from shared folders
 _LOADING = threading.Lock()
+_ASKED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # workers that have this package
 
 
 def active_client() -> Any | None:
@@ -31,20 +49,76 @@ def active_client() -> Any | None:
 
     None also within a task of a cluster: a task that waits for others holds the thread that they need.
     """
-    if "distributed" not in sys.modules:
+    if "distributed" not in sys.modules or on_worker():
         return None
     from dask.base import get_scheduler
-    from distributed import Client, get_worker
+    from distributed import Client
+
+    client = getattr(get_scheduler(), "__self__", None)
+    if not (isinstance(client, Client) and client.status == "running"):
+        return None
+    require_package(client)
+    return client
+
+
+def on_worker() -> bool:
+    """Whether this is a task of a cluster."""
+    from distributed import get_worker
 
     try:
         get_worker()
     except ValueError:
-        pass
-    else:
-        return None
+        return False
+    return True
 
-    client = getattr(get_scheduler(), "__self__", None)
-    return client if isinstance(client, Client) and client.status == "running" else None
+
+def require_package(client: Any, version: str | None = None) -> None:
+    """Raise RuntimeError if a worker cannot load this package, warn if it has another version; wait for a worker.
+
+    Workers that were asked before are not asked again.
+
+    Parameters
+    ----------
+    client
+        Of ``dask.distributed``.
+    version
+        What they should have; default: what this process has.
+    """
+    if version is None:
+        from diffbio_sc import __version__ as version
+    workers = set(client.nthreads())
+    if not workers:
+        logger.warning("The cluster has no workers now: waiting for the first one.")
+        client.submit(int, pure=False).result()  # a cluster that adapts starts workers for tasks
+        workers = set(client.nthreads())
+    new = workers - _ASKED.get(client, set())
+    if not new:
+        return
+
+    def loaded() -> str:  # defined here: it travels as code, also to workers that do not know this module
+        import diffbio_sc
+
+        return diffbio_sc.__version__
+
+    found = client.run(loaded, workers=list(new), on_error="return")
+    lacking = {address: error for address, error in found.items() if isinstance(error, BaseException)}
+    if lacking:
+        address, error = next(iter(lacking.items()))
+        raise RuntimeError(
+            f"{len(lacking)} of {len(workers)} workers cannot load diffbio_sc (first: {address}: "
+            f"{type(error).__name__}: {error}): install version {version} in the environment of the workers, or "
+            "close the client to work in this process."
+        )
+    others = {address: other for address, other in found.items() if other != version}
+    if others:
+        address, other = next(iter(others.items()))
+        warnings.warn(
+            f"{len(others)} of {len(workers)} workers have another version of diffbio_sc than this process, "
+            f"{version} (first: {address}: {other}): install the same, or results may differ.",
+            UserWarning,
+            stacklevel=2,
+        )
+    _ASKED[client] = workers
 
 
 def workers_of(client: Any) -> int:
@@ -52,30 +126,74 @@ def workers_of(client: Any) -> int:
     return len(client.nthreads())
 
 
-def in_order(client: Any, tasks: list[Any], description: str | None = None) -> Iterator[Any]:
+def in_order(
+    client: Any, tasks: list[Any], description: str | None = None, explain: Explanation | None = None
+) -> Iterator[Any]:
     """Results of delayed tasks, in their order; each is fetched as soon as it is there.
 
-    What is fetched is not lost with its worker, and takes no memory there. Results that come early wait here.
+    What is fetched is not lost with its worker, and takes no memory there. Results that come early wait here. However
+    the work ends, no task stays with the workers.
+
+    Parameters
+    ----------
+    client
+        Of ``dask.distributed``.
+    tasks
+        Delayed values.
+    description
+        Name of a progress bar.
+    explain
+        Turns the number of a task and its error into the error to raise.
     """
     from distributed import as_completed
 
-    with warnings.catch_warnings():
-        # What a step holds is one node of the graph, sent once: no data that might have been loaded by the workers.
-        warnings.filterwarnings("ignore", "Sending large graph")
+    # What a step holds is one node of the graph, sent once: no data that might have been loaded by the workers.
+    with unheard("Sending large graph"):
         futures = client.compute(tasks)
-    place = {future.key: number for number, future in enumerate(futures)}
-    completed: Any = as_completed(futures, with_results=True)
+    pending = {future.key: (number, future) for number, future in enumerate(futures)}
     del futures
+    finished: Any = as_completed(
+        [future for _, future in pending.values()], loop=client.loop, with_results=True, raise_errors=False
+    )
     if description is not None:
-        completed = progress(completed, description, total=len(place))
+        finished = progress(finished, description, total=len(pending))
     waiting: dict[int, Any] = {}
     following = 0
-    for future, result in completed:
-        waiting[place[future.key]] = result
-        future.release()
-        while following in waiting:
-            yield waiting.pop(following)
-            following += 1
+    try:
+        for future, result in finished:
+            number, _ = pending.pop(future.key)
+            if future.status == "error":
+                error = result[1].with_traceback(result[2])
+                told = error if explain is None else explain(number, error)
+                raise told from (None if told is error else error)
+            if isinstance(result, BaseException):
+                raise cancelled() from None
+            waiting[number] = result
+            future.release()
+            while following in waiting:
+                yield waiting.pop(following)
+                following += 1
+    finally:
+        cancel(client, [future for _, future in pending.values()])
+
+
+def cancelled() -> RuntimeError:
+    """What to raise where tasks were taken from the cluster during a call."""
+    return RuntimeError(
+        "The client was closed, or its tasks were cancelled, before the work was done; nothing has been written."
+    )
+
+
+def cancel(client: Any, futures: Iterable[Any]) -> None:
+    """Take tasks that are no longer wanted from the workers.
+
+    An error, or Ctrl-C, may keep the frames that hold the futures for as long as its traceback lives, and the workers
+    would go on.
+    """
+    futures = list(futures)
+    if futures and client.status == "running":
+        with suppress(Exception):  # the error that ended the work is the one to tell
+            client.cancel(futures)
 
 
 @contextmanager

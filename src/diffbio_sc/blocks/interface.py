@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc._checks import counted
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
 from diffbio_sc._settings import settings
@@ -165,8 +166,11 @@ def as_working(block: Any) -> Any:
 
     float32 has all numbers of the types up to 16 bits, float64 serves the wider ones.
     """
+    if not hasattr(block, "dtype"):
+        raise TypeError(f"the matrix must hold real numbers, found a {type(block).__name__}.")
     if block.dtype.kind not in "biuf":
         raise TypeError(f"the matrix must hold real numbers, found dtype {block.dtype}.")
+    refuse_masked(block)
     dtype = np.float64 if block.dtype.itemsize > 8 else np.result_type(block.dtype, np.float32)
     if sp.issparse(block):
         block = sp.csr_array(block if block.dtype == dtype else block.astype(dtype))
@@ -175,6 +179,12 @@ def as_working(block: Any) -> Any:
             block.sum_duplicates()
         return block
     return np.asarray(block, dtype=dtype)
+
+
+def refuse_masked(matrix: Any) -> None:
+    """Raise TypeError if values are masked: what lies below a mask is no value."""
+    if np.ma.is_masked(matrix):
+        raise TypeError("the matrix has masked values, which are no numbers: call .filled(0), or another value, first.")
 
 
 def dense_block(block: Any, columns: np.ndarray | None = None) -> np.ndarray:
@@ -195,11 +205,9 @@ def bytes_of(block: Any) -> int:
 
 def tell_pass(name: str, plan: Plan, size: int, workers: int | None = None) -> None:
     """Say in the log what a pass over a stored matrix cost."""
-    where = "in this process" if workers is None else f"on {workers} workers"
-    logger.info(
-        f"{name}: {len(plan.blocks)} blocks of at most {plan.rows} rows in {len(plan.tasks)} reads, "
-        f"{size / 1e6:,.1f} MB, {where}."
-    )
+    where = "in this process" if workers is None else f"on {counted(workers, 'worker')}"
+    blocks, reads = counted(len(plan.blocks), "block"), counted(len(plan.tasks), "read")
+    logger.info(f"{name}: {blocks} of at most {plan.rows} rows in {reads}, {size / 1e6:,.1f} MB, {where}.")
 
 
 def pieces_of(whole: Any, task: Task) -> Iterator[tuple[int, Any]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import pickle
 import sys
+import traceback
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from diffbio_sc.blocks.cluster import (
     active_client,
     in_order,
     load_stored,
+    on_worker,
     shared_folder,
     stored_for_workers,
     workers_of,
@@ -38,6 +40,26 @@ class ChunkError(RuntimeError):
     """A chunk of a lazy matrix could not be read."""
 
 
+class Place:
+    """Where a chunk lies, for messages, and its shape.
+
+    Not a tuple: dask would look into it.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, int]):
+        self.name, self.shape = name, shape
+
+    def working(self, make: Callable[[], Any]) -> Any:
+        """The chunk that ``make`` makes, in the working type; what is wrong with it is told with its name."""
+        try:
+            chunk = as_working(make())
+            if chunk.shape != self.shape:
+                raise ValueError(f"its shape is {chunk.shape}, dask was told {self.shape}.")
+        except Exception as error:
+            raise ChunkError(f"{self.name} could not be read: {type(error).__name__}: {error}") from error
+        return chunk
+
+
 class Chunks:
     """Chunks that lie beside and below each other, with the part of dask's graph that makes them.
 
@@ -47,28 +69,24 @@ class Chunks:
         What the chunks are made from.
     keys
         Keys of the chunks, a list for each row of chunks.
-    names
-        Where each lies, for messages.
+    places
+        Where each lies.
     """
 
-    def __init__(self, graph: dict, keys: list[list[Any]], names: list[list[str]]):
-        self.graph, self.keys, self.names = graph, keys, names
+    def __init__(self, graph: dict, keys: list[list[Any]], places: list[list[Place]]):
+        self.graph, self.keys, self.places = graph, keys, places
 
     def read(self) -> Any:
         """Make the chunks, one after the other in this thread, and put them together."""
         import dask
 
         _ask_versions_once()
-        parts: list[list[Any]] = []
-        for keys, names in zip(self.keys, self.names, strict=True):
-            parts.append([])
-            for key, name in zip(keys, names, strict=True):
-                try:
-                    chunk = dask.get(self.graph, key)
-                except Exception as error:
-                    raise ChunkError(f"{name} could not be read: {type(error).__name__}: {error}") from error
-                parts[-1].append(as_working(chunk))
-        return put_together(parts)
+        return put_together(
+            [
+                [place.working(partial(dask.get, self.graph, key)) for key, place in zip(keys, places, strict=True)]
+                for keys, places in zip(self.keys, self.places, strict=True)
+            ]
+        )
 
 
 def _ask_versions_once() -> None:
@@ -115,10 +133,10 @@ class Dask(CountMatrix):
     def read(self, start: int, stop: int) -> Any:
         """Rows from ``start`` to before ``stop``; the chunks that hold them are computed whole."""
         chunks, first = self._chunks(start, stop)
-        if self._held:
+        if self._owner is not None:
             import dask
 
-            whole = _from_parts(dask.compute(self._tasks_of(chunks))[0])
+            whole = _from_parts(dask.compute(self._tasks_of(chunks))[0], chunks.places)
         else:
             whole = chunks.read()
         return whole if whole.shape[0] == stop - start else whole[start - first : stop - first]
@@ -128,21 +146,32 @@ class Dask(CountMatrix):
         """Dask's graph, and the name of the chunks in it."""
         import dask
 
-        if self._held:  # dask's optimisation drops them
+        if self._owner is not None:  # dask's optimisation drops them
             return dict(self.matrix.__dask_graph__()), self.matrix.name
         (optimised,) = dask.optimize(self.matrix)
         return dict(optimised.__dask_graph__()), optimised.name
 
     @cached_property
-    def _held(self) -> bool:
-        """Whether workers of a cluster hold chunks already: the array was persisted."""
+    def _owner(self) -> Any | None:
+        """The client whose workers hold chunks already, of an array that was persisted; else None."""
         if "distributed" not in sys.modules:
-            return False
+            return None
         from distributed import Future
 
-        return any(
-            isinstance(getattr(node, "value", node), Future) for node in dict(self.matrix.__dask_graph__()).values()
-        )
+        values = (getattr(node, "value", node) for node in dict(self.matrix.__dask_graph__()).values())
+        return next((value.client for value in values if isinstance(value, Future)), None)
+
+    def _client(self) -> Any | None:
+        """The client whose workers do the work; None for this process."""
+        client = active_client()
+        if client is not None or self._owner is None or on_worker():
+            return client
+        if self._owner.status != "running":
+            raise RuntimeError(
+                f"the chunks of the dask array {self.matrix.name!r} were held by a cluster (persist()) whose client is "
+                "closed: make the array again."
+            )
+        return self._owner
 
     @cached_property
     def _stops(self) -> tuple[np.ndarray, np.ndarray]:
@@ -164,20 +193,21 @@ class Dask(CountMatrix):
         beside = [index for index, size in enumerate(self.matrix.chunks[1]) if size]
         keys = [[(name, row, column) for column in beside] for row in positions]
         needed, _ = cull(graph, [key for row in keys for key in row])
-        names = [[self._name(row, column) for column in beside] for row in positions]
-        return Chunks(needed, keys, names), self._first(0, positions[0])
+        places = [[self._place(row, column) for column in beside] for row in positions]
+        return Chunks(needed, keys, places), self._first(0, positions[0])
 
     def _first(self, axis: int, index: int) -> int:
         return int(self._stops[axis][index]) - self.matrix.chunks[axis][index]
 
-    def _name(self, row: int, column: int) -> str:
+    def _place(self, row: int, column: int) -> Place:
         (top, bottom), (left, right) = (
             (self._first(axis, index), int(self._stops[axis][index])) for axis, index in ((0, row), (1, column))
         )
-        return (
+        name = (
             f"chunk ({row}, {column}) of the dask array {self.matrix.name!r}, rows {top} to {bottom - 1} and columns "
             f"{left} to {right - 1},"
         )
+        return Place(name, (bottom - top, right - left))
 
     def _sources(self, reads: list[tuple[int, int]]) -> Iterator[Any]:
         """For each read the chunks as an argument of a task: with the graph that makes them, or as dask's own tasks.
@@ -186,10 +216,10 @@ class Dask(CountMatrix):
         are cut from, and what workers hold already (a persisted array) stays with dask.
         """
         chunks = [self._chunks(start, stop)[0] for start, stop in reads]
-        if not self._held and _independent([one.graph for one in chunks]):
+        if self._owner is None and _independent([one.graph for one in chunks]):
             yield from chunks
         else:
-            yield from map(self._tasks_of, chunks)
+            yield from ([self._tasks_of(one), one.places] for one in chunks)
 
     def _tasks_of(self, chunks: Chunks) -> list[list[Any]]:
         """Chunks as delayed values."""
@@ -214,34 +244,58 @@ class Dask(CountMatrix):
             for (start, stop), file, argument, path in zip(reads, files, arguments, paths, strict=True)
         ]
 
+    def _results(
+        self,
+        client: Any,
+        function: Any,
+        reads: list[tuple[int, int]],
+        arguments: Iterable,
+        name: str,
+        description: str | None = None,
+    ) -> Iterator[Any]:
+        """Bytes and result of ``function`` of each read, in order."""
+        tasks = self._submit(client, function, reads, arguments, name)
+        yield from in_order(client, tasks, description, lambda number, error: self._explained(error, reads[number]))
+
+    def _explained(self, error: BaseException, read: tuple[int, int] | None = None) -> BaseException:
+        """An error of a task; if it is one of dask's own tasks, which make the chunks, with the rows that they hold."""
+        if isinstance(error, ChunkError) or type(error).__module__.startswith("distributed") or _in_our_task(error):
+            return error
+        where = "" if read is None else f", in rows {read[0]} to {read[1] - 1},"
+        if read is not None:
+            places = self._chunks(*read)[0].places
+            where = places[0][0].name if len(places) == len(places[0]) == 1 else where
+        name = where if where.startswith("chunk") else f"a chunk of the dask array {self.matrix.name!r}{where}"
+        return ChunkError(f"{name} could not be read: {type(error).__name__}: {error}")
+
     def _kept_reads(self, client: Any | None = None) -> KeptReads | None:
-        return None if self._held else super()._kept_reads(client)
+        return None if self._owner is not None else super()._kept_reads(client)
 
     def stream(
         self, function: Callable[[int, Any], Result], size: int | None = None, *, description: str | None = None
     ) -> Iterator[Result]:
         """Yield ``function(first row, block)`` of all blocks, in order; one task of a cluster for each read."""
-        client = active_client()
+        client = self._client()
         if client is None:
             yield from super().stream(function, size, description=description)
             return
         plan, name, total = self.plan(size), description or "Blocks", 0
-        tasks = self._submit(client, _Mapped(function), _spans(plan), plan.tasks, name)
-        for number, results in in_order(client, tasks, description):
+        found = self._results(client, _Mapped(function), _spans(plan), plan.tasks, name, description)
+        for number, results in found:
             total += number
             yield from results
         tell_pass(name, plan, total, workers_of(client))
 
     def _reduce(self, step: Step, size: int | None, description: str | None) -> Any:
-        client = active_client()
+        client = self._client()
         if client is None:
             return super()._reduce(step, size, description)
         plan, name, total = self.plan(size), description or "Sums", 0
 
         def parts() -> Iterator[Any]:
             nonlocal total
-            tasks = self._submit(client, _Reduced(step), _spans(plan), plan.tasks, name)
-            for number, part in in_order(client, tasks, description):
+            found = self._results(client, _Reduced(step), _spans(plan), plan.tasks, name, description)
+            for number, part in found:
                 total += number
                 yield part
 
@@ -261,7 +315,7 @@ class Dask(CountMatrix):
         Every chunk is read once and cut into the blocks of columns. The pieces lie in a folder that all workers see, so
         that a lost worker takes none with it; without such a folder the workers send them to each other.
         """
-        client = active_client()
+        client = self._client()
         if client is None or not blocks:
             return super().map_columns(function, blocks, description=description)
         import dask
@@ -274,9 +328,9 @@ class Dask(CountMatrix):
                 shared = dask.delayed(function, pure=False, traverse=False)
                 cut = self._submit(client, _Cut(columns), reads, [None] * len(reads), name)
                 tasks = [run(shared, [part[1][k] for part in cut], None, block) for k, block in enumerate(blocks)]
-                return list(in_order(client, tasks, description))
+                return list(in_order(client, tasks, description, lambda _, error: self._explained(error)))
             paths = [folder / str(start) for start, _ in reads]
-            sizes = in_order(client, self._submit(client, _Store(columns), reads, paths, name), name)
+            sizes = self._results(client, _Store(columns), reads, paths, name, name)
             tell_pass(name, plan, sum(size for size, _ in sizes), workers_of(client))
             with stored_for_workers(client, function, folder / "function") as stored:
                 tasks = [
@@ -294,12 +348,11 @@ class Dask(CountMatrix):
             return no_rows(self.shape[1], columns)
         reads = [(self._first(0, index), int(stops[index])) for index in positions]
         inside = [rows[wanted == index] - start for index, (start, _) in zip(positions, reads, strict=True)]
-        function, client = _Take(columns), active_client()
+        function, client = _Take(columns), self._client()
         if client is None:
             parts = [function(self.read(*read), some)[1] for read, some in zip(reads, inside, strict=True)]
         else:
-            tasks = self._submit(client, function, reads, inside, "Rows")
-            parts = [part for _, part in in_order(client, tasks)]
+            parts = [part for _, part in self._results(client, function, reads, inside, "Rows")]
         return np.concatenate(parts)
 
 
@@ -327,13 +380,22 @@ def _on_source(function: Callable[[Any, Any], Result], source: Any, argument: An
     """Run in a worker: read the chunks, and keep them if there is a path, or what was kept; then apply the function."""
     if isinstance(source, Path):
         return function(load_kept(source), argument)
-    whole = source.read() if isinstance(source, Chunks) else _from_parts(source)
+    whole = source.read() if isinstance(source, Chunks) else _from_parts(*source)
     keep(whole, path)
     return function(whole, argument)
 
 
-def _from_parts(parts: list[list[Any]]) -> Any:
-    return put_together([[as_working(chunk) for chunk in row] for row in parts])
+def _in_our_task(error: BaseException) -> bool:
+    """Whether an error comes from :func:`_on_source` or :func:`_on_columns`, not from what dask did before."""
+    names = {function.__name__ for function in (_on_source, _on_columns)}
+    return any(frame.f_code.co_name in names for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _from_parts(parts: list[list[Any]], places: list[list[Place]]) -> Any:
+    def as_made(chunk: Any, place: Place) -> Any:
+        return place.working(lambda: chunk)
+
+    return put_together([list(map(as_made, *row)) for row in zip(parts, places, strict=True)])
 
 
 class _Mapped:

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from diffbio_sc._progress import progress
-from diffbio_sc.blocks.interface import CountMatrix, as_working, dense_block
+from diffbio_sc.blocks.interface import CountMatrix, as_working, dense_block, refuse_masked
 from diffbio_sc.blocks.plan import BLOCK_ROWS, Plan, Task, plan_rows
 from diffbio_sc.blocks.shuffle import ColumnSpool
 
@@ -166,6 +166,7 @@ def as_count_matrix(matrix: Any) -> CountMatrix:
 
 @as_count_matrix.register(np.ndarray)
 def _(matrix: np.ndarray) -> CountMatrix:
+    refuse_masked(matrix)
     return InMemory(np.asarray(matrix))
 
 

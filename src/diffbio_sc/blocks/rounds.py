@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
-from diffbio_sc.blocks.cluster import active_client, shared_folder
+from diffbio_sc.blocks.cluster import active_client, cancel, cancelled, shared_folder
 
 __all__ = ["Flow", "Here", "Processes", "Round", "Runner", "Workers", "run_here", "task_runner"]
 
@@ -91,8 +91,8 @@ class _Spread(abc.ABC):
         """Wait for a task that is done."""
 
     @abc.abstractmethod
-    def _forget(self) -> None:
-        """Leave out tasks that are not done."""
+    def _forget(self, futures: list[Any]) -> None:
+        """Leave out tasks that are not done, and what was done since."""
 
     def run(self, flows: Iterable[Flow[Result]], description: str | None = None) -> list[Result]:
         """Return the results of all flows, in order."""
@@ -108,7 +108,6 @@ class _Spread(abc.ABC):
         rounds: dict[int, list[Any]] = {}  # results of the rounds that flows wait for
         missing: dict[int, int] = {}
         waiting = iter(range(len(flows)))
-        most = max(_FLOWS_PER_THREAD * self._threads(), 1)
 
         def advance(number: int, results: list[Any] | None) -> list[tuple[int, Result]]:
             """Submit the next round of a flow; its result if there is none."""
@@ -127,6 +126,8 @@ class _Spread(abc.ABC):
 
         try:
             while True:
+                # Asked anew each time: a cluster may grow meanwhile.
+                most = max(_FLOWS_PER_THREAD * self._threads(), 1)
                 while len(rounds) < most and (following := next(waiting, None)) is not None:
                     yield from advance(following, None)
                 if not rounds:
@@ -134,12 +135,13 @@ class _Spread(abc.ABC):
                 future = self._next()
                 number, place = places.pop(future)
                 rounds[number][place] = future.result()
+                del future  # a traceback may keep this frame for long, and the worker its result
                 missing[number] -= 1
                 if not missing[number]:
                     yield from advance(number, rounds.pop(number))
         finally:
+            self._forget(list(places))
             places.clear()
-            self._forget()
             for flow in flows:
                 flow.close()
 
@@ -172,10 +174,14 @@ class Workers(_Spread):
         return future
 
     def _next(self) -> Any:
-        return next(self._completed)
+        future = next(self._completed)
+        if future.cancelled():
+            raise cancelled()
+        return future
 
-    def _forget(self) -> None:
+    def _forget(self, futures: list[Any]) -> None:
         self._completed.clear()
+        cancel(self.client, futures)
 
 
 class Processes(_Spread):
@@ -194,10 +200,6 @@ class Processes(_Spread):
     def __init__(self, executor: ProcessPoolExecutor, number: int, folder: Path):
         super().__init__(folder)
         self.executor, self.number = executor, number
-        self._begin()
-
-    def _begin(self) -> None:
-        self._pending: set[Future] = set()
         self._done: SimpleQueue[Future] = SimpleQueue()
 
     def _threads(self) -> int:
@@ -205,19 +207,16 @@ class Processes(_Spread):
 
     def _submit(self, task: _Task, name: str) -> Future:
         future = self.executor.submit(_run, task)
-        self._pending.add(future)
         future.add_done_callback(self._done.put)
         return future
 
     def _next(self) -> Future:
-        future = self._done.get()
-        self._pending.discard(future)
-        return future
+        return self._done.get()
 
-    def _forget(self) -> None:
-        for future in self._pending:
+    def _forget(self, futures: list[Future]) -> None:
+        for future in futures:
             future.cancel()
-        self._begin()
+        self._done = SimpleQueue()
 
 
 class _Task:

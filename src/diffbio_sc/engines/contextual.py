@@ -119,6 +119,7 @@ def fit_regions(
     max_epochs: int | None = None,
     rng: int | np.random.Generator | None = 0,
     progress: bool = True,
+    warn_constant: bool = True,
 ) -> RegionModel:
     """Fit the model.
 
@@ -156,6 +157,8 @@ def fit_regions(
         Seed or generator.
     progress
         Whether to show a progress bar.
+    warn_constant
+        Whether to warn of cell types with labels of one kind alone.
 
     Returns
     -------
@@ -176,7 +179,7 @@ def fit_regions(
     if max_epochs is not None:
         max_epochs = whole_number(max_epochs, "max_epochs")
     n_networks = whole_number(n_networks, "n_networks")
-    problem = _checked(tokens, labels, chromosome, split, tf_context, neighbourhood, generator)
+    problem = _checked(tokens, labels, chromosome, split, tf_context, neighbourhood, generator, warn_constant)
     matrices = check_motifs(motifs or {}, problem.tokens.shape[1])
     matrices |= _grow_motifs(problem, generator)
     clock.step("motifs")
@@ -280,6 +283,7 @@ def _checked(
     tf_context: Any,
     neighbourhood: RegionSet | None,
     generator: np.random.Generator,
+    warn_constant: bool,
 ) -> _Problem:
     """Check all input."""
     tokens = sequences.check_tokens(tokens)
@@ -334,7 +338,7 @@ def _checked(
             raise ValueError("tf_context is NaN in every cell type: leave it out.")
     training = labels[chosen == TRAIN]
     single = [c for c in range(labels.shape[1]) if len(np.unique(training[np.isfinite(training[:, c]), c])) < 2]
-    if single:
+    if single and warn_constant:
         warnings.warn(
             f"cell types {single} have labels of one kind alone, or none, in training: they are predicted as constant "
             "and their measures are NaN.",

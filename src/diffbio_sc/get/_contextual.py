@@ -11,6 +11,7 @@ from diffbio_sc._anndata.contextual_results import read_predictions
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._anndata.records import read_record
 from diffbio_sc._anndata.region_axis import read_region_axis
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _labels(adata: AnnData, regions: GenomeAxis, layer: str | None, key: str) ->
 
 def _split(adata: AnnData, regions: GenomeAxis, key: str) -> pd.Series | None:
     table = getattr(adata, regions.axis)
-    return table[f"{key}_split"] if f"{key}_split" in table else None
+    return read_column(table, f"{key}_split") if f"{key}_split" in table else None
 
 
 def _regions(adata, regions: GenomeAxis, logits: np.ndarray, labels: np.ndarray | None, key: str) -> pd.DataFrame:

@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from diffbio_sc._anndata.contextual_model import DEFAULT_KEY
 from diffbio_sc._anndata.contextual_results import probability_layer
 from diffbio_sc._anndata.region_axis import read_region_axis
+from diffbio_sc._anndata.tables import read_table
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def crested(
     index = pd.Index(names)
     if not index.is_unique:
         raise ValueError(f"regions must occur once each, found {index[index.duplicated()][0]!r} more than once.")
-    side = getattr(adata, regions.axis)
+    side = read_table(getattr(adata, regions.axis))
     var = regions.table.rename(columns={"chrom": "chr"}).set_axis(index, axis=0)
     var["chr"] = var["chr"].astype(str)
     for column in side.columns:
@@ -80,7 +81,9 @@ def crested(
         return sp.csr_matrix(matrix) if sp.issparse(matrix) else matrix
 
     result = anndata.AnnData(
-        turned(adata.X if layer is None else adata.layers[layer]), obs=regions.track_table(adata).copy(), var=var
+        turned(adata.X if layer is None else adata.layers[layer]),
+        obs=read_table(regions.track_table(adata)).copy(),
+        var=var,
     )
     predicted = probability_layer(key)
     if predicted in adata.layers:

@@ -7,6 +7,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.multiomics_model import read_multiomics_model
 from diffbio_sc._anndata.multiomics_results import read_embedding, read_record, weight_columns
+from diffbio_sc._anndata.tables import read_table
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _weights(mdata: MuData | AnnData, key: str) -> pd.DataFrame:
             f"mdata.obs has no columns {missing}: run diffbio_sc.tl.multiomics_vae again; columns: "
             f"{[str(column) for column in mdata.obs.columns]}."
         )
-    return mdata.obs[list(columns.values())].set_axis(list(columns), axis=1).astype(np.float64)
+    return read_table(mdata.obs, list(columns.values())).set_axis(list(columns), axis=1).astype(np.float64)
 
 
 def _loadings(mdata: MuData | AnnData, key: str) -> pd.DataFrame:

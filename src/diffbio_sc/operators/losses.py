@@ -6,7 +6,7 @@ need to know an operator's outputs.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffbio_sc.numerics.counts.negative_binomial import negative_binomial_deviance

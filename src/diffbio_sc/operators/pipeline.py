@@ -16,8 +16,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 from flax import nnx
+from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffbio_sc.operators.config import OperatorConfig

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record, read_states, state_colors
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.get import chromatin_states as states_table
 from diffbio_sc.pl._figure import check_save, finish
@@ -180,7 +181,7 @@ def _track(adata: AnnData, region: Any, options: dict[str, Any], ax: Axes | None
         ticks.append((level + 0.45, part.name or "state"))
         level -= 1.0
         if sure in side:
-            _draw_probability(ax, part, side[sure].to_numpy(), chrom, first, last, level)
+            _draw_probability(ax, part, read_column(side, sure).to_numpy(), chrom, first, last, level)
             ticks.append((level + 0.45, "comes back"))
             level -= 1.0
     ax.set_ylim(level + 0.9, 1.0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.get import combine_features as feature_table
 from diffbio_sc.pl._figure import check_save, finish
@@ -123,7 +124,7 @@ def _groups(data: Any, axis: str, groupby: str) -> pd.Series:
     table = getattr(data, axis)
     if groupby not in table:
         raise KeyError(f"groupby={groupby!r} is no column of .{axis}; columns: {list(map(str, table.columns))}.")
-    groups = table[groupby]
+    groups = read_column(table, groupby)
     if not groups.notna().any():
         raise ValueError(f"groupby={groupby!r} has no group: all rows of .{axis}[{groupby!r}] are missing.")
     return groups

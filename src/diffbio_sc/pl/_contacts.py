@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diffbio_sc._anndata.tables import numbers_or_nan, read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.pl._contact_panels import (
     LINE,
@@ -180,7 +181,6 @@ def _upper(values: np.ndarray, reach: int) -> float:
 
 
 def _track_values(adata: AnnData, found, bins: slice, tracks: Sequence[str] | None) -> list[tuple[str, Any]]:
-    import pandas as pd
 
     table = getattr(adata, found.axis.axis)
     field = adata.varm if found.axis.axis == "var" else adata.obsm
@@ -194,7 +194,7 @@ def _track_values(adata: AnnData, found, bins: slice, tracks: Sequence[str] | No
                 str(window): found.to_map(windows[window].to_numpy(np.float64))[bins] for window in windows.columns
             }
             marked = "is_boundary" in table
-            boundary = found.to_map(table["is_boundary"].to_numpy(bool), False)[bins] if marked else None
+            boundary = found.to_map(read_column(table, "is_boundary").to_numpy(bool), False)[bins] if marked else None
             rows.append((name, (columns, boundary)))
             continue
         if name not in table:
@@ -202,9 +202,10 @@ def _track_values(adata: AnnData, found, bins: slice, tracks: Sequence[str] | No
                 f"no track {name!r}; columns of the bins: {list(map(str, table.columns))}, and 'insulation' after "
                 "dbio.tl.insulation."
             )
-        values = found.to_map(pd.to_numeric(table[name], errors="coerce").to_numpy(np.float64, na_value=np.nan))[bins]
+        values = found.to_map(numbers_or_nan(table, name))[bins]
         if name == "compartment" and "compartment_label" in table:
-            rows.append((name, (values, found.to_map(table["compartment_label"].notna().to_numpy(), False)[bins])))
+            named = read_column(table, "compartment_label").notna().to_numpy()
+            rows.append((name, (values, found.to_map(named, False)[bins])))
         else:
             rows.append((name, (values, None)))
     return rows

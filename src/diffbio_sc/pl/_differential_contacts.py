@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.pl._contact_panels import A, B, draw_rotated, draw_signed, mark_loops
 from diffbio_sc.pl._figure import check_save, finish
@@ -165,8 +166,8 @@ def differential_contacts(
         axes[0].legend(loc="upper right", frameon=False, fontsize="small")
     edges = np.append(found.map.start[bins], found.map.end[bins.stop - 1]).astype(float)
     for panel, (label, stem) in zip(axes[1:], rows, strict=True):
-        change = found.to_map(table[f"{prefix}{stem}_change"].to_numpy(np.float64))[bins]
-        qvalue = found.to_map(table[f"{prefix}{stem}_change_qval"].to_numpy(np.float64))[bins]
+        change = found.to_map(read_column(table, f"{prefix}{stem}_change").to_numpy(np.float64))[bins]
+        qvalue = found.to_map(read_column(table, f"{prefix}{stem}_change_qval").to_numpy(np.float64))[bins]
         panel.stairs(np.nan_to_num(change), edges / 1e6, color="0.75", lw=0.7, baseline=None)
         draw_signed(panel, edges, np.where(qvalue <= max_qvalue, change, 0.0), label)
     axes[-1].set_xlabel(f"{chrom} (Mb)")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.multiomics_results import read_embedding, weight_columns
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._logging import logger
 from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
@@ -231,14 +232,14 @@ def _draw_legend(axis: Axes, shown: AnnData, name: str, room: _Legend) -> None:
 def _column(mdata: MuData | AnnData, name: str) -> Any:
     """Column of the whole or, where it has none of that name, of the one modality that does."""
     if name in mdata.obs:
-        return mdata.obs[name].array
+        return read_column(mdata.obs, name).array
     modalities = getattr(mdata, "mod", {})
     modality, _, rest = name.partition(":")
     found = [modality] if modality in modalities and rest in modalities[modality].obs else []
     column = rest if found else name
     found = found or [key for key, part in modalities.items() if name in part.obs]
     if len(found) == 1:
-        return modalities[found[0]].obs[column].reindex(mdata.obs_names).array
+        return read_column(modalities[found[0]].obs, column).reindex(mdata.obs_names).array
     columns = [str(column) for column in mdata.obs.columns]
     if found:
         raise KeyError(f"{name!r} is a column of the modalities {found}: write which, as in '{found[0]}:{name}'.")

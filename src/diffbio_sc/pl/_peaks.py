@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
@@ -140,7 +141,7 @@ def peaks(
     if scores is None:
         raise KeyError(f"adata has no matrix '{prefix}peak_scores': run diffbio_sc.tl.peaks again.")
     if background is None:
-        mean = side[f"{prefix}peak_background"].to_numpy()[bins]
+        mean = read_column(side, f"{prefix}peak_background").to_numpy()[bins]
         background = np.broadcast_to(mean, scores.shape)
 
     if ax is None:

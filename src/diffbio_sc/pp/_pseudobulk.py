@@ -13,7 +13,7 @@ from diffbio_sc._anndata.fragments import cell_labels, fragments_of, holds_fragm
 from diffbio_sc._anndata.genome_axis import read_genome_axis
 from diffbio_sc._anndata.matrix import require_anndata, survey_counts
 from diffbio_sc._anndata.results import make_record
-from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._anndata.tables import read_labels, read_table
 from diffbio_sc._checks import is_path
 from diffbio_sc._logging import logger
 from diffbio_sc._options import check_options
@@ -133,7 +133,7 @@ def _sum_cells(adata: AnnData, groupby: str, layer: str | None, axis: Literal["v
     step = (SumOfCells if genome.axis == "var" else SumOfCellsByBins)(codes, len(names))
     _, (sums,) = survey_counts(adata, step, layer=layer)  # one pass checks the counts and adds them up
     obs = pd.DataFrame({"n_cells": np.bincount(codes[codes >= 0], minlength=len(names))}, index=names)
-    result = anndata.AnnData(sp.csr_matrix(sums), obs=obs, var=getattr(adata, genome.axis).copy())
+    result = anndata.AnnData(sp.csr_matrix(sums), obs=obs, var=read_table(getattr(adata, genome.axis)).copy())
     result.uns["pseudobulk"] = make_record({"groupby": groupby, "layer": layer}, None)
     logger.info(f"{int(obs['n_cells'].sum())} cells in {len(names)} groups, {int((codes < 0).sum())} without a label.")
     return result

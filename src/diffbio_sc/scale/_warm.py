@@ -25,13 +25,16 @@ def warm(client: Client | None = None) -> None:
 
     Raises
     ------
+    RuntimeError
+        If a worker cannot load this package.
     TypeError
         If ``client`` is no client.
 
     Warns
     -----
     UserWarning
-        If a worker's memory limit is too low for its threads and ``settings.block_bytes``.
+        If a worker's memory limit is too low for its threads and ``settings.block_bytes``, or it has another version of
+        this package.
 
     Examples
     --------
@@ -39,12 +42,14 @@ def warm(client: Client | None = None) -> None:
     >>> dbio.scale.warm()  # this process; with a cluster: warm(client)
     """
     from diffbio_sc._settings import settings
-    from diffbio_sc.blocks.cluster import active_client
+    from diffbio_sc.blocks.cluster import active_client, require_package
     from diffbio_sc.scale._ready import make_ready
 
     if client is not None and not hasattr(client, "scheduler_info"):
         raise TypeError(f"client must be a Client of dask.distributed or None, found {client!r}.")
     client = active_client() if client is None else client
+    if client is not None:
+        require_package(client)
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(settings.cache_dir / "compiled")
     make_ready(folder)
     if client is None:

@@ -14,6 +14,7 @@ from diffbio_sc._anndata.modalities import is_mudata, require_object
 from diffbio_sc._anndata.modality_results import write_modality_results
 from diffbio_sc._anndata.results import check_key, make_record
 from diffbio_sc._checks import name_heads
+from diffbio_sc._warnings import unheard
 from diffbio_sc.sources.artifact_errors import MisalignedArtifactError
 from diffbio_sc.sources.download import file_sha256
 from diffbio_sc.sources.embedding_files import EmbeddingTable, check_embeddings, read_embeddings, require_different
@@ -257,15 +258,12 @@ class MultiOmicsEmbeddingSource:
                 f"{name_heads(list(wanted), 3)}."
             )
         rows = self.sample_ids.get_indexer(shared)
-        with warnings.catch_warnings():
-            if quiet:
-                warnings.simplefilter("ignore", UserWarning)
-            if len(shared) < max(len(wanted), len(self.sample_ids)):
-                warnings.warn(
-                    f"{len(shared)} samples are kept, of {len(self.sample_ids)} in the source and {len(wanted)} given.",
-                    UserWarning,
-                    stacklevel=2,
-                )
+        if not quiet and len(shared) < max(len(wanted), len(self.sample_ids)):
+            warnings.warn(
+                f"{len(shared)} samples are kept, of {len(self.sample_ids)} in the source and {len(wanted)} given.",
+                UserWarning,
+                stacklevel=2,
+            )
         return MultiOmicsEmbeddingSource(
             {
                 name: EmbeddingTable(values[rows], shared, self.dimensions[name])
@@ -293,8 +291,7 @@ class MultiOmicsEmbeddingSource:
             adata.obsm[key] = self.embeddings[name].copy()
             adata.uns[key] = self._record(name)
             modalities[name] = adata
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*pull_on_update.*")
+        with unheard(".*pull_on_update"):
             return mudata.MuData(modalities)
 
     def write_to(self, data: MuData | AnnData, *, key_added: str = "X_embedding", join: Join = "strict") -> None:

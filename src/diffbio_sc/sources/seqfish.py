@@ -18,6 +18,7 @@ from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.results import storable_names
 from diffbio_sc._anndata.tables import read_coordinates, read_labels
 from diffbio_sc._checks import name_heads, whole_number
+from diffbio_sc._warnings import unheard
 from diffbio_sc.numerics.counts.log_values import counts_of_log_values
 from diffbio_sc.sources.download import download, file_sha256
 from diffbio_sc.sources.provenance import Provenance, artifact_metadata
@@ -224,10 +225,10 @@ class SeqFISHSource:
         """Return both modalities, ``rna`` and ``spatial``, in a MuData, with provenance in ``.uns["source"]``."""
         import mudata
 
-        with warnings.catch_warnings():
-            # The modalities share genes, not cells; their names are told apart by the modality.
-            warnings.filterwarnings("ignore", module="mudata")
-            mdata = mudata.MuData({"rna": self.reference(), "spatial": self.spots()})
+        modalities = {"rna": self.reference(), "spatial": self.spots()}
+        # They share genes, not cells; their names are told apart by the modality.
+        with unheard():
+            mdata = mudata.MuData(modalities)
         mdata.uns["source"] = self._record("rna", "spatial")
         return mdata
 

@@ -146,7 +146,7 @@ def chromatin_states(
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "model")}
     params["model"] = None if model is None else _name_of(model)
-    _check_arguments(adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train, copy)
+    _check_arguments(adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train)
     given = None if model is None else _read_model(model)
     data = _read_data(adata, given, layer, mask, axis, cell_type_key)
     if given is not None:
@@ -213,9 +213,7 @@ def chromatin_states(
     return adata if copy else None
 
 
-def _check_arguments(
-    adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train, copy
-) -> None:
+def _check_arguments(adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train) -> None:
     if train and model is None:
         raise ValueError("train=True trains from a given model: pass model=..., or leave train out.")
 

@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata import check_key, make_record, storable_names, write_results
 from diffbio_sc._anndata.modalities import is_mudata, object_name, require_object
 from diffbio_sc._anndata.modality_results import write_modality_results
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _read(data: Any, name: str, key: Any, axis: str) -> _Block:
         return _block(matrices[key], name, f"{where}.{axis}m[{key!r}]", _provenance(data, key))
     table = getattr(data, axis)
     if key in table:
-        return _block(table[key], name, f"{where}.{axis}[{key!r}]", _provenance(data, key))
+        return _block(read_column(table, key), name, f"{where}.{axis}[{key!r}]", _provenance(data, key))
     further = f", or 'modality:key' of {list(data.mod)}" if is_mudata(data) else ""
     raise KeyError(
         f"{where} has no {key!r}: matrices {list(matrices.keys())}, columns {list(map(str, table.columns))}{further}."

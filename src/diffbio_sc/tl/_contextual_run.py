@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,23 +56,21 @@ def _fit_regions(data: ContextualInput, *, motifs, refine, average, max_epochs, 
     context = _trained_context(data)
     options: dict[str, Any] = {} if max_epochs is None else {"max_epochs": max_epochs}
     neighbours = data.neighbours
-    with warnings.catch_warnings():
-        # Told by name already.
-        warnings.filterwarnings("ignore", ".*labels of one kind alone")
-        model = fit_regions(
-            data.tokens[used],
-            data.labels[used][:, data.labelled],
-            chromosome=data.regions.code[used].astype(np.int64),
-            split=data.split[used],
-            tf_context=None if context is None else context.values,
-            random_context=random_context,
-            neighbourhood=None if neighbours is None else neighbours.take(used),
-            motifs=motifs,
-            refine=refine,
-            average=average,
-            rng=rng,
-            **options,
-        )
+    model = fit_regions(
+        data.tokens[used],
+        data.labels[used][:, data.labelled],
+        chromosome=data.regions.code[used].astype(np.int64),
+        split=data.split[used],
+        tf_context=None if context is None else context.values,
+        random_context=random_context,
+        neighbourhood=None if neighbours is None else neighbours.take(used),
+        motifs=motifs,
+        refine=refine,
+        average=average,
+        rng=rng,
+        warn_constant=False,  # told by name already
+        **options,
+    )
     logits = np.empty(data.labels.shape, np.float32)
     logits[:, data.labelled] = model.predict(data.tokens, neighbourhood=neighbours)
     if not data.labelled.all():

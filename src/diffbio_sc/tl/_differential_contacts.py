@@ -12,6 +12,7 @@ from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.features import PAIR_COLUMNS, read_pairs
 from diffbio_sc._anndata.results import make_record, prefix_of
+from diffbio_sc._anndata.tables import numbers_or_nan
 from diffbio_sc._logging import logger
 from diffbio_sc._options import check_options
 from diffbio_sc.engines.contact_differences import (
@@ -294,7 +295,7 @@ def _compartment(adata: AnnData, key: str, contacts: Contacts, needed: bool) -> 
             f"adata.{contacts.axis.axis} has no column {key!r}: run dbio.tl.compartments on the pooled map first, or "
             "leave 'compartments' out of features."
         )
-    values = pd.to_numeric(table[key], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    values = numbers_or_nan(table, key)
     if needed and not np.nan_to_num(values).any():
         raise ValueError(f"adata.{contacts.axis.axis}[{key!r}] holds no compartments: all values are 0 or missing.")
     return contacts.to_map(values)

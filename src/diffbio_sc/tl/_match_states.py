@@ -9,6 +9,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record, stored_name
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 from diffbio_sc.engines.chromatin_state_names import match_emissions, name_states
@@ -173,7 +174,9 @@ def _renamed(adata: AnnData, key: str, rename: dict[str, str], names: list[str])
         for column in (stored_name(key, name) for name in _COLUMNS):
             if column in frame:
                 labels = (
-                    frame[column].astype(object).map(lambda label: rename.get(str(label), label), na_action="ignore")
+                    read_column(frame, column)
+                    .astype(object)
+                    .map(lambda label: rename.get(str(label), label), na_action="ignore")
                 )
                 fields.setdefault(side, {})[column] = pd.Categorical(labels, categories=names)
     return fields

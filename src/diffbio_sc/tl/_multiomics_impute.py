@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata import require_unique
 from diffbio_sc._anndata.modalities import is_mudata, require_object
 from diffbio_sc._anndata.multiomics_model import read_model_input, read_multiomics_model
+from diffbio_sc._anndata.tables import read_table
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -118,4 +119,4 @@ def _feature_table(mdata: MuData | AnnData, modality: str, names: pd.Index) -> p
     table = (mdata.mod[modality].var if modality in mdata.mod else None) if is_mudata(mdata) else mdata.var
     if table is None or not table.index.is_unique or not names.isin(table.index).all():
         return pd.DataFrame(index=names.astype(str))
-    return table.loc[names].copy()
+    return read_table(table).loc[names].copy()

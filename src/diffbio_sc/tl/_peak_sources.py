@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffbio_sc._warnings import heard
 from diffbio_sc.blocks.rounds import Flow, Round
 from diffbio_sc.genome.columns import (
     ColumnTuple,
@@ -28,7 +28,6 @@ Source = Intervals | str | os.PathLike[str]
 _SIGNALS = (".bw", ".bigwig", ".bedgraph", ".bdg", ".wig")
 _INDEXED = (".tsv", ".frag", ".fragments")
 _ROWS_AT_ONCE = 1 << 18
-_catching = threading.Lock()  # warnings are caught for the whole process
 
 
 def check_source(source: Any) -> None:
@@ -99,8 +98,7 @@ def _whole(path: Any, folder: Path) -> Flow[Intervals]:
 def _read_whole(item: tuple[str, Path]) -> tuple[Intervals, list[tuple[type[Warning], str]]]:
     """Run by a worker: read a file into the shared folder; what was warned of goes along."""
     path, folder = item
-    with _catching, warnings.catch_warnings(record=True) as caught, columns_on_disk():
-        warnings.simplefilter("always")
+    with heard() as caught, columns_on_disk():
         intervals = _read(path)
     _store(intervals, folder)
     return intervals, [(one.category, str(one.message)) for one in caught]

@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.contacts import Contacts
 from diffbio_sc._anndata.features import bins_at, read_pairs
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.numerics.genome.contact_averages import window_means
 from diffbio_sc.tl._contacts_input import Axis, Breaks, in_bins, read_balanced
@@ -139,8 +140,9 @@ def _points(adata: AnnData, features: Any, contacts: Contacts) -> tuple[np.ndarr
     if isinstance(features, str):
         table = getattr(adata, contacts.axis.axis)
         record = adata.uns.get(features)
-        if features in table and table[features].dtype.kind == "b":
-            place = np.flatnonzero(contacts.to_map(table[features].to_numpy(bool), False))
+        column = read_column(table, features) if features in table else None
+        if column is not None and column.dtype.kind == "b":
+            place = np.flatnonzero(contacts.to_map(column.to_numpy(bool), False))
             if not len(place):
                 raise ValueError(f"adata.{contacts.axis.axis}[{features!r}] is true for no bin.")
             return place, place, True

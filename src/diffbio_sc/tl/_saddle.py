@@ -4,9 +4,9 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._anndata.tables import numbers_or_nan
 from diffbio_sc._options import check_options
 from diffbio_sc.numerics.genome.contact_averages import (
     class_sums,
@@ -171,4 +171,4 @@ def read_bin_values(adata: AnnData, contacts, key: str, maker: str) -> np.ndarra
             f"adata.{contacts.axis.axis} has no column {key!r}: run {maker}(adata) first; columns: "
             f"{list(map(str, table.columns))}."
         )
-    return contacts.to_map(pd.to_numeric(table[key], errors="coerce").to_numpy(np.float64, na_value=np.nan))
+    return contacts.to_map(numbers_or_nan(table, key))

@@ -413,10 +413,6 @@ class _Run:
         return variables, {f"validation_{name}": float(value) for name, value in averages.items()}
 
 
-def _identity(data: Mapping[str, Any] | BatchSource) -> Any:
-    return data.identity() if isinstance(data, BatchSource) else batches.fingerprint(data)
-
-
 def _averaged(records: list[dict[str, float]], weights: list[float]) -> dict[str, float]:
     """Averages over the parts of an epoch, each by its samples; those of the one part as they are."""
     if len(records) == 1:

@@ -19,9 +19,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffbio_sc.training.storage import flatten

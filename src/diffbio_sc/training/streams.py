@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc._checks import whole_number
 from diffbio_sc.numerics.counts.sparse_rows import batch_capacity, stratified_capacity
 from diffbio_sc.numerics.padding import bucket_size, round_up
 from diffbio_sc.training.batches import Samples
@@ -101,7 +102,8 @@ class IteratorSource(BatchSource):
     Raises
     ------
     ValueError
-        In training, if an epoch has another number of samples.
+        If a number is none; in training if an epoch has another number of samples, or a batch other arrays than the
+        first. The message says which batch.
 
     Examples
     --------
@@ -119,24 +121,27 @@ class IteratorSource(BatchSource):
         batches: Iterable[Any] | Callable[[int], Iterable[Any]],
         size: int,
         *,
-        convert: Callable[[Any], Mapping[str, Any]] = dict,
+        convert: Callable[[Any], Mapping[str, Any]] | None = None,
         part_rows: int = 8192,
     ):
-        self.batches, self.size, self.convert, self.part_rows = batches, size, convert, part_rows
+        self.batches, self.convert = batches, convert
+        self.size, self.part_rows = whole_number(size, "size"), whole_number(part_rows, "part_rows")
 
     def parts(self, epoch: int) -> Iterator[Mapping[str, Any]]:
         """Put batches together to parts; what one has too much goes into the next."""
         held: list[dict[str, Any]] = []
         number = total = 0
-        for batch in self.batches(epoch) if callable(self.batches) else self.batches:
-            arrays = {
-                key: value if sp.issparse(value) else np.asarray(value) for key, value in self.convert(batch).items()
-            }
-            rows = {value.shape[0] for value in arrays.values()}
-            if len(rows) != 1:
-                raise ValueError(f"the arrays of a batch must have one row a sample each, found {sorted(rows)} rows.")
+        first: dict[str, tuple[int, ...]] = {}
+        for place, batch in enumerate(self.batches(epoch) if callable(self.batches) else self.batches):
+            arrays, rows = self._arrays(batch, place)
+            shapes = {key: value.shape[1:] for key, value in sorted(arrays.items())}
+            first = first or shapes
+            if shapes != first:
+                raise ValueError(
+                    f"batch {place} must hold the arrays of batch 0, a row of each of shape {first}, found {shapes}."
+                )
             held.append(arrays)
-            number += rows.pop()
+            number += rows
             while number >= self.part_rows:
                 whole = _stack(held)
                 yield self.rooms.arranged({key: value[: self.part_rows] for key, value in whole.items()})
@@ -150,6 +155,25 @@ class IteratorSource(BatchSource):
                 "samples that it goes through. An iterator that ends for good is given as a function that returns a "
                 "new one."
             )
+
+    def _arrays(self, batch: Any, place: int) -> tuple[dict[str, Any], int]:
+        """Arrays of a batch, and the number of its samples."""
+        made = batch if self.convert is None else self.convert(batch)
+        if not isinstance(made, Mapping) or not made:
+            raise TypeError(
+                f"batch {place} must be a dict of arrays, or convert make one of it, found {type(made).__name__}."
+            )
+        arrays = {key: value if sp.issparse(value) else np.asarray(value) for key, value in made.items()}
+        for key, value in arrays.items():
+            if not value.shape or value.dtype.kind in "OSUMm":
+                raise TypeError(
+                    f"array {key!r} of batch {place} must hold numbers, a row for each sample, found dtype "
+                    f"{value.dtype} and shape {value.shape}."
+                )
+        rows = {key: value.shape[0] for key, value in arrays.items()}
+        if len(set(rows.values())) != 1:
+            raise ValueError(f"the arrays of batch {place} must have one row a sample each, found {rows}.")
+        return arrays, min(rows.values())
 
 
 class Rooms:
@@ -194,17 +218,6 @@ class Rooms:
         self._known[key] = (max(capacity, needed), max(room, bucket_size(max(matrix.nnz, 1))), max(known, kind))
         capacity, room, known = self._known[key]
         return Samples(matrix, order, capacity, room, _DTYPES[known])
-
-
-def _as_rows(values: Any) -> Any:
-    """Canonical CSR, or an array."""
-    if not sp.issparse(values):
-        return np.asarray(values)
-    matrix = sp.csr_array(values)
-    if not matrix.has_canonical_format:
-        matrix = matrix.copy()
-        matrix.sum_duplicates()
-    return matrix
 
 
 def _kind(values: np.ndarray) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+from jax import numpy as jnp
 from jax.scipy.special import gammaln
 from jaxtyping import Array, Float
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 from jax import lax
+from jax import numpy as jnp
 from jaxtyping import Array
 
 from diffbio_sc._compiled import jit_quickly

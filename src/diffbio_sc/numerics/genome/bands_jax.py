@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax import numpy as jnp
 from jaxtyping import Array, Float, Int
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
+from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 KERNELS = ("rbf", "matern32", "matern52", "periodic", "linear")

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from jax import numpy as jnp
 from jaxtyping import Array
 
 from diffbio_sc.numerics.chains.two_state import SwitchPosterior, region_probability

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffbio_sc.numerics.sequence.kmers import Pattern, n_columns

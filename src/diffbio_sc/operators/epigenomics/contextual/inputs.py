@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffbio_sc.operators.contract import as_float_array, check_axis_size

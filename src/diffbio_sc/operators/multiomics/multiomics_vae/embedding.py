@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 from diffbio_sc.numerics.latent import alignment

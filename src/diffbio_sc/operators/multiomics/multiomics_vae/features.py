@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
+from jax import numpy as jnp
 from jaxtyping import Array, Float
 
 from diffbio_sc.blocks.row_store import RowStore

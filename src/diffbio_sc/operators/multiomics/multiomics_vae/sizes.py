@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from jax import numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 _MOST_CELLS = 20_000  # that a regression of a few dozen numbers needs

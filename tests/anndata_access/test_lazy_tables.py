@@ -1,0 +1,127 @@
+"""Objects of ``anndata.experimental.read_lazy``, whose tables are lazy too, and views of objects in files."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import diffbio_sc as dbio
+from diffbio_sc._anndata import fragments
+
+pytest.importorskip("xarray")
+read_lazy = pytest.importorskip("anndata.experimental").read_lazy
+
+
+def lazily(adata, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of zarr, about formats
+        adata.write_zarr(tmp_path / "object.zarr")
+        lazy = read_lazy(tmp_path / "object.zarr")
+    assert not isinstance(lazy.obs, pd.DataFrame)
+    return lazy
+
+
+def same(found, expected):
+    if isinstance(found, dict):
+        assert found.keys() == expected.keys()
+        for name in found:
+            same(found[name], expected[name])
+    else:
+        pd.testing.assert_frame_equal(found, expected)
+
+
+def test_contact_maps(tmp_path):
+    plain = dbio.datasets.simulate_contacts(200, contacts_per_bin=200)
+    lazy = lazily(plain, tmp_path)
+    for adata in (plain, lazy):
+        dbio.tl.contacts(adata, ignore_diags=2)
+        dbio.tl.expected(adata)
+        dbio.tl.saddle(adata)
+        dbio.tl.pileup(adata, "is_boundary", flank=50_000)
+        dbio.pl.contacts(adata, show=False)
+        dbio.pl.saddle(adata, show=False)
+    for one in (
+        dbio.get.contacts,
+        dbio.get.expected,
+        dbio.get.insulation,
+        dbio.get.compartments,
+        dbio.get.loops,
+        dbio.get.tads,
+    ):
+        same(one(lazy), one(plain))
+    np.testing.assert_array_equal(lazy.uns["saddle"]["mean"], plain.uns["saddle"]["mean"])
+    np.testing.assert_array_equal(lazy.uns["pileup"]["mean"], plain.uns["pileup"]["mean"])
+
+
+def test_chromatin_states(tmp_path):
+    plain = dbio.datasets.simulate_chromatin_states(n_bins=600, rng=0)
+    lazy = lazily(plain, tmp_path)
+    for adata in (plain, lazy):
+        dbio.pp.binarize(adata)
+        dbio.tl.chromatin_states(adata, n_states=3, effort="fast", max_steps=3)
+        dbio.pl.chromatin_states(adata, show=False)
+    same(dbio.get.chromatin_states(lazy), dbio.get.chromatin_states(plain))
+    for adata in (plain, lazy):
+        dbio.tl.match_states(adata, plain)
+    same(dbio.get.chromatin_states(lazy), dbio.get.chromatin_states(plain))
+
+
+def test_modalities_of_one_object(tmp_path):
+    mdata = dbio.datasets.simulate_multiomics(n_cells=60, rng=0)
+    plain = ad.concat(list(mdata.mod.values()), axis=1)
+    plain.var["feature_types"] = np.repeat(list(mdata.mod), [part.n_vars for part in mdata.mod.values()])
+    plain.obs["cell_type"] = pd.Categorical(mdata["rna"].obs["cell_type"])
+    lazy = lazily(plain, tmp_path)
+    for adata in (plain, lazy):
+        dbio.tl.multiomics_vae(adata, max_epochs=1)
+    found, expected = (dbio.get.multiomics_vae(adata, "weights") for adata in (lazy, plain))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    found, expected = (dbio.tl.multiomics_impute(adata, modality="rna") for adata in (lazy, plain))
+    np.testing.assert_allclose(found.X, expected.X, rtol=1e-3, atol=1e-4)
+    same(found.var, expected.var)
+    dbio.pl.multiomics_vae(lazy, color="cell_type", show=False)
+
+
+def test_sums_of_cells_can_be_written(tmp_path):
+    intervals, _, cell_types = dbio.datasets.simulate_fragments()
+    plain = dbio.pp.coverage(intervals, bin_size=500, groupby={cell: cell for cell in dict(cell_types)})
+    plain.obs["cell_type"] = pd.Series(dict(cell_types)).reindex(plain.obs_names).astype("category")
+    lazy = lazily(plain, tmp_path)
+    found, expected = (dbio.pp.pseudobulk(adata, groupby="cell_type") for adata in (lazy, plain))
+    np.testing.assert_array_equal(found.X.toarray(), expected.X.toarray())
+    same(found.var, expected.var)
+    found.write_h5ad(tmp_path / "sums.h5ad")
+    same(fragments.cell_labels(lazy, "cell_type").to_frame(), fragments.cell_labels(plain, "cell_type").to_frame())
+
+
+def test_names_that_would_match_are_found_in_a_lazy_table(tmp_path):
+    spots, cells = dbio.datasets.pbmc_tissue(n_spots=30)
+    spots.var["symbol"] = spots.var_names.to_numpy()
+    spots.var_names = [f"ENSG{number}" for number in range(spots.n_vars)]
+    with pytest.raises(ValueError, match="Column 'symbol' of the table of adata.var_names would match"):
+        dbio.tl.deconvolve(lazily(spots, tmp_path), cells, cell_type_key="cell_type")
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_an_object_in_a_file_that_cannot_hold_results_is_told_before_any_work(tmp_path, copy, monkeypatch):
+    spots, cells = dbio.datasets.pbmc_tissue(n_spots=30)
+    spots.write_h5ad(tmp_path / "spots.h5ad")
+    backed = ad.read_h5ad(tmp_path / "spots.h5ad", backed="r")
+    message = r"copy=True needs an object in memory" if copy else "adata is a view of an object in a file, which cannot"
+    given = backed if copy else backed[:20]
+    calls = {
+        "deconvolve": lambda: dbio.tl.deconvolve(given, cells, cell_type_key="cell_type", copy=copy),
+        "spatial_genes": lambda: dbio.tl.spatial_genes(given, copy=copy),
+        "spatial_patterns": lambda: dbio.tl.spatial_patterns(given, copy=copy),
+        "balance": lambda: dbio.tl.balance(given, copy=copy),
+        "peaks": lambda: dbio.tl.peaks(given, copy=copy),
+        "parse_regions": lambda: dbio.pp.parse_regions(given, copy=copy),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match=message):
+            call()
+    backed.file.close()
