@@ -27,7 +27,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
-os.environ.setdefault("NPROC", "2")  # XLA's pool, whatever the machine
+if __name__ == "__main__":  # not where a worker imports this file: scale.warm gives it as many threads as it has
+    os.environ.setdefault("NPROC", "2")  # XLA's pool, whatever the machine
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
 import compile_times
@@ -172,11 +173,14 @@ def cluster(**options):
     import dask
     import distributed
 
+    threads = os.environ.pop("NPROC", None)  # workers would have it from here
     with (
-        dask.config.set({"distributed.worker.profile.enabled": False}),
+        dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}),
         distributed.LocalCluster(dashboard_address=None, **options) as local,
         distributed.Client(local) as client,
     ):
+        if threads is not None:
+            os.environ["NPROC"] = threads
         yield client
 
 
@@ -205,11 +209,11 @@ def row(function: str, source: str, rows: int, folder: Path, block: str, result:
                 client.run(forget_peak)
                 workers = sum(client.run(cpu).values())
             values = call(function, adata)
-            found[f"CPU s {time_of}"] = round(cpu() - started, 1)
-            found[f"wall s {time_of}"] = round(time.perf_counter() - wall, 1)
+            found[f"CPU s {time_of}"] = round(cpu() - started, 2)
+            found[f"wall s {time_of}"] = round(time.perf_counter() - wall, 2)
             found[f"client MB {time_of}"] = round(peak() - before)
             if client is not None:
-                found[f"workers CPU s {time_of}"] = round(sum(client.run(cpu).values()) - workers, 1)
+                found[f"workers CPU s {time_of}"] = round(sum(client.run(cpu).values()) - workers, 2)
                 found[f"worker MB {time_of}"] = round(max(client.run(peak).values()))
             found.setdefault("MB of the result", round(written(adata) - read, 1))
     if source == "memory":
@@ -240,13 +244,20 @@ def show(found: dict) -> None:
 def cost(folder: Path, rows: int, block: str, functions: Sequence[str], sources: Sequence[str]) -> None:
     make_tissue(folder, rows)
     for function in functions:
-        in_memory = 0.0
+        in_memory, one_worker = 0.0, 0.0
         for source in sources:
             found = run_row(function, source, rows, folder, block, folder / f"{function}_{rows}.npy", 2)
             total = found.get("CPU s second", 0.0) + found.get("workers CPU s second", 0.0)
             in_memory = in_memory or total
             if in_memory and total:
                 found["over memory"] = round(total / in_memory, 2)
+            if source.startswith("workers") and "workers CPU s second" in found:
+                more = found["workers CPU s first"] - found["workers CPU s second"]
+                found["CPU s a worker more in the first call"] = round(more / int(source.split()[1]), 2)
+            if source.startswith("workers 1"):
+                one_worker = found.get("wall s second", 0.0)
+            elif source.startswith("workers") and one_worker and "wall s second" in found:
+                found["wall over one worker"] = round(found["wall s second"] / one_worker, 2)
             show({"table": "cost", **found})
 
 

@@ -33,7 +33,7 @@ QUIET = (
 )
 ENVIRONMENT = {"DIFFBIO_SC_PROGRESS": "0", "PYTHONWARNINGS": ",".join(QUIET)}
 # Long ones first, so that none is left alone at the end.
-LONG = ("contextual", "deconvolution", "spatial_genes")
+LONG = ("composition", "contextual", "spatial_genes", "multiomics_vae")
 
 
 def run(source: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -15,12 +16,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("DIFFBIO_SC_PROGRESS", "0")
 
 # Compiling is most of what the tests cost, and most of that is optimisation of machine code, which changes rounding
-# alone: the tests do without. Benchmarks, notebooks and the demo run what users run; give XLA_FLAGS, empty or not, for
-# the tests to do so too. Not every XLA has the second flag, and one that it does not know ends a process: it is tried
-# in another one, by the first process only.
+# alone: the tests do without. Nor is a program split into parts that are compiled by themselves, which takes a fifth
+# more in all. Benchmarks, notebooks and the demo run what users run; give XLA_FLAGS, empty or not, for the tests to do
+# so too. Not every XLA has the other two flags, and one that it does not know ends a process: they are tried in another
+# one, by the first process only.
 if "XLA_FLAGS" not in os.environ:
     _PLAIN = "--xla_backend_optimization_level=0"
-    _QUICK = f"{_PLAIN} --xla_cpu_use_fusion_emitters=false"
+    _QUICK = f"{_PLAIN} --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     _TRIED = subprocess.run(
         [sys.executable, "-c", "import jaxlib.xla_client as client; client.make_cpu_client()"],
         env={**os.environ, "XLA_FLAGS": _QUICK}, capture_output=True, check=False,
@@ -36,8 +38,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 _MOST_MAPS = 20_000
-# Folders of long files: a worker that gets one of them last keeps all others waiting.
-_LONG = ("operators", "tl", "test_threads.py", "numerics")
+# Long files, and folders of such: a worker that gets one of them last keeps all others waiting.
+_LONG = ("tl/test_beyond_memory.py", "tl/test_deconvolve.py", "operators", "tl", "numerics", "test_cli.py")
+
+
+def pytest_configure(config):
+    """Keep that order: left to itself, ``--dist loadfile`` begins with the files of most tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
@@ -48,10 +56,22 @@ def pytest_collection_modifyitems(items):
             item.add_marker("as_users")
 
     def place(item):
-        first = Path(item.path).relative_to(root).parts[0]
-        return _LONG.index(first) if first in _LONG else len(_LONG)
+        path = Path(item.path).relative_to(root).as_posix()
+        return next((number for number, long in enumerate(_LONG) if path.startswith(long)), len(_LONG))
 
     items.sort(key=place)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays: looking through it for garbage took 6 % of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
+        gc.enable()
 
 
 def pytest_sessionfinish(session):

@@ -121,6 +121,7 @@ def test_no_package_uses_private_names_of_another():
         "_random",
         "_lazy",
         "_checks",
+        "_options",
         "_files",
         "_compiled",
     }  # floors of their own, private to the package as a whole

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+_UNSTORABLE = {"/": "a path", "\\": "a path", "\0": "the end of a text"}
 _READERS = {".h5ad": "anndata.read_h5ad", ".zarr": "anndata.read_zarr", ".h5mu": "mudata.read_h5mu"}
 
 
@@ -90,6 +91,39 @@ def found_object(value: Any) -> str:
     name = os.fspath(value)
     reader = _READERS.get(os.path.splitext(name.rstrip("/"))[1])
     return f"{found} {name!r}: read the file first{'' if reader is None else f', with {reader}'}"
+
+
+def check_key(key: Any, argument: str = "key_added") -> str:
+    """Return ``key`` if h5ad and zarr can hold results under that name, else raise.
+
+    h5ad and zarr store names as paths: one with a slash is written, and the file cannot be read any more. Faces call
+    this before any work for every argument that becomes the name, or part of the name, of a result.
+
+    Parameters
+    ----------
+    key
+        Value of the argument.
+    argument
+        Name of the argument, for the message.
+
+    Raises
+    ------
+    TypeError
+        If ``key`` is not text.
+    ValueError
+        If it is empty, ``"."`` or ``".."``, or contains a slash, a backslash or a NUL character.
+    """
+    if not isinstance(key, str):
+        raise TypeError(f"{argument} must be a text, found {key!r} of type {type(key).__name__}.")
+    found = next((character for character in _UNSTORABLE if character in key), None)
+    if found is not None:
+        raise ValueError(
+            f"{argument} must not contain {found!r}, which h5ad and zarr take for {_UNSTORABLE[found]} (the file could "
+            f"not be read again), found {key!r}: write {key.replace(found, '_')!r}, for example."
+        )
+    if key.strip() in ("", ".", ".."):
+        raise ValueError(f"{argument} must be a name that h5ad and zarr can store, found {key!r}.")
+    return str(key)
 
 
 def require_columns(frame: Any, columns: Sequence[str], name: str) -> None:

@@ -96,6 +96,8 @@ class Settings:
 
     @cache_dir.setter
     def cache_dir(self, value: str | os.PathLike[str]) -> None:
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            raise ValueError(f"settings.cache_dir must be the path of a folder, found {value!r}.")
         path = Path(value).expanduser()
         if path.exists() and not path.is_dir():
             raise ValueError(f"settings.cache_dir must be a folder, found the file {str(path)!r}.")
@@ -189,7 +191,7 @@ def _number_of_bytes(value: Any) -> int | None:
 def _color_map_name(name: str, value: str) -> str:
     import matplotlib
 
-    if value not in matplotlib.colormaps:
+    if not isinstance(value, str) or value not in matplotlib.colormaps:
         raise ValueError(f"settings.{name} must be the name of a matplotlib colour map, found {value!r}.")
     return value
 

@@ -11,7 +11,7 @@ import pytest
 import scipy.sparse as sp
 
 from diffbio_sc.blocks.matrix import InMemory, as_count_matrix, as_working
-from diffbio_sc.blocks.plan import plan_rows
+from diffbio_sc.blocks.plan import column_blocks, plan_rows
 from diffbio_sc.blocks.shuffle import ColumnSpool
 from diffbio_sc.blocks.steps import ColumnSquares, ColumnSums, Gather, GroupSums, RowSums, Step, combine_in_order
 
@@ -71,6 +71,24 @@ def test_plans_follow_chunks_and_are_even(rows, size, chunks, tasks, largest):
     assert plan.rows == largest
     covered = [row for start, stop in plan.blocks for row in range(start, stop)]
     assert covered == list(range(rows))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget", "most", "lengths"),
+    [
+        ([1] * 10, 4, 100, [4, 4, 2]),
+        ([1] * 100, 40, 100, [34, 34, 32]),
+        ([1] * 100, 40, 30, [26, 26, 26, 22]),
+        ([5, 1, 1, 1, 1, 9, 1, 1], 8, 100, [4, 1, 1, 2]),  # one may be larger than the budget
+        ([3, 3], 10, 100, [2]),
+        ([], 10, 100, []),
+    ],
+)
+def test_blocks_of_columns_are_even_where_that_makes_them_no_more(sizes, budget, most, lengths):
+    columns = np.arange(7, 7 + len(sizes))
+    blocks = column_blocks(columns, np.array(sizes), budget, most)
+    assert [len(block) for block in blocks] == lengths
+    np.testing.assert_array_equal(np.concatenate([*blocks, columns[:0]]), columns)
 
 
 def test_parts_are_combined_in_a_tree_that_depends_on_their_number_alone():

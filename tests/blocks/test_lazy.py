@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._settings import settings
 from diffbio_sc.blocks import cluster as engine
+from diffbio_sc.blocks import lazy as lazy_module
 from diffbio_sc.blocks.matrix import as_count_matrix
 from diffbio_sc.blocks.shuffle import ColumnSpool, HeldPiece, assemble
 from diffbio_sc.blocks.steps import ColumnSums, RowSums
@@ -151,6 +152,47 @@ def test_the_version_of_scipy_is_looked_up_once_for_all_chunks(monkeypatch):
         np.testing.assert_array_equal(matrix.read(0, 20), values()[:20])
         assert [sparse_dataset.version("scipy") for _ in range(3)] == ["1.0"] * 3
     assert asked == ["scipy"]
+
+
+@pytest.mark.parametrize("name", ["absent", "its own"])
+def test_other_versions_of_anndata_are_left_alone(monkeypatch, name):
+    """Ones that do not look the version up by this name, or look it up in a way of their own."""
+    sparse_dataset = pytest.importorskip("anndata._core.sparse_dataset")
+    if name == "absent":
+        monkeypatch.delattr(sparse_dataset, "version")
+    else:
+        monkeypatch.setattr(sparse_dataset, "version", str)
+    matrix = as_count_matrix(da.from_array(values(), chunks=(20, 23)))
+    np.testing.assert_array_equal(matrix.read(0, 20), values()[:20])
+    assert getattr(sparse_dataset, "version", "absent") == ("absent" if name == "absent" else str)
+    monkeypatch.setitem(lazy_module.sys.modules, "anndata._core.sparse_dataset", None)
+    np.testing.assert_array_equal(matrix.read(0, 20), values()[:20])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_workers_read_a_chunk_once_where_they_share_a_folder(workers, tmp_path, monkeypatch, shared):
+    array = values()
+    matrix = as_count_matrix(lazy_blocks.lazy(array, tmp_path / "log")).keep()
+    if not shared:
+        monkeypatch.setattr(engine, "_sees", lambda folder, token: False)
+    with workers.as_current():
+        for _ in range(2):
+            np.testing.assert_array_equal(matrix.column_sums(), array.sum(0))
+        found = matrix.map_columns(lazy_blocks.total, [np.arange(5), np.arange(5, 23)])
+    assert [one[0] for one in found] == [array[:, :5].sum(), array[:, 5:].sum()]
+    assert set(lazy_blocks.reads(tmp_path / "log").tolist()) == {1 if shared else 3}
+    # Without the client nothing is asked of files that only workers may see.
+    np.testing.assert_array_equal(matrix.column_sums(), array.sum(0))
+    assert set(lazy_blocks.reads(tmp_path / "log").tolist()) == {2 if shared else 4}
+
+
+def test_what_workers_hold_already_is_not_kept_in_files(workers, tmp_path):
+    array = values()
+    with workers.as_current():
+        matrix = as_count_matrix(lazy_blocks.lazy(array, tmp_path / "log").persist()).keep()
+        for _ in range(2):
+            np.testing.assert_array_equal(matrix.column_sums(), array.sum(0))
+        assert matrix._kept is None
 
 
 def test_what_workers_hold_and_what_blocks_share_is_not_copied_into_tasks(workers, tmp_path):

@@ -40,5 +40,5 @@ def test_truth_is_the_mixture_and_no_cell_is_on_both_sides():
 
 
 def test_numbers_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="n_spots must be at least 4"):
+    with pytest.raises(ValueError, match="n_spots must be a whole number of at least 4"):
         dbio.datasets.pbmc_tissue(n_spots=1)

@@ -74,7 +74,7 @@ def test_seeds_and_numbers_of_states():
         ({"n_states": 0}, "n_states must be a whole number of at least 1"),
         ({"n_bins": 2.5}, "n_bins must be"),
         ({"n_bins": 3, "n_chromosomes": 5}, "at least n_chromosomes"),
-        ({"family": "beta"}, "family must be one of"),
+        ({"family": "beta"}, "family must be 'bernoulli', .*found 'beta'"),
     ],
 )
 def test_bad_arguments(options, problem):

@@ -148,7 +148,7 @@ def test_survives_h5ad(tmp_path):
     ("options", "message"),
     [
         ({"n_bins": 10}, "at least 40"),
-        ({"n_conditions": 3}, "n_conditions must be 1 or 2"),
+        ({"n_conditions": 3}, "n_conditions must be a whole number from 1 to 2"),
         ({"loop_width": (2.0, 1.0)}, "loop_width"),
         ({"trans_share": 0.1}, "two chromosomes"),
         ({"contacts_per_bin": 0.0}, "contacts_per_bin"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,10 @@ import diffbio_sc as dbio
 from diffbio_sc.blocks.rounds import run_here
 from diffbio_sc.engines import interval_sample, peak_sets
 from diffbio_sc.engines.peak_sets import pool_intervals
+from diffbio_sc.engines.peak_settings import PeakSettings
 from diffbio_sc.engines.pseudobulk import split_groups, split_rounds
 from diffbio_sc.genome import columns
+from diffbio_sc.genome import intervals as intervals_module
 from diffbio_sc.numerics.genome.duplicates import drop_duplicates
 from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
 
@@ -263,3 +267,99 @@ def test_fragments_are_dealt_to_groups_by_part(tmp_path, monkeypatch):
             expected = fragments[chromosome].start[codes[fragments[chromosome].cell_code] == number]
             np.testing.assert_array_equal(groups[name][chromosome].start, expected)
             np.testing.assert_array_equal(whole[name][chromosome].start, expected)
+
+
+def many_chromosomes(chromosomes, *, rows=400, cells=40, strands=False, seed=0):
+    """Fragments of cells, or reads, in columns as they are: a file's where those are asked for."""
+    rng = np.random.default_rng(seed)
+    number = chromosomes * rows
+    values = {key: columns.new_column(number, np.int32) for key in ("start", "end", "cell_code")}
+    if strands:
+        values["strand"] = columns.new_column(number, np.int8)
+        values["strand"][:] = rng.choice([-1, 1], number)
+    for first in range(0, number, rows):
+        places = np.concatenate([rng.integers(0, 90_000, rows - 120), rng.normal(40_000, 60, 120).astype(int)])
+        values["start"][first : first + rows] = np.sort(places)
+    values["end"][:] = values["start"] + (50 if strands else rng.integers(100, 102, number))
+    values["cell_code"][:] = rng.integers(0, cells, number)
+    stops = rows * np.arange(1, chromosomes + 1)
+    return dbio.io.Intervals(
+        values,
+        np.stack([stops - rows, stops], axis=1),
+        [f"chr{k}" for k in range(chromosomes)],
+        barcodes=[f"cell{k}" for k in range(cells)],
+        paired=not strands,
+        in_order=True,
+    )
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """Groups whose rows of each chromosome or two lie apart."""
+    monkeypatch.setattr(intervals_module, "PART_ROWS", 500)
+    monkeypatch.setattr(interval_sample, "_APART", 100)
+
+
+@pytest.mark.parametrize("strands", [False, True])
+@pytest.mark.parametrize("duplicates", ["auto", 2, None])
+def test_groups_that_lie_apart_have_the_peaks_of_each_alone(on_disk, apart, duplicates, strands):
+    on_disk()
+    with columns.columns_on_disk():
+        whole = many_chromosomes(9, strands=strands)
+    groups = dbio.tl.call_peaks(whole, groupby=CELLS, mode="narrow", duplicates=duplicates)
+    on_disk(False)
+    for number, (name, table) in enumerate(groups.items()):
+        kept = {chromosome: whole[chromosome].cell_code % 3 == number for chromosome in whole}
+        for chromosome, mask in kept.items():
+            mask &= whole[chromosome].cell_code < 38
+        alone = whole.keep(kept)
+        del alone.columns["cell_code"]
+        alone.barcodes = None
+        expected = dbio.tl.call_peaks(alone, mode="narrow", duplicates=duplicates)
+        assert len(expected) >= 9
+        assert table["name"].tolist() == [f"{name}_{peak}" for peak in expected["name"]]
+        same(table.drop(columns="name"), expected.drop(columns="name"))
+
+
+@pytest.mark.parametrize("duplicates", ["auto", None])
+def test_no_more_of_a_group_is_in_memory_with_more_chromosomes_and_groups(on_disk, apart, monkeypatch, duplicates):
+    """Neither of the columns, from one release to the next, nor of anything else beside the result."""
+    on_disk()
+    settings = PeakSettings(mode="narrow", duplicates=duplicates)
+    touched = []
+
+    def watched(start, end, bounds, *rest, **into):
+        filled = bounds[bounds[:, 1] > bounds[:, 0]]
+        touched.append(int(filled.max() - filled.min()) if len(filled) else 0)
+        return drop_duplicates(start, end, bounds, *rest, **into)
+
+    def released(*values):
+        touched.append(0)
+        columns.release(*values)
+
+    monkeypatch.setattr(interval_sample, "drop_duplicates", watched)
+    monkeypatch.setattr(interval_sample, "release", released)
+    most, allocated = {}, {}
+    for chromosomes, number in ((8, 4), (64, 4), (64, 32)):
+        touched.clear()
+        with columns.columns_on_disk():
+            whole = many_chromosomes(chromosomes, cells=64)
+            groups = run_here(split_rounds(whole, np.arange(64) % number, [str(k) for k in range(number)]))
+            samples = []
+            tracemalloc.start()
+            for group in groups.values():
+                sample = run_here(interval_sample.sample_rounds(group, settings))
+                # Ready to be called, the rows of a task follow each other.
+                for part in sample.parts:
+                    assert (part.bounds[1:, 0] == part.bounds[:-1, 1]).all()
+                samples.append(sample.number)
+                del sample, part
+            allocated[chromosomes, number] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert 0.9 * len(whole) < sum(samples) <= len(whole)
+        assert len(touched) > chromosomes * number / 2
+        assert all(first == 0 or second == 0 for first, second in pairwise(touched))
+        most[chromosomes, number] = max(touched)
+    # Two chromosomes of 400 rows at most, of whatever group.
+    assert max(most.values()) <= 800
+    assert max(allocated.values()) < 200_000, allocated

@@ -122,7 +122,7 @@ def test_the_model_goes_through_a_file(annotated, tmp_path):
 
 def test_what_is_not_there(annotated):
     adata, _ = annotated
-    with pytest.raises(ValueError, match="kind must be one of"):
+    with pytest.raises(ValueError, match="kind must be 'segments', .* or 'coverage', found 'x'"):
         dbio.get.chromatin_states(adata, kind="x")
     with pytest.raises(KeyError, match="no column 'x_chromatin_state'"):
         dbio.get.chromatin_states(adata, key="x", cell_type_key="cell_type")

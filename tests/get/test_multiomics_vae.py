@@ -117,7 +117,7 @@ def test_loadings_are_slopes_of_the_expected_values():
 
         found = table.loc[table["modality"] == name].iloc[:, 2:].to_numpy(float)
         assert np.abs(found).max() > 0.1
-        slopes = jax.jacfwd(linked)(centre) / lengths
+        slopes = jax.jit(jax.jacfwd(linked))(centre) / lengths
         np.testing.assert_allclose(found, slopes, rtol=0.01, atol=1e-4 * np.abs(found).max())
 
 

@@ -46,5 +46,5 @@ def test_missing_results_and_bad_arguments_are_named(result):
         peaks(result, key="other")
     with pytest.raises(KeyError, match="no peaks of groups \\['c'\\]"):
         peaks(result, groups=["a", "c"])
-    with pytest.raises(ValueError, match="max_qvalue must lie"):
+    with pytest.raises(ValueError, match="max_qvalue must be a number above 0 and at most 1"):
         peaks(result, max_qvalue=2)

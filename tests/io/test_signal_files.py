@@ -212,7 +212,7 @@ class TestBigWig:
             write_bigwig("a.bedGraph", tmp_path / "a.bw")
         with pytest.raises(TypeError, match="found DataFrame"):
             write_bigwig(pd.DataFrame(), tmp_path / "a.bw")
-        with pytest.raises(ValueError, match="scale must be a finite number"):
+        with pytest.raises(ValueError, match="scale must be a number"):
             write_bigwig({"a": ([0], [5], [1.0])}, tmp_path / "a.bw", scale=np.nan)
         with pytest.raises(FileNotFoundError, match="no folder"):
             write_bigwig({"a": ([0], [5], [1.0])}, tmp_path / "absent" / "a.bw")

@@ -186,7 +186,7 @@ def test_missing_keys():
         call(adata, label_key="kind")
     with pytest.raises(KeyError, match="adata.obs has no column 'donor'"):
         call(adata, batch_key="donor")
-    with pytest.raises(ValueError, match="empty list"):
+    with pytest.raises(ValueError, match="use_rep is empty"):
         call(adata, use_rep=[])
     with pytest.raises(TypeError, match="AnnData or a MuData, found ndarray"):
         call(np.ones((3, 2)))
@@ -225,9 +225,9 @@ def test_too_few_labels_or_batches():
     ("options", "message"),
     [
         ({"min_cells": 4}, "n_folds must be from 2 to min_cells.*n_folds=5, min_cells=4"),
-        ({"n_folds": 1}, "found n_folds=1"),
-        ({"resolutions": []}, r"positive numbers, found \[\]"),
-        ({"resolutions": [0.0, 1.0]}, r"found \[0.0, 1.0\]"),
+        ({"n_folds": 1}, "n_folds must be a whole number of at least 2, found 1"),
+        ({"resolutions": []}, "resolutions is empty"),
+        ({"resolutions": [0.0, 1.0]}, "each of resolutions must be a number above 0, found 0.0"),
         ({"n_neighbors": 76}, "found 76 with 95 cells"),
         ({"n_neighbors": 0}, "found 0"),
     ],

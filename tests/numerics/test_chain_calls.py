@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from scipy import stats
 
 from diffbio_sc.numerics.chains.two_state_host import chain_margins
+from diffbio_sc.numerics.genome import chain_calls, chain_path
 from diffbio_sc.numerics.genome.chain_calls import ChainModel, call_chain_peaks
 from diffbio_sc.numerics.genome.false_discovery import PValueHistogram
 from diffbio_sc.numerics.genome.site_background import Background
@@ -174,3 +176,141 @@ def test_module_is_light():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
+
+
+def sparse_sample(seed, length, number, peaks):
+    start, end = fragments(seed, background=number, peaks=peaks, length=length)
+    return (
+        start,
+        end,
+        Background.without_control(
+            treatment_length=float((end - start).sum()), treatment_sites=2 * len(start), genome_size=length
+        ),
+    )
+
+
+def test_bins_that_are_passed_over_are_those_of_the_most_probable_path():
+    """A fragment in 800 bins, on a background that makes it count for hundreds of them."""
+    length = 25 * 60_000
+    peaks = ((400_000, 12), (400_900, 3), (404_000, 2), (1_200_000, 5), (1_499_900, 9), (100, 9))
+    start, end, background = sparse_sample(11, length, 75, peaks)
+    found, _, _ = call(start, end, lengths=(length,), background=background)
+    height = depth(start, end, length).reshape(-1, 25).sum(1)
+    places = np.concatenate([start, end]) // 25
+    sites = np.convolve(np.pad(np.bincount(places, minlength=len(height) + 1), 200), kernel_of(200), "valid")
+    level = np.maximum(background.floor, background.scales[0] * sites[: len(height)])
+    size = float((end - start).mean())
+    odds = (height * np.log(5.0) - 4 * 25 * level) / size
+    inside = chain_margins(odds, 3.0, 3.0) > 0
+    edges = np.flatnonzero(np.diff(np.r_[0, inside.astype(int), 0])).reshape(-1, 2) * 25
+    assert len(found.start) == len(edges) >= 4
+    assert (abs(found.start - edges[:, 0]) <= 25).all()
+    assert (abs(found.end - edges[:, 1]) <= 25).all()
+
+
+@pytest.mark.parametrize("shallow", [False, True])
+@pytest.mark.parametrize("controlled", [False, True])
+def test_passing_over_changes_no_bit(controlled, shallow):
+    """Where many more fragments lie in a far corner of the piece every bin is worked on."""
+    length, corner = 25 * 60_000, 25 * 50_000
+    for seed in range(30):
+        # Some come up where the window lets go of others, and what the path has lost until then decides.
+        peaks = [(40_000 * k, 1 + k // 3) for k in range(1, 30)]
+        peaks += [(place + 5300 + 20 * seed, 3) for place, _ in peaks]
+        number = 20 + (13 * seed if seed > 20 else seed)
+        start, end, background = sparse_sample(seed, corner, number, peaks)
+        c_start, c_end = fragments(seed + 50, background=200, peaks=((80_000, 20),), length=corner)
+        if controlled:
+            background = Background.with_control(
+                treatment_length=float((end - start).sum()),
+                control_sites=2 * len(c_start),
+                fragment_length=float((end - start).mean()),
+                genome_size=length,
+                windows=(1000, 2000, 10_000),
+            )
+            if shallow:
+                background = background.with_uncertainty(
+                    treatment_length=float((end - start).sum()),
+                    treatment_sites=2 * len(start),
+                    treatment_number=1000,
+                    control_number=200,
+                    control_sites=2 * len(c_start),
+                    own_window=2000,
+                )
+        corner_start, corner_end = fragments(9, background=9000, peaks=())
+        corner_start, corner_end = corner_start + np.int32(corner + 20_000), corner_end + np.int32(corner + 20_000)
+        results, counted = [], []
+        for some in (slice(0, 1), slice(0, 2), slice(1, 2)):  # the sample, with the corner, the corner alone
+            sides = [(start, end), (corner_start, corner_end)][some]
+            treatment = tuple(np.concatenate(column) for column in zip(*sides, strict=True))
+            sides = [(c_start, c_end), (corner_start, corner_end)][some]
+            control = tuple(np.concatenate(column) for column in zip(*sides, strict=True)) if controlled else treatment
+            histogram = PValueHistogram()
+            results.append(
+                call_chain_peaks(
+                    (*treatment, np.array([[0, len(treatment[0])]])),
+                    (*control, np.array([[0, len(control[0])]])),
+                    np.array([length]),
+                    model(start, end, penalty=1.0, fold=3.0),
+                    background,
+                    histogram,
+                )
+            )
+            counted.append(histogram.counts)
+        few, every, _ = results
+        assert len(few.start) >= 5
+        kept = every.start < corner
+        for name, values in few._asdict().items():
+            np.testing.assert_array_equal(values, getattr(every, name)[kept], err_msg=name)
+        # Of each bin the background is the same, to the width of the histogram's.
+        assert counted[0].sum() > 500
+        np.testing.assert_array_equal(counted[0] + counted[2], counted[1])
+
+
+def test_every_bin_where_a_window_changes_is_worked_on():
+    rng = np.random.default_rng(0)
+    bins, block, half, origin = 8000, chain_calls._BLOCK, np.array([200, 37]), 25 * chain_calls._BLOCK
+    for _ in range(20):
+        positions = np.sort(rng.integers(25 * 300, 25 * (bins - 300), 9)).astype(np.int32)
+        busy = np.zeros((bins + origin) // block + 1, np.uint8)
+        chain_calls._mark_sites.py_func(positions, 0, len(positions), 0, 25 * bins, 25.0, half, busy, origin)
+        sites = np.bincount(positions // 25, minlength=bins)
+        changes = [1 + np.flatnonzero(np.diff(np.convolve(sites, kernel_of(reach), "same"))) for reach in half]
+        changed = np.unique(np.concatenate(changes)) + origin
+        assert len(changed) >= 4 * len(positions)
+        # Its block is marked, or the bin follows such a block.
+        follows = (changed % block == 0) & busy[(changed - 1) // block].astype(bool)
+        assert (busy[changed // block].astype(bool) | follows).all()
+        assert busy.sum() <= 2 * len(half) * len(positions)
+
+
+def kernel_of(reach):
+    return np.r_[0.5, np.ones(2 * reach - 1), 0.5]
+
+
+def test_many_steps_at_once_are_bit_by_bit_those_one_by_one(monkeypatch):
+    monkeypatch.setattr(chain_path, "_lowest_alike", chain_path._lowest_alike.py_func)
+    rng = np.random.default_rng(0)
+    leaps = 0
+    for case in range(400):
+        penalty = float(rng.choice([2.5, 3.0, 60.0, 1.0]))
+        step = -float(rng.choice([10 ** rng.uniform(-6, 0), 2.0**-9, 1.5 * 2.0**-53, 3 * 2.0**-54]))
+        margin = float(rng.choice([rng.uniform(-1.1, 1.5) * penalty, 1.0, penalty, -penalty, 0.0, 2.0**-40]))
+        stop = int(rng.integers(1, 3000))
+        state = (margin, 7, 9 if case % 2 else 0, 0)
+        margins, decisions = [margin], []
+        for _ in range(stop - 10):
+            decisions.append(int(margins[-1] < -penalty) + 2 * int(margins[-1] > penalty))
+            margins.append(min(max(margins[-1], -penalty), penalty) + step)
+        found = np.zeros((4, 2), int)
+        path = chain_path.pass_over.py_func(chain_path.ChainPath(*state), step, 10, max(stop, 10), penalty, found)
+        assert path.margin == margins[-1]
+        enter = [10 + b for b, decision in enumerate(decisions) if decision == 1]
+        leave = [10 + b for b, decision in enumerate(decisions) if decision == 2] or [state[2]]
+        assert path.entry == (enter[-1] if enter else 7)
+        assert path.leave == (0 if enter else leave[-1])
+        assert path.found == (1 if enter and leave[-1] else 0)
+        if path.found:
+            assert found[0].tolist() == [7, leave[-1]]
+        leaps += len(decisions)
+    assert leaps > 100_000

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_program import one_program
 
 from diffbio_sc.numerics.chains import hmm, scan, two_state
 from diffbio_sc.numerics.chains.compressed import CompressedChains, compress
 from diffbio_sc.numerics.chains.patterns import PatternKeys
+
+posterior_of, log_likelihood_of, path_of = map(one_program, (hmm.posterior, hmm.log_likelihood, hmm.viterbi))
 
 
 def chain(states, rng, sparse=False):
@@ -66,7 +69,7 @@ def stream(initial, transition, rows, posterior, block=None):
 
 def log(values):
     with np.errstate(divide="ignore"):
-        return jnp.log(jnp.asarray(values, jnp.float32))
+        return jnp.asarray(np.log(values), jnp.float32)
 
 
 # --- the whole posterior
@@ -84,7 +87,7 @@ def test_every_engine_gives_the_enumerated_posterior(states, sparse):
     rows = table[index]
     total, probability, transitions = enumerated_posterior(initial, transition, rows)
 
-    found = hmm.posterior(log(initial), log(transition), jnp.asarray(rows, jnp.float32))
+    found = posterior_of(log(initial), log(transition), jnp.asarray(rows, jnp.float32))
     np.testing.assert_allclose(found.log_likelihood, total, rtol=1e-5)
     np.testing.assert_allclose(found.probabilities, probability, atol=1e-5)
     np.testing.assert_allclose(found.transitions, transitions, atol=1e-5)
@@ -119,13 +122,13 @@ def test_sequences_and_padding_lie_side_by_side():
     padded = np.concatenate([rows, rng.normal(size=(4, 3))])
     flags = np.concatenate([starts, np.zeros(4, bool)])
     valid = np.arange(11) < 7
-    found = hmm.posterior(log(initial), log(transition), jnp.asarray(padded, jnp.float32), starts=flags, valid=valid)
+    found = posterior_of(log(initial), log(transition), jnp.asarray(padded, jnp.float32), starts=flags, valid=valid)
     np.testing.assert_allclose(found.log_likelihood, total, rtol=1e-5)
     np.testing.assert_allclose(found.probabilities[:7], probability, atol=1e-5)
     np.testing.assert_array_equal(found.probabilities[7:], 0.0)
     np.testing.assert_allclose(found.transitions, transitions, atol=1e-5)
     np.testing.assert_allclose(found.initial, probability[[0, 3, 4]].sum(0), atol=1e-5)
-    values = hmm.log_likelihood(
+    values = log_likelihood_of(
         log(initial), log(transition), jnp.asarray(padded, jnp.float32), starts=flags, valid=valid
     )
     np.testing.assert_allclose(values, total, rtol=1e-5)
@@ -140,7 +143,7 @@ def test_chunks_are_exact_whether_the_chain_forgets_or_not(stay):
     rows = 0.02 * rng.normal(size=(9000, 3))
     streamed = np.empty(rows.shape)
     result = stream(initial, transition, rows, streamed, block=777)
-    found = hmm.posterior(log(initial), log(transition), jnp.asarray(rows, jnp.float32))
+    found = posterior_of(log(initial), log(transition), jnp.asarray(rows, jnp.float32))
     np.testing.assert_allclose(found.probabilities, streamed, atol=1e-4 if stay == 1.0 else 2e-5)
     np.testing.assert_allclose(found.log_likelihood, result.log_likelihood, atol=0.02)
     np.testing.assert_allclose(found.transitions, result.transitions, rtol=1e-3, atol=0.05)
@@ -159,7 +162,7 @@ def test_long_sequences_keep_their_digits():
     posterior = np.exp(table) * share
     posterior /= posterior.sum(1, keepdims=True)
     np.testing.assert_allclose(statistics.occupancy, np.bincount(index)[:, None] * posterior, rtol=1e-8)
-    found = hmm.posterior(log(share), log(transition), jnp.asarray(table, jnp.float32)[index])
+    found = posterior_of(log(share), log(transition), jnp.asarray(table, jnp.float32)[index])
     np.testing.assert_allclose(found.probabilities[:1000], posterior[index[:1000]], atol=1e-5)
     assert abs(float(found.log_likelihood) - exact) < 0.5  # float32 holds a million to a sixteenth
 
@@ -175,7 +178,7 @@ def test_impossible_sequences_are_minus_infinity_and_never_nan():
     result = scan.forward_backward(initial, transition, lambda start, stop: table[index[start:stop]], 4)
     assert result.log_likelihood == -np.inf
     np.testing.assert_array_equal(result.transitions, 0.0)
-    found = hmm.log_likelihood(log(initial), log(transition), jnp.asarray(table[index], jnp.float32))
+    found = log_likelihood_of(log(initial), log(transition), jnp.asarray(table[index], jnp.float32))
     assert float(found) == -np.inf
     assert scan.viterbi(initial, transition, lambda start, stop: table[index[start:stop]], 4)[1] == -np.inf
 
@@ -207,12 +210,12 @@ def test_two_states_are_the_chain_of_the_peak_caller():
     initial = jnp.array([0.0, -enter])
     rows = jnp.stack([jnp.zeros(400), log_odds], 1)
     logits = two_state.switch_posterior(log_odds, enter, leave).logits
-    found = hmm.posterior(initial, transition, rows)
+    found = posterior_of(initial, transition, rows)
     np.testing.assert_allclose(found.probabilities[:, 1], jax.nn.sigmoid(logits), atol=1e-5)
-    path = hmm.viterbi(initial, transition, rows).states
+    path = path_of(initial, transition, rows).states
     margins = two_state.margins(log_odds, enter, leave)
     np.testing.assert_array_equal(np.asarray(path) == 1, np.asarray(margins) > 0)
-    cold = hmm.posterior(initial, transition, rows, temperature=0.5)
+    cold = posterior_of(initial, transition, rows, temperature=0.5)
     expected = jax.nn.sigmoid(two_state.switch_posterior(log_odds, enter, leave, 0.5).logits)
     np.testing.assert_allclose(cold.probabilities[:, 1], expected, atol=1e-5)
 
@@ -235,7 +238,7 @@ def test_viterbi_is_the_best_of_all_paths_with_ties_and_gaps(seed):
     paths, scores = enumerate_paths(initial, transition, rows, starts)
     flags = np.zeros(7, bool)
     flags[list(starts)] = True
-    found = hmm.viterbi(log(initial), log(transition), jnp.asarray(rows, jnp.float32), starts=flags)
+    found = path_of(log(initial), log(transition), jnp.asarray(rows, jnp.float32), starts=flags)
     best = scores.max()
     assert float(found.log_probability) == pytest.approx(best, rel=1e-5)
     own = scores[(paths == np.asarray(found.states)).all(1)][0]
@@ -252,7 +255,7 @@ def test_ties_go_to_the_lower_state():
     flat = np.full((3, 3), 1 / 3)
     path, _ = scan.viterbi(np.full(3, 1 / 3), flat, lambda start, stop: np.zeros((stop - start, 3)), 5)
     np.testing.assert_array_equal(path, 0)
-    np.testing.assert_array_equal(hmm.viterbi(log(np.full(3, 1 / 3)), log(flat), jnp.zeros((5, 3))).states, 0)
+    np.testing.assert_array_equal(path_of(log(np.full(3, 1 / 3)), log(flat), jnp.zeros((5, 3))).states, 0)
 
 
 # --- temperature
@@ -264,7 +267,7 @@ def test_tempered_paths_are_those_of_the_raised_probabilities(temperature):
     initial, transition = chain(3, rng, sparse=True)
     rows = rng.normal(size=(6, 3)) * 3
     total, probability, transitions = enumerated_posterior(initial, transition, rows, temperature=temperature)
-    found = hmm.posterior(log(initial), log(transition), jnp.asarray(rows, jnp.float32), temperature=temperature)
+    found = posterior_of(log(initial), log(transition), jnp.asarray(rows, jnp.float32), temperature=temperature)
     np.testing.assert_allclose(found.log_likelihood, total, rtol=1e-4)
     np.testing.assert_allclose(found.probabilities, probability, atol=2e-5)
     np.testing.assert_allclose(found.transitions, transitions, atol=5e-5)
@@ -274,8 +277,8 @@ def test_a_cold_posterior_is_the_viterbi_path():
     rng = np.random.default_rng(9)
     initial, transition = chain(4, rng)
     rows = jnp.asarray(rng.normal(size=(300, 4)), jnp.float32)
-    path = hmm.viterbi(log(initial), log(transition), rows).states
-    found = hmm.posterior(log(initial), log(transition), rows, temperature=1e-3)
+    path = path_of(log(initial), log(transition), rows).states
+    found = posterior_of(log(initial), log(transition), rows, temperature=1e-3)
     assert float(found.probabilities[jnp.arange(300), path].min()) > 0.999
 
 
@@ -303,10 +306,10 @@ def test_the_gradient_is_the_expected_statistics_and_agrees_with_finite_differen
         )
 
     def function(*inputs):
-        return hmm.log_likelihood(*inputs, starts=starts)
+        return log_likelihood_of(*inputs, starts=starts)
 
-    gradient = jax.grad(function, (0, 1, 2))(*(jnp.asarray(part, jnp.float32) for part in arguments))
-    found = hmm.posterior(*(jnp.asarray(part, jnp.float32) for part in arguments), starts=starts)
+    gradient = jax.jit(jax.grad(function, (0, 1, 2)))(*(jnp.asarray(part, jnp.float32) for part in arguments))
+    found = posterior_of(*(jnp.asarray(part, jnp.float32) for part in arguments), starts=starts)
     for one, other in zip(gradient, (found.initial, found.transitions, found.probabilities), strict=True):
         np.testing.assert_array_equal(one, other)
     for place, where in ((0, (1,)), (1, (0, 2)), (1, (2, 2)), (2, (1499, 1)), (2, (1500, 0)), (2, (2599, 2))):
@@ -326,7 +329,7 @@ def test_posteriors_have_gradients(length, temperature):
     inputs = [jnp.asarray(part, jnp.float32) for part in (np.log(initial), np.log(transition), rows)]
 
     def function(*inputs):
-        found = hmm.posterior(*inputs, temperature=temperature)
+        found = posterior_of(*inputs, temperature=temperature)
         return (found.probabilities * weight).sum() + found.transitions[0, 1] + 0.5 * found.initial[2]
 
     def exact(initial, transition, rows):  # float64, through the streamed engine
@@ -336,7 +339,7 @@ def test_posteriors_have_gradients(length, temperature):
         )
         return (probability * weight).sum() + result.transitions[0, 1] + 0.5 * result.initial[2]
 
-    gradient = jax.grad(function, (0, 1, 2))(*inputs)
+    gradient = jax.jit(jax.grad(function, (0, 1, 2)))(*inputs)
     plain = [np.log(initial), np.log(transition), rows]
     for place, where in ((0, (0,)), (1, (1, 0)), (1, (2, 2)), (2, (0, 1)), (2, (20, 2)), (2, (length - 1, 0))):
         ends = []
@@ -352,9 +355,9 @@ def test_gradients_of_impossible_transitions_are_numbers():
     rows = jnp.asarray(np.random.default_rng(12).normal(size=(30, 2)), jnp.float32)
 
     def function(rows):
-        return hmm.posterior(jnp.log(jnp.array([1.0, 0.0])), transition, rows).probabilities[:, 1].sum()
+        return posterior_of(jnp.log(jnp.array([1.0, 0.0])), transition, rows).probabilities[:, 1].sum()
 
-    assert np.isfinite(np.asarray(jax.grad(function)(rows))).all()
+    assert np.isfinite(np.asarray(jax.jit(jax.grad(function))(rows))).all()
 
 
 # --- compression

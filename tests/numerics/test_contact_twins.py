@@ -7,16 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from one_program import one_program
 
-from diffbio_sc.numerics.genome import balancing, compartments, decay, insulation, loops
-from diffbio_sc.numerics.genome.balancing_jax import balancing_weights
-from diffbio_sc.numerics.genome.bands_jax import ahead, band_of_matrix, band_of_pixels, band_product, matrix_of_band
-from diffbio_sc.numerics.genome.compartments_jax import compartment_vector, leading_vector
-from diffbio_sc.numerics.genome.decay_jax import log_decay, sums_by_distance
-from diffbio_sc.numerics.genome.insulation_jax import contrasts
+from diffbio_sc.numerics.genome import (
+    balancing,
+    balancing_jax,
+    bands_jax,
+    compartments,
+    compartments_jax,
+    decay,
+    decay_jax,
+    insulation,
+    insulation_jax,
+    loops,
+    loops_jax,
+)
+from diffbio_sc.numerics.genome.bands_jax import band_of_pixels
 from diffbio_sc.numerics.genome.loops import LoopShape
-from diffbio_sc.numerics.genome.loops_jax import loop_evidence, z_scores
 from diffbio_sc.numerics.genome.pixels import cis_rows
+
+ahead, band_of_matrix, band_product, matrix_of_band = map(
+    one_program, (bands_jax.ahead, bands_jax.band_of_matrix, bands_jax.band_product, bands_jax.matrix_of_band)
+)
+balancing_weights = one_program(balancing_jax.balancing_weights)
+compartment_vector = one_program(compartments_jax.compartment_vector)
+leading_vector = one_program(compartments_jax.leading_vector)
+log_decay, sums_by_distance = one_program(decay_jax.log_decay), one_program(decay_jax.sums_by_distance)
+contrasts = one_program(insulation_jax.contrasts)
+loop_evidence, z_scores = one_program(loops_jax.loop_evidence), one_program(loops_jax.z_scores)
 
 N, NEAREST = 90, 2
 
@@ -69,7 +87,8 @@ def expected_band(engine, dtype=np.float32):
 
 def check_gradient(function, point, size=1e-6, tolerance=1e-3, seed=0):
     """Directional derivatives along random directions against central differences."""
-    gradient = jax.grad(function)(point)
+    function = jax.jit(function)
+    gradient = jax.jit(jax.grad(function))(point)
     rng = np.random.default_rng(seed)
     for _ in range(3):
         direction = jnp.asarray(rng.normal(size=point.shape)) * (point != 0)
@@ -148,9 +167,12 @@ def test_gradient_through_the_eigenvector(contact_map, engine, x64):
 
 
 def test_gradient_near_a_tie_is_finite():
-    band = jnp.zeros((2, 40)).at[0].set(1.0).at[0, 5].set(3.0).at[0, 20].set(3.0 + 1e-6)
+    values = np.zeros((2, 40), np.float32)
+    values[0] = 1.0
+    values[0, 5], values[0, 20] = 3.0, 3.0 + 1e-6
+    band = jnp.asarray(values)
     start = jnp.ones(40)
-    gradient = jax.grad(lambda b: leading_vector(b, start)[1][3])(band)
+    gradient = jax.jit(jax.grad(lambda b: leading_vector(b, start)[1][3]))(band)
     assert np.isfinite(np.asarray(gradient)).all()
 
 

@@ -82,10 +82,11 @@ def test_implicit_gradients_equal_finite_differences(case):
         start.append(jnp.asarray(direction_rng.gamma(1.0, 1.0, counts.shape[1]), jnp.float64))
         start.append(jnp.asarray(direction_rng.gamma(1.0, 0.02, signatures.shape), jnp.float64))
 
+        @jax.jit
         def objective(counts, depth, signatures, dispersion, excess, error):
             return (regression_weights(counts, depth, signatures, dispersion, excess, error, 60, 60) * cotangent).sum()
 
-        gradients = jax.grad(objective, argnums=(0, 1, 2, 3, 4, 5))(*start)
+        gradients = jax.jit(jax.grad(objective, argnums=(0, 1, 2, 3, 4, 5)))(*start)
         for position, gradient in enumerate(gradients):
             direction = direction_rng.normal(size=start[position].shape) * np.asarray(start[position])
             if position == 0:  # counts of 0 must not become negative

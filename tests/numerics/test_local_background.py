@@ -4,8 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_program import one_program
 
 from diffbio_sc.numerics.genome import background, background_host
+
+window_mean, local_background, breadth = map(
+    one_program, (background.window_mean, background.local_background, background.breadth)
+)
 
 
 def brute_mean(values, width):
@@ -23,21 +28,21 @@ def counts():
 def test_window_means_are_those_of_a_loop(counts, width):
     expected = brute_mean(counts, width)
     np.testing.assert_allclose(background_host.window_mean(counts, width), expected, rtol=1e-12)
-    np.testing.assert_allclose(background.window_mean(jnp.float32(counts), width), expected, rtol=1e-6)
+    np.testing.assert_allclose(window_mean(jnp.float32(counts), width), expected, rtol=1e-6)
 
 
 def test_windows_lose_no_count_beside_a_pile_of_ten_million():
     """Differences of running totals in float32 would: the sum before the window is far above its counts."""
     counts = np.ones(5000, np.float32)
     counts[100] = 1e7
-    for found in (background.window_mean(jnp.asarray(counts), 50), background_host.window_mean(counts, 50)):
+    for found in (window_mean(jnp.asarray(counts), 50), background_host.window_mean(counts, 50)):
         np.testing.assert_allclose(np.asarray(found)[1000:], 1.0, rtol=1e-6)
 
 
 def test_background_is_the_largest_of_level_and_windows(counts):
     expected = np.maximum.reduce([np.full(301, counts.mean()), brute_mean(counts, 5), brute_mean(counts, 50)])
     np.testing.assert_allclose(background_host.local_background(counts, [5, 50]), expected, rtol=1e-12)
-    np.testing.assert_allclose(background.local_background(jnp.float32(counts), [5, 50]), expected, rtol=1e-5)
+    np.testing.assert_allclose(local_background(jnp.float32(counts), [5, 50]), expected, rtol=1e-5)
 
 
 def test_control_is_scaled_to_the_depth_of_the_signal(counts):
@@ -45,12 +50,12 @@ def test_control_is_scaled_to_the_depth_of_the_signal(counts):
     scale = counts.sum() / control.sum()
     expected = np.maximum(counts.mean(), scale * brute_mean(control, 20))
     np.testing.assert_allclose(background_host.local_background(counts, [20], control=control), expected, rtol=1e-12)
-    found = background.local_background(jnp.float32(counts), [20], control=jnp.float32(control))
+    found = local_background(jnp.float32(counts), [20], control=jnp.float32(control))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     given = np.maximum(0.1, 0.5 * brute_mean(control, 20))
     options = {"control_scale": 0.5, "level": 0.1}
     np.testing.assert_allclose(background_host.local_background(counts, [20], control=control, **options), given)
-    found = background.local_background(jnp.float32(counts), [20], control=jnp.float32(control), **options)
+    found = local_background(jnp.float32(counts), [20], control=jnp.float32(control), **options)
     np.testing.assert_allclose(found, given, rtol=1e-5)
 
 
@@ -72,17 +77,17 @@ def test_noise_of_a_shallow_control_is_part_of_the_background(depth):
         assert (expected > 1.02 * plain).any() or depth > 0.5
     found = background_host.local_background(signal, [20, 100], control=control, own_width=50)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    twin = background.local_background(jnp.float32(signal), [20, 100], control=jnp.float32(control), own_width=50)
+    twin = local_background(jnp.float32(signal), [20, 100], control=jnp.float32(control), own_width=50)
     np.testing.assert_allclose(twin, expected, rtol=1e-5)
 
 
 def test_empty_control_and_empty_signal_leave_the_level(counts):
     zeros = np.zeros(301)
     np.testing.assert_allclose(background_host.local_background(counts, [20], control=zeros), counts.mean())
-    found = background.local_background(jnp.float32(counts), [20], control=jnp.zeros(301))
+    found = local_background(jnp.float32(counts), [20], control=jnp.zeros(301))
     np.testing.assert_allclose(found, counts.mean(), rtol=1e-6)
     np.testing.assert_array_equal(background_host.local_background(zeros, [20]), 1e-6)
-    np.testing.assert_allclose(background.local_background(jnp.zeros(301), [20]), 1e-6)
+    np.testing.assert_allclose(local_background(jnp.zeros(301), [20]), 1e-6)
 
 
 def test_control_of_another_length_is_refused(counts):
@@ -133,7 +138,7 @@ def test_breadth_tells_domains_from_peaks_and_does_not_depend_on_depth():
     for counts, low, high in ((broad, 0.6, 1.1), (narrow, -0.4, 0.2)):
         value = background_host.breadth([counts], 25)
         assert low < value < high
-        assert float(background.breadth(jnp.float32(counts), 25)) == pytest.approx(value, abs=1e-3)
+        assert float(breadth(jnp.float32(counts), 25)) == pytest.approx(value, abs=1e-3)
         thinned = np.random.default_rng(2).binomial(counts.astype(int), 0.5).astype(float)
         assert background_host.breadth([thinned], 25) == pytest.approx(value, abs=0.1)
     contrast = background_host.level_contrast([broad], 80)
@@ -167,7 +172,7 @@ def test_both_engines_measure_breadth_and_contrast_alike(kind):
         "short": lambda: np.ones(100),
     }[kind]()
     host = background_host.breadth([counts], 25), background_host.level_contrast([counts], 80)
-    assert float(background.breadth(jnp.float32(counts), 25)) == pytest.approx(host[0], abs=2e-3)
+    assert float(breadth(jnp.float32(counts), 25)) == pytest.approx(host[0], abs=2e-3)
     assert float(background.level_contrast(jnp.float32(counts), 80)) == pytest.approx(host[1], rel=1e-3)
 
 
@@ -190,7 +195,7 @@ def test_breadth_is_a_ratio_of_covariances():
     assert background_host.breadth([counts], 25) == pytest.approx(expected, rel=1e-9)
     for track in (np.ones(3000), np.zeros(3000), counts[:100]):
         assert background_host.breadth([track], 25) == 0.0
-        assert float(background.breadth(jnp.float32(track), 25)) == 0.0
+        assert float(breadth(jnp.float32(track), 25)) == 0.0
 
 
 def test_two_levels_that_lie_close_are_one_uneven_background():

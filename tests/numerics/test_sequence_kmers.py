@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_program import one_program
 
 from diffbio_sc.genome.sequences import check_tokens, decode, encode, one_hot, one_strand, reverse_complement
 from diffbio_sc.numerics.ranking import auroc
@@ -85,7 +86,7 @@ def test_products_are_those_of_the_dense_table(tokens):
 
 @pytest.mark.parametrize("patterns", [[(0, 1, 2, 3, 4, 5)], [kmers.mirrored(3, 2), (0, 3, 6)], [(0,)]])
 def test_jax_counts_are_those_of_the_host(tokens, patterns):
-    found = log_counts(jnp.asarray(one_hot(tokens)), patterns)
+    found = one_program(log_counts)(jnp.asarray(one_hot(tokens)), patterns)
     np.testing.assert_allclose(found, kmers.dense(kmers.kmer_rows(tokens, patterns)), atol=1e-6)
 
 
@@ -115,9 +116,9 @@ def test_motif_scores_are_the_best_over_places_and_strands(tokens):
                     score = sum(motif[i, strand[place + i]] for i in range(len(motif)) if strand[place + i] < 4)
                     best = max(best, score)
             assert found[row, column] == pytest.approx(best, abs=1e-4)
-    np.testing.assert_allclose(soft_best_scores(jnp.asarray(one_hot(tokens)), motifs), found, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(soft_best_scores)(jnp.asarray(one_hot(tokens)), motifs), found, atol=1e-4)
     np.testing.assert_allclose(best_scores(reverse_complement(tokens), motifs), found, atol=1e-5)
-    slope = jax.grad(lambda x: soft_best_scores(x, motifs[:1]).sum())(jnp.asarray(one_hot(tokens)[:1]))
+    slope = jax.jit(jax.grad(lambda x: soft_best_scores(x, motifs[:1]).sum()))(jnp.asarray(one_hot(tokens)[:1]))
     assert np.isfinite(slope).all()
     assert (np.asarray(slope) != 0).any(2).sum() == 4  # one place of the motif
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_program import one_program
 from scipy.integrate import quad
 from scipy.stats import norm
 
@@ -100,7 +101,7 @@ def test_asked_share_of_the_lost_sum_is_kept(kept):
     np.testing.assert_allclose(spike_and_slab(estimate, deviation, *prior, pull).mean.sum(1), wanted, rtol=1e-4)
     assert (pull >= 0).all()
     assert (total - alone > 0.1).any()
-    as_jax = pull_to_sum(*(jnp.asarray(part, jnp.float32) for part in (estimate, deviation, *prior)), kept)
+    as_jax = one_program(pull_to_sum)(*(jnp.asarray(part, jnp.float32) for part in (estimate, deviation, *prior)), kept)
     np.testing.assert_allclose(as_jax, pull, rtol=2e-2, atol=2e-2)
 
 
@@ -111,11 +112,12 @@ def test_gradient_of_the_pull_is_that_of_the_exact_solution():
         parts = [jnp.asarray(part, jnp.float64) for part in (estimate, deviation, *prior)]
         direction = np.random.default_rng(1).normal(size=estimate.shape)
 
+        @jax.jit
         def objective(estimate):
             pull = pull_to_sum(estimate, *parts[1:], 0.7)
             return (spike_and_slab(estimate, *parts[1:], pull).mean * direction).sum()
 
-        found = float((jax.grad(objective)(parts[0]) * direction).sum())
+        found = float((jax.jit(jax.grad(objective))(parts[0]) * direction).sum())
         moved = [float(objective(parts[0] + sign * 1e-6 * direction)) for sign in (1, -1)]
     assert found == pytest.approx((moved[0] - moved[1]) / 2e-6, rel=1e-4)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from flax import nnx
+from one_program import one_program
 from scipy.special import expit
 
 from diffbio_sc.numerics.genome.binarization import presence_thresholds
@@ -43,7 +44,7 @@ def test_untrained_calls_are_those_of_pp_binarize(slope):
     adata = anndata.AnnData(COUNTS, obs=obs, var=pd.DataFrame(index=list("abc")))
     binary = dbio.pp.binarize(adata, copy=True)
     expected = np.asarray(binary.layers["binary"] if "binary" in binary.layers else binary.X)
-    found = np.asarray(make(slope=slope)({"mark_counts": COUNTS})["histone_marks"])
+    found = np.asarray(one_program(make(slope=slope))({"mark_counts": COUNTS})["histone_marks"])
     np.testing.assert_array_equal(found > 0.5, expected > 0)
     if slope > 100:
         np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -95,13 +96,14 @@ def test_the_loss_bounds_the_likelihood_of_the_mixture_and_fit_brings_them_toget
 def test_missing_counts_and_rows_of_their_own():
     holes = COUNTS.copy()
     holes[50:60, 1] = np.nan
-    result = make()({"mark_counts": holes})
+    outputs = one_program(make())
+    result = outputs({"mark_counts": holes})
     assert np.isnan(result["histone_marks"][50:60, 1]).all()
-    alone = make()({"mark_counts": np.delete(COUNTS, np.s_[50:60], axis=0)})
+    alone = outputs({"mark_counts": np.delete(COUNTS, np.s_[50:60], axis=0)})
     np.testing.assert_allclose(result["histone_marks"][:50, 1], alone["histone_marks"][:50, 1], rtol=1e-5)
-    both = make()({"mark_counts": np.stack([COUNTS, 3 * COUNTS])})
+    both = outputs({"mark_counts": np.stack([COUNTS, 3 * COUNTS])})
     for row, counts in enumerate((COUNTS, 3 * COUNTS)):
-        one = make()({"mark_counts": counts})
+        one = outputs({"mark_counts": counts})
         for name, values in one.items():
             np.testing.assert_allclose(both[name][row], values, rtol=1e-5, err_msg=name)
     with pytest.raises(ValueError, match="finite and not negative, found -1"):

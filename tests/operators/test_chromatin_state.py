@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from one_program import one_program
 
 from diffbio_sc.operators import epigenomics
 from diffbio_sc.operators.epigenomics import ChromatinStateAnnotator, ChromatinStateConfig
@@ -37,10 +38,9 @@ def leaves(module):
 
 def test_e1_the_operator_is_importable_and_differentiable():
     assert {"ChromatinStateAnnotator", "ChromatinStateConfig"} <= set(epigenomics.__all__)
-    gradient = nnx.grad(
-        lambda one: one.apply({"histone_marks": values("bernoulli", (20, 2))}, {}, None)[0]["state_probabilities"][
-            :, 0
-        ].sum()
+    marks = values("bernoulli", (20, 2))
+    gradient = nnx.jit(
+        nnx.grad(lambda one: one.apply({"histone_marks": marks}, {}, None)[0]["state_probabilities"][:, 0].sum())
     )(annotator())
     assert all(np.abs(leaf).max() > 0 for leaf in leaves(gradient).values())
 
@@ -110,7 +110,7 @@ def test_e20_transition_emission_and_initial_are_learned_and_readable(kind):
 def test_e23_scaled_recursions_are_stable_with_finite_gradients_over_a_million_bins():
     operator = annotator()
     marks = jnp.asarray(values("bernoulli", (1_000_000, 2)))
-    gradient = nnx.grad(lambda one: one.loss({"histone_marks": marks}))(operator)
+    gradient = nnx.jit(nnx.grad(lambda one: one.loss({"histone_marks": marks})))(operator)
     for name, leaf in leaves(gradient).items():
         assert np.isfinite(leaf).all(), name
         assert np.abs(leaf).max() > 1e-9, name
@@ -148,7 +148,7 @@ def test_m25_jit_gradients_of_every_leaf_and_pass_through(kind):
         lambda one: one.loss(arrays),
         lambda one: (one.apply(arrays, {}, None)[0]["state_probabilities"][..., 0] ** 2).sum(),
     ):
-        for name, leaf in leaves(nnx.grad(loss)(operator)).items():
+        for name, leaf in leaves(nnx.jit(nnx.grad(loss))(operator)).items():
             assert np.isfinite(leaf).all(), name
             # Shares of two marks lie on a line, and shifts act on both cell types: every leaf moves something.
             assert np.abs(leaf).max() > 0, name
@@ -195,20 +195,21 @@ def test_missing_marks_say_nothing():
 
 def test_sequences_may_follow_each_other_or_be_padded():
     operator = annotator()
+    outputs = one_program(operator)
     first, second = values("bernoulli", (12, 2), seed=7), values("bernoulli", (8, 2), seed=8)
-    alone = [operator.apply({"histone_marks": part}, {}, None)[0] for part in (first, second)]
+    alone = [outputs({"histone_marks": part}) for part in (first, second)]
     starts = np.zeros(20, bool)
     starts[12] = True
-    joined = operator.apply({"histone_marks": np.concatenate([first, second]), "sequence_start": starts}, {}, None)[0]
+    joined = outputs({"histone_marks": np.concatenate([first, second]), "sequence_start": starts})
     np.testing.assert_allclose(joined["state_posteriors"][12:], alone[1]["state_posteriors"], atol=1e-6)
     total = sum(float(one["log_likelihood"]) for one in alone)
     assert float(joined["log_likelihood"]) == pytest.approx(total, rel=1e-5)
     padded = np.stack([first, np.pad(second, ((0, 4), (0, 0)), constant_values=1.0)])
-    batch = operator.apply({"histone_marks": padded, "length": np.array([12, 8])}, {}, None)[0]
+    batch = outputs({"histone_marks": padded, "length": np.array([12, 8])})
     np.testing.assert_allclose(batch["log_likelihood"], [one["log_likelihood"] for one in alone], rtol=1e-5)
     np.testing.assert_array_equal(batch["viterbi_path"][1, 8:], -1)
     np.testing.assert_array_equal(batch["viterbi_path"][1, :8], alone[1]["viterbi_path"])
-    loss = operator.loss({"histone_marks": padded, "length": np.array([12, 8])})
+    loss = one_program(operator.loss)({"histone_marks": padded, "length": np.array([12, 8])})
     assert float(loss) == pytest.approx(-total / 20, rel=1e-5)
     report = operator.fit({"histone_marks": padded, "length": np.array([12, 8])}, max_steps=3)
     assert report.steps > 0
@@ -275,7 +276,7 @@ def test_em_and_gradient_descent_agree_and_em_is_the_maximum():
     assert em.history["loss"][-1] <= gradient.history["loss"][-1] + 1e-5
     assert float(by_gradient.loss(data)) == pytest.approx(em.history["loss"][-1], abs=2e-4)
     # At the maximum the gradient is nothing.
-    slopes = leaves(nnx.grad(lambda one: one.loss(data))(by_em))
+    slopes = leaves(nnx.jit(nnx.grad(lambda one: one.loss(data)))(by_em))
     assert all(np.abs(slopes[name]).max() < 2e-4 for name in slopes if "initial" not in name)
 
 

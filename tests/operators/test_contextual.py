@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from flax import nnx
+from one_program import one_program
 
 import diffbio_sc.operators.epigenomics as epigenomics
 from diffbio_sc.operators import NotFittedWarning
@@ -29,6 +31,11 @@ SMALL = {
 # Compiling is what these tests cost: one block where a second would show nothing more.
 ONE_BLOCK = {"num_layers": 1}
 BATCH, LENGTH = 3, 16
+
+
+outputs = one_program(lambda operator, data: operator(data))
+loss_of = one_program(lambda operator, data: operator.loss(data))
+terms_of = one_program(compute_contextual_epigenomics_loss)
 
 
 def draw(*shape, seed=0):
@@ -59,7 +66,10 @@ def trained(seed=0, **settings):
     operator = ContextualEpigenomicsOperator(ContextualEpigenomicsConfig(**{**SMALL, **settings}), rngs=nnx.Rngs(seed))
     state, draws = nnx.state(operator, nnx.Param), np.random.default_rng(seed + 1)
     nnx.update(
-        operator, jax.tree.map(lambda leaf: leaf + 0.3 * draws.normal(size=leaf.shape).astype(np.float32), state)
+        operator,
+        jax.tree.map(
+            lambda leaf: jnp.asarray(np.asarray(leaf) + 0.3 * draws.normal(size=leaf.shape).astype(np.float32)), state
+        ),
     )
     operator.mark_fitted()
     return operator
@@ -140,18 +150,22 @@ def test_E2_three_ablations_are_flags_of_one_class():
     assert blind.context is None
     assert blind.contact_head is None
     np.testing.assert_array_equal(
-        blind(data)["logits"], blind({"sequence": data["sequence"]})["logits"], err_msg="context and contacts unread"
+        outputs(blind, data)["logits"],
+        outputs(blind, {"sequence": data["sequence"]})["logits"],
+        err_msg="context and contacts unread",
     )
     seeing = trained()
     other = {**data, "tf_context": data["tf_context"][::-1]}
-    assert np.abs(seeing(data)["logits"] - seeing(other)["logits"]).max() > 0.1
+    assert np.abs(outputs(seeing, data)["logits"] - outputs(seeing, other)["logits"]).max() > 0.1
     # Guidance is a term of the loss: the contacts change no prediction.
     guided = trained(**GUIDED)
     other = {**data, "chromatin_contacts": symmetric(seed=9)}
-    np.testing.assert_array_equal(guided(data)["logits"], guided(other)["logits"])
-    assert float(guided.loss(data)) != float(guided.loss(other))
+    np.testing.assert_array_equal(outputs(guided, data)["logits"], outputs(guided, other)["logits"])
+    assert float(loss_of(guided, data)) != float(loss_of(guided, other))
     assert (
-        float(trained(**GUIDED)(data)["chromatin_guidance_loss"]) > 0 == float(seeing(data)["chromatin_guidance_loss"])
+        float(outputs(trained(**GUIDED), data)["chromatin_guidance_loss"])
+        > 0
+        == float(outputs(seeing, data)["chromatin_guidance_loss"])
     )
 
 
@@ -187,13 +201,13 @@ def test_E4_one_sequence_is_a_batch_of_one(variant):
     mask = np.ones((BATCH, LENGTH))
     mask[1, 12:] = 0
     data = {**data, "sequence_mask": mask}
-    whole, one = operator(data), operator({key: value[1] for key, value in data.items()})
+    whole, one = outputs(operator, data), outputs(operator, {key: value[1] for key, value in data.items()})
     assert set(whole) == set(one)
     for key in set(whole) - {"chromatin_guidance_loss"}:
         np.testing.assert_allclose(one[key], whole[key][1], rtol=1e-6, atol=2e-6, err_msg=key)
-    single = operator.loss({key: value[1] for key, value in data.items()})
+    single = loss_of(operator, {key: value[1] for key, value in data.items()})
     assert float(single) == pytest.approx(
-        float(operator.loss({key: value[1:2] for key, value in data.items()})), rel=1e-5
+        float(loss_of(operator, {key: value[1:2] for key, value in data.items()})), rel=1e-5
     )
 
 
@@ -210,10 +224,10 @@ def test_E4_what_is_masked_changes_nothing(variant):
     other["chromatin_contacts"][hidden] = 0.7
     other["chromatin_contacts"].swapaxes(1, 2)[hidden] = np.nan
     data, other = ({**one, "sequence_mask": mask} for one in (data, other))
-    found, expected = operator(other), operator(data)
+    found, expected = outputs(operator, other), outputs(operator, data)
     for key in set(found) - {"contact_logits"}:
         np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
-    found, expected = (compute_contextual_epigenomics_loss(operator, one) for one in (other, data))
+    found, expected = (terms_of(operator, one) for one in (other, data))
     for key, value in expected.items():
         np.testing.assert_array_equal(found[key], value, err_msg=key)
 
@@ -229,12 +243,12 @@ def test_a_padded_tail_changes_no_logit(variant):
         "chromatin_contacts": np.pad(data["chromatin_contacts"], ((0, 0), (0, tokens), (0, tokens))),
         "targets": np.pad(data["targets"], ((0, 0), (0, tokens)), constant_values=1.0),
     }
-    found, expected = operator(padded), operator(data)
+    found, expected = outputs(operator, padded), outputs(operator, data)
     number = LENGTH // width
     np.testing.assert_allclose(found["logits"][:, :number], expected["logits"], atol=1e-5)
     np.testing.assert_allclose(found["embeddings"], expected["embeddings"], atol=1e-5)
     np.testing.assert_array_equal(found["logits"][:, number:], 0.0)
-    assert float(operator.loss(padded)) == pytest.approx(float(operator.loss(data)), rel=1e-5), name
+    assert float(loss_of(operator, padded)) == pytest.approx(float(loss_of(operator, data)), rel=1e-5), name
 
 
 def test_both_strands_give_the_same_prediction(variant):
@@ -244,7 +258,7 @@ def test_both_strands_give_the_same_prediction(variant):
         "sequence": data["sequence"][:, ::-1, ::-1],
         "chromatin_contacts": data["chromatin_contacts"][:, ::-1, ::-1],
     }
-    found, expected = operator(other), operator(data)
+    found, expected = outputs(operator, other), outputs(operator, data)
     np.testing.assert_allclose(found["logits"][:, ::-1], expected["logits"], atol=1e-5)
     np.testing.assert_allclose(found["token_embeddings"][:, ::-1], expected["token_embeddings"], atol=1e-5)
     if "contact_logits" in found:
@@ -252,7 +266,7 @@ def test_both_strands_give_the_same_prediction(variant):
     # The strands do differ until they are averaged: orientation is seen.
     one = ContextualEpigenomicsOperator(dataclasses.replace(operator.config, average_strands=False), rngs=nnx.Rngs(0))
     nnx.update(one, nnx.state(operator))
-    assert np.abs(one(other)["logits"][:, ::-1] - one(data)["logits"]).max() > 1e-2
+    assert np.abs(outputs(one, other)["logits"][:, ::-1] - outputs(one, data)["logits"]).max() > 1e-2
 
 
 def test_prediction_is_the_mean_over_strands():
@@ -260,8 +274,8 @@ def test_prediction_is_the_mean_over_strands():
     one = ContextualEpigenomicsOperator(dataclasses.replace(operator.config, average_strands=False), rngs=nnx.Rngs(0))
     nnx.update(one, nnx.state(operator))
     other = {**data, "sequence": data["sequence"][:, ::-1, ::-1]}
-    expected = (one(data)["logits"] + one(other)["logits"][:, ::-1]) / 2
-    np.testing.assert_allclose(operator(data)["logits"], expected, atol=1e-6)
+    expected = (outputs(one, data)["logits"] + outputs(one, other)["logits"][:, ::-1]) / 2
+    np.testing.assert_allclose(outputs(operator, data)["logits"], expected, atol=1e-6)
 
 
 def test_E6_outputs_have_the_shapes_of_the_page():
@@ -281,7 +295,7 @@ def test_E7_losses_are_those_of_their_formulas():
     data["sequence_mask"][0, 9:] = 0
     seen = data["sequence_mask"] > 0
     operator = trained(**GUIDED, chromatin_guidance_weight=0.7)
-    result, losses = operator(data), compute_contextual_epigenomics_loss(operator, data)
+    result, losses = outputs(operator, data), terms_of(operator, data)
     p = 1 / (1 + np.exp(-np.asarray(result["logits"], np.float64)))
     expected = -(data["targets"] * np.log(p) + (1 - data["targets"]) * np.log(1 - p))[seen].mean()
     assert float(losses["supervised"]) == pytest.approx(expected, rel=1e-5)
@@ -374,26 +388,26 @@ def test_M25_jit_vmap_and_gradients_in_the_sequence():
 def test_contexts_of_a_batch_may_be_one_several_or_shared():
     operator, data = trained(**ONE_BLOCK), inputs()
     contexts = draw(4, 3, seed=5)
-    shared = operator({**data, "tf_context": contexts[None]})["logits"]
+    shared = outputs(operator, {**data, "tf_context": contexts[None]})["logits"]
     assert shared.shape == (BATCH, 4, LENGTH)
-    listed = operator({**data, "tf_context": list(contexts)})["logits"]
-    several = operator({**data, "tf_context": np.stack([contexts] * BATCH)})["logits"]
+    listed = outputs(operator, {**data, "tf_context": list(contexts)})["logits"]
+    several = outputs(operator, {**data, "tf_context": np.stack([contexts] * BATCH)})["logits"]
     np.testing.assert_array_equal(listed, shared)
     np.testing.assert_allclose(several, shared, atol=1e-6)
     for number, context in enumerate(contexts):
-        one = operator({**data, "tf_context": np.stack([context] * BATCH)})["logits"]
+        one = outputs(operator, {**data, "tf_context": np.stack([context] * BATCH)})["logits"]
         np.testing.assert_allclose(one, shared[:, number], atol=2e-6)
-    alone = operator({"sequence": data["sequence"][0], "tf_context": contexts})["logits"]
+    alone = outputs(operator, {"sequence": data["sequence"][0], "tf_context": contexts})["logits"]
     np.testing.assert_allclose(alone, shared[0], atol=2e-6)
     targets = (draw(BATCH, 4, LENGTH, seed=6) > 0).astype(np.float32)
-    loss = operator.loss({**data, "tf_context": contexts[None], "targets": targets})
+    loss = loss_of(operator, {**data, "tf_context": contexts[None], "targets": targets})
     expected = np.mean(np.log1p(np.exp(shared)) - targets * shared)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     # Without contexts one prediction serves all of them.
     blind = trained(use_tf_context=False, **ONE_BLOCK)
-    logits = blind(data)["logits"][:, None]
+    logits = outputs(blind, data)["logits"][:, None]
     expected = np.mean(np.log1p(np.exp(logits)) - targets * logits)
-    assert float(blind.loss({**data, "targets": targets})) == pytest.approx(float(expected), rel=1e-5)
+    assert float(loss_of(blind, {**data, "targets": targets})) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_fourteen_contexts_cost_at_most_1_3_times_one():
@@ -436,19 +450,19 @@ def test_attention_is_that_of_a_plain_loop():
 @pytest.mark.parametrize("tokens", [10, 12, 23])
 @pytest.mark.parametrize("biased", [False, True])
 def test_attention_in_blocks_is_attention(tokens, biased):
-    query, key, value = (jnp.asarray(draw(2, tokens, 2, 4, seed=seed)) for seed in range(3))
-    mask = jnp.asarray(np.random.default_rng(0).random((2, tokens)) > 0.2)
-    bias = jnp.asarray(draw(2, 2, tokens, tokens, seed=3)) if biased else None
+    query, key, value = (draw(2, tokens, 2, 4, seed=seed) for seed in range(3))
+    mask = np.random.default_rng(0).random((2, tokens)) > 0.2
+    bias = draw(2, 2, tokens, tokens, seed=3) if biased else None
     near = np.abs(np.subtract.outer(np.arange(tokens), np.arange(tokens))) < 3
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) / 2.0 + (0.0 if bias is None else bias)
-    by_offset = jnp.asarray(draw(2, 5, seed=4))
+    logits = np.einsum("bqhd,bkhd->bhqk", query, key) / 2.0 + (0.0 if bias is None else bias)
+    by_offset = draw(2, 5, seed=4)
     offset = np.arange(tokens) - np.arange(tokens)[:, None]
     logits = logits + by_offset[:, np.clip(offset, -2, 2) + 2]
-    logits = jnp.where(mask[:, None, None] & near, logits, -1e30)
-    expected = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(logits), value)
+    logits = np.where(mask[:, None, None] & near, logits, -1e30)
+    expected = np.einsum("bhqk,bkhd->bqhd", scipy.special.softmax(logits, -1), value)
     found = jax.jit(attend, static_argnums=5)(query, key, value, mask, bias, 3, by_offset)
-    some = np.asarray((mask[:, None] & near).any(2))
-    np.testing.assert_allclose(np.asarray(found)[some], np.asarray(expected)[some], rtol=1e-5, atol=1e-6)
+    some = (mask[:, None] & near).any(2)
+    np.testing.assert_allclose(np.asarray(found)[some], expected[some], rtol=1e-5, atol=1e-6)
 
 
 def test_rotated_products_depend_on_the_distance_alone():
@@ -524,21 +538,22 @@ def test_filters_can_be_motifs():
 
 def test_dropout_and_random_strands_act_in_training_alone():
     operator, data = trained(dropout_rate=0.5, **ONE_BLOCK), inputs()
-    np.testing.assert_array_equal(operator(data)["logits"], operator(data)["logits"])
+    logits = nnx.jit(lambda operator, data: operator(data)["logits"])
+    np.testing.assert_array_equal(logits(operator, data), logits(operator, data))
     operator.train()
-    first, second = operator(data)["logits"], operator(data)["logits"]
+    first, second = logits(operator, data), logits(operator, data)
     assert np.abs(first - second).max() > 0.1
     operator.eval()
     still = trained(dropout_rate=0.0, **ONE_BLOCK)
-    np.testing.assert_array_equal(operator(data)["logits"], still(data)["logits"])
+    np.testing.assert_array_equal(logits(operator, data), logits(still, data))
     # Without dropout a training pass reads one strand or the other of each sequence.
     still.train()
-    passes = np.stack([still(data)["logits"][0] for _ in range(12)])
+    passes = np.stack([logits(still, data)[0] for _ in range(12)])
     one = ContextualEpigenomicsOperator(dataclasses.replace(still.config, average_strands=False), rngs=nnx.Rngs(0))
     nnx.update(one, nnx.state(still))
     one.eval()
-    forward = one(data)["logits"][0]
-    backward = one({**data, "sequence": data["sequence"][:, ::-1, ::-1]})["logits"][0, ::-1]
+    forward = logits(one, data)[0]
+    backward = logits(one, {**data, "sequence": data["sequence"][:, ::-1, ::-1]})[0, ::-1]
     near = [[np.abs(found - strand).max() < 1e-4 for strand in (forward, backward)] for found in passes]
     assert all(any(pair) for pair in near)
     assert np.any(near, axis=0).all()
@@ -614,9 +629,9 @@ def test_without_a_start_an_initialised_operator_predicts_the_base_rate():
 
 def test_training_follows_the_weights_of_samples():
     operator, data = trained(**GUIDED), inputs()
-    weighted = operator.loss({**data, "sample_weight": np.array([0.0, 2.0, 2.0])})
+    weighted = loss_of(operator, {**data, "sample_weight": np.array([0.0, 2.0, 2.0])})
     assert float(weighted) == pytest.approx(
-        float(operator.loss({key: value[1:] for key, value in data.items()})), rel=1e-5
+        float(loss_of(operator, {key: value[1:] for key, value in data.items()})), rel=1e-5
     )
 
 

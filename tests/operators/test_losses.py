@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from jax.test_util import check_grads
+from one_program import one_program
 from scipy.special import expit
 
 from diffbio_sc.operators import losses
@@ -19,7 +20,7 @@ MEAN = jnp.asarray(RNG.gamma(2.0, 1.5, (6, 5)), jnp.float32)
 
 
 def differentiates(function, *arguments):
-    check_grads(function, arguments, order=1, modes=["rev"], atol=2e-3, rtol=2e-3, eps=1e-2)
+    check_grads(jax.jit(function), arguments, order=1, modes=["rev"], atol=2e-3, rtol=2e-3, eps=1e-2)
 
 
 def test_entropy_is_that_of_scipy_and_finite_at_a_probability_of_zero():
@@ -86,6 +87,7 @@ def test_chromatin_guidance_is_the_brute_force_mean_over_pairs():
     contacts = (contacts + contacts.swapaxes(1, 2)) / 2
     mask = np.ones((2, 6), bool)
     mask[0, 4:] = False
+    guidance = one_program(losses.chromatin_guidance)
     h = np.asarray(embeddings, np.float64)
     terms = []
     for b in range(2):
@@ -94,10 +96,8 @@ def test_chromatin_guidance_is_the_brute_force_mean_over_pairs():
                 if i != j and mask[b, i] and mask[b, j]:
                     cosine = h[b, i] @ h[b, j] / np.linalg.norm(h[b, i]) / np.linalg.norm(h[b, j])
                     terms.append(((1 + cosine) / 2 - contacts[b, i, j]) ** 2)
-    np.testing.assert_allclose(losses.chromatin_guidance(embeddings, contacts, mask), np.mean(terms), rtol=1e-5)
-    np.testing.assert_allclose(
-        losses.chromatin_guidance(embeddings[1], contacts[1]), losses.chromatin_guidance(embeddings[1:], contacts[1:])
-    )
+    np.testing.assert_allclose(guidance(embeddings, contacts, mask), np.mean(terms), rtol=1e-5)
+    np.testing.assert_allclose(guidance(embeddings[1], contacts[1]), guidance(embeddings[1:], contacts[1:]))
     differentiates(lambda tokens: losses.chromatin_guidance(tokens, contacts, mask), embeddings)
 
 
@@ -113,6 +113,7 @@ def test_balanced_loss_is_the_weighted_sum_and_its_weights_descend_the_imbalance
     values, norms, initial = np.array([2.0, 0.5, 1.0]), np.array([4.0, 0.2, 1.0]), np.array([4.0, 0.6, 1.0])
     log_weights = np.array([0.2, -0.1, 0.0])
 
+    @jax.jit
     def total(losses_now, log_weights):
         return losses.balanced_loss(
             losses_now, jnp.asarray(norms, jnp.float32), log_weights, initial_losses=jnp.asarray(initial), alpha=alpha
@@ -121,7 +122,7 @@ def test_balanced_loss_is_the_weighted_sum_and_its_weights_descend_the_imbalance
     weights = 3 * np.exp(log_weights) / np.exp(log_weights).sum()
     arguments = jnp.asarray(values, jnp.float32), jnp.asarray(log_weights, jnp.float32)
     np.testing.assert_allclose(total(*arguments), (weights * values).sum(), rtol=1e-6)
-    by_losses, by_weights = jax.grad(total, (0, 1))(*arguments)
+    by_losses, by_weights = jax.jit(jax.grad(total, (0, 1)))(*arguments)
     np.testing.assert_allclose(by_losses, weights, rtol=1e-6)
     _, target = imbalance(log_weights, values, norms, initial, alpha)
     expected = []

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from one_program import one_program
 
 from diffbio_sc.operators import Operator, OperatorConfig, Pipeline
 from diffbio_sc.operators.epigenomics import (
@@ -253,8 +254,8 @@ def test_gradients_of_spots_reach_the_encoders_and_decoder_of_cells_as_finite_di
 def test_outputs_and_loss_are_those_of_the_steps_by_hand():
     pipeline, data = of_peaks(), {**TRACK, "labels": np.zeros((1, 80), np.float32)}
     smooth, peaks = pipeline.steps["smooth"], pipeline.steps["peaks"]
-    smoothed = smooth(data)["smoothed_coverage"]
-    expected = peaks({"signal": smoothed})
+    smoothed = one_program(smooth)(data)["smoothed_coverage"]
+    expected = one_program(peaks)({"signal": smoothed})
     result, state, metadata = pipeline.apply({**data, "note": 7}, {"a": 1}, "m")
     np.testing.assert_array_equal(result["smoothed_coverage"], smoothed)
     np.testing.assert_array_equal(result["peak_scores"], expected["peak_scores"])
@@ -268,11 +269,11 @@ def test_outputs_and_loss_are_those_of_the_steps_by_hand():
 def test_the_loss_is_the_weighted_sum_of_steps_and_means_of_outputs():
     pipeline, data = of_states(), {"mark_counts": COUNTS}
     presence, chain = pipeline.steps["presence"], pipeline.steps["chain"]
-    found = presence(data)
-    terms = pipeline.loss_terms(data)
-    np.testing.assert_allclose(terms["chain"], chain.loss(found), rtol=1e-6)
+    found = one_program(presence)(data)
+    terms = one_program(pipeline.loss_terms)(data)
+    np.testing.assert_allclose(terms["chain"], one_program(chain.loss)(found), rtol=1e-6)
     np.testing.assert_allclose(terms["presence_bound"], found["presence_bound"].mean(), rtol=1e-6)
-    np.testing.assert_allclose(pipeline.loss(data), terms["chain"] - terms["presence_bound"], rtol=1e-6)
+    np.testing.assert_allclose(one_program(pipeline.loss)(data), terms["chain"] - terms["presence_bound"], rtol=1e-6)
 
 
 def exact_log_likelihood(pipeline, counts):
@@ -303,9 +304,10 @@ def exact_log_likelihood(pipeline, counts):
 def test_the_loss_of_soft_presence_and_states_bounds_the_exact_likelihood_of_the_counts():
     pipeline, counts = of_states(), COUNTS[9:15]
     exact = exact_log_likelihood(pipeline, counts)
-    assert -len(counts) * float(pipeline.loss({"mark_counts": counts})) < exact
+    assert -len(counts) * float(one_program(pipeline.loss)({"mark_counts": counts})) < exact
     pipeline.fit({"mark_counts": counts}, max_epochs=150, learning_rate=0.05)
-    exact, bound = exact_log_likelihood(pipeline, counts), -len(counts) * float(pipeline.loss({"mark_counts": counts}))
+    exact = exact_log_likelihood(pipeline, counts)
+    bound = -len(counts) * float(one_program(pipeline.loss)({"mark_counts": counts}))
     assert exact - 1.0 < bound < exact
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from one_program import one_program
 
 from diffbio_sc.genome.sequences import one_hot, reverse_complement
 from diffbio_sc.numerics.linear.design import Design
@@ -65,14 +66,14 @@ def test_the_linear_start_is_its_engine_on_hard_sequences(ridge, tokens):
         kmers.kmer_rows(tokens, PATTERNS), best_scores(tokens, [np.asarray(motif[...]) for motif in ridge.motifs])
     )
     expected = design.products(np.asarray(ridge.weights[...])) + np.asarray(ridge.intercept[...])
-    sequence = jnp.asarray(one_hot(tokens))
-    np.testing.assert_allclose(ridge(sequence), expected, atol=1e-4)
-    np.testing.assert_allclose(ridge(jnp.asarray(one_hot(reverse_complement(tokens)))), expected, atol=1e-4)
-    parts = ridge(sequence, n_tokens=3)
-    np.testing.assert_allclose(parts[:, 1], ridge(sequence[:, 8:16]), atol=1e-5)
-    wide = ridge(sequence, n_tokens=3, reach=4)
-    np.testing.assert_allclose(wide[:, 1], ridge(sequence[:, 4:20]), atol=1e-5)
-    np.testing.assert_allclose(wide[:, 0], ridge(jnp.pad(sequence[:, :12], ((0, 0), (4, 0), (0, 0)))), atol=1e-5)
+    sequence, values = jnp.asarray(one_hot(tokens)), one_program(ridge)
+    np.testing.assert_allclose(values(sequence), expected, atol=1e-4)
+    np.testing.assert_allclose(values(jnp.asarray(one_hot(reverse_complement(tokens)))), expected, atol=1e-4)
+    parts = values(sequence, n_tokens=3)
+    np.testing.assert_allclose(parts[:, 1], values(sequence[:, 8:16]), atol=1e-5)
+    wide = values(sequence, n_tokens=3, reach=4)
+    np.testing.assert_allclose(wide[:, 1], values(sequence[:, 4:20]), atol=1e-5)
+    np.testing.assert_allclose(wide[:, 0], values(jnp.pad(sequence[:, :12], ((0, 0), (4, 0), (0, 0)))), atol=1e-5)
     with pytest.raises(ValueError, match="n_tokens must divide the 24 bases"):
         ridge(sequence, n_tokens=5)
     with pytest.raises(ValueError, match="weights must have .* rows"):
@@ -90,20 +91,21 @@ def test_gradients_of_the_linear_start_are_differences(ridge):
     sequence = jnp.asarray(near.astype(np.float32))
     weights = rng.normal(size=(2, 3)).astype(np.float32)
 
+    @jax.jit
     def of_sequence(values):
-        return float((ridge(values) * weights).sum())
+        return (ridge(values) * weights).sum()
 
-    slope = jax.grad(lambda values: (ridge(values) * weights).sum())(sequence)
+    slope = jax.jit(jax.grad(of_sequence))(sequence)
     for seed in range(3):
         direction = jnp.asarray(np.random.default_rng(seed).normal(size=sequence.shape).astype(np.float32))
         assert float((slope * direction).sum()) == pytest.approx(
-            directional(of_sequence, sequence, direction, 1e-3), rel=1e-2, abs=1e-2
+            float(directional(of_sequence, sequence, direction, 1e-3)), rel=1e-2, abs=1e-2
         )
     graph, state = nnx.split(ridge)
-    slopes = jax.grad(lambda state: (nnx.merge(graph, state)(sequence) * weights).sum())(state)
+    slopes = jax.jit(jax.grad(lambda state: (nnx.merge(graph, state)(sequence) * weights).sum()))(state)
     np.testing.assert_allclose(slopes["intercept"][...], weights.sum(0), rtol=1e-5)
     np.testing.assert_allclose(
-        slopes["weights"][...], np.asarray(ridge.features(sequence)).T @ weights, rtol=1e-4, atol=1e-5
+        slopes["weights"][...], np.asarray(one_program(ridge.features)(sequence)).T @ weights, rtol=1e-4, atol=1e-5
     )
 
 
@@ -112,7 +114,7 @@ def test_a_new_network_adds_nothing_and_can_learn(batch):
     np.testing.assert_array_equal(network.from_batch(batch), batch["start"])
     np.testing.assert_array_equal(network.from_batch(batch, jax.random.key(0)), batch["start"])
     graph, state = nnx.split(network)
-    slopes = jax.grad(lambda state: nnx.merge(graph, state).loss(batch), allow_int=True)(state)
+    slopes = jax.jit(jax.grad(lambda state: nnx.merge(graph, state).loss(batch), allow_int=True))(state)
     assert np.abs(slopes["head"][...]).max() > 0
     assert np.abs(slopes["head_bias"][...]).max() > 0
 
@@ -122,10 +124,11 @@ def test_every_parameter_has_a_gradient_that_is_a_difference(batch):
     network.head[...] = jnp.asarray(np.random.default_rng(6).normal(size=network.head.shape), jnp.float32)
     graph, params, rest = nnx.split(network, nnx.Param, ...)
 
+    @jax.jit
     def loss(params):
         return nnx.merge(graph, params, rest).loss(batch)
 
-    slopes = jax.grad(loss)(params)
+    slopes = jax.jit(jax.grad(loss))(params)
     for name in params:
         value, slope = params[name][...], slopes[name][...]
         direction = slope / jnp.linalg.norm(slope)
@@ -156,14 +159,15 @@ def test_the_loss_is_that_of_a_loop(batch):
             total = np.exp(logits[row, cells]).sum()
             within -= weight[row] * np.mean([np.log(np.exp(logits[row, c]) / total) for c in active])
             compared += weight[row]
-    found = compute_region_loss(logits, labels, main, weight)
+    loss = one_program(compute_region_loss)
+    found = loss(logits, labels, main, weight)
     assert float(found["cross_entropy"]) == pytest.approx(entropy / known, rel=1e-5)
     assert float(found["within"]) == pytest.approx(within / compared, rel=1e-5)
     assert float(found["total"]) == pytest.approx(entropy / known + 0.3 * within / compared, rel=1e-5)
-    slope = jax.grad(lambda logits: compute_region_loss(logits, labels, main, weight)["total"])(jnp.asarray(logits))
+    slope = jax.jit(jax.grad(lambda logits: loss(logits, labels, main, weight)["total"]))(jnp.asarray(logits))
     assert np.isfinite(slope).all()
     assert (np.asarray(slope)[~np.isfinite(labels)] == 0).all()
-    none = compute_region_loss(jnp.zeros((2, 3)), jnp.zeros((2, 3)), main, jnp.ones(2))
+    none = loss(jnp.zeros((2, 3)), jnp.zeros((2, 3)), main, jnp.ones(2))
     assert float(none["within"]) == 0
 
 

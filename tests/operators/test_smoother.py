@@ -52,9 +52,10 @@ def test_the_width_learned_is_about_the_best_of_all(true_width):
 def test_the_gradient_by_the_width_is_that_of_finite_differences():
     graph, state = nnx.split(make())
 
+    @jax.jit
     def loss(state):
         return nnx.merge(graph, state).loss({"coverage": COVERAGE})
 
-    found = float(jax.tree.leaves(jax.grad(loss)(state))[0])
+    found = float(jax.tree.leaves(jax.jit(jax.grad(loss))(state))[0])
     ends = [float(loss(jax.tree.map(lambda value, step=step: value + step, state))) for step in (0.02, -0.02)]
     np.testing.assert_allclose(found, (ends[0] - ends[1]) / 0.04, rtol=0.02, atol=1e-4)

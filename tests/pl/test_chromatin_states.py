@@ -128,7 +128,7 @@ def test_bad_arguments(annotated):
         (dbio.pl.state_enrichment, {"kind": "x"}),
         (dbio.pl.state_reproducibility, {"kind": "x"}),
     ):
-        with pytest.raises(ValueError, match="kind must be one of"):
+        with pytest.raises(ValueError, match="kind must be '.* found 'x'"):
             plot(annotated, show=False, **options)
     with pytest.raises(KeyError, match="no model of chromatin states 'x'"):
         dbio.pl.chromatin_states(annotated, key="x", show=False)

@@ -114,13 +114,14 @@ def test_along_variables_and_of_MuData(spots):
         ({"key": "none"}, r"run diffbio_sc\.tl\.combine_features"),
         ({"groupby": "region"}, r"no column of \.obs; columns: \['layer', 'score'\]"),
         ({"blocks": ["states", "pca"]}, r"must be among \['deconvolution', 'states', 'score'\], found \['pca'\]"),
-        ({"blocks": []}, "must be among"),
     ],
 )
 def test_what_is_not_there_is_named(spots, options, match):
     with pytest.raises(KeyError, match=match):
         dbio.pl.combine_features(spots, show=False, **options)
     assert not plt.get_fignums()
+    with pytest.raises(ValueError, match="blocks is empty"):
+        dbio.pl.combine_features(spots, blocks=[], show=False)
 
 
 def test_groups_that_are_all_missing_are_told(spots):

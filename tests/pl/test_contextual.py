@@ -121,9 +121,9 @@ def test_history(adata):
 
 
 def test_bad_arguments(adata):
-    with pytest.raises(ValueError, match="kind must be one of"):
+    with pytest.raises(ValueError, match="kind must be 'accuracy', 'reliability' or 'history'"):
         dbio.pl.contextual(adata, "roc")
-    with pytest.raises(ValueError, match="metric must be one of"):
+    with pytest.raises(ValueError, match="metric must be 'auroc', 'auprc' or 'auroc_variable'"):
         dbio.pl.contextual(adata, metric="f1")
     with pytest.raises(KeyError, match="no region of split 'dev'"):
         dbio.pl.contextual(adata, split="dev")

@@ -74,6 +74,7 @@ def test_chosen_terms_and_given_axes(result):
     assert len(plot(result, terms=["kl", "loss"], show=False)) == 2
 
 
+@pytest.mark.slow  # numba compiles all of UMAP
 def test_map_of_scanpy_separates_what_the_embedding_separates(result):
     before = result.copy()
     axes = plot(result, kind="umap", show=False)
@@ -200,7 +201,7 @@ def test_figure_is_saved(result, tmp_path):
 
 
 def test_missing_things_are_named(result):
-    with pytest.raises(ValueError, match="'losses', 'umap' or 'weights', found 'pie'"):
+    with pytest.raises(ValueError, match="'losses', 'umap', 'weights' or None, found 'pie'"):
         plot(result, kind="pie")
     with pytest.raises(ValueError, match="n_neighbors must be a whole number"):
         plot(result, n_neighbors=0)
@@ -215,7 +216,7 @@ def test_missing_things_are_named(result):
     with pytest.raises(KeyError, match="no 'X_nosuch'"):
         plot(result, kind="umap", basis="X_nosuch")
     with pytest.raises(ValueError, match="one column of groups"):
-        plot(result, kind="weights", color=["type", "type"])
+        plot(result, kind="weights", color=["type", "nosuch"])
     with pytest.raises(ValueError, match="holds numbers"):
         plot(result, kind="weights", color="rna:depth")
     del result.obsm["X_multiomics_vae"]

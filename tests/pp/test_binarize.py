@@ -196,13 +196,13 @@ def test_silent_and_loud_marks_warn():
 @pytest.mark.parametrize(
     ("options", "error", "problem"),
     [
-        ({"poisson_threshold": 0}, ValueError, "poisson_threshold must lie between 0 and 1"),
+        ({"poisson_threshold": 0}, ValueError, "poisson_threshold must be a number above 0 and below 1"),
         ({"fold_threshold": -1}, ValueError, "fold_threshold must be a number of at least 0"),
         ({"count_threshold": np.nan}, ValueError, "count_threshold must be"),
         ({"flank": 1.5}, ValueError, "flank must be a whole number"),
         ({"control": "input"}, KeyError, r"tracks \['input'\] that are not there; tracks: \['m0', 'm1', 'm2'\]"),
         ({"control": {"m9": "m0"}}, KeyError, "m9"),
-        ({"control": 3}, TypeError, "name of a track or a mapping"),
+        ({"control": 3}, TypeError, "control must be .* a mapping"),
         ({"layer": "x"}, KeyError, "no 'x'"),
         ({"cell_type_key": "x"}, KeyError, "no column 'x'"),
     ],

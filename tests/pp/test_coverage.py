@@ -354,9 +354,9 @@ def test_results_are_stored(tmp_path):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"bin_size": 0}, "bin_size must be a whole number of at least 1 base, found 0"),
+        ({"bin_size": 0}, "bin_size must be a whole number of base pairs of at least 1, found 0"),
         ({"ends": "both"}, "ends must be"),
-        ({"groupby": "cell_type"}, "groupby must be 'sample', 'barcode' or a mapping"),
+        ({"groupby": "cell_type"}, "groupby must be 'sample', 'barcode', a mapping"),
         ({"groupby": {"x": "A"}}, r"none of the 1 barcodes asked for: \['x'\].*suffixes"),
         ({"groupby": {"x": None}}, "a label to at least one barcode"),
         ({"barcodes": ["x"]}, "groupby='barcode'"),
@@ -364,7 +364,7 @@ def test_results_are_stored(tmp_path):
         ({"bin_size": None}, "bin_size must be a whole number"),
         ({"shift": 4}, "shift must be two whole numbers"),
         ({"shift": (4, 0.5)}, "shift must be a whole number"),
-        ({"extension": 0, "groupby": "sample"}, "extension must be a whole number of at least 1 base"),
+        ({"extension": 0, "groupby": "sample"}, "extension must be a whole number of base pairs of at least 1"),
         ({"extension": 100}, "whole fragments already"),
         ({"chrom_sizes": {"1": 1000}}, "prefix 'chr'"),
     ],

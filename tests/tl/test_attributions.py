@@ -133,7 +133,7 @@ def test_regions_and_cell_types_are_chosen_by_name_place_or_mask(adata):
         ({"regions": np.zeros(3, bool)}, ValueError, "a mask of regions must have 1500 values"),
         ({"regions": []}, ValueError, "regions is empty"),
         ({"regions": [0], "cell_types": "Cell1"}, KeyError, "no cell types"),
-        ({"regions": [0], "method": "deeplift"}, ValueError, "method must be one of"),
+        ({"regions": [0], "method": "deeplift"}, ValueError, "method must be 'ism', .* found 'deeplift'"),
         ({"regions": [0], "key": "other"}, KeyError, "no model under 'other'"),
         ({"regions": [0], "contacts": "maps"}, ValueError, "takes no contacts"),
         ({"regions": [0], "n_references": 0}, ValueError, "n_references"),

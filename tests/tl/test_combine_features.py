@@ -160,8 +160,8 @@ def test_along_variables_and_copies_and_views():
     [
         (["X_pca", "none"], {}, KeyError, r"no 'none': matrices \['deconvolution', 'X_pca'\], columns \['score'"),
         ([], {}, ValueError, "at least one"),
-        (["X_pca", "X_pca"], {}, ValueError, "must be different"),
-        (["X_pca"], {"scale": "unit"}, ValueError, "scale must be one of"),
+        (["X_pca", "X_pca"], {}, ValueError, "keys must be unique"),
+        (["X_pca"], {"scale": "unit"}, ValueError, "scale must be 'none', 'standard', 'block' or a mapping"),
         (["X_pca"], {"scale": {"pca": "block"}}, KeyError, r"\['pca'\]"),
         (["X_pca"], {"axis": "cells"}, ValueError, "axis must be"),
         (["X_pca"], {"key_added": "a/b"}, ValueError, "key_added"),

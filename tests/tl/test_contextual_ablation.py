@@ -63,7 +63,7 @@ def test_a_gain_is_claimed_and_told(data, monkeypatch):
 
 def test_what_cannot_be_compared(data):
     adata = data.copy()
-    with pytest.raises(ValueError, match="level must lie"):
+    with pytest.raises(ValueError, match="level must be a number above 0 and below 1"):
         dbio.tl.contextual_ablation(adata, level=1.0)
     with pytest.raises(ValueError, match="no region is left to test with"):
         dbio.tl.contextual_ablation(adata, split={"val": ["chr1"]})

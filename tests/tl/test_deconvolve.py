@@ -467,7 +467,7 @@ def _all_empty(adata, reference):
         (None, {"genes": ["gene1", "nosuch"]}, ValueError, "not in both adata and reference: .'nosuch'"),
         (None, {"fraction_of": "mass"}, ValueError, "'cells' or 'rna'"),
         (None, {"smoothing": -1.0}, ValueError, "smoothing must be"),
-        (None, {"n_top_genes": 3}, ValueError, "n_top_genes must be at least"),
+        (None, {"n_top_genes": 3}, ValueError, "n_top_genes must be a whole number of at least"),
         (None, {"min_counts": 10**7}, ValueError, "No spot has min_counts"),
     ],
 )

@@ -262,7 +262,7 @@ def test_copy_leaves_the_object(changed):
     ("options", "error", "message"),
     [
         ({"groups": {"a": ["contacts_a_1"]}}, ValueError, "two groups, found 1"),
-        ({"groups": [["contacts_a_1"]]}, TypeError, "must map two names"),
+        ({"groups": [["contacts_a_1"]]}, TypeError, "groups must be a mapping"),
         ({"groups": {"a": "contacts_a_1", "b": ["contacts_b_1"]}}, ValueError, "list of at least one"),
         ({"groups": {"a": ["contacts_a_1"], "b": ["contacts_a_1"]}}, ValueError, "found twice"),
         ({"groups": {"a": ["contacts_a_1"], "b": ["missing"]}}, KeyError, "missing"),

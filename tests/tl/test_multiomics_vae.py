@@ -186,7 +186,7 @@ def test_features_to_impute_are_chosen_by_name(fitted, monkeypatch):
         dbio.tl.multiomics_impute(fitted, modality="rna", features=["peak3"])
     with pytest.raises(ValueError, match="features must be unique"):
         dbio.tl.multiomics_impute(fitted, modality="rna", features=["gene1", "gene1"])
-    with pytest.raises(ValueError, match="at least one feature"):
+    with pytest.raises(ValueError, match="features is empty"):
         dbio.tl.multiomics_impute(fitted, modality="rna", features=[])
     with pytest.raises(KeyError, match=r"no modality 'adt'; it has \['rna', 'atac'\]"):
         dbio.tl.multiomics_impute(fitted, modality="adt")
@@ -352,7 +352,7 @@ def test_unseen_batches(fitted):
         dbio.tl.multiomics_encode(without, fitted)
     dbio.tl.multiomics_encode(without, fitted, unseen_batch="average")
     np.testing.assert_allclose(without.obsm[KEY], np.mean(latents, axis=0), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="unseen_batch must be one of"):
+    with pytest.raises(ValueError, match="unseen_batch must be 'error' or 'average'"):
         dbio.tl.multiomics_encode(new, fitted, unseen_batch="mean")
 
 
@@ -493,8 +493,8 @@ def test_a_batch_for_each_cell_is_refused():
     ("change", "options", "error", "message"),
     [
         (no_cells, {}, ValueError, r"1 cells have none of the modalities .*\['cell3'\]"),
-        (None, {"fusion": "concat"}, ValueError, r"fusion must be one of \['poe', 'moe', 'mean'\]"),
-        (None, {"modality_weights": "softmax"}, ValueError, "modality_weights must be one of"),
+        (None, {"fusion": "concat"}, ValueError, "fusion must be 'poe', 'moe' or 'mean', found 'concat'"),
+        (None, {"modality_weights": "softmax"}, ValueError, "modality_weights must be 'equal', .* found 'softmax'"),
         (None, {"likelihoods": {"rna": "nb"}}, ValueError, "unknown names"),
         (None, {"modalities": ["adt"]}, KeyError, "no modality"),
         (None, {"batch_key": "donor"}, KeyError, "mdata.obs has no column 'donor'"),
@@ -503,7 +503,7 @@ def test_a_batch_for_each_cell_is_refused():
             None,
             {"max_epochs": -1},
             ValueError,
-            "at least 0, or None, which trains until",
+            "max_epochs must be a whole number of at least 0 or None",
         ),
         (None, {"key_added": "rna"}, ValueError, "must not be the name of a modality"),
         (None, {"key_added": "run1/vae"}, ValueError, "key_added must not contain '/'"),
@@ -571,7 +571,7 @@ def test_m18_settings_reach_the_operator_and_unknown_ones_are_refused():
     assert config["modality_weight_mode"] == "learnable"
     assert config["modality_dims"] == [GENES, PEAKS]
     assert config["latent_dim"] == 5
-    with pytest.raises(ValueError, match=r"\['equal', 'learnable', 'gradnorm'\], found 'balanced'"):
+    with pytest.raises(ValueError, match=r"'equal', 'learnable' or 'gradnorm', found 'balanced'"):
         start(mdata, modality_weights="balanced")
 
 

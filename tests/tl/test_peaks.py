@@ -214,7 +214,7 @@ def test_other_bad_objects_are_named(bins):
         dbio.tl.peaks(ad.AnnData(bins.X, obs=bins.obs))
     with pytest.raises(ValueError, match="mode='macs' needs fragments"):
         dbio.tl.peaks(bins, mode="macs")
-    with pytest.raises(TypeError, match="groupby must name a column"):
+    with pytest.raises(TypeError, match="groupby must be a text or None"):
         dbio.tl.peaks(bins, groupby={"a": "b"})
     with pytest.raises(ValueError, match="replicate needs groupby"):
         dbio.tl.peaks(bins.copy(), replicate="donor")

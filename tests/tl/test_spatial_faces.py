@@ -115,7 +115,9 @@ def test_a_path_is_told_to_be_read_first(face):
 
 def test_a_reference_given_as_a_path_is_told_to_be_read_first():
     adata, _ = tissue()
-    with pytest.raises(TypeError, match=r"reference must be an AnnData, found str 'ref.h5ad': read the file first"):
+    with pytest.raises(
+        TypeError, match=r"reference must be an AnnData or a table, found str 'ref.h5ad': read the file first"
+    ):
         dbio.tl.deconvolve(adata, "ref.h5ad", cell_type_key="cell_type")
 
 

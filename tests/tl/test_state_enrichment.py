@@ -171,7 +171,7 @@ def bad(**changes):
     [
         ({}, ValueError, "annotations, anchors or both, found neither"),
         ({"annotations": {}}, ValueError, "empty mapping"),
-        ({"annotations": REGIONS, "null": "x"}, ValueError, "null must be one of"),
+        ({"annotations": REGIONS, "null": "x"}, ValueError, "null must be 'shift' or 'bins'"),
         ({"annotations": REGIONS, "flank": -5}, ValueError, "flank must be"),
         ({"annotations": REGIONS, "column": "x"}, KeyError, "no column 'x'.*tl.chromatin_states"),
         ({"annotations": REGIONS, "key": "x"}, KeyError, "no column 'x_chromatin_state'"),
@@ -198,7 +198,7 @@ def test_tables_that_are_not_there(annotated):
     dbio.tl.state_enrichment(annotated, REGIONS)
     with pytest.raises(KeyError, match="no 'neighborhood', only \\['overlap'\\]: pass anchors"):
         dbio.get.state_enrichment(annotated, kind="neighborhood")
-    with pytest.raises(ValueError, match="kind must be one of"):
+    with pytest.raises(ValueError, match="kind must be 'overlap', 'neighborhood' or None"):
         dbio.get.state_enrichment(annotated, kind="x")
 
 

@@ -56,6 +56,7 @@ def survey_counts(
     name: str = "adata",
     layer_argument: str = "layer",
     allow_fractional: bool = False,
+    keep: bool = False,
     stacklevel: int = 3,
 ) -> tuple[CountMatrix, tuple[Any, ...]]:
     """Take raw counts out of an AnnData, checked, and run ``steps`` in the pass that checks them.
@@ -72,6 +73,9 @@ def survey_counts(
         How messages call the object and the argument that names the layer.
     allow_fractional
         Warn about values that are not whole numbers rather than refuse them.
+    keep
+        Whether further passes will follow: they read what this one keeps, see
+        :meth:`~diffbio_sc.blocks.matrix.CountMatrix.keep`.
     stacklevel
         Frame that a warning points to, as :func:`warnings.warn` counts.
 
@@ -103,6 +107,8 @@ def survey_counts(
     if np.dtype(matrix.dtype).kind not in "biuf":
         raise ValueError(f"{where} must hold raw counts, found values of dtype {matrix.dtype}.")
     counts = as_count_matrix(matrix)
+    if keep:
+        counts.keep()
     with np.errstate(
         all="ignore"
     ):  # a matrix that does not hold counts is refused below, whatever the steps made of it
@@ -124,7 +130,7 @@ def survey_counts(
 
 def require_anndata(adata: Any, name: str = "adata") -> None:
     """Raise TypeError, saying what to pass instead, if ``adata`` is not an AnnData."""
-    if hasattr(adata, "obs_names") and not hasattr(adata, "mod"):
+    if hasattr(adata, "obs_names") and not hasattr(adata, "mod") and not isinstance(adata, type):
         return
     found = f"{name} must be an AnnData, {found_object(adata)}"
     if is_path(adata):

@@ -11,44 +11,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from diffbio_sc._checks import check_key
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
 _FIELDS = ("obs", "var", "obsm", "varm", "obsp", "varp", "layers", "uns")
-_UNSTORABLE = {"/": "a path", "\\": "a path", "\0": "the end of a text"}
-
-
-def check_key(key: Any, argument: str = "key_added") -> str:
-    """Return ``key`` if h5ad and zarr can hold results under that name, else raise.
-
-    h5ad and zarr store names as paths: one with a slash is written, and the file cannot be read any more. Faces call
-    this before any work for every argument that becomes the name, or part of the name, of a result.
-
-    Parameters
-    ----------
-    key
-        Value of the argument.
-    argument
-        Name of the argument, for the message.
-
-    Raises
-    ------
-    TypeError
-        If ``key`` is not text.
-    ValueError
-        If it is empty, ``"."`` or ``".."``, or contains a slash, a backslash or a NUL character.
-    """
-    if not isinstance(key, str):
-        raise TypeError(f"{argument} must be a text, found {key!r} of type {type(key).__name__}.")
-    found = next((character for character in _UNSTORABLE if character in key), None)
-    if found is not None:
-        raise ValueError(
-            f"{argument} must not contain {found!r}, which h5ad and zarr take for {_UNSTORABLE[found]} (the file could "
-            f"not be read again), found {key!r}: write {key.replace(found, '_')!r}, for example."
-        )
-    if key.strip() in ("", ".", ".."):
-        raise ValueError(f"{argument} must be a name that h5ad and zarr can store, found {key!r}.")
-    return str(key)
 
 
 def prefix_of(key: str, default: str) -> str:

@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -143,6 +143,16 @@ def _run(command: Command, call: Call, *, verbose: int, quiet: bool) -> int:
     from diffbio_sc._settings import settings
 
     level = 0 if quiet else min(1 + verbose, 4)
+    function = command.function()
+    if function is not None:
+        from diffbio_sc._options import check_call
+
+        try:
+            check_call(function, call.keywords)
+        except (ValueError, TypeError) as error:
+            message = _in_words_of_the_shell(_message(error), call.keywords)
+            print(f"diffbio-sc {command.name}: error: {message}", file=sys.stderr)
+            return WRONG_USAGE
     try:
         with (
             settings.override(verbosity=level, progress_bar=settings.progress_bar and not quiet),
@@ -158,6 +168,12 @@ def _run(command: Command, call: Call, *, verbose: int, quiet: bool) -> int:
         print(f"diffbio-sc {command.name}: error: {_message(error)}", file=sys.stderr)
         return FAILED
     return 0
+
+
+def _in_words_of_the_shell(message: str, names: Mapping[str, Any]) -> str:
+    """A message of a function, with the option as the shell writes it where it begins with its name."""
+    name, _, rest = message.partition(" ")
+    return f"--{name.replace('_', '-')} {rest}" if name in names else message
 
 
 @contextmanager

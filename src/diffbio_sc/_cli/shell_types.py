@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from cyclopts import Parameter
+from cyclopts import Parameter, convert
 
 _SIMPLE: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool, "None": type(None)}
 _ROLE = re.compile(r":(?:py:)?[a-z]+(?::[a-z]+)?:`~?(?:diffbio_sc\.)?([^`<]+?)(?:\s*<[^`]*>)?`")
@@ -39,6 +39,9 @@ def option(name: str, kind: Any, default: Any, text: str, **details: Any) -> ins
     if any(get_origin(member) is list for member in (kind, *get_args(kind))):
         details.setdefault("consume_multiple", True)
     details.setdefault("negative_iterable", ())
+    members = {part for member in (kind, *get_args(kind)) for part in (member, *get_args(member))}
+    if int in members and float not in members:
+        details.setdefault("converter", _whole_numbers)
     annotation = Annotated[kind, Parameter(help=text, **details)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
@@ -86,6 +89,15 @@ def plain(text: str) -> str:
     """Text without the marks of reStructuredText, on one line."""
     text = _ROLE.sub(r"\1", _CITATION.sub("", text)).replace("``", "")
     return re.sub(r"\s+", " ", text).strip()
+
+
+def _whole_numbers(kind: Any, tokens: Sequence[Any]) -> Any:
+    """Convert what a shell gives for whole numbers; alone, a parser would round 2.5 without a word."""
+    for token in tokens:
+        whole, point, fraction = token.value.partition(".")
+        if point and fraction.strip("0"):
+            raise ValueError(f"{token.value} is no whole number.")
+    return convert(kind, tokens)
 
 
 def _members(annotation: Any, namespace: Mapping[str, Any]) -> list[Any]:

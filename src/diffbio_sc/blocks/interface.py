@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
 from diffbio_sc._settings import settings
+from diffbio_sc.blocks.kept import KeptReads
 from diffbio_sc.blocks.plan import Plan, Task, block_rows, plan_rows
 from diffbio_sc.blocks.shuffle import ColumnSpool
 from diffbio_sc.blocks.steps import ColumnSums, GroupSums, RowSums, Step, Together, combine_in_order
@@ -31,10 +32,26 @@ class CountMatrix(abc.ABC):
     shape: tuple[int, int]
     dtype: np.dtype
     _stored = True  # whether a pass reads from somewhere else than memory
+    _kept: KeptReads | None = None
+    _keeps = False
 
     @abc.abstractmethod
     def read(self, start: int, stop: int) -> Any:
         """Rows from ``start`` to before ``stop``, dense or CSR, in the working type."""
+
+    def keep(self) -> Self:
+        """Let the next pass keep what it reads in temporary files, from which those after it read; return the matrix.
+
+        For a function of several passes. The files go with this object. What is in memory stays there alone.
+        """
+        self._keeps = self._stored
+        return self
+
+    def _kept_reads(self, client: Any | None = None) -> KeptReads | None:
+        """Files of what has been read, here or by the workers of a client; None if they are not wanted."""
+        if self._keeps and (self._kept is None or self._kept.client is not client):
+            self._kept = KeptReads(client)
+        return self._kept
 
     def plan(self, size: int | None = None) -> Plan:
         """Cut the rows into blocks of at most ``size``, by default what ``settings.block_bytes`` allows."""
@@ -55,7 +72,8 @@ class CountMatrix(abc.ABC):
 
     def _pass(self, plan: Plan, description: str | None) -> Iterator[tuple[Task, Any]]:
         """One pass over all rows, with a progress bar if it has a name, told in the log at its end."""
-        wholes: Any = self._wholes(plan)
+        kept = self._kept_reads()
+        wholes: Any = self._wholes(plan) if kept is None else kept.wholes(plan, self._wholes)
         if description is not None:
             wholes = progress(wholes, description, total=len(plan.tasks))
         total = 0

@@ -23,6 +23,7 @@ from diffbio_sc.blocks.cluster import (
     workers_of,
 )
 from diffbio_sc.blocks.interface import CountMatrix, as_working, bytes_of, dense_block, no_rows, pieces_of, tell_pass
+from diffbio_sc.blocks.kept import KeptReads, file_at, keep, load_kept
 from diffbio_sc.blocks.plan import Plan, Task, plan_rows
 from diffbio_sc.blocks.shuffle import ColumnBlocks, FilePiece, HeldPiece, assemble
 from diffbio_sc.blocks.steps import Step, combine_in_order
@@ -199,14 +200,22 @@ class Dask(CountMatrix):
         """Delayed ``function`` of each read, with an argument of its own; each returns its bytes and a result."""
         import dask
 
+        kept = self._kept_reads(client)
+        paths = [None if kept is None else kept.path(*read) for read in reads]
+        files = [file_at(path) for path in paths]
+        sources = self._sources([read for read, file in zip(reads, files, strict=True) if file is None])
+
         # A node of the graph of its own: what the function holds travels to each worker once, not with every task, and
         # is sent again to a worker that takes the place of a lost one.
         shared, run = dask.delayed(function, pure=False, traverse=False), dask.delayed(_on_source, pure=False)
         label, token = name.lower().replace(" ", "-"), uuid.uuid4().hex[:8]
         return [
-            run(shared, source, argument, dask_key_name=f"{label}-rows-{start}-{stop}-{token}")
-            for (start, stop), source, argument in zip(reads, self._sources(reads), arguments, strict=True)
+            run(shared, file or next(sources), argument, path, dask_key_name=f"{label}-rows-{start}-{stop}-{token}")
+            for (start, stop), file, argument, path in zip(reads, files, arguments, paths, strict=True)
         ]
+
+    def _kept_reads(self, client: Any | None = None) -> KeptReads | None:
+        return None if self._held else super()._kept_reads(client)
 
     def stream(
         self, function: Callable[[int, Any], Result], size: int | None = None, *, description: str | None = None
@@ -314,11 +323,13 @@ def _independent(graphs: list[dict]) -> bool:
     return not shared or len(pickle.dumps(shared)) <= _LIGHT
 
 
-def _on_source(function: Callable[[Any, Any], Result], source: Any, argument: Any) -> Result:
-    """Run in a worker: read the chunks, then apply the function."""
-    if isinstance(source, Chunks):
-        return function(source.read(), argument)
-    return function(_from_parts(source), argument)
+def _on_source(function: Callable[[Any, Any], Result], source: Any, argument: Any, path: Path | None) -> Result:
+    """Run in a worker: read the chunks, and keep them if there is a path, or what was kept; then apply the function."""
+    if isinstance(source, Path):
+        return function(load_kept(source), argument)
+    whole = source.read() if isinstance(source, Chunks) else _from_parts(source)
+    keep(whole, path)
+    return function(whole, argument)
 
 
 def _from_parts(parts: list[list[Any]]) -> Any:

@@ -27,9 +27,23 @@ def column_blocks(columns: np.ndarray, sizes: np.ndarray, budget: int, most: int
         Bytes of each.
     budget, most
         Most bytes and most columns of a block.
+
+    Notes
+    -----
+    Blocks are about even, if that makes them no more: workers that share them end together.
     """
+    sizes = np.asarray(sizes, np.float64)
+    filled = _fill(columns, sizes, budget, most)
+    if len(filled) < 2:
+        return filled
+    even = _fill(columns, sizes, min(budget, sizes.sum() / len(filled) + sizes.max()), most)
+    return even if len(even) == len(filled) else filled
+
+
+def _fill(columns: np.ndarray, sizes: np.ndarray, budget: float, most: int) -> list[np.ndarray]:
+    """Fill one block after the other."""
     result, first, held = [], 0, 0.0
-    for place, size in enumerate(np.asarray(sizes, np.float64).tolist()):
+    for place, size in enumerate(sizes.tolist()):
         if place > first and (held + size > budget or place - first == most):
             result.append(columns[first:place])
             first, held = place, 0.0

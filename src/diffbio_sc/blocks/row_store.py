@@ -72,7 +72,7 @@ class RowStore:
         return self
 
     def _append(self, values: np.ndarray) -> None:
-        needed = _smallest_type(values)
+        needed = smallest_type(values)
         if _TYPES.index(needed) > _TYPES.index(self._type.type):
             self._widen(needed)
         with open(self._values, "ab") as file:
@@ -219,9 +219,9 @@ def _part(path: Path, dtype: Any, start: int, stop: int) -> np.ndarray:
     return np.fromfile(path, dtype, stop - start, offset=start * np.dtype(dtype).itemsize)
 
 
-def _smallest_type(values: np.ndarray) -> Any:
+def smallest_type(values: np.ndarray) -> Any:
     """Type that holds the values without loss, or float32."""
-    if len(values) == 0:
+    if values.size == 0:
         return _TYPES[0]
     whole = values.min() >= 0 and values.max() < 2**16 and np.array_equal(np.rint(values), values)
     return (_TYPES[0] if values.max() < 2**8 else _TYPES[1]) if whole else _TYPES[2]

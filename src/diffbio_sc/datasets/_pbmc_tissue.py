@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from diffbio_sc._options import check_options
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -54,8 +56,8 @@ def pbmc_tissue(
     import anndata
     import scanpy
 
-    if n_spots < 4 or cells_per_spot < 2:
-        raise ValueError(f"n_spots must be at least 4 and cells_per_spot 2, found {n_spots} and {cells_per_spot}.")
+    check_options(pbmc_tissue, locals(), n_spots="[4, inf)", cells_per_spot="[2, inf)")
+    n_spots, cells_per_spot = int(n_spots), int(cells_per_spot)
     generator = np.random.default_rng(rng)
     cells = scanpy.datasets.pbmc68k_reduced()
     labels = cells.obs["bulk_labels"].astype(str).to_numpy()

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._options import check_options
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -87,16 +89,24 @@ def simulate_chromatin_states(
     """
     import anndata
 
-    for name, value, least in (
-        ("n_bins", n_bins, 1),
-        ("n_states", n_states, 1),
-        ("n_chromosomes", n_chromosomes, 1),
-        ("n_cell_types", n_cell_types, 1),
-        ("n_replicates", n_replicates, 1),
-        ("bin_size", bin_size, 1),
-    ):
-        if int(value) != value or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, found {value!r}.")
+    check_options(
+        simulate_chromatin_states,
+        locals(),
+        n_bins="[1, inf)",
+        n_states="[1, inf)",
+        n_chromosomes="[1, inf)",
+        n_cell_types="[1, inf)",
+        n_replicates="[1, inf)",
+        bin_size="[1, inf) base pairs",
+    )
+    n_bins, n_states, n_chromosomes, n_cell_types, n_replicates = (
+        int(n_bins),
+        int(n_states),
+        int(n_chromosomes),
+        int(n_cell_types),
+        int(n_replicates),
+    )
+    bin_size = int(bin_size)
     if n_bins < n_chromosomes:
         raise ValueError(f"n_bins must be at least n_chromosomes, found {n_bins} and {n_chromosomes}.")
     families = ("bernoulli", "poisson", "negative_binomial", "gaussian")

@@ -11,6 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.contacts_object import bins_table, symmetric
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -132,6 +133,30 @@ def simulate_contacts(
     """
     import anndata
 
+    check_options(
+        simulate_contacts,
+        locals(),
+        n_bins="[40, inf)",
+        resolution="[1, inf) base pairs",
+        contacts_per_bin="(0, inf)",
+        n_replicates="[1, inf)",
+        n_conditions="[1, 2]",
+        compartment_strength="[0, inf)",
+        n_loops="[0, inf)",
+        n_stripes="[0, inf)",
+        bias_sd="[0, inf)",
+        masked_share="[0, 1)",
+        overdispersion="[0, inf)",
+        replicate_sd="[0, inf)",
+        changed_share="[0, 1)",
+        fold_change="[1, inf)",
+        trans_share="[0, 1)",
+        max_distance="[1, inf) base pairs",
+    )
+    n_replicates, n_conditions = int(n_replicates), int(n_conditions)
+    n_loops = None if n_loops is None else int(n_loops)
+    n_stripes = None if n_stripes is None else int(n_stripes)
+    resolution = int(resolution)
     params = {name: value for name, value in locals().items() if name not in ("rng", "anndata")}
     sizes = _check(params)
     generator = np.random.default_rng(rng)
@@ -226,26 +251,6 @@ def _check(params: dict[str, Any]) -> dict[str, int]:
         sizes = {f"chr{number}": int(size) for number, size in enumerate(several, 1)}
     if not sizes or min(sizes.values()) < 40:
         raise ValueError(f"n_bins must be at least 40 for each chromosome, found {n_bins!r}.")
-    for name, least in (
-        ("resolution", 1),
-        ("contacts_per_bin", 1e-9),
-        ("n_replicates", 1),
-        ("n_conditions", 1),
-        ("overdispersion", 0),
-        ("bias_sd", 0),
-        ("replicate_sd", 0),
-        ("fold_change", 1),
-        ("n_loops", 0),
-        ("n_stripes", 0),
-        ("max_distance", 1),
-    ):
-        if params[name] is not None and not params[name] >= least:
-            raise ValueError(f"{name} must be at least {least}, found {params[name]!r}.")
-    if params["n_conditions"] > 2:
-        raise ValueError(f"n_conditions must be 1 or 2, found {params['n_conditions']!r}.")
-    for name in ("masked_share", "changed_share", "trans_share"):
-        if not 0 <= params[name] < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, found {params[name]!r}.")
     for name in ("loop_enrichment", "loop_width"):
         low, high = params[name]
         if not 0 < low <= high:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 
 if TYPE_CHECKING:
@@ -66,9 +66,8 @@ def simulate_fragments(
     """
     from diffbio_sc.io import Intervals
 
-    n_cells = whole_number(n_cells, "n_cells", minimum=2)
-    if not strength > 0:
-        raise ValueError(f"strength must be above 0, found {strength!r}.")
+    check_options(simulate_fragments, locals(), n_cells="[2, inf)", strength="(0, inf)")
+    n_cells = int(n_cells)
     generator = as_generator(rng)
     chroms, middles, tables, sources = [], [], [], []
     for chrom, size in GENOME.items():

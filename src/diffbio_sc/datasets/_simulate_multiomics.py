@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 
 if TYPE_CHECKING:
@@ -58,10 +58,13 @@ def simulate_multiomics(
     import anndata
     import mudata
 
-    n_cells, n_types = whole_number(n_cells, "n_cells"), whole_number(n_types, "n_types", minimum=2)
+    check_options(
+        simulate_multiomics, locals(), n_cells="[1, inf)", n_types="[2, inf)", n_genes="[1, inf)", n_peaks="[1, inf)"
+    )
+    n_cells, n_genes, n_peaks, n_types = int(n_cells), int(n_genes), int(n_peaks), int(n_types)
     if n_types % 2:
         raise ValueError(f"n_types must be even, found {n_types}.")
-    sizes = {"rna": whole_number(n_genes, "n_genes"), "atac": whole_number(n_peaks, "n_peaks")}
+    sizes = {"rna": n_genes, "atac": n_peaks}
     generator = as_generator(rng)
     types = generator.integers(0, n_types, n_cells)
     kin = np.arange(n_types) // 2

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -88,19 +88,29 @@ def simulate_regulatory_regions(
     """
     import anndata
 
-    for name, value, least in (
-        ("n_regions", n_regions, 1),
-        ("n_cell_types", n_cell_types, 1),
-        ("n_factors", n_factors, 2),
-        ("n_other_genes", n_other_genes, 0),
-        ("n_chromosomes", n_chromosomes, 1),
-        ("width", width, 2 * _MOTIF_WIDTH),
-    ):
-        whole_number(value, name, minimum=least)
+    check_options(
+        simulate_regulatory_regions,
+        locals(),
+        n_regions="[1, inf)",
+        n_cell_types="[1, inf)",
+        n_factors="[2, inf)",
+        n_other_genes="[0, inf)",
+        n_chromosomes="[1, inf)",
+        width=f"[{2 * _MOTIF_WIDTH}, inf)",
+        token=f"[{_MOTIF_WIDTH}, inf)",
+    )
+    n_regions, n_cell_types, n_factors, n_other_genes, n_chromosomes, width = (
+        int(n_regions),
+        int(n_cell_types),
+        int(n_factors),
+        int(n_other_genes),
+        int(n_chromosomes),
+        int(width),
+    )
+    token = None if token is None else int(token)
     if n_regions < n_chromosomes:
         raise ValueError(f"n_regions must be at least n_chromosomes, found {n_regions} and {n_chromosomes}.")
     if token is not None:
-        whole_number(token, "token", minimum=_MOTIF_WIDTH, unit=" bases")
         if width % token or width // token < 4:
             raise ValueError(
                 f"token must divide width and leave at least four tokens, found token={token} and width={width}."

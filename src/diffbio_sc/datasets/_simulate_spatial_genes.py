@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.numerics.spatial.profiles import PATTERNS, spatial_profile
 
@@ -52,9 +52,8 @@ def simulate_spatial_genes(
     """
     import anndata
 
-    n_spots, n_genes = whole_number(n_spots, "n_spots", minimum=20), whole_number(n_genes, "n_genes")
-    if not fold >= 1:
-        raise ValueError(f"fold must be at least 1, found {fold!r}.")
+    check_options(simulate_spatial_genes, locals(), n_spots="[20, inf)", n_genes="[1, inf)", fold="[1, inf)")
+    n_spots, n_genes = int(n_spots), int(n_genes)
     generator = as_generator(rng)
     places = generator.uniform(0, np.sqrt(n_spots), (n_spots, 2))
     depth = generator.lognormal(0, 0.3, n_spots)

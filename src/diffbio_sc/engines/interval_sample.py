@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,8 @@ from diffbio_sc.numerics.genome.pileup import depth_sums
 __all__ = ["Sample", "SamplePart", "coarse_bins", "discard_sample", "prepare_sample", "sample_rounds"]
 
 _ROWS_AT_ONCE = 1 << 18
+_APART = 1 << 16  # rows from one chromosome to the next, of a group whose rows lie among those of others
+_NO_LIMIT = np.iinfo(np.int64).max
 _TYPICAL_LENGTH = 200  # of fragments, where the reads do not tell: a nucleosome and its linkers
 
 
@@ -214,6 +217,9 @@ def _fragments(
         function = _repeated
     elif limit is not None:
         function = _unique_of_cells if "cell_code" in intervals.columns else _unique
+    elif any(len(_near(part.bounds)) > 1 for part in parts):
+        # A call reads them twice or more, and all chromosomes of a task at once: they are brought together.
+        function, limit = _unique, _NO_LIMIT
     if function is not _measured:
         columns = ColumnTuple(new_column(row_starts(number)[-1], np.int32) for _ in range(2))
     items = [_Rows(part, first, columns, limit) for part, first in zip(parts, row_starts(number), strict=False)]
@@ -290,7 +296,7 @@ def _unique(rows: _Rows) -> _Found:
     start, end = rows.part.columns["start"], rows.part.columns["end"]
     last = _sums(start, end, rows.part.bounds)[1]
     bounds, total, place = np.zeros_like(rows.part.bounds), 0, rows.first
-    for batch in row_batches(rows.part.counts(), _ROWS_AT_ONCE):
+    for batch in _batches(rows.part.bounds):
         begin = place
         for block in _blocks(start, rows.part.bounds[batch]):
             kept = tuple(np.empty(int((block[:, 1] - block[:, 0]).sum()), np.int32) for _ in range(2))
@@ -303,6 +309,41 @@ def _unique(rows: _Rows) -> _Found:
             release(start, end)
         bounds[batch.start, 0] = begin
     return _Found(bounds, total, last)
+
+
+def _near(bounds: np.ndarray) -> list[slice]:
+    """Chromosomes whose rows lie near each other.
+
+    What is read of a file is in memory a megabyte about it or more, as the system sees fit. Groups of cells have a few
+    rows of each chromosome in as many places: only what lies together is read before it is released.
+    """
+    filled = np.flatnonzero(bounds[:, 1] > bounds[:, 0])
+    jumps = np.abs(bounds[filled[1:], 0] - bounds[filled[:-1], 1])
+    edges = [0, *filled[1:][jumps > _APART].tolist(), len(bounds)]
+    return [slice(first, last) for first, last in pairwise(edges)]
+
+
+def _batches(bounds: np.ndarray) -> Iterator[slice]:
+    """Chromosomes whose rows lie near each other, so many rows together."""
+    for near in _near(bounds):
+        for batch in row_batches((bounds[near, 1] - bounds[near, 0]).tolist(), _ROWS_AT_ONCE):
+            yield slice(near.start + batch.start, near.start + batch.stop)
+
+
+def _gathered(part: Intervals) -> Intervals:
+    """The same rows, in memory and one after the other if they lie apart."""
+    places = _near(part.bounds)
+    if len(places) < 2:
+        return part
+    columns = {key: np.empty(len(part), column.dtype) for key, column in part.columns.items()}
+    stops = np.cumsum(part.counts())
+    bounds = np.stack([stops - part.counts(), stops], axis=1)
+    for near in places:
+        for (first, last), (low, high) in zip(part.bounds[near].tolist(), bounds[near].tolist(), strict=True):
+            for key, column in part.columns.items():
+                columns[key][low:high] = column[first:last]
+        release(*part.columns.values())
+    return part.with_rows(columns, bounds)
 
 
 def _blocks(start: np.ndarray, bounds: np.ndarray) -> Iterator[np.ndarray]:
@@ -371,9 +412,8 @@ def _reads(
 
 def _surveyed(rows: _Rows) -> _Found:
     """Reads, at most so many equal ones, and the distances between their strands."""
-    part = rows.part
+    part, bounds = _gathered(rows.part), rows.part.bounds
     last = _sums(part.columns["start"], part.columns["end"], part.bounds)[1]
-    bounds = part.bounds
     if rows.number is not None:
         part = part.deduplicate(rows.number)
         bounds = _write(part, rows, ("start", "end", "strand"))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, read_attributions
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.sequences import one_hot
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def attribution_arrays(
     >>> arrays.one_hot.shape, arrays.hypothetical.shape
     ((3, 100, 4), (3, 100, 4))
     """
+    check_options(attribution_arrays, locals())
     found = read_attributions(adata, key, "scores")
     assert found.scores is not None
     if cell_type == "mean" and "mean" not in found.cell_types:

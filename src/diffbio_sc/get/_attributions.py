@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, Attributions, read_attributions
+from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.sequence_attributions import importance
 
 if TYPE_CHECKING:
@@ -62,9 +64,9 @@ def attributions(
     >>> dbio.get.attributions(adata).shape
     (100, 8)
     """
-    if kind not in (None, "bases", "letters", "factors"):
-        raise ValueError(f"kind must be 'bases', 'letters' or 'factors', found {kind!r}.")
-    record = adata.uns.get(key, {}) if hasattr(adata, "uns") else {}
+    check_options(attributions, locals())
+    require_anndata(adata)
+    record = adata.uns.get(key, {})
     if kind is None:
         kind = "factors" if "factor_scores" in record else "bases"
     found = read_attributions(adata, key, "factor_scores" if kind == "factors" else "scores")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffbio_sc._anndata.chromatin_states import read_model_record
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,6 +45,7 @@ def chromatin_state_model(adata: AnnData, *, key: str = "chromatin_states") -> C
     """
     from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 
+    check_options(chromatin_state_model, locals())
     record = read_model_record(adata, key)
     report = record.get("report", {})
     likelihood = record.get("log_likelihood")

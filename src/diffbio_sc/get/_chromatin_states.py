@@ -12,6 +12,7 @@ from diffbio_sc._anndata.chromatin_states import (
     read_posterior,
     read_states,
 )
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -72,6 +73,7 @@ def chromatin_states(
     >>> table.loc[0, "mark"], float(table.loc[0, "value"])
     ('H3K4me3', 0.92)
     """
+    check_options(chromatin_states, locals())
     kinds = ("segments", "emissions", "transitions", "coverage")
     if kind not in kinds:
         raise ValueError(f"kind must be one of {kinds}, found {kind!r}.")

@@ -6,6 +6,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.modalities import require_object
 from diffbio_sc._anndata.records import find_record
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,6 +42,7 @@ def combine_features(data: AnnData | MuData, *, key: str = "X_combined") -> pd.D
     >>> dbio.get.combine_features(spots)["block"].value_counts().to_dict()
     {'truth': 7, 'n_cells': 1}
     """
+    check_options(combine_features, locals())
     require_object(data, "data")
     record = find_record(data, key, "features", "diffbio_sc.tl.combine_features")
     table = record["features"].copy()

@@ -7,6 +7,7 @@ import pandas as pd
 from diffbio_sc._anndata.genome_axis import read_genome_axis
 from diffbio_sc._anndata.records import bin_columns, read_record
 from diffbio_sc._anndata.results import prefix_of
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,6 +53,7 @@ def compartments(
     >>> bool((domains["end"] > domains["start"]).all())
     True
     """
+    check_options(compartments, locals())
     read_record(adata, key, "regions", "dbio.tl.compartments")
     prefix = prefix_of(key, "compartments")
     genome = read_genome_axis(adata, axis=axis)

@@ -7,6 +7,7 @@ import pandas as pd
 from diffbio_sc._anndata.contacts import read_contacts, read_weights
 from diffbio_sc._anndata.contacts_object import bins_table
 from diffbio_sc._anndata.regions import bins_of_region, region_matrix
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,8 +62,7 @@ def contacts(
     >>> dbio.get.contacts(adata, "chr1:0-200,000", values="counts").shape
     (20, 20)
     """
-    if values not in VALUES:
-        raise ValueError(f"values must be one of {list(VALUES)}, found {values!r}.")
+    check_options(contacts, locals())
     found = read_contacts(adata, key, axis=axis, allow_fractional=True)
     bins = bins_of_region(region, found)
     if bins.stop - bins.start > _MOST_BINS:

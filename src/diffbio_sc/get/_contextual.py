@@ -11,6 +11,7 @@ from diffbio_sc._anndata.contextual_results import read_predictions
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._anndata.records import read_record
 from diffbio_sc._anndata.region_axis import read_region_axis
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,6 +70,7 @@ def contextual(
     >>> dbio.get.contextual(adata, kind="cell_types")["auroc"].between(0, 1).all().item()
     True
     """
+    check_options(contextual, locals())
     kinds = ("regions", "cell_types", "metrics")
     if kind not in kinds:
         raise ValueError(f"kind must be one of {kinds}, found {kind!r}.")

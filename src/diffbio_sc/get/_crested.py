@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from diffbio_sc._anndata.contextual_model import DEFAULT_KEY
 from diffbio_sc._anndata.contextual_results import probability_layer
 from diffbio_sc._anndata.region_axis import read_region_axis
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,6 +53,7 @@ def crested(
     """
     import anndata
 
+    check_options(crested, locals())
     regions = read_region_axis(adata, axis=axis)
     if layer is not None and layer not in adata.layers:
         raise KeyError(f"adata.layers has no {layer!r}; layers: {[str(name) for name in adata.layers]}.")

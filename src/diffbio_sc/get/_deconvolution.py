@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,6 +40,7 @@ def deconvolution(adata: AnnData, *, key: str = "deconvolution") -> pd.DataFrame
     >>> dbio.get.deconvolution(spots).columns.tolist()
     ['spot', 'cell_type', 'proportion', 'std', 'abundance']
     """
+    check_options(deconvolution, locals())
     require_anndata(adata)
     if key not in adata.obsm or key not in adata.uns:
         raise KeyError(f"adata has no deconvolution {key!r}: run diffbio_sc.tl.deconvolve; obsm: {list(adata.obsm)}.")

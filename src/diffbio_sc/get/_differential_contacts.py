@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.records import read_record
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,6 +58,7 @@ def differential_contacts(
     ... )
     >>> table = dbio.get.differential_contacts(adata, "boundaries", max_qvalue=0.05, summits=True)
     """
+    check_options(differential_contacts, locals(), max_qvalue="(0, 1]", min_log2_fold_change="[0, inf)")
     record = read_record(adata, key, "params", "dbio.tl.differential_contacts")
     kinds = [name for name in ("loops", "boundaries", "compartments", "interactions", "decay") if name in record]
     if features not in kinds:
@@ -66,8 +68,6 @@ def differential_contacts(
     table = table.rename(columns={"mean_1": f"mean_{first}", "mean_2": f"mean_{second}"})
     kept = np.ones(len(table), bool)
     if max_qvalue is not None:
-        if not 0 < max_qvalue <= 1:
-            raise ValueError(f"max_qvalue must lie between 0 and 1, found {max_qvalue!r}.")
         kept &= (table["qval"] <= max_qvalue).to_numpy()
     if min_log2_fold_change > 0:
         kept &= (table["log2_fold_change"].abs() >= min_log2_fold_change).to_numpy()

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.records import read_record
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,6 +48,8 @@ def expected(
     >>> dbio.tl.expected(adata)
     >>> table = dbio.get.expected(adata, per_decade=8)
     """
+    check_options(expected, locals(), per_decade="[1, inf)")
+    per_decade = None if per_decade is None else int(per_decade)
     table = read_record(adata, key, "table", "dbio.tl.expected")["table"]
     if region is not None:
         regions = list(map(str, pd.unique(table["region"])))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from diffbio_sc._anndata.records import read_record
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,13 +52,12 @@ def loops(
     >>> bool((dbio.get.loops(adata, max_qvalue=0.01)["qval"] <= 0.01).all())
     True
     """
+    check_options(loops, locals(), max_qvalue="(0, 1]", min_enrichment="[0, inf)")
     table = read_record(adata, key, "table", "dbio.tl.loops")["table"].copy()
     table.insert(6, "distance", table["start2"] - table["start1"])
     if chrom is not None:
         table = table[table["chrom1"].astype(str) == chrom]
     if max_qvalue is not None:
-        if not 0 < max_qvalue <= 1:
-            raise ValueError(f"max_qvalue must lie between 0 and 1, found {max_qvalue!r}.")
         table = table[table["qval"] <= max_qvalue]
     if min_enrichment is not None:
         table = table[table["enrichment"] >= min_enrichment]

@@ -7,6 +7,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.multiomics_model import read_multiomics_model
 from diffbio_sc._anndata.multiomics_results import read_embedding, read_record, weight_columns
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,6 +64,7 @@ def multiomics_vae(
     5
     >>> by_type = dbio.get.multiomics_vae(mdata, "weights").groupby(mdata.obs["cell_type"], observed=True).mean()
     """
+    check_options(multiomics_vae, locals())
     read = {"history": _history, "weights": _weights, "loadings": _loadings}
     if what not in read:
         raise ValueError(f"what must be 'history', 'weights' or 'loadings', found {what!r}.")

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.peak_tables import read_peak_tables
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,6 +51,7 @@ def peaks(
     >>> set(dbio.get.peaks(bins, groups="B cell")["group"])
     {'B cell'}
     """
+    check_options(peaks, locals(), max_qvalue="(0, 1]")
     tables = read_peak_tables(adata, key)
     if groups is not None:
         wanted = [groups] if isinstance(groups, str) else list(groups)
@@ -57,8 +59,6 @@ def peaks(
         if missing:
             raise KeyError(f"no peaks of groups {missing}; groups: {list(tables)}.")
         tables = {name: tables[name] for name in wanted}
-    if max_qvalue is not None and not 0 < max_qvalue <= 1:
-        raise ValueError(f"max_qvalue must lie between 0 and 1, found {max_qvalue!r}.")
     parts = [table.assign(group=name) for name, table in tables.items()]
     some = [part for part in parts if len(part)]
     table = pd.concat(some or parts[:1], ignore_index=True)

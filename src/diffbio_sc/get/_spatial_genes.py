@@ -7,6 +7,7 @@ import pandas as pd
 
 from diffbio_sc._anndata import read_column, result_column
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -54,6 +55,8 @@ def spatial_genes(
     >>> len(dbio.get.spatial_genes(spots, n_top=5))
     5
     """
+    check_options(spatial_genes, locals(), n_top="[1, inf)")
+    n_top = None if n_top is None else int(n_top)
     require_anndata(adata)
     stored = {name: result_column(key, name) for name in _OPTIONAL + _TESTED}
     missing = [stored[name] for name in _TESTED if stored[name] not in adata.var]
@@ -62,8 +65,6 @@ def spatial_genes(
             f"adata.var has no columns {missing}: run diffbio_sc.tl.spatial_genes first, or pass its key_added as "
             f"key=...; columns: {list(map(str, adata.var.columns))}."
         )
-    if n_top is not None and (isinstance(n_top, bool) or not isinstance(n_top, int | np.integer) or n_top < 1):
-        raise ValueError(f"n_top must be a whole number of at least 1 or None, found {n_top!r}.")
     table = pd.DataFrame({"gene": adata.var_names.to_numpy()})
     for name, column in stored.items():
         table[name] = read_column(adata.var, column).to_numpy() if column in adata.var else np.nan

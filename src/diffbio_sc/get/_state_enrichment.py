@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +44,7 @@ def state_enrichment(
     >>> dbio.get.state_enrichment(adata).query("padj < 0.01 and fold > 1")["state"].tolist()
     ['Transcribed']
     """
+    check_options(state_enrichment, locals())
     kinds = ("overlap", "neighborhood")
     if kind is not None and kind not in kinds:
         raise ValueError(f"kind must be one of {kinds} or None, found {kind!r}.")

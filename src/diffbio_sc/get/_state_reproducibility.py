@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +48,7 @@ def state_reproducibility(
     >>> dbio.tl.state_reproducibility(adata, replicate_key="replicate")
     >>> table = dbio.get.state_reproducibility(adata)
     """
+    check_options(state_reproducibility, locals())
     kinds = ("states", "reliability", "overlap", "summary")
     if kind not in kinds:
         raise ValueError(f"kind must be one of {kinds}, found {kind!r}.")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from diffbio_sc._anndata.records import read_record
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,6 +42,7 @@ def tads(adata: AnnData, *, key: str = "insulation", chrom: str | None = None) -
     >>> bool(dbio.get.tads(adata)["length"].median() > 100_000)
     True
     """
+    check_options(tads, locals())
     table = read_record(adata, key, "tads", "dbio.tl.insulation")["tads"].copy()
     table.insert(3, "length", table["end"] - table["start"])
     return table if chrom is None else table[table["chrom"].astype(str) == chrom].reset_index(drop=True)

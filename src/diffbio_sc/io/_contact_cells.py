@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffbio_sc._anndata.contacts import read_contacts
 from diffbio_sc._anndata.contacts_object import same_bins
+from diffbio_sc._checks import found_object
 from diffbio_sc.genome.contact_map import ContactMap
 from diffbio_sc.io._cooler_files import import_cooler, read_cooler
 
@@ -44,6 +45,9 @@ class ContactCells(Mapping[str, "AnnData"]):
             raise TypeError(f"maps must map names of cells to AnnData objects, found {type(maps).__name__}.")
         if not maps:
             raise ValueError("maps must hold at least one cell, found none.")
+        strange = next((name for name, each in maps.items() if not hasattr(each, "obsp")), None)
+        if strange is not None:
+            raise TypeError(f"maps[{strange!r}] must be an AnnData with contacts, {found_object(maps[strange])}.")
         self._maps: dict[str, Any] = {str(name): each for name, each in maps.items()}
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.interval_builder import IntervalBuilder
 from diffbio_sc.genome.intervals import COLUMN_TYPES, Intervals
 from diffbio_sc.io import _bam_kernels as kernels
@@ -76,6 +77,8 @@ def read_bam(
     >>> len(fragments)
     50
     """
+    check_options(read_bam, locals(), min_mapping_quality="[0, inf)")
+    min_mapping_quality = int(min_mapping_quality)
     if barcodes is not None and barcode_tag is None:
         raise ValueError("barcodes needs barcode_tag, the tag that holds them, such as 'CB'.")
     if barcode_tag is not None and len(barcode_tag) != 2:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._byte_source import PathLike
@@ -51,6 +52,7 @@ def read_bed(
     >>> dbio.io.read_bed("reads.bed")["chr1"].start.tolist()
     [100]
     """
+    check_options(read_bed, locals())
 
     def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:
         fields = layout.fields

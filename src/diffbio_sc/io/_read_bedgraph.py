@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.signal import Signal
 from diffbio_sc.io._byte_source import PathLike
@@ -40,6 +41,7 @@ def read_bedgraph(path: PathLike, *, chrom_sizes: ChromSizes | None = None) -> S
     >>> dbio.io.read_bedgraph("signal.bedgraph")["chr1"].value.tolist()
     [2.5, 4.0]
     """
+    check_options(read_bedgraph, locals())
 
     def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:
         if len(layout.fields) < 4:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._byte_source import PathLike
@@ -49,6 +50,7 @@ def read_bedpe(
     >>> pairs.start.tolist(), pairs.end.tolist()
     ([100], [300])
     """
+    check_options(read_bedpe, locals())
 
     def locate(layout: Layout, where: str) -> tuple[np.ndarray, bool]:
         mates = len(layout.fields) >= 6 and all(_is_number(layout.fields[column]) for column in (4, 5))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.signal import Signal
 from diffbio_sc.io._byte_source import PathLike, existing_file
@@ -49,6 +50,7 @@ def read_bigwig(path: PathLike, *, chromosomes: Sequence[str] | None = None) -> 
     >>> dbio.io.read_bigwig("signal.bw")["chr1"].value.tolist()
     [2.5]
     """
+    check_options(read_bigwig, locals())
     where = existing_file(path)
     try:
         handle = pybigwig().open(where)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
 from diffbio_sc.io._byte_source import PathLike, as_paths, open_bytes
@@ -68,8 +69,7 @@ def read_chromhmm_binary(
     import anndata
     import pandas as pd
 
-    if int(bin_size) != bin_size or bin_size < 1:
-        raise ValueError(f"bin_size must be a positive whole number of bases, found {bin_size!r}.")
+    check_options(read_chromhmm_binary, locals(), bin_size="[1, inf) base pairs")
     bin_size = int(bin_size)
     sizes = None if chrom_sizes is None else read_chrom_sizes(chrom_sizes)
     files = _files(paths)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.io._byte_source import PathLike, open_bytes
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def read_chromhmm_model(path: PathLike) -> ChromatinStateModel:
     """
     from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 
+    check_options(read_chromhmm_model, locals())
     where = os.fspath(path)
     with open_bytes(path) as source:
         text = _decode(source.stream.read(), where)

@@ -4,6 +4,7 @@ import os
 
 from diffbio_sc._anndata.contextual_model import ContextualModel
 from diffbio_sc._anndata.contextual_model import read_contextual_model as _read
+from diffbio_sc._options import check_options
 
 
 def read_contextual_model(path: str | os.PathLike[str]) -> ContextualModel:
@@ -38,4 +39,5 @@ def read_contextual_model(path: str | os.PathLike[str]) -> ContextualModel:
     >>> model.cell_types[:2], model.width
     (['cell1', 'cell2'], 100)
     """
+    check_options(read_contextual_model, locals())
     return _read(path)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from diffbio_sc._options import check_options
 from diffbio_sc.io._cooler_files import Storage, cooler_uri, import_cooler, read_cooler
 
 if TYPE_CHECKING:
@@ -68,5 +69,7 @@ def read_cool(
     >>> adata.obsp["contacts"].shape
     (300, 300)
     """
+    check_options(read_cool, locals(), resolution="[1, inf) base pairs")
+    resolution = None if resolution is None else int(resolution)
     cooler = import_cooler()
     return read_cooler(cooler.Cooler(cooler_uri(cooler, path, resolution, cell)), str(path), chroms, trans, storage)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._byte_source import PathLike
@@ -66,6 +67,7 @@ def read_fragments(
     >>> fragments["chr1"].end
     array([300, 400], dtype=int32)
     """
+    check_options(read_fragments, locals())
     reader = fragment_reader(
         barcodes=barcodes, use_barcodes=use_barcodes, use_counts=use_counts, chrom_sizes=chrom_sizes
     )

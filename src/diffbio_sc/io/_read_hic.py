@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata.contacts_object import bins_table, contacts_object, counts_or_values
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,6 +65,8 @@ def read_hic(
     >>> adata.obsp["contacts"].shape
     (100, 100)
     """
+    check_options(read_hic, locals(), resolution="[1, inf) base pairs")
+    resolution = None if resolution is None else int(resolution)
     try:
         import hictkpy
     except ImportError as error:

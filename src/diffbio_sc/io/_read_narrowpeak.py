@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.peak_table import NARROWPEAK, PEAK_COLUMNS
 from diffbio_sc.io._byte_source import PathLike, open_bytes, require_text
 
@@ -51,6 +52,7 @@ def read_narrowpeak(path: PathLike) -> pd.DataFrame:
     """
     import pandas as pd
 
+    check_options(read_narrowpeak, locals())
     with open_bytes(path) as source:
         text = io.BufferedReader(_Readable(source.stream)).read()
     require_text(text, os.fspath(path))

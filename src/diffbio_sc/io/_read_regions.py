@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffbio_sc._checks import is_path
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._read_bed import read_bed
@@ -47,6 +48,7 @@ def read_regions(source: Intervals | pd.DataFrame | PathLike, *, name: str = "re
     >>> len(dbio.io.read_regions(table))
     1
     """
+    check_options(read_regions, locals())
     if isinstance(source, Intervals):
         return source
     if is_path(source):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from diffbio_sc._options import check_options
 from diffbio_sc.io._contact_cells import ContactCells
 from diffbio_sc.io._cooler_files import cell_names, import_cooler
 
@@ -36,6 +37,7 @@ def read_scool(path: str | os.PathLike[str]) -> ContactCells:
     >>> sorted(maps)
     ['early', 'late']
     """
+    check_options(read_scool, locals())
     cooler = import_cooler()
     file = os.fspath(path)
     if not Path(file).exists():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.io._byte_source import PathLike, open_bytes
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def read_segments(path: PathLike) -> pd.DataFrame:
     """
     import pandas as pd
 
+    check_options(read_segments, locals())
     where = os.fspath(path)
     with open_bytes(path) as source:
         data = source.stream.read()

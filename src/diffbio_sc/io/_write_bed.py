@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._region_tables import write_regions
@@ -48,6 +49,7 @@ def write_bed(regions: pd.DataFrame | Intervals, path: PathLike) -> None:
     >>> open("regions.bed").read()
     'chr1\t100\t200\ta\n'
     """
+    check_options(write_bed, locals())
     if isinstance(regions, Intervals):
         frame = regions.to_frame()
         if "strand" in frame:

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffbio_sc._checks import is_path, name_heads
 from diffbio_sc._files import replacing
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.genome.signal import Signal
@@ -76,6 +77,7 @@ def write_bigwig(
     >>> sorted(dbio.io.read_bigwig("pileup.bw").chromosomes)
     ['chr1', 'chr2']
     """
+    check_options(write_bigwig, locals())
     library = pybigwig()
     if isinstance(source, Signal | Intervals):
         runs: Any = source
@@ -88,8 +90,6 @@ def write_bigwig(
     else:
         found = f"the path {str(source)!r}: read it first" if is_path(source) else type(source).__name__
         raise TypeError(f"source must be a Signal, Intervals, a mapping or an AnnData, found {found}.")
-    if not np.isfinite(scale):
-        raise ValueError(f"scale must be a finite number, found {scale!r}.")
     sizes = runs.extent() if chrom_sizes is None else read_chrom_sizes(chrom_sizes)
     match_chromosomes(runs.chromosomes, list(sizes), left_name=runs.name, right_name="the chromosome sizes")
     missing = [chromosome for chromosome in runs.chromosomes if chromosome not in sizes]

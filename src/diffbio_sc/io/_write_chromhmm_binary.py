@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._write_text import open_writer
 
@@ -71,6 +72,7 @@ def write_chromhmm_binary(
     from diffbio_sc._anndata.cell_types import read_cell_type_bins
     from diffbio_sc._anndata.names import require_unique
 
+    check_options(write_chromhmm_binary, locals())
     _, parts = read_cell_type_bins(adata, cell_type_key, axis=axis)
     tracks = parts[0].genome.signal(adata, layer)
     marks = [str(name) for name in parts[0].genome.track_names(adata)]

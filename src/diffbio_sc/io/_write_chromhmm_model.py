@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diffbio_sc._options import check_options
 from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._write_text import write_text
 
@@ -42,6 +43,7 @@ def write_chromhmm_model(model: ChromatinStateModel, path: PathLike) -> None:
     """
     from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 
+    check_options(write_chromhmm_model, locals())
     if not isinstance(model, ChromatinStateModel):
         raise TypeError(
             f"model must be a ChromatinStateModel, found {type(model).__name__}; of an AnnData take "

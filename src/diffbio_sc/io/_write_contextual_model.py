@@ -9,6 +9,7 @@ from diffbio_sc._anndata.contextual_model import (
     read_contextual_model,
     write_contextual_file,
 )
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,4 +52,5 @@ def write_contextual_model(
     >>> dbio.io.write_contextual_model(adata, "cells.npz")
     >>> dbio.tl.contextual_predict(adata, model="cells.npz", key_added="again")
     """
+    check_options(write_contextual_model, locals())
     write_contextual_file(read_contextual_model(model, key=key), path)

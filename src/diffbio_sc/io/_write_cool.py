@@ -11,6 +11,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_contacts
 from diffbio_sc._files import replacing
+from diffbio_sc._options import check_options
 from diffbio_sc.io._cooler_files import has_group, import_cooler
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def write_cool(
     >>> bool((dbio.io.read_cool("balanced.cool").obsp["contacts"] != adata.obsp["contacts"]).nnz)
     False
     """
+    check_options(write_cool, locals(), empty=("columns",))
     cooler = import_cooler()
     contacts = read_contacts(adata, key, axis=axis, allow_fractional=True)
     found = contacts.map

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffbio_sc._checks import whole_numbers
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.peak_table import NARROWPEAK
 from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._region_tables import checked_regions, write_regions
@@ -55,6 +56,7 @@ def write_narrowpeak(peaks: pd.DataFrame, path: PathLike) -> None:
     """
     import pandas as pd
 
+    check_options(write_narrowpeak, locals())
     table = checked_regions(peaks)
     frame = table[["chrom", "start", "end"]].copy()
     frame["name"] = [f"peak_{number}" for number in range(1, len(table) + 1)] if "name" not in table else table["name"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.chrom_sizes import ChromSizes, match_chromosomes, read_chrom_sizes
 from diffbio_sc.io._byte_source import PathLike
 from diffbio_sc.io._region_tables import checked_regions, unbroken, write_lines
@@ -63,6 +64,7 @@ def write_segments(
     >>> dbio.tl.chromatin_states(adata, n_states=4, effort="fast")
     >>> dbio.io.write_segments(dbio.get.chromatin_states(adata), "states_dense.bed", dense=True)
     """
+    check_options(write_segments, locals())
     missing = [key for key in ("chrom", "start", "end", "state") if key not in segments]
     if missing:
         raise KeyError(f"segments have no columns {missing}; columns: {list(map(str, segments.columns))}.")

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._checks import as_numbers
+from diffbio_sc._options import check_options
 
 _TINY = 1e-300
 
@@ -47,6 +48,7 @@ def composition(estimate: pd.DataFrame | np.ndarray, truth: pd.DataFrame | np.nd
     >>> float(scores["rmse"]), float(scores["aupr"])
     (0.0, 1.0)
     """
+    check_options(composition, locals())
     if isinstance(estimate, pd.DataFrame) and isinstance(truth, pd.DataFrame):
         for axis, what in ((0, "row"), (1, "column")):
             if set(estimate.axes[axis]) != set(truth.axes[axis]):

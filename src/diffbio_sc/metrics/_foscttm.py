@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffbio_sc._checks import as_numbers
+from diffbio_sc._options import check_options
 
 # Cells of a block: distances of 1024 x 1024 pairs are 8 MiB.
 _BLOCK = 1024
@@ -40,6 +41,7 @@ def foscttm(first: np.ndarray, second: np.ndarray) -> float:
     """
     from scipy.spatial.distance import cdist
 
+    check_options(foscttm, locals())
     a, b = as_numbers(first, "first"), as_numbers(second, "second")
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"first and second must be of the same two-axis shape, found {a.shape} and {b.shape}.")

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata import read_labels
 from diffbio_sc._checks import found_object
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -101,17 +102,17 @@ def integration(
     >>> dbio.tl.multiomics_vae(mdata, max_epochs=0)
     >>> scores = dbio.metrics.integration(mdata, use_rep="X_multiomics_vae", label_key="cell_type")
     """
+    check_options(
+        integration, locals(), min_cells="[2, inf)", n_neighbors="[1, inf)", resolutions="(0, inf)", n_folds="[2, inf)"
+    )
+    min_cells, n_neighbors, n_folds = int(min_cells), int(n_neighbors), int(n_folds)
     keys = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     name = _kind(data)
-    if not keys:
-        raise ValueError("use_rep must name an embedding or several, found an empty list.")
-    if not 2 <= n_folds <= min_cells:
+    if n_folds > min_cells:
         raise ValueError(
             f"n_folds must be from 2 to min_cells, so that each type is in each fold; found n_folds={n_folds}, "
             f"min_cells={min_cells}."
         )
-    if len(resolutions) == 0 or min(resolutions) <= 0:
-        raise ValueError(f"resolutions must be positive numbers, found {list(resolutions)}.")
     embeddings = {key: _read_embedding(data, key, name) for key in keys}
     codes, names = read_labels(data.obs, label_key, name=f"{name}.obs")
     # Text, not codes: ties among the nearest neighbors go to the first label in order.

@@ -52,6 +52,11 @@ class OperatorConfig:
             value = getattr(self, name)
             self.require(name, _is_integer(value) and value >= minimum, expected)
 
+    def require_numbers(self, *names: str) -> None:
+        """Require finite numbers."""
+        for name in names:
+            self.require(name, _is_finite_number(getattr(self, name)), "a finite number")
+
     def require_positive(self, *names: str, zero_allowed: bool = False) -> None:
         """Require finite numbers above zero (or not below, if ``zero_allowed``)."""
         for name in names:

@@ -145,6 +145,8 @@ class Operator(nnx.Module):
             raise TypeError(
                 f"{type(self).__name__} takes a {self.config_class.__name__}, found {type(config).__name__}."
             )
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"rngs must be flax.nnx.Rngs, such as nnx.Rngs(0), found {rngs!r}.")
         self.config = config
         if self.is_network:
             # An array, not a Python bool: it is saved with the rest, and setting it compiles nothing anew.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record, read_states, state_colors
+from diffbio_sc._options import check_options
 from diffbio_sc.get import chromatin_states as states_table
 from diffbio_sc.pl._figure import check_save, finish
 from diffbio_sc.pl._heatmap import heatmap, new_axes
@@ -79,9 +80,8 @@ def chromatin_states(
     >>> axes.get_yticklabels()[0].get_text()
     'Active promoter'
     """
+    check_options(chromatin_states, locals())
     check_save(save)
-    if kind not in _KINDS:
-        raise ValueError(f"kind must be one of {_KINDS}, found {kind!r}.")
     if kind == "emissions":
         ax = _emissions(adata, key, ax)
     elif kind == "transitions":

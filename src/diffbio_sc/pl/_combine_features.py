@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._options import check_options
 from diffbio_sc.get import combine_features as feature_table
 from diffbio_sc.pl._figure import check_save, finish
 from diffbio_sc.pl._heatmap import heatmap, new_axes
@@ -76,6 +77,7 @@ def combine_features(
     >>> [label.get_text() for label in axes.get_yticklabels()]
     ['few cells (60)', 'many cells (40)']
     """
+    check_options(combine_features, locals())
     check_save(save)
     features = _chosen(feature_table(data, key=key), blocks)
     axis = str(data.uns[key]["params"]["axis"])

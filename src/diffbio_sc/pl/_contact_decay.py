@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def contact_decay(
     """
     import matplotlib.pyplot as plt
 
+    check_options(contact_decay, locals(), per_decade="[1, inf)", width="(0, inf)")
+    per_decade = int(per_decade)
     check_save(save)
     from diffbio_sc.get import expected
 

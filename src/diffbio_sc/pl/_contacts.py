@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._contact_panels import (
     LINE,
     LOOP,
@@ -101,12 +102,11 @@ def contacts(
     import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm, TwoSlopeNorm
 
+    check_options(contacts, locals(), empty=("tracks", "marks"), max_distance="(0, inf) base pairs", width="(0, inf)")
     check_save(save)
     from diffbio_sc._anndata.contacts import read_contacts, read_weights
     from diffbio_sc._anndata.regions import bins_of_region, region_matrix
 
-    if values not in ("balanced", "oe", "counts"):
-        raise ValueError(f"values must be 'balanced', 'oe' or 'counts', found {values!r}.")
     found = read_contacts(adata, key, axis=axis, allow_fractional=True)
     bins = bins_of_region(region, found)
     weights = None if values == "counts" else read_weights(adata, found, weight_key)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.get import contextual as contextual_table
 from diffbio_sc.pl._figure import check_save, distinct_colors, finish
 from diffbio_sc.pl._heatmap import new_axes
@@ -86,6 +87,7 @@ def contextual(
     >>> dbio.pl.contextual(adata, show=False).get_xlabel()
     'AUROC'
     """
+    check_options(contextual, locals())
     check_save(save)
     kinds = ("accuracy", "reliability", "history")
     if kind not in kinds:

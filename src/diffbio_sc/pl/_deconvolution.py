@@ -9,6 +9,7 @@ import pandas as pd
 
 from diffbio_sc._anndata import read_labels
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, distinct_colors, finish
 from diffbio_sc.pl._spatial_maps import draw_maps
 
@@ -90,10 +91,8 @@ def deconvolution(
     """
     import matplotlib.pyplot as plt
 
-    if kind not in ("maps", "stacked", "fit"):
-        raise ValueError(f"kind must be 'maps', 'stacked' or 'fit', found {kind!r}.")
-    if isinstance(n_columns, bool) or not isinstance(n_columns, int | np.integer) or n_columns < 1:
-        raise ValueError(f"n_columns must be a whole number of at least 1, found {n_columns!r}.")
+    check_options(deconvolution, locals(), n_columns="[1, inf)", size="(0, inf)")
+    n_columns = int(n_columns)
     check_save(save)
     require_anndata(adata)
     if key not in adata.obsm:

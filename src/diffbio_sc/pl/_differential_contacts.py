@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._contact_panels import A, B, draw_rotated, draw_signed, mark_loops
 from diffbio_sc.pl._figure import check_save, finish
 
@@ -94,6 +95,14 @@ def differential_contacts(
     import matplotlib.pyplot as plt
     from matplotlib.colors import TwoSlopeNorm
 
+    check_options(
+        differential_contacts,
+        locals(),
+        max_qvalue="(0, 1]",
+        max_distance="(0, inf) base pairs",
+        vmax="(0, inf)",
+        width="(0, inf)",
+    )
     check_save(save)
     from diffbio_sc._anndata.contacts import read_contacts
     from diffbio_sc._anndata.records import read_record

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, Attributions, choose_cell_types, read_attributions
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ def logo(
     >>> axes.get_xlabel()
     'position in the region (bases)'
     """
+    check_options(logo, locals(), empty=("highlight",), region="[0, inf)", start="[0, inf)", end="[1, inf)")
+    start = int(start)
+    end = None if end is None else int(end)
     check_save(save)
     try:
         import logomaker

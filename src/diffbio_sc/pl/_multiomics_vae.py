@@ -9,6 +9,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.multiomics_results import read_embedding, weight_columns
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc._settings import settings
 from diffbio_sc.get import multiomics_vae as read_table
@@ -102,12 +103,9 @@ def multiomics_vae(
     >>> dbio.tl.multiomics_vae(mdata, max_epochs=5)
     >>> axes = dbio.pl.multiomics_vae(mdata, kind="umap", color="cell_type", show=False)
     """
+    check_options(multiomics_vae, locals(), n_neighbors="[1, inf)", n_columns="[1, inf)", size="(0, inf)")
+    n_neighbors, n_columns = int(n_neighbors), int(n_columns)
     check_save(save)
-    if kind not in (None, "losses", "umap", "weights"):
-        raise ValueError(f"kind must be 'losses', 'umap' or 'weights', found {kind!r}.")
-    for name, value in (("n_neighbors", n_neighbors), ("n_columns", n_columns)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}.")
     weights = weight_columns(mdata, key)
     if kind is None:
         kind = "losses" if color is None and len(read_table(mdata, "history", key=key)) else "umap"

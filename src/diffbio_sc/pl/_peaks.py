@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def peaks(
     import matplotlib.pyplot as plt
     import scipy.sparse as sp
 
+    check_options(peaks, locals(), height="(0, inf)", width="(0, inf)")
     check_save(save)
     from diffbio_sc._anndata import prefix_of, read_labels
     from diffbio_sc._anndata.genome_axis import read_genome_axis

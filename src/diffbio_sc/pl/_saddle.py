@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def saddle(
     import matplotlib.pyplot as plt
     from matplotlib.colors import TwoSlopeNorm
 
+    check_options(saddle, locals(), vmax="(0, inf)", width="(0, inf)")
     check_save(save)
     from diffbio_sc._anndata.records import read_record
 

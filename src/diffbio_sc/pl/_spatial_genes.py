@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata import require_anndata
+from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
 if TYPE_CHECKING:
@@ -109,11 +110,8 @@ def spatial_genes(
 
     from diffbio_sc.get import spatial_genes as read_table
 
-    if kind not in ("volcano", "maps", "qq", "patterns"):
-        raise ValueError(f"kind must be 'volcano', 'maps', 'qq' or 'patterns', found {kind!r}.")
-    for name, value in (("n_top", n_top), ("n_columns", n_columns)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, found {value!r}.")
+    check_options(spatial_genes, locals(), n_top="[1, inf)", n_columns="[1, inf)", size="(0, inf)")
+    n_top, n_columns = int(n_top), int(n_columns)
     if ax is not None and kind in ("maps", "patterns"):
         raise ValueError(f"ax= is for kind 'volcano' and 'qq'; kind {kind!r} draws several axes.")
     check_save(save)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from diffbio_sc._options import check_options
 from diffbio_sc.get import state_enrichment as enrichment_table
 from diffbio_sc.pl._figure import check_save, finish
 from diffbio_sc.pl._heatmap import heatmap, new_axes
@@ -69,6 +70,7 @@ def state_enrichment(
     >>> dbio.tl.state_enrichment(adata, {"genes": genes}, anchors={"starts": genes}, column="truth")
     >>> axes = dbio.pl.state_enrichment(adata, "neighborhood", show=False)
     """
+    check_options(state_enrichment, locals(), max_padj="[0, 1]")
     check_save(save)
     table = enrichment_table(adata, key=key, kind=kind)
     overlap = "annotation" in table

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from diffbio_sc._options import check_options
 from diffbio_sc.get import state_reproducibility as reproducibility_table
 from diffbio_sc.pl._figure import check_save, finish
 from diffbio_sc.pl._heatmap import heatmap, new_axes
@@ -69,6 +70,7 @@ def state_reproducibility(
     >>> dbio.tl.state_reproducibility(adata, replicate_key="replicate")
     >>> axes = dbio.pl.state_reproducibility(adata, "reliability", show=False)
     """
+    check_options(state_reproducibility, locals())
     check_save(save)
     kinds = ("states", "reliability", "overlap")
     if kind not in kinds:

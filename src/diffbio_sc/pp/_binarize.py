@@ -14,6 +14,7 @@ from diffbio_sc._anndata.matrix import read_counts
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._checks import found_object
+from diffbio_sc._options import check_options
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.intervals import Intervals
@@ -126,6 +127,21 @@ def binarize(
     """
     from anndata import AnnData
 
+    check_options(
+        binarize,
+        locals(),
+        replaced=("layer",),
+        poisson_threshold="(0, 1)",
+        fold_threshold="[0, inf)",
+        count_threshold="[0, inf)",
+        flank="[0, inf)",
+        pseudocount="[0, inf)",
+        bin_size="[1, inf) base pairs",
+        extension="[1, inf) base pairs",
+        min_mapping_quality="[0, inf)",
+    )
+    flank, min_mapping_quality = int(flank), int(min_mapping_quality)
+    bin_size, extension = int(bin_size), int(extension)
     options = {
         "poisson_threshold": poisson_threshold,
         "fold_threshold": fold_threshold,

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.contacts_object import bins_table, contacts_object, symmetric
 from diffbio_sc._checks import found_object
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,6 +52,7 @@ def combine_contacts(maps: Mapping[str, AnnData], *, key: str = "contacts", pool
         uns: 'contacts_storage'
         obsp: 'contacts', 'contacts_a', 'contacts_b'
     """
+    check_options(combine_contacts, locals())
     if not isinstance(maps, Mapping):
         raise TypeError(f"maps must map names to AnnData objects, {found_object(maps)}.")
     if not maps:

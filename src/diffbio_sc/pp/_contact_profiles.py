@@ -8,6 +8,7 @@ import pandas as pd
 from diffbio_sc._anndata.contacts import read_contacts
 from diffbio_sc._anndata.contacts_object import same_bins
 from diffbio_sc._anndata.results import make_record
+from diffbio_sc._options import check_options
 from diffbio_sc.io import ContactCells
 from diffbio_sc.numerics.genome.contact_cells import cell_profile, distance_edges
 
@@ -75,6 +76,8 @@ def contact_profiles(
     """
     import anndata
 
+    check_options(contact_profiles, locals(), compartment_distance="(0, inf) base pairs")
+    compartment_distance = int(compartment_distance)
     if not isinstance(cells, ContactCells):
         raise TypeError(f"cells must be ContactCells (see dbio.io.read_scool), found {type(cells).__name__}.")
     label, reference_map = None, None

@@ -14,6 +14,7 @@ from diffbio_sc._anndata.fragments import fragments_of, holds_fragments, read_ba
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._checks import is_path, whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.coverage import Ends, Rows, count_groups, count_sample, move_bins, signal_means
 from diffbio_sc.genome.axis import Tiles
 from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
@@ -111,9 +112,16 @@ def coverage(
     >>> dbio.pp.coverage(fragments, bin_size=100).X.toarray()
     array([[0, 1, 2, 1]], dtype=int32)
     """
+    check_options(
+        coverage,
+        locals(),
+        bin_size="[1, inf) base pairs",
+        extension="[1, inf) base pairs",
+        min_mapping_quality="[0, inf)",
+    )
+    min_mapping_quality = int(min_mapping_quality)
+    extension = None if extension is None else int(extension)
     bin_size = whole_number(bin_size, "bin_size", unit=" base")
-    if ends not in ("fragment", "cut_sites", "midpoint"):
-        raise ValueError(f"ends must be 'fragment', 'cut_sites' or 'midpoint', found {ends!r}.")
     samples = {str(name): item for name, item in source.items()} if isinstance(source, Mapping) else {"sample": source}
     if not samples:
         raise ValueError("source must name at least one sample, found an empty mapping.")

@@ -8,6 +8,7 @@ from diffbio_sc._anndata.genome_axis import COLUMNS, REGION, make_genome_axis
 from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.results import write_results
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,9 +61,8 @@ def parse_regions(
     """
     import pandas as pd
 
+    check_options(parse_regions, locals())
     require_anndata(adata)
-    if axis not in ("var", "obs"):
-        raise ValueError(f"axis must be 'var' or 'obs', found {axis!r}.")
     adata = adata.copy() if copy else adata
     names = (adata.var_names if axis == "var" else adata.obs_names).astype(str)
     parts = names.to_series().str.extract(REGION)

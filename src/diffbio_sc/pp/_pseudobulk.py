@@ -16,6 +16,7 @@ from diffbio_sc._anndata.results import make_record
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._checks import is_path
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.pseudobulk import SumOfCells, SumOfCellsByBins, split_groups
 from diffbio_sc.genome.barcodes import report_barcodes
 from diffbio_sc.genome.intervals import Intervals
@@ -96,6 +97,7 @@ def pseudobulk(
     >>> {label: len(group) for label, group in dbio.pp.pseudobulk(fragments, groupby={"AAAC-1": "T"}).items()}
     {'T': 2}
     """
+    check_options(pseudobulk, locals())
     if isinstance(source, ContactCells):
         if isinstance(groupby, str):
             raise TypeError(

@@ -4,10 +4,11 @@ import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffbio_sc._anndata.region_axis import read_region_axis, warn_of_names, warn_of_repeats
-from diffbio_sc._anndata.results import check_key, make_record
+from diffbio_sc._anndata.results import make_record
 from diffbio_sc._anndata.sequences import read_genome_sequences, read_sequence_column, turn_reverse
 from diffbio_sc._checks import counted, whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,11 +79,9 @@ def sequences(
     >>> adata.varm["dna"].tolist()
     [[0, 1, 2, 3], [4, 0, 1, 2]]
     """
-    check_key(key_added)
+    check_options(sequences, locals(), width="[1, inf) base pairs")
     if width is not None:
         width = whole_number(width, "width", unit=" bases")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     regions = read_region_axis(adata, axis=axis)
     table, side = getattr(adata, regions.axis), f"adata.{regions.axis}"
     if strand is not None and strand not in table:

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.region_axis import read_region_axis
-from diffbio_sc._anndata.results import check_key, make_record, storable_names
+from diffbio_sc._anndata.results import make_record, storable_names
 from diffbio_sc._anndata.tf_context import align_cell_types, case_hint, read_expression
 from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -96,11 +97,9 @@ def tf_context(
     >>> adata.obsm["two"].shape
     (6, 2)
     """
-    check_key(key_added)
+    check_options(tf_context, locals())
     if normalize not in (None, True, False):
         raise ValueError(f"normalize must be True, False or None, found {normalize!r}.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     regions = read_region_axis(adata, axis=axis)
     read = read_expression(expression, groupby=groupby, layer=layer, modality=modality, tfs=tfs)
     owner = "adata.obs_names" if regions.axis == "var" else "adata.var_names"

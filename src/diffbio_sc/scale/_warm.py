@@ -23,6 +23,11 @@ def warm(client: Client | None = None) -> None:
     client
         Client of the cluster; default: the active one. Without any, only this process is made ready.
 
+    Raises
+    ------
+    TypeError
+        If ``client`` is no client.
+
     Warns
     -----
     UserWarning
@@ -37,6 +42,8 @@ def warm(client: Client | None = None) -> None:
     from diffbio_sc.blocks.cluster import active_client
     from diffbio_sc.scale._ready import make_ready
 
+    if client is not None and not hasattr(client, "scheduler_info"):
+        raise TypeError(f"client must be a Client of dask.distributed or None, found {client!r}.")
     client = active_client() if client is None else client
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(settings.cache_dir / "compiled")
     make_ready(folder)

@@ -11,9 +11,10 @@ from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, choose_cell_t
 from diffbio_sc._anndata.contextual_data import read_region_tokens
 from diffbio_sc._anndata.contextual_model import DEFAULT_KEY, ContextualModel, read_contextual_model
 from diffbio_sc._anndata.region_axis import read_region_axis
-from diffbio_sc._anndata.results import check_key, make_record, write_results
-from diffbio_sc._checks import name_heads, whole_number
+from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._checks import name_heads
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.tl._attributions_run import Question, ask_of_bases, ask_of_factors, context_of
 from diffbio_sc.tl._contextual_input import read_input_maps
@@ -30,7 +31,7 @@ _MOST_REGIONS = 5000  # taken unasked
 def attributions(
     adata: AnnData,
     *,
-    regions: Sequence[Any] | np.ndarray | None = None,
+    regions: str | Sequence[Any] | np.ndarray | None = None,
     cell_types: str | Sequence[str] | None = None,
     method: Method = "ism",
     n_references: int = 10,
@@ -114,14 +115,9 @@ def attributions(
     >>> adata.uns["attributions"]["scores"].shape
     (5, 6, 100, 4)
     """
+    check_options(attributions, locals(), n_references="[1, inf)", steps="[1, inf)")
+    n_references, steps = int(n_references), int(steps)
     began = time.perf_counter()
-    check_key(key_added)
-    if method not in _METHODS:
-        raise ValueError(f"method must be one of {list(_METHODS)}, found {method!r}.")
-    whole_number(n_references, "n_references")
-    whole_number(steps, "steps")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     generator = as_generator(rng)
     axis_of_regions = read_region_axis(adata, axis=axis)
     fitted = read_contextual_model(adata if model is None else model, key=key)

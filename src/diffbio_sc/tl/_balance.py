@@ -8,8 +8,8 @@ import numpy as np
 
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.results import make_record, prefix_of
-from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_balance import MapBalance, balance_map
 from diffbio_sc.tl._contacts_input import Axis
 
@@ -89,9 +89,16 @@ def balance(
     >>> adata.uns["balance"]["report"]["converged"]
     True
     """
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
-    min_nnz = whole_number(min_nnz, "min_nnz", minimum=0)
-    _check_arguments(contact, min_count, mad_max, tolerance)
+    check_options(
+        balance,
+        locals(),
+        ignore_diags="[0, inf)",
+        min_nnz="[0, inf)",
+        min_count="[0, inf)",
+        mad_max="[0, inf]",
+        tolerance="(0, 1)",
+    )
+    ignore_diags, min_nnz = int(ignore_diags), int(min_nnz)
     contacts = read_contacts(adata, key, axis=axis)
     options = {
         "contact": contact,
@@ -137,16 +144,6 @@ def balance_fields(
         n_unbalanced=len(result.dropped),
     )
     return result.weights, columns, record
-
-
-def _check_arguments(contact, min_count, mad_max, tolerance) -> None:
-    if contact not in ("cis", "trans", "all"):
-        raise ValueError(f"contact must be 'cis', 'trans' or 'all', found {contact!r}.")
-    for name, value in (("min_count", min_count), ("mad_max", mad_max)):
-        if not value >= 0:
-            raise ValueError(f"{name} must not be negative, found {value!r}.")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie between 0 and 1, found {tolerance!r}.")
 
 
 def _warn(result: MapBalance, contacts: Contacts) -> None:

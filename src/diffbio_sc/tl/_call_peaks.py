@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from diffbio_sc._options import check_options
 from diffbio_sc.genome.intervals import Intervals
 from diffbio_sc.tl._peak_sources import Source, close_source, open_rounds
 
@@ -151,6 +152,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
         duplicates=duplicates,
         unguarded=control is None and blacklist is None and mode != "macs",
     )
+    check_options(call_peaks, locals(), n_jobs="[-1, inf)")
     if hasattr(source, "obs_names"):
         source, groupby = _fragments_of(source, groupby)
     several = isinstance(source, Mapping)

@@ -13,6 +13,7 @@ from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, default_colors, st
 from diffbio_sc._anndata.marks import MarkData, choose_emission, read_marks
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 
 if TYPE_CHECKING:
@@ -132,6 +133,16 @@ def chromatin_states(
     >>> adata.obsm["chromatin_state_posterior"].shape
     (2000, 4)
     """
+    check_options(
+        chromatin_states,
+        locals(),
+        n_states="[1, 1000]",
+        max_steps="[1, inf)",
+        tolerance="[0, inf)",
+        top_states="[1, inf)",
+    )
+    n_states, max_steps = int(n_states), int(max_steps)
+    top_states = None if top_states is None else int(top_states)
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "model")}
     params["model"] = None if model is None else _name_of(model)
@@ -205,25 +216,8 @@ def chromatin_states(
 def _check_arguments(
     adata, n_states, emission, effort, decode, top_states, max_steps, tolerance, model, train, copy
 ) -> None:
-    if isinstance(n_states, bool) or not isinstance(n_states, int | np.integer) or n_states < 1:
-        raise ValueError(f"n_states must be a positive whole number, found {n_states!r}.")
-    if n_states > 1000:
-        raise ValueError(f"n_states must be at most 1000, found {n_states}.")
-    for name, value, allowed in (
-        ("emission", emission, _EMISSIONS),
-        ("effort", effort, ("fast", "default")),
-        ("decode", decode, ("posterior", "viterbi")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {list(allowed)}, found {value!r}.")
-    if top_states is not None and (not isinstance(top_states, int | np.integer) or top_states < 1):
-        raise ValueError(f"top_states must be a positive whole number or None, found {top_states!r}.")
-    if max_steps < 1 or not tolerance >= 0:
-        raise ValueError(f"max_steps must be at least 1 and tolerance not negative, found {max_steps} and {tolerance}.")
     if train and model is None:
         raise ValueError("train=True trains from a given model: pass model=..., or leave train out.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
 
 
 def _name_of(model: Any) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata import check_key, make_record, storable_names, write_results
 from diffbio_sc._anndata.modalities import is_mudata, object_name, require_object
 from diffbio_sc._anndata.modality_results import write_modality_results
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -90,6 +91,7 @@ def combine_features(
     >>> spots.obsm["X_combined"].shape, spots.obsm["X_combined"].columns[-1]
     ((100, 8), 'cells:n_cells')
     """
+    check_options(combine_features, locals(), replaced=("keys",))
     require_object(data, "data")
     check_key(key_added)
     if axis not in ("obs", "var") or (axis == "var" and is_mudata(data)):

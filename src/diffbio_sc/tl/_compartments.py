@@ -9,7 +9,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_track
 from diffbio_sc._anndata.results import make_record, prefix_of
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_compartments import MapCompartments, compartments_map
 from diffbio_sc.numerics.genome.compartments import GAMMA
 from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced
@@ -121,15 +121,17 @@ def compartments(
     >>> adata.obs["compartment_label"].cat.categories.tolist()
     ['A', 'B']
     """
-    if contact not in ("cis", "trans"):
-        raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")
-    if method not in ("weighted", "cooltools"):
-        raise ValueError(f"method must be 'weighted' or 'cooltools', found {method!r}.")
+    check_options(
+        compartments,
+        locals(),
+        ignore_diags="[0, inf)",
+        n_vectors="[1, inf)",
+        min_distance="[0, inf) base pairs",
+        gamma="[0, 1]",
+    )
+    ignore_diags, n_vectors = int(ignore_diags), int(n_vectors)
     if method == "cooltools" and contact == "trans":
         raise ValueError("method='cooltools' is for contact='cis': contacts between chromosomes have 'weighted' alone.")
-    n_vectors = whole_number(n_vectors, "n_vectors")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must lie between 0 and 1, found {gamma!r}.")
     balanced = read_balanced(
         adata,
         key=key,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_breaks, read_contacts, read_track, read_weights
 from diffbio_sc._anndata.results import make_record
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc.numerics.genome.compartments import GAMMA
 from diffbio_sc.tl._balance import balance_fields
 from diffbio_sc.tl._compartments import NEAREST, compartments_fields
@@ -91,10 +91,16 @@ def contacts(
     >>> len(adata.uns["loops"]["table"]) > 0, bool(adata.obs["is_boundary"].any())
     (True, True)
     """
+    check_options(
+        contacts,
+        locals(),
+        ignore_diags="[0, inf)",
+        windows="(0, inf) base pairs",
+        fdr="(0, 1]",
+        max_distance="(0, inf) base pairs",
+    )
+    ignore_diags = int(ignore_diags)
     started = time.perf_counter()
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
-    if not 0 < fdr <= 1:
-        raise ValueError(f"fdr must lie between 0 and 1, found {fdr!r}.")
     found = read_contacts(adata, key, axis=axis)
     cuts = read_breaks(found, breaks)
     track, track_name = (None, None) if phasing_track is None else read_track(adata, found, phasing_track)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from diffbio_sc._anndata.contacts import Contacts, read_breaks, read_contacts, read_weights
-from diffbio_sc._checks import whole_number
 from diffbio_sc.engines.contacts_expected import RegionDecay, expected_map
 from diffbio_sc.numerics.genome.pixels import cis_rows
 
@@ -78,7 +77,6 @@ def read_balanced(
     allow_fractional: bool = False,
 ) -> BalancedMap:
     """Read a balanced map, and estimate the decay of its regions."""
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     contacts = read_contacts(adata, key, axis=axis, allow_fractional=allow_fractional)
     weights = read_weights(adata, contacts, weight_key, divisive)
     return with_decays(contacts, weights, read_breaks(contacts, breaks), ignore_diags)

@@ -9,8 +9,8 @@ import numpy as np
 from diffbio_sc._anndata.contextual_model import DEFAULT_KEY
 from diffbio_sc._anndata.contextual_results import write_contextual
 from diffbio_sc._anndata.results import check_key
-from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.tl._contextual_input import read_contextual_input
 from diffbio_sc.tl._contextual_run import fit_contextual
@@ -145,12 +145,11 @@ def contextual(
     >>> adata.layers["contextual_prob"].shape
     (6, 600)
     """
+    check_options(contextual, locals(), max_epochs="[1, inf)")
+    max_epochs = None if max_epochs is None else int(max_epochs)
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began", "motifs", "copy")}
-    check_key(key_added)
-    _check_arguments(adata, sequences, neighbourhood, max_epochs, refine, average, copy, track, motifs)
-    if contacts_as not in ("guidance", "input"):
-        raise ValueError(f"contacts_as must be 'guidance' or 'input', found {contacts_as!r}.")
+    _check_arguments(sequences, neighbourhood, track, motifs)
     generator = as_generator(rng)
     data = read_contextual_input(
         adata,
@@ -194,21 +193,12 @@ def contextual(
     return adata if copy else None
 
 
-def _check_arguments(adata, sequences, neighbourhood, max_epochs, refine, average, copy, track, motifs) -> None:
+def _check_arguments(sequences, neighbourhood, track, motifs) -> None:
     check_key(sequences, "sequences")
-    if not isinstance(neighbourhood, bool | str):
-        raise TypeError(f"neighbourhood must be True, False or a column, found {neighbourhood!r}.")
-    for name, value in (("refine", refine), ("average", average)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, found {value!r}.")
-    if max_epochs is not None:
-        whole_number(max_epochs, "max_epochs")
     if track is not None and (neighbourhood is not False or motifs is not None):
         raise ValueError(
             "neighbourhood and motifs are of the model of whole regions: leave them out, or leave track out."
         )
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     for name, matrix in (motifs or {}).items():
         shape = np.shape(matrix)
         if len(shape) != 2 or shape[1] != 4 or not np.isfinite(np.asarray(matrix, np.float64)).all():

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.results import check_key, make_record, write_results
-from diffbio_sc._checks import whole_number
+from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._progress import progress
 from diffbio_sc._random import as_generator
 from diffbio_sc.tl._contextual_input import ContextualInput, read_contextual_input
@@ -96,14 +96,12 @@ def contextual_ablation(
     >>> adata.uns["contextual_ablation"]["differences"]["claim"].isin(["higher", "lower", "not shown"]).all().item()
     True
     """
+    check_options(
+        contextual_ablation, locals(), max_epochs="[1, inf)", n_seeds="[1, inf)", level="(0, 1)", n_draws="[20, inf)"
+    )
+    n_seeds, n_draws = int(n_seeds), int(n_draws)
+    max_epochs = None if max_epochs is None else int(max_epochs)
     began = time.perf_counter()
-    check_key(key_added)
-    whole_number(n_seeds, "n_seeds")
-    whole_number(n_draws, "n_draws", minimum=20)
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, found {level}.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     generator = as_generator(rng)
     data = read_contextual_input(
         adata,

@@ -17,6 +17,7 @@ from diffbio_sc._anndata.results import check_key, make_record
 from diffbio_sc._anndata.tf_context import case_hint
 from diffbio_sc._checks import is_path, name_heads
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.tl._contextual_input import read_input_maps, read_neighbourhood
 from diffbio_sc.tl._contextual_run import region_of_tokens
 
@@ -109,11 +110,10 @@ def contextual_predict(
     >>> new.layers["contextual_prob"].shape
     (2, 600)
     """
+    check_options(contextual_predict, locals())
     began = time.perf_counter()
     check_key(key, "key")
-    key_added = key if key_added is None else check_key(key_added)
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
+    key_added = key if key_added is None else key_added
     regions = read_region_axis(adata, axis=axis)
     fitted = read_contextual_model(adata if model is None else model, key=key)
     tokens = read_region_tokens(adata, regions, sequences, fasta, fitted.width)

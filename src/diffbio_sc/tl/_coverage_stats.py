@@ -7,7 +7,7 @@ import numpy as np
 
 from diffbio_sc._anndata.contacts import read_contacts
 from diffbio_sc._anndata.results import make_record, prefix_of
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc.tl._contacts_input import Axis
 
 if TYPE_CHECKING:
@@ -70,8 +70,9 @@ def coverage_stats(
     >>> round(adata.uns["coverage_stats"]["summary"]["trans_share"], 2)
     0.0
     """
+    check_options(coverage_stats, locals(), ignore_diags="[0, inf)")
+    ignore_diags = int(ignore_diags)
     started = time.perf_counter()
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     contacts = read_contacts(adata, key, axis=axis)
     found = contacts.map
     row = np.repeat(np.arange(found.n_bins), np.diff(found.counts.indptr))

@@ -11,7 +11,6 @@ import pandas as pd
 from diffbio_sc._anndata import (
     Reference,
     align_names,
-    check_key,
     make_record,
     read_cell_numbers,
     read_coordinates,
@@ -23,6 +22,7 @@ from diffbio_sc._anndata import (
     survey_counts,
     write_results,
 )
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.blocks.steps import ColumnSums
 
@@ -182,16 +182,26 @@ def deconvolve(
     from diffbio_sc.engines import held_out_mixtures
     from diffbio_sc.numerics.counts.signatures import relative_error, sampling_index
 
+    check_options(
+        deconvolve,
+        locals(),
+        replaced=("spatial_key",),
+        n_top_genes="[10, inf)",
+        smoothing="[0, inf)",
+        min_counts="[0, inf)",
+    )
+    n_top_genes = int(n_top_genes)
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
-    _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added, copy)
+    require_anndata(adata)
+    require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
     generator = as_generator(rng)
     slides = read_slides(adata, library_key)
     coordinates = read_coordinates(adata, spatial_key) if smoothing else None
     cells = None if n_cells_key is None else read_cell_numbers(adata.obs, n_cells_key, name="adata.obs")
     table = read_reference(reference, cell_type_key, batch_key, reference_layer, allow_fractional)
     shared, in_reference = _shared_genes(adata, table, genes)
-    counts, (totals,) = survey_counts(adata, ColumnSums(), layer=layer, allow_fractional=allow_fractional)
+    counts, (totals,) = survey_counts(adata, ColumnSums(), layer=layer, allow_fractional=allow_fractional, keep=True)
 
     known = None
     if isinstance(cell_sizes, str):
@@ -319,22 +329,6 @@ def deconvolve(
     return adata if copy else None
 
 
-def _check_arguments(adata, fraction_of, n_top_genes, smoothing, min_counts, key_added, copy) -> None:
-    require_anndata(adata)
-    check_key(key_added)
-    if fraction_of not in ("cells", "rna"):
-        raise ValueError(f"fraction_of must be 'cells' or 'rna', found {fraction_of!r}.")
-    if n_top_genes < _MINIMUM_GENES:
-        raise ValueError(f"n_top_genes must be at least {_MINIMUM_GENES}, found {n_top_genes!r}.")
-    if not (np.isfinite(smoothing) and smoothing >= 0):
-        raise ValueError(f"smoothing must be a finite number of at least 0, found {smoothing!r}.")
-    if min_counts < 0:
-        raise ValueError(f"min_counts must not be negative, found {min_counts!r}.")
-    if copy and adata.isbacked:
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
-    require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
-
-
 def _shared_genes(adata: AnnData, reference: Reference, genes: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
     """Columns of adata and of the reference of the genes that both have, or of those asked for."""
     columns, in_reference = align_names(
@@ -350,7 +344,6 @@ def _shared_genes(adata: AnnData, reference: Reference, genes: Sequence[str] | N
     if genes is None:
         return columns, in_reference
     wanted = pd.Index([genes] if isinstance(genes, str) else genes)
-    require_unique(wanted, "genes", "Name each gene once.")
     missing = [str(name) for name in wanted if name not in adata.var_names[columns]]
     if missing:
         raise ValueError(f"{len(missing)} of genes are not in both adata and reference: {missing[:5]}.")

@@ -13,6 +13,7 @@ from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.features import PAIR_COLUMNS, read_pairs
 from diffbio_sc._anndata.results import make_record, prefix_of
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contact_differences import (
     FEATURES,
     Comparison,
@@ -152,11 +153,21 @@ def differential_contacts(
     >>> bool((table["qval"] < 0.05).any())
     True
     """
+    check_options(
+        differential_contacts,
+        locals(),
+        loop_reach="[0, 3]",
+        window="(0, inf) base pairs",
+        compartment_distance="(0, inf) base pairs",
+        interaction_size="(0, inf) base pairs",
+        max_distance="(0, inf) base pairs",
+        min_count="[1, inf)",
+        dispersion="[0, inf)",
+    )
     started = time.perf_counter()
     require_anndata(adata)
     names, keys, group = _groups(groups)
     chosen = _features(features)
-    _check_numbers(loop_reach, min_count, dispersion)
     contacts = [read_contacts(adata, key, axis=axis) for key in keys]
     for key, each in zip(keys, contacts, strict=True):
         if not each.map.counts.nnz:
@@ -255,15 +266,6 @@ def _features(features: Any) -> tuple[str, ...]:
     if unknown or not wanted:
         raise ValueError(f"features must be some of {list(FEATURES)}, found {list(wanted)}.")
     return tuple(name for name in FEATURES if name in wanted)
-
-
-def _check_numbers(loop_reach: Any, min_count: Any, dispersion: Any) -> None:
-    if int(loop_reach) != loop_reach or not 0 <= loop_reach <= 3:
-        raise ValueError(f"loop_reach must be a whole number of bins from 0 to 3, found {loop_reach!r}.")
-    if not min_count >= 1:
-        raise ValueError(f"min_count must be at least 1, found {min_count!r}.")
-    if dispersion is not None and not dispersion >= 0:
-        raise ValueError(f"dispersion must not be negative, found {dispersion!r}.")
 
 
 def _loops(adata: AnnData, loops: Any, contacts: Contacts) -> tuple[tuple[np.ndarray, np.ndarray], pd.DataFrame]:

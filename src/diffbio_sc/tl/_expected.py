@@ -8,7 +8,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_breaks, read_contacts, read_weights
 from diffbio_sc._anndata.results import make_record, write_results
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_expected import RegionDecay, expected_map
 from diffbio_sc.tl._contacts_input import Axis, Breaks
 
@@ -89,12 +89,11 @@ def expected(
     >>> bool(table.loc[100_000, "smoothed"] > table.loc[1_000_000, "smoothed"])
     True
     """
+    check_options(expected, locals(), ignore_diags="[0, inf)")
+    ignore_diags = int(ignore_diags)
     started = time.perf_counter()
-    if method not in ("regression", "cooltools"):
-        raise ValueError(f"method must be 'regression' or 'cooltools', found {method!r}.")
     if monotone and method != "regression":
         raise ValueError("monotone=True is for method='regression'; the smoother of cooltools follows the data.")
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     contacts = read_contacts(adata, key, axis=axis)
     weights = read_weights(adata, contacts, weight_key, divisive)
     cuts = read_breaks(contacts, breaks)

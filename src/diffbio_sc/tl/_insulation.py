@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.results import make_record, prefix_of
-from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_insulation import MapInsulation, insulation_map
 from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced
 
@@ -112,11 +112,10 @@ def insulation(
     >>> adata.obsm["insulation"].columns.tolist()
     ['100000', '200000']
     """
-    if method not in ("contrast", "cooltools"):
-        raise ValueError(f"method must be 'contrast' or 'cooltools', found {method!r}.")
-    if threshold is not None and not np.isfinite(threshold):
-        raise ValueError(f"threshold must be a finite number, found {threshold!r}.")
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
+    check_options(
+        insulation, locals(), windows="(0, inf) base pairs", ignore_diags="[0, inf)", min_distance="(0, inf) base pairs"
+    )
+    ignore_diags = int(ignore_diags)
     balanced = read_balanced(
         adata,
         key=key,

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.results import make_record, write_results
-from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.contacts_loops import MapLoops, loops_map
 from diffbio_sc.numerics.genome.loops import LoopShape, default_shape
 from diffbio_sc.tl._contacts_input import Axis, BalancedMap, Breaks, in_bins, read_balanced
@@ -116,8 +116,18 @@ def loops(
     >>> bool((adata.uns["loops"]["table"]["qval"] <= 0.05).all())
     True
     """
-    _check_arguments(fdr, min_enrichment, min_valid)
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
+    check_options(
+        loops,
+        locals(),
+        fdr="(0, 1]",
+        min_enrichment="[0, inf)",
+        min_distance="(0, inf) base pairs",
+        max_distance="(0, inf) base pairs",
+        filter_width="(0, inf) base pairs",
+        min_valid="[0, 1]",
+        ignore_diags="[0, inf)",
+    )
+    ignore_diags = int(ignore_diags)
     balanced = read_balanced(
         adata,
         key=key,
@@ -150,8 +160,6 @@ def loops_record(balanced: BalancedMap, params: dict[str, Any]) -> dict[str, Any
     resolution = balanced.resolution
     shape = default_shape(resolution)
     if params["filter_width"] is not None:
-        if not params["filter_width"] > 0:
-            raise ValueError(f"filter_width must be above 0, found {params['filter_width']!r}.")
         shape = LoopShape(shape.inner, shape.outer, params["filter_width"] / resolution)
     lowest = shape.inner + 2
     smallest = (
@@ -201,15 +209,6 @@ def loops_record(balanced: BalancedMap, params: dict[str, Any]) -> dict[str, Any
         }
     )
     return make_record(params, report, table=table, dispersion=strata)
-
-
-def _check_arguments(fdr, min_enrichment, min_valid) -> None:
-    if not 0 < fdr <= 1:
-        raise ValueError(f"fdr must lie between 0 and 1, found {fdr!r}.")
-    if not min_enrichment >= 0:
-        raise ValueError(f"min_enrichment must not be negative, found {min_enrichment!r}.")
-    if not 0 <= min_valid <= 1:
-        raise ValueError(f"min_valid must lie between 0 and 1, found {min_valid!r}.")
 
 
 def _table(result: MapLoops, kept: np.ndarray, balanced: BalancedMap) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record, stored_name
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.chromatin_state_model import ChromatinStateModel
 from diffbio_sc.engines.chromatin_state_names import match_emissions, name_states
 from diffbio_sc.get import chromatin_state_model
@@ -86,6 +87,7 @@ def match_states(
     >>> adata.uns["match_states"]["table"]["name"].tolist()[:2]
     ['E1_Active_promoter', 'E2_Strong_enhancer']
     """
+    check_options(match_states, locals())
     record = read_model_record(adata, key)
     model = chromatin_state_model(adata, key=key)
     table: dict[str, Any] = {"state": list(model.states)}

@@ -11,6 +11,7 @@ from diffbio_sc._anndata.features import PAIR_COLUMNS
 from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.records import read_record
 from diffbio_sc._anndata.results import make_record, write_results
+from diffbio_sc._options import check_options
 from diffbio_sc.numerics.genome.loop_merging import merge_loops as merge
 
 if TYPE_CHECKING:
@@ -81,9 +82,8 @@ def merge_loops(
     >>> sorted(set(table["resolution"]))
     [10000, 20000]
     """
+    check_options(merge_loops, locals(), radius="(0, inf)")
     started = time.perf_counter()
-    if not radius > 0:
-        raise ValueError(f"radius must be above 0, found {radius!r}.")
     if hasattr(others, "obs_names"):
         raise TypeError("others must be a list of objects, found one AnnData: pass [other].")
     objects = [adata, *others]

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from diffbio_sc._checks import found_object, require_columns
+from diffbio_sc._options import check_options
+from diffbio_sc.genome.chrom_sizes import ChromSizes
 from diffbio_sc.genome.peak_table import NARROWPEAK, PeakTable
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-    from diffbio_sc.genome.chrom_sizes import ChromSizes
 
 
 def merge_peaks(
@@ -71,14 +71,12 @@ def merge_peaks(
     >>> set(merged["end"] - merged["start"])
     {501}
     """
-    from diffbio_sc._anndata import check_key, write_results
+    from diffbio_sc._anndata import write_results
     from diffbio_sc._anndata.peak_tables import read_peak_tables
     from diffbio_sc.engines.peak_sets import merge_tables
     from diffbio_sc.genome.chrom_sizes import read_chrom_sizes
 
-    if isinstance(width, bool) or not hasattr(width, "__int__") or int(width) != width or width < 1:
-        raise ValueError(f"width must be a positive whole number of base pairs, found {width!r}.")
-    check_key(key_added)
+    check_options(merge_peaks, locals(), width="[1, inf) base pairs")
     if not isinstance(data, Mapping) and not hasattr(data, "uns"):
         raise TypeError(
             "data must be an AnnData with peaks or a dict of tables by name of the group, such as {'B cell': table}, "

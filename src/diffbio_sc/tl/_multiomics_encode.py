@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffbio_sc._anndata import make_record
-from diffbio_sc._anndata.modalities import object_name, require_object
+from diffbio_sc._anndata.modalities import require_object
 from diffbio_sc._anndata.multiomics_model import read_model_input, read_multiomics_model
 from diffbio_sc._anndata.multiomics_results import check_embedding_key, write_embedding
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -74,12 +75,9 @@ def multiomics_encode(
     """
     from diffbio_sc.engines import multiomics_cells
 
+    check_options(multiomics_encode, locals())
     require_object(mdata)
     check_embedding_key(mdata, key_added)
-    if copy and getattr(mdata, "isbacked", False):
-        raise ValueError(
-            f"copy=True needs an object in memory, {object_name(mdata)} is backed: read the file without backed=."
-        )
     model = read_multiomics_model(fitted, key=key)
     cells = read_model_input(mdata, model, layers=layers, batch_key=batch_key, unseen_batch=unseen_batch)
     read = cells.modalities

@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata import require_unique
 from diffbio_sc._anndata.modalities import is_mudata, require_object
 from diffbio_sc._anndata.multiomics_model import read_model_input, read_multiomics_model
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,6 +78,7 @@ def multiomics_impute(
     """
     from diffbio_sc.engines import multiomics_cells
 
+    check_options(multiomics_impute, locals())
     require_object(mdata)
     model = read_multiomics_model(mdata if fitted is None else fitted, key=key)
     if modality not in model.modalities:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.modalities import require_object
 from diffbio_sc._anndata.multiomics_model import read_model_input, read_multiomics_model
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -54,6 +55,7 @@ def multiomics_score(
     """
     from diffbio_sc.engines import multiomics_cells
 
+    check_options(multiomics_score, locals())
     require_object(mdata)
     model = read_multiomics_model(mdata if fitted is None else fitted, key=key)
     cells = read_model_input(mdata, model, layers=layers, batch_key=batch_key, unseen_batch=unseen_batch)

@@ -8,11 +8,11 @@ import numpy as np
 
 from diffbio_sc._anndata import make_record
 from diffbio_sc._anndata.cell_batches import read_batches
-from diffbio_sc._anndata.modalities import object_name, read_modalities, require_object
+from diffbio_sc._anndata.modalities import read_modalities, require_object
 from diffbio_sc._anndata.multiomics_model import store_multiomics_model
 from diffbio_sc._anndata.multiomics_results import check_embedding_key, write_embedding
-from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 
 if TYPE_CHECKING:
@@ -136,9 +136,11 @@ def multiomics_vae(
     >>> dbio.tl.multiomics_vae(mdata, max_epochs=5)
     >>> sc.pp.neighbors(mdata["rna"], use_rep="X_multiomics_vae")
     """
+    check_options(multiomics_vae, locals(), n_latent="[1, inf)", max_epochs="[0, inf)")
+    n_latent = None if n_latent is None else int(n_latent)
+    max_epochs = None if max_epochs is None else int(max_epochs)
     require_object(mdata)
     check_embedding_key(mdata, key_added)
-    _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy)
     seed = int(rng) if isinstance(rng, int | np.integer) and rng >= 0 else int(as_generator(rng).integers(2**31 - 1))
     read = read_modalities(mdata, modalities=modalities, likelihoods=likelihoods, layers=layers)
     cells = len(read.present)
@@ -209,21 +211,3 @@ def multiomics_vae(
 def automatic_latent(cells: int, features: int) -> int:
     """Latent dimensions for so many cells and features."""
     return max(min(20 if cells < _MANY_CELLS else 30, cells // 2, features // 2), 1)
-
-
-def _check_arguments(mdata, n_latent, fusion, modality_weights, max_epochs, copy) -> None:
-    for name, value, options in (
-        ("fusion", fusion, FUSIONS),
-        ("modality_weights", modality_weights, MODALITY_WEIGHTS),
-    ):
-        if value not in options:
-            raise ValueError(f"{name} must be one of {list(options)}, found {value!r}.")
-    if n_latent is not None:
-        whole_number(n_latent, "n_latent", unit=", or None, which chooses it from the data")
-    if max_epochs is not None:
-        until = ", or None, which trains until the loss of held-out cells no longer falls"
-        whole_number(max_epochs, "max_epochs", minimum=0, unit=until)
-    if copy and getattr(mdata, "isbacked", False):
-        raise ValueError(
-            f"copy=True needs an object in memory, {object_name(mdata)} is backed: read the file without backed=."
-        )

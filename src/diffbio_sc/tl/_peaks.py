@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diffbio_sc._options import check_options
+
 if TYPE_CHECKING:
     import os
 
@@ -125,7 +127,7 @@ def peaks(
     >>> dbio.get.peaks(bins)["group"].unique().tolist()
     ['B cell', 'T cell']
     """
-    from diffbio_sc._anndata import check_key, make_record
+    from diffbio_sc._anndata import make_record
     from diffbio_sc._anndata.bins import read_bins
     from diffbio_sc._anndata.genome_axis import read_genome_axis
     from diffbio_sc._logging import logger
@@ -133,13 +135,13 @@ def peaks(
     from diffbio_sc.engines.peak_settings import PeakSettings
     from diffbio_sc.tl._blacklist import read_blacklist
 
-    started = time.perf_counter()
-    _check_object(adata, groupby, copy)
-    check_key(key_added)
     if mode == "macs":
         raise ValueError(
             "mode='macs' needs fragments or reads at base pairs, not counts in bins: use dbio.tl.call_peaks on a file."
         )
+    check_options(peaks, locals(), qvalue="(0, 1]", fragment_length="(0, inf) base pairs")
+    started = time.perf_counter()
+    _check_object(adata)
     settings = PeakSettings(mode=mode, qvalue=qvalue, fragment_length=fragment_length)
     genome = read_genome_axis(adata, axis=axis)
     regions = read_blacklist(blacklist, genome.chromosomes, "adata")
@@ -165,10 +167,10 @@ def peaks(
     return target if copy else None
 
 
-def _check_object(adata: Any, groupby: Any, copy: bool) -> None:
+def _check_object(adata: Any) -> None:
     if hasattr(adata, "mod"):
         raise TypeError("adata must be an AnnData, found a MuData; pass the modality: mdata['atac'].")
-    if not hasattr(adata, "obs_names"):
+    if not hasattr(adata, "obs_names") or isinstance(adata, type):
         from diffbio_sc._checks import found_object
 
         raise TypeError(
@@ -182,10 +184,6 @@ def _check_object(adata: Any, groupby: Any, copy: bool) -> None:
             "adata holds fragments (.obsm['fragment_paired']) and no bins: use dbio.tl.call_peaks(adata, groupby=...), "
             "or count them in bins with dbio.pp.coverage."
         )
-    if groupby is not None and not isinstance(groupby, str):
-        raise TypeError(f"groupby must name a column of the AnnData, found {type(groupby).__name__}.")
-    if copy and adata.isbacked:
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
 
 
 def _write(adata: Any, genome: Any, result: Any, grouped: bool, key_added: str, make_record: Any) -> None:

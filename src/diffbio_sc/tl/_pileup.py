@@ -10,7 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.contacts import Contacts
 from diffbio_sc._anndata.features import bins_at, read_pairs
 from diffbio_sc._anndata.results import make_record, write_results
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc.numerics.genome.contact_averages import window_means
 from diffbio_sc.tl._contacts_input import Axis, Breaks, in_bins, read_balanced
 
@@ -85,8 +85,9 @@ def pileup(
     >>> adata.uns["boundary_pileup"]["mean"].shape
     (61, 61)
     """
+    check_options(pileup, locals(), flank="(0, inf) base pairs", ignore_diags="[0, inf)")
+    ignore_diags = int(ignore_diags)
     started = time.perf_counter()
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     balanced = read_balanced(
         adata, key=key, axis=axis, weight_key=weight_key, divisive=divisive, ignore_diags=ignore_diags, breaks=breaks
     )

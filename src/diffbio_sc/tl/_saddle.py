@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.results import make_record, write_results
-from diffbio_sc._checks import whole_number
+from diffbio_sc._options import check_options
 from diffbio_sc.numerics.genome.contact_averages import (
     class_sums,
     quantile_classes,
@@ -77,7 +77,7 @@ def saddle(
     None, or the copy, with this field:
 
     `.uns["saddle"]` : dict
-        ``mean`` (classes, classes), mean of observed over expected, low values (B) first; ``pairs``, the number of
+        ``mean`` (classes, classes), mean of observed over expected, low values (B) first; ``pairs``, the n_classes of
         pairs of bins of each, both orders counted; ``edges``, the values between classes; ``strength``, contacts within
         over between the k outermost classes of both ends for k = 1, 2, ...; ``params``, ``version``, ``report`` with
         ``strength`` at a fifth of the classes.
@@ -98,13 +98,17 @@ def saddle(
     >>> adata.uns["saddle"]["report"]["strength"] > 1
     True
     """
+    check_options(
+        saddle,
+        locals(),
+        n_classes="[2, inf)",
+        tails="[0, 0.5)",
+        min_distance="[0, inf) base pairs",
+        max_distance="(0, inf) base pairs",
+        ignore_diags="[0, inf)",
+    )
+    n_classes, ignore_diags = int(n_classes), int(ignore_diags)
     started = time.perf_counter()
-    if contact not in ("cis", "trans"):
-        raise ValueError(f"contact must be 'cis' or 'trans', found {contact!r}.")
-    number = whole_number(n_classes, "n_classes", minimum=2)
-    if not 0 <= tails < 0.5:
-        raise ValueError(f"tails must be at least 0 and below 0.5, found {tails!r}.")
-    ignore_diags = whole_number(ignore_diags, "ignore_diags", minimum=0)
     balanced = read_balanced(
         adata, key=key, axis=axis, weight_key=weight_key, divisive=divisive, ignore_diags=ignore_diags, breaks=breaks
     )
@@ -112,17 +116,19 @@ def saddle(
     values = read_bin_values(adata, contacts, compartment_key, "dbio.tl.compartments")
     values = np.where(np.isfinite(balanced.weights), values, np.nan)
     known = int(np.isfinite(values).sum())
-    if known < number:
-        raise ValueError(f"{known} bins have a weight and a value in {compartment_key!r}, fewer than {number} classes.")
-    code, edges = quantile_classes(values, number, tails)
+    if known < n_classes:
+        raise ValueError(
+            f"{known} bins have a weight and a value in {compartment_key!r}, fewer than {n_classes} classes."
+        )
+    code, edges = quantile_classes(values, n_classes, tails)
     resolution = balanced.resolution
     first = max(in_bins("min_distance", min_distance, resolution, 0), ignore_diags)
     last = contacts.map.n_bins if max_distance is None else in_bins("max_distance", max_distance, resolution) + 1
-    sums, pairs = np.zeros((number, number)), np.zeros((number, number))
+    sums, pairs = np.zeros((n_classes, n_classes)), np.zeros((n_classes, n_classes))
     if contact == "trans":
         if len(contacts.map.chromosomes()) < 2:
             raise ValueError("contact='trans' needs at least two chromosomes, found one.")
-        sums, pairs = trans_class_sums(contacts.map.counts, contacts.map.chrom, balanced.weights, code, number)
+        sums, pairs = trans_class_sums(contacts.map.counts, contacts.map.chrom, balanced.weights, code, n_classes)
     for decay in balanced.decays if contact == "cis" else []:
         region = slice(decay.first, decay.last)
         part = class_sums(
@@ -130,7 +136,7 @@ def saddle(
             balanced.weights[region],
             decay.value,
             code[region],
-            number,
+            n_classes,
             (first, last),
         )
         sums, pairs = sums + part[0], pairs + part[1]
@@ -141,7 +147,7 @@ def saddle(
         "key": key,
         "contact": contact,
         "compartment_key": compartment_key,
-        "n_classes": number,
+        "n_classes": n_classes,
         "tails": tails,
         "min_distance": first * resolution,
         "max_distance": max_distance,
@@ -149,7 +155,7 @@ def saddle(
     report = {
         "converged": True,
         "seconds": time.perf_counter() - started,
-        "strength": float(strength[max(number // 5, 1) - 1]),
+        "strength": float(strength[max(n_classes // 5, 1) - 1]),
     }
     adata = adata.copy() if copy else adata
     record = make_record(params, report, mean=mean, pairs=pairs, edges=edges, strength=strength)

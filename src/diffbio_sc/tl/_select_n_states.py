@@ -10,6 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.marks import choose_emission, read_marks
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -85,18 +86,10 @@ def select_n_states(
     >>> list(adata.uns["select_n_states"]["table"]["n_states"])
     [2, 3, 4]
     """
+    check_options(select_n_states, locals(), n_states="[1, inf)", folds="[2, inf)")
     began = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in ("adata", "began")}
-    numbers = np.asarray(list(n_states))
-    if not numbers.size or numbers.dtype.kind not in "iu" or (numbers < 1).any():
-        raise ValueError(f"n_states must be positive whole numbers, found {list(n_states)!r}.")
-    numbers = np.unique(numbers)
-    if isinstance(folds, bool) or not isinstance(folds, int | np.integer) or folds < 2:
-        raise ValueError(f"folds must be a whole number of at least 2, found {folds!r}.")
-    if effort not in ("fast", "default"):
-        raise ValueError(f"effort must be one of ['fast', 'default'], found {effort!r}.")
-    if copy and getattr(adata, "isbacked", False):
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
+    numbers = np.unique(np.asarray(list(n_states), np.int64))
     data = read_marks(adata, layer=layer, mask=mask, axis=axis, cell_type_key=cell_type_key)
     family = choose_emission(data.kinds, emission, adata, data.axis)
     params["emission"], params["axis"], params["n_states"] = family, data.axis, numbers

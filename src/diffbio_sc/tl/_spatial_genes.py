@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata import (
-    check_key,
     covariates_given,
     make_record,
     read_coordinates,
@@ -23,6 +22,7 @@ from diffbio_sc._anndata import (
     write_results,
 )
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.blocks.steps import RowSums
 
@@ -161,10 +161,11 @@ def spatial_genes(
     from diffbio_sc.engines import spatial_genes as engine
     from diffbio_sc.numerics.spatial import smooth_covariates as numerics
 
+    check_options(spatial_genes, locals(), lengthscales="(0, inf)", alpha="(0, 1)")
     started = time.perf_counter()
     params = {name: value for name, value in locals().items() if name not in _NOT_PARAMETERS}
     params["covariates"] = covariates_given(covariates)
-    _check_arguments(adata, alpha, fdr, lengthscales, variance, smooth, key_added, copy)
+    _check_arguments(adata, variance, smooth)
     params["smooth_covariates"] = _estimated(adata, covariates, smooth_covariates)
     generator = as_generator(rng)
     coordinates = read_coordinates(adata, spatial_key)
@@ -174,7 +175,7 @@ def spatial_genes(
     depth = None if total_counts_key is None else _read_depth(adata, total_counts_key)
     complete = np.ones(adata.n_obs, bool) if nuisance is None else np.isfinite(nuisance).all(1)
     counts, (totals, sums) = survey_counts(
-        adata, RowSums(), engine.SumGenes(depth, complete), layer=layer, allow_fractional=allow_fractional
+        adata, RowSums(), engine.SumGenes(depth, complete), layer=layer, allow_fractional=allow_fractional, keep=True
     )
     spots = engine.Spots(counts, coordinates, slides, totals if depth is None else depth, nuisance)
     _check_spots(spots, complete, spatial_key)
@@ -217,21 +218,10 @@ def spatial_genes(
     return adata if copy else None
 
 
-def _check_arguments(adata, alpha, fdr, lengthscales, variance, smooth, key_added, copy) -> None:
+def _check_arguments(adata, variance, smooth) -> None:
     require_anndata(adata)
-    check_key(key_added)
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must lie between 0 and 1, found {alpha!r}.")
-    if fdr not in ("bh", "by"):
-        raise ValueError(f"fdr must be 'bh' or 'by', found {fdr!r}.")
-    if lengthscales is not None:
-        values = np.asarray(lengthscales, np.float64)
-        if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
-            raise ValueError(f"lengthscales must be numbers above 0, found {lengthscales!r}.")
     if smooth and not variance:
         raise ValueError("smooth=True needs the lengthscales that variance=True estimates.")
-    if copy and adata.isbacked:
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     require_unique(adata.var_names, "adata.var_names", "Call adata.var_names_make_unique() first.")
     require_unique(adata.obs_names, "adata.obs_names", "Call adata.obs_names_make_unique() first.")
 
@@ -240,8 +230,6 @@ def _estimated(adata: AnnData, covariates, smooth_covariates: bool | None) -> bo
     """Whether covariates are to be smoothed: as asked for, else if their standard deviations are known."""
     if smooth_covariates is None:
         return isinstance(covariates, str) and {covariates, f"{covariates}_std"} <= set(adata.obsm)
-    if not isinstance(smooth_covariates, bool | np.bool_):
-        raise ValueError(f"smooth_covariates must be True, False or None, found {smooth_covariates!r}.")
     if smooth_covariates and covariates is None:
         raise ValueError("smooth_covariates=True needs covariates.")
     return bool(smooth_covariates)

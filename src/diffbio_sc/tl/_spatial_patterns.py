@@ -24,6 +24,7 @@ from diffbio_sc._anndata import (
     write_results,
 )
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.blocks.steps import RowSums
 
@@ -131,11 +132,19 @@ def spatial_patterns(
     from diffbio_sc.numerics.spatial.slide_basis import slide_bases
     from diffbio_sc.numerics.spatial.smooth_covariates import smooth_covariates
 
+    check_options(
+        spatial_patterns,
+        locals(),
+        replaced=("spatial_key",),
+        n_patterns="[1, inf)",
+        lengthscale="(0, inf)",
+        max_genes="[2, inf)",
+    )
+    max_genes = int(max_genes)
+    n_patterns = None if n_patterns is None else int(n_patterns)
     started = time.perf_counter()
     require_anndata(adata)
     check_key(key_added)
-    if copy and adata.isbacked:
-        raise ValueError("copy=True needs an object in memory: call adata.to_memory() first.")
     generator = as_generator(rng)
     genes = _significant_genes(adata, key)
     tested = adata.uns[key]["params"] if key in adata.uns else {}
@@ -155,7 +164,7 @@ def spatial_patterns(
     if nuisance is not None and tested.get("smooth_covariates"):
         nuisance = smooth_covariates(nuisance, coordinates, slides)
     depth_key, fractional = tested.get("total_counts_key"), bool(tested.get("allow_fractional", False))
-    counts, (totals,) = survey_counts(adata, RowSums(), layer=layer, allow_fractional=fractional)
+    counts, (totals,) = survey_counts(adata, RowSums(), layer=layer, allow_fractional=fractional, keep=True)
     if depth_key is not None:
         totals = read_numbers(adata.obs, str(depth_key), name="adata.obs")
 
@@ -234,21 +243,16 @@ def _check_usable(genes: int, n_patterns: int | None) -> None:
 
 
 def _check_arguments(n_patterns, max_genes, n_genes) -> None:
-    whole = int | np.integer
-    if n_patterns is not None:
-        if isinstance(n_patterns, bool) or not isinstance(n_patterns, whole) or n_patterns < 1:
-            raise ValueError(f"n_patterns must be a whole number of at least 1 or None, found {n_patterns!r}.")
-        if n_patterns > n_genes:
-            raise ValueError(f"n_patterns must be at most the {n_genes} significant genes, found {n_patterns}.")
-    if isinstance(max_genes, bool) or not isinstance(max_genes, whole) or max_genes < max(n_patterns or 2, 2):
-        raise ValueError(f"max_genes must be a whole number of at least 2 and n_patterns, found {max_genes!r}.")
+    if n_patterns is None:
+        return
+    if n_patterns > n_genes:
+        raise ValueError(f"n_patterns must be at most the {n_genes} significant genes, found {n_patterns}.")
+    if max_genes < n_patterns:
+        raise ValueError(f"max_genes must be at least n_patterns, found {max_genes} and {n_patterns}.")
 
 
 def _choose_lengthscale(adata: AnnData, key: str, genes: np.ndarray, lengthscale: float | None) -> float:
     if lengthscale is not None:
-        number = isinstance(lengthscale, int | float | np.number) and not isinstance(lengthscale, bool)
-        if not (number and np.isfinite(lengthscale) and lengthscale > 0):
-            raise ValueError(f"lengthscale must be a positive finite number or None, found {lengthscale!r}.")
         return float(lengthscale)
     column = result_column(key, "spatial_lengthscale")
     if column not in adata.var:

@@ -15,6 +15,7 @@ from diffbio_sc._anndata.cell_types import CellTypeBins
 from diffbio_sc._anndata.chromatin_states import StoredStates, read_states
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._checks import name_heads
+from diffbio_sc._options import check_options
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.intervals import Intervals
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-    Regions: TypeAlias = pd.DataFrame | Intervals | str | os.PathLike[str]
 
+# As a text: the signature needs it before what it names is loaded.
+Regions: TypeAlias = "pd.DataFrame | Intervals | str | os.PathLike[str]"
 _NULLS = ("shift", "bins")
 
 
@@ -119,14 +121,12 @@ def state_enrichment(
     >>> bool(table.loc["Transcribed", "padj"] < 1e-4), bool(table.loc["Quiescent", "fold"] == 0)
     (True, True)
     """
+    check_options(state_enrichment, locals(), flank="[0, inf) base pairs")
+    flank = int(flank)
     began = time.perf_counter()
     require_anndata(adata)
     if annotations is None and anchors is None:
         raise ValueError("expected annotations, anchors or both, found neither.")
-    if null not in _NULLS:
-        raise ValueError(f"null must be one of {_NULLS}, found {null!r}.")
-    if int(flank) != flank or flank < 0:
-        raise ValueError(f"flank must be a whole number of bases of at least 0, found {flank!r}.")
     states = read_states(adata, key, column=column, cell_type_key=cell_type_key, axis=axis)
     chromosomes = list(dict.fromkeys(name for part in states.parts for name in part.genome.chromosomes))
     regions = {name: _merged(item, name, chromosomes) for name, item in _named(annotations, "annotations").items()}
@@ -152,7 +152,7 @@ def state_enrichment(
         "cell_type_key": states.cell_type_key,
         "axis": states.axis,
         "null": null,
-        "flank": int(flank),
+        "flank": flank,
     }
     report = {"seconds": time.perf_counter() - began, "colors": np.array(states.colors)}
     record = make_record(params, report, **results)

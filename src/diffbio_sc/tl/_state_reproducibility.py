@@ -4,7 +4,7 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record,
 from diffbio_sc._anndata.results import make_record, write_results
 from diffbio_sc._anndata.tables import read_labels
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 from diffbio_sc.engines.chromatin_state_names import match_emissions
 from diffbio_sc.get import chromatin_state_model
 from diffbio_sc.numerics.chains.agreement import (
@@ -132,9 +133,10 @@ def state_reproducibility(
     >>> float(adata.obs["state_reproducibility"].min()) > 0.99  # both replicates have the true states
     True
     """
+    check_options(state_reproducibility, locals(), tolerance="[0, inf)", n_folds="[2, inf)")
+    tolerance, n_folds = int(tolerance), int(n_folds)
     began = time.perf_counter()
     require_anndata(adata)
-    _check(match, tolerance, n_folds)
     if other is not None and replicate_key is not None:
         raise ValueError("pass other= or replicate_key=, found both.")
     other_key = other_key or key
@@ -181,16 +183,6 @@ def state_reproducibility(
     adata = adata.copy() if copy else adata
     write_results(adata, **{pairs[0][0].axis: {key_added: column}}, uns={key_added: record})
     return adata if copy else None
-
-
-def _check(match: Any, tolerance: int, n_folds: int) -> None:
-    if isinstance(match, str) and match not in _MATCHES:
-        raise ValueError(f"match must be one of {_MATCHES} or a mapping from label to label, found {match!r}.")
-    if not isinstance(match, str | Mapping):
-        raise TypeError(f"match must be one of {_MATCHES} or a mapping from label to label, found {match!r}.")
-    for name, value, least in (("tolerance", tolerance, 0), ("n_folds", n_folds, 2)):
-        if isinstance(value, bool) or int(value) != value or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, found {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from diffbio_sc._checks import found_object, require_columns
 from diffbio_sc._logging import logger
+from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,6 +91,10 @@ def train_peaks(
     from diffbio_sc.engines.peak_training import train_caller
     from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
 
+    check_options(
+        train_peaks, locals(), fragment_length="(0, inf) base pairs", steps="[1, inf)", learning_rate="(0, inf)"
+    )
+    steps = int(steps)
     if isinstance(data, str | Mapping) or not (hasattr(data, "obs_names") or isinstance(data, Iterable)):
         raise TypeError(f"data must be an AnnData of counts in bins or a list of these, {found_object(data)}.")
     objects: list[Any] = [data] if hasattr(data, "obs_names") else list(data)

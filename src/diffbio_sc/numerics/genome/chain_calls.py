@@ -1,7 +1,8 @@
 """Peaks of intervals by the most probable path of a two-state chain, streamed along sequences.
 
-Sequences are read in pieces of bins. Of a whole sequence only one byte per bin is kept, the decisions of the forward
-pass; the statistics of a peak are computed again from the intervals about it.
+Sequences are read in pieces of bins, and nothing of a sequence is kept but its peaks, whose statistics are computed
+again from the intervals about them. Bins where nothing changes, without intervals and on an even background, are passed
+over: a sample of few intervals takes time by the interval, not by the length of the genome.
 
 This module needs numpy and numba only, so that calling the peaks of a whole genome stays small.
 """
@@ -14,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from diffbio_sc.numerics.genome.chain_background import bins_between, first_sums, level_line, next_sums, raise_to_limit
+from diffbio_sc.numerics.genome.chain_path import ChainPath, advance, last_peak, pass_over
 from diffbio_sc.numerics.genome.false_discovery import PER_UNIT, PValueHistogram
-from diffbio_sc.numerics.genome.marks import LIMIT
 from diffbio_sc.numerics.genome.poisson_tail import log_survival, log_survival_scalar
 from diffbio_sc.numerics.genome.searching import first_at_least
 from diffbio_sc.numerics.genome.site_background import Background
@@ -24,6 +26,9 @@ from diffbio_sc.numerics.lines import inner_loop
 __all__ = ["ChainModel", "ChainPeaks", "call_chain_peaks"]
 
 _PIECE = 1 << 16  # bins
+_SHIFT = 4
+_BLOCK = 1 << _SHIFT  # bins that are passed over or worked on together
+_CROWDED = 64  # bins an interval, below which none are passed over
 # Reach of the running means that smooth a pile-up before its summit is sought; three of 2 * 20 + 1 base pairs have a
 # standard deviation of 20. Of 15 variants it came nearest to CTCF's motifs (benchmarks/peaks.py ctcf, column summit).
 _SMOOTH = 20
@@ -106,13 +111,8 @@ def _bin_of(position, width):
 
 
 @inner_loop
-def _bin_coverage(start, end, first, last, begin, stop, width, covered, whole):
-    """Base pairs of intervals in each bin of [begin, stop), written to ``covered``; ``whole`` is workspace."""
-    n = (stop - begin + width - 1) // width
-    # Not by slices, here and below: the messages of errors that cannot occur take long to compile.
-    for b in range(n + 1):
-        covered[b] = 0
-        whole[b] = 0
+def _add_coverage(start, end, first, last, begin, stop, width, covered, whole, mark, busy, origin):
+    """Add base pairs of intervals to their outer bins of [begin, stop), and the steps of the number of whole ones."""
     divisor = float(width)
     for i in range(first, last):
         s, e = max(start[i], begin) - begin, min(end[i], stop) - begin
@@ -126,88 +126,68 @@ def _bin_coverage(start, end, first, last, begin, stop, width, covered, whole):
             covered[right] += e - right * width
             whole[left + 1] += 1
             whole[right] -= 1
+        if mark:
+            for block in range((left + origin) >> _SHIFT, ((right + origin) >> _SHIFT) + 1):
+                busy[block] = 1
+
+
+@inner_loop
+def _sum_coverage(covered, whole, first, stop, width):
+    """Base pairs of intervals in each bin of [first, stop); no interval reaches into these bins from before."""
     depth = 0
-    for b in range(n):
+    for b in bins_between(first, stop):
         depth += whole[b]
         covered[b] += depth * width
-    return n
 
 
 @inner_loop
-def _bin_sites(intervals, rows, both, begin, n, width, sites):
-    """Cut sites in each of ``n`` bins from ``begin`` (may be negative) on, written to ``sites``."""
-    for b in range(n):
-        sites[b] = 0
+def _bin_sites(intervals, rows, both, begin, n, width, sites, change):
+    """Add ``change`` to ``sites`` for each cut site in ``n`` bins from ``begin`` (may be negative) on."""
     stop = begin + n * width
     first, last = _overlapping(intervals, rows, begin, stop)
-    _add_sites(intervals.start, first, last, begin, stop, float(width), sites)
+    _add_sites(intervals.start, first, last, begin, stop, float(width), sites, change)
     if both:
-        _add_sites(intervals.end, first, last, begin, stop, float(width), sites)
+        _add_sites(intervals.end, first, last, begin, stop, float(width), sites, change)
+    return last - first
 
 
 @inner_loop
-def _add_sites(positions, first, last, begin, stop, width, sites):
+def _add_sites(positions, first, last, begin, stop, width, sites, change):
     for i in range(first, last):
         if begin <= positions[i] < stop:
-            sites[_bin_of(positions[i] - begin, width)] += 1
+            sites[_bin_of(positions[i] - begin, width)] += change
 
 
 @inner_loop
-def _first_sum(sites, middle, reach):
-    """Twice the sites of a window. It is symmetric about its bin: the outermost ones count half."""
-    twice = sites[middle + reach] - sites[middle - reach]
-    for b in range(middle - reach, middle + reach):
-        twice += 2 * sites[b]
-    return twice
+def _mark_windows(intervals, rows, both, begin, n, width, half, work, halo):
+    """Mark the blocks where a cut site enters or leaves a window."""
+    stop = begin + n * width
+    first, last = _overlapping(intervals, rows, begin, stop)
+    _mark_sites(intervals.start, first, last, begin, stop, float(width), half, work.busy, work.origin - halo)
+    if both:
+        _mark_sites(intervals.end, first, last, begin, stop, float(width), half, work.busy, work.origin - halo)
 
 
 @inner_loop
-def _next_sum(sites, middle, reach, twice):
-    """Of the window one bin on."""
-    low, high = middle - reach, middle + reach
-    return twice + (sites[high] + sites[high + 1] - sites[low] - sites[low + 1])
+def _mark_sites(positions, first, last, begin, stop, width, half, busy, origin):
+    for i in range(first, last):
+        if begin <= positions[i] < stop:
+            place = _bin_of(positions[i] - begin, width) + origin
+            for k in range(len(half)):
+                # Outermost bins of a window count half: its sum changes in two steps. One bin after a block is worked
+                # on too, so that the second step needs no mark of its own.
+                busy[(place - half[k]) >> _SHIFT] = 1
+                busy[(place + half[k]) >> _SHIFT] = 1
 
 
 @inner_loop
-def _level_line(sites, half, scales, floor, halo, n, level):
-    """Background of ``n`` bins; ``sites`` has ``halo`` bins more on both sides."""
-    for b in range(n):
-        level[b] = floor
-    for k in range(len(half)):
-        reach = half[k]
-        twice = _first_sum(sites, halo, reach)
-        scale = np.float32(0.5 * scales[k])
-        for b in range(n):
-            level[b] = max(level[b], twice * scale)
-            twice = _next_sum(sites, b + halo, reach, twice)
-
-
-@inner_loop
-def _raise_to_limit(sites, own, half, scales, own_scales, excess, per_fragment, halo, n, level):
-    """Raise the background to the upper limit of a shallow control, as far as the treatment's own windows go."""
-    for k in range(len(half)):
-        if own_scales[k] <= 0:
-            continue
-        reach = half[k]
-        twice, own_twice = _first_sum(sites, halo, reach), _first_sum(own, halo, reach)
-        own_scale = np.float32(0.5 * own_scales[k])
-        scale = scales[k] * per_fragment
-        for b in range(n):
-            most = own_twice * own_scale
-            if most > level[b]:
-                count = 0.5 * twice / per_fragment
-                limit = count + 0.5 * excess * LIMIT**2 + LIMIT * math.sqrt(excess * (count + 0.25 * excess * LIMIT**2))
-                level[b] = max(level[b], np.float32(min(most, limit * scale)))
-            twice = _next_sum(sites, b + halo, reach, twice)
-            own_twice = _next_sum(own, b + halo, reach, own_twice)
-
-
-@inner_loop
-def _count_p_values(covered, level, n, width, floor, table, histogram):
+def _count_p_values(covered, level, first, stop, width, floor, table, histogram):
     """Add the bins whose height is at least one standard deviation above the background."""
     divisor = np.float32(width)
     per_floor = np.float32(1.0) / floor
-    for b in range(n):
+    for b in bins_between(first, stop):
+        if covered[b] == 0:
+            continue
         mean = covered[b] / divisor
         excess = mean - level[b]
         if excess * abs(excess) < level[b]:
@@ -224,17 +204,6 @@ def _count_p_values(covered, level, n, width, floor, table, histogram):
 
 
 @inner_loop
-def _advance(covered, level, n, per_base, per_level, penalty, margin, decisions, first):
-    """Forward pass over bins from margin ``margin``, decisions written from ``first`` on; the margin after them."""
-    for b in range(n):
-        below, above = margin < -penalty, margin > penalty
-        # 1: a path in state 1 came from state 0; 2: one in state 0 came from state 1.
-        decisions[first + b] = below + 2 * above
-        margin = min(max(margin, -penalty), penalty) + (covered[b] * per_base - level[b] * per_level)
-    return margin
-
-
-@inner_loop
 def _running_mean(values, n, half, result):
     """Mean over 2 half + 1 elements, the ends repeated."""
     total = values[0] * half
@@ -242,7 +211,7 @@ def _running_mean(values, n, half, result):
         total += values[min(i, n - 1)]
     for i in range(n):
         result[i] = total / (2 * half + 1)
-        total += values[min(i + half + 1, n - 1)] - values[max(i - half, 0)]
+        total += values[np.uint64(min(i + half + 1, n - 1))] - values[np.uint64(max(i - half, 0))]
 
 
 class _Intervals(NamedTuple):
@@ -311,19 +280,74 @@ def _overlapping(intervals, rows, begin, stop):
     )
 
 
+class _Work(NamedTuple):
+    """Bins of a piece: base pairs covered, steps of the number of intervals over whole bins, cut sites, background.
+
+    Attributes
+    ----------
+    sums
+        Of the windows about the next bin.
+    busy
+        Blocks that are not passed over; that of bin 0 is number ``origin >> _SHIFT``.
+    """
+
+    covered: np.ndarray
+    whole: np.ndarray
+    sites: np.ndarray
+    own: np.ndarray
+    level: np.ndarray
+    sums: np.ndarray
+    busy: np.ndarray
+    origin: int
+
+
 @inner_loop
-def _background_bins(sources, windows, width, first_bin, n, sites, own, level):
-    """Background of ``n`` bins from ``first_bin`` on, written to ``level``; ``sites`` and ``own`` are workspace."""
-    half, scales, halo = windows.half, windows.scales, windows.halo
-    begin = (first_bin - halo) * width
-    count = n + 2 * halo
-    _bin_sites(sources.control, sources.control_rows, windows.both_ends, begin, count, width, sites)
-    _level_line(sites, half, scales, windows.floor, halo, n, level)
+def _new_work(bins, windows, piled):
+    """Workspace of a piece; without ``piled`` for its background alone."""
+    halo = windows.halo
+    origin = (2 * halo + 1 + _BLOCK) >> _SHIFT << _SHIFT
+    return _Work(
+        np.zeros(piled * (bins + 1), np.int32),
+        np.zeros(piled * (bins + 1), np.int32),
+        np.zeros(bins + 2 * halo, np.int32),
+        np.zeros(bins + 2 * halo, np.int32),
+        np.empty(bins, np.float32),
+        np.empty((3, len(windows.half)), np.int64),
+        np.zeros(piled * (((bins + 2 * halo + origin) >> _SHIFT) + 1), np.uint8),
+        origin,
+    )
+
+
+@inner_loop
+def _put_sites(sources, windows, width, first_bin, n, work, change):
+    """Add cut sites of a piece of ``n`` bins and the halo about it, or take them away; number of the intervals."""
+    begin, count = (first_bin - windows.halo) * width, n + 2 * windows.halo
+    number = _bin_sites(
+        sources.control, sources.control_rows, windows.both_ends, begin, count, width, work.sites, change
+    )
     if windows.excess > 0:
-        _bin_sites(sources.treatment, sources.rows, windows.own_both_ends, begin, count, width, own)
-        _raise_to_limit(
-            sites, own, half, scales, windows.own_scales, windows.excess, windows.per_fragment, halo, n, level
+        number += _bin_sites(
+            sources.treatment, sources.rows, windows.own_both_ends, begin, count, width, work.own, change
         )
+    return number
+
+
+@inner_loop
+def _mark_piece(sources, windows, width, first_bin, n, work):
+    """Mark the blocks of a piece where the background may change."""
+    begin, count = (first_bin - windows.halo) * width, n + 2 * windows.halo
+    half, halo = windows.half, windows.halo
+    _mark_windows(sources.control, sources.control_rows, windows.both_ends, begin, count, width, half, work, halo)
+    if windows.excess > 0:
+        _mark_windows(sources.treatment, sources.rows, windows.own_both_ends, begin, count, width, half, work, halo)
+
+
+@inner_loop
+def _end_of(busy, block, last, value):
+    """First block from ``block`` on that is not marked so; ``last`` if there is none."""
+    while block < last and busy[block] == value:
+        block += 1
+    return block
 
 
 @njit(cache=True, nogil=True)
@@ -331,21 +355,21 @@ def _call_sequences(
     start, end, bounds, control_start, control_end, control_bounds, lengths,
     half, scales, floor, both_ends, halo, own_scales, own_both_ends, excess, per_fragment,
     width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds,
-    table, decisions, histogram,
+    table, most_bins, histogram,
 ):  # fmt: skip
     """Peaks of sequences; see :func:`call_chain_peaks`."""
     # No named tuples from outside: to take them apart is much to compile.
     treatment, control = _Intervals(start, end, bounds), _Intervals(control_start, control_end, control_bounds)
     windows = _Windows(half, scales, floor, both_ends, halo, own_scales, own_both_ends, excess, per_fragment)
     settings = _Settings(width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds)
-    piece = min(_PIECE, len(decisions))
-    covered = np.empty(piece + 1, np.int32)
-    whole = np.empty(piece + 2, np.int32)
-    sites = np.empty(piece + 2 * windows.halo, np.int32)
-    own = np.empty(piece + 2 * windows.halo, np.int32)
-    level = np.empty(piece + 1, np.float32)
+    piece = min(_PIECE, most_bins)
+    work = _new_work(piece, windows, 1)
+    # In loops no named tuples of arrays either: each use counts references to all of them.
+    covered, whole, sites, own, level, sums, busy, origin = work
+    shift = origin >> _SHIFT
     per_base = settings.log_fold / settings.fragment_length
     per_level = (settings.fold - 1.0) * width / settings.fragment_length
+    runs = np.empty((piece // 2 + 2, 2), np.int64)  # bins of peaks; one has a bin, and there is one before it
     peaks = np.empty((1024, 10), np.float64)
     found = 0
     for q in range(len(lengths)):
@@ -355,35 +379,63 @@ def _call_sequences(
         if rows.last <= rows.first:
             continue
         sources = _Sources(treatment, rows, control, _rows_of(control, q))
-        margin = -settings.penalty
+        path = ChainPath(-settings.penalty, 0, 0, 0)
         for first_bin in range(0, bins, piece):
             begin, stop = first_bin * width, min(length, (first_bin + piece) * width)
+            n = (stop - begin + width - 1) // width
             i0, i1 = _overlapping(treatment, rows, begin, stop)
-            n = _bin_coverage(treatment.start, treatment.end, i0, i1, begin, stop, width, covered, whole)
-            _background_bins(sources, windows, width, first_bin, n, sites, own, level)
-            _count_p_values(covered, level, n, width, windows.floor, table, histogram)
-            margin = _advance(covered, level, n, per_base, per_level, settings.penalty, margin, decisions, first_bin)
-        b = bins - 1
-        inside = margin > 0
-        while b >= 0:
-            if not inside:
-                # Back to the last bin of a peak, which a path in state 0 came from.
-                while b > 0 and decisions[b] != 2:
-                    b -= 1
-                if b == 0:
-                    break
-                b -= 1
-            stop_bin = b + 1
-            while b > 0 and decisions[b] != 1:
-                b -= 1
-            inside = False
-            left, right = b * width, min(stop_bin * width, length)
-            if found == peaks.shape[0]:
-                peaks = _grown(peaks)
-            if _describe(sources, windows, settings, left, right, length, peaks[found]):
-                peaks[found, 0] = q
-                found += 1
-            b -= 1
+            number = i1 - i0 + len(half) * _put_sites(sources, windows, width, first_bin, n, work, 1)
+            crowded = number * _CROWDED > n
+            _add_coverage(start, end, i0, i1, begin, stop, width, covered, whole, not crowded, busy, origin)
+            first_sums(sites, own, half, excess, halo, sums)
+            blocks = shift + ((n - 1) >> _SHIFT) + 1
+            if crowded:
+                for block in range(shift, blocks):
+                    busy[block] = 1
+            else:
+                _mark_piece(sources, windows, width, first_bin, n, work)
+                busy[shift] = 1
+            first, block = 0, shift
+            while first < n:
+                block = _end_of(busy, block, blocks, 1)
+                # With the first of the bins that are passed over, which are like it.
+                last = min(((block - shift) << _SHIFT) + 1, n)
+                _sum_coverage(covered, whole, first, last, width)
+                level_line(sites, half, scales, floor, halo, first, last, sums, level)
+                if excess > 0:
+                    raise_to_limit(
+                        sites, own, half, scales, own_scales, excess, per_fragment, halo, first, last, sums, level
+                    )
+                _count_p_values(covered, level, first, last, width, floor, table, histogram)
+                path = advance(path, covered, level, first, last, first_bin, per_base, per_level, penalty, runs)
+                for b in bins_between(first, last):
+                    covered[b] = 0
+                    whole[b] = 0
+                first = last
+                if first < n:
+                    block = _end_of(busy, block, blocks, 0)
+                    first = min((block - shift) << _SHIFT, n)
+                    step = 0 * per_base - level[last - 1] * per_level
+                    path = pass_over(path, step, first_bin + last, first_bin + first, penalty, runs)
+                    next_sums(sites, own, half, excess, first - 1 + halo, sums)
+            for block in range(len(busy)):
+                busy[block] = 0
+            if crowded:
+                for b in range(n + 2 * halo):
+                    sites[b] = 0
+                    own[b] = 0
+            else:
+                _put_sites(sources, windows, width, first_bin, n, work, -1)
+            if first_bin + piece >= bins:
+                path = last_peak(path, bins, runs)
+            for run in range(path.found):
+                left, right = runs[run, 0] * width, min(runs[run, 1] * width, length)
+                if found == peaks.shape[0]:
+                    peaks = _grown(peaks)
+                if _describe(sources, windows, settings, left, right, length, peaks[found]):
+                    peaks[found, 0] = q
+                    found += 1
+            path = ChainPath(path.margin, path.entry, path.leave, 0)
     return peaks, found
 
 
@@ -405,18 +457,25 @@ def _describe(sources, windows, settings, left, right, length, row):
     height = _pile_up(sources.treatment, sources.rows, begin, stop)
     first_bin = begin // width
     bins = (stop + width - 1) // width - first_bin
-    sites = np.empty(bins + 2 * windows.halo, np.int32)
-    own = np.empty(bins + 2 * windows.halo, np.int32)
-    level = np.empty(bins, np.float32)
-    _background_bins(sources, windows, width, first_bin, bins, sites, own, level)
+    work = _new_work(bins, windows, 0)
+    _put_sites(sources, windows, width, first_bin, bins, work, 1)
+    _, _, sites, own, level, sums, _, _ = work
+    first_sums(sites, own, windows.half, windows.excess, windows.halo, sums)
+    level_line(sites, windows.half, windows.scales, windows.floor, windows.halo, 0, bins, sums, level)
+    if windows.excess > 0:
+        raise_to_limit(
+            sites, own, windows.half, windows.scales, windows.own_scales, windows.excess, windows.per_fragment,
+            windows.halo, 0, bins, sums, level,
+        )  # fmt: skip
     new_left, new_right = _borders(height, level, settings, left, right, begin, stop)
     if new_right <= new_left:
         return False
     summit = begin + _summit(height, new_left - begin, new_right - begin)
     count, expected = 0.0, 0.0
+    divisor = float(width)
     for x in range(new_left, new_right):
-        count += height[x - begin]
-        expected += level[x // width - first_bin]
+        count += height[np.uint64(x - begin)]
+        expected += level[np.uint64(_bin_of(x, divisor) - first_bin)]
     here = level[summit // width - first_bin]
     log10_p = -log_survival_scalar(height[summit - begin], np.float64(here)) / math.log(10.0)
     log_odds = (count * settings.log_fold - (settings.fold - 1.0) * expected) / settings.fragment_length
@@ -451,14 +510,15 @@ def _pile_up(treatment, rows, begin, stop):
 def _borders(height, level, settings, left, right, begin, stop):
     """Move each border, within a bin to either side, to where the log-odds of the base pairs inside are largest."""
     width, first_bin = settings.width, begin // settings.width
+    divisor, per_level = float(width), settings.fold - 1.0
     best, total, new_left = 0.0, 0.0, left
     for x in range(max(left - width, begin), min(left + width, right)):
-        total -= height[x - begin] * settings.log_fold - (settings.fold - 1.0) * level[x // width - first_bin]
+        total -= height[x - begin] * settings.log_fold - per_level * level[_bin_of(x, divisor) - first_bin]
         if total > best:
             best, new_left = total, x + 1
     best, total, new_right = 0.0, 0.0, right
     for x in range(min(right + width, stop) - 1, max(right - width, new_left) - 1, -1):
-        total -= height[x - begin] * settings.log_fold - (settings.fold - 1.0) * level[x // width - first_bin]
+        total -= height[x - begin] * settings.log_fold - per_level * level[_bin_of(x, divisor) - first_bin]
         if total > best:
             best, new_right = total, x
     return new_left, new_right
@@ -538,10 +598,9 @@ def call_chain_peaks(
         width, float(model.fragment_length), float(model.fold), math.log(model.fold), float(model.penalty),
         float(model.log10_p), float(model.log_odds),
         table.astype(np.float32),
-        np.empty(-(-int(lengths.max(initial=0)) // width), np.uint8),
+        -(-int(lengths.max(initial=0)) // width),
         histogram.counts,
     )  # fmt: skip
-    # The path of a sequence is traced from its end.
-    rows = rows[:found][np.lexsort((-np.arange(found), rows[:found, 0]))]
+    rows = rows[:found]
     whole = rows[:, :4].astype(np.int64)
     return ChainPeaks(*whole.T, *(np.ascontiguousarray(column) for column in rows[:, 4:].T))

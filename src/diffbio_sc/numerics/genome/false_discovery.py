@@ -45,7 +45,7 @@ class PValueHistogram:
 
     def filled(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions of the bins that hold some, and how many."""
-        places = np.flatnonzero(self.counts)
+        places = _filled(self.counts)
         return places, self.counts[places]
 
     def add_filled(self, places: np.ndarray, counts: np.ndarray) -> None:
@@ -60,7 +60,7 @@ class PValueHistogram:
         total
             Number of tests; default all that were counted. Give it where those with large p were not.
         """
-        places = np.flatnonzero(self.counts)
+        places = _filled(self.counts)
         counts = self.counts[: places[-1] + 1 if len(places) else 1]
         return _q_table(counts, float(counts.sum()) if total is None else float(total))
 
@@ -73,9 +73,13 @@ class PValueHistogram:
         return table[np.clip((np.asarray(log10_p) * PER_UNIT).astype(np.int64), 0, len(table) - 1)]
 
 
+def _filled(counts: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(counts != 0)  # of truth values it takes a tenth of the time
+
+
 def _q_table(counts: np.ndarray, total: float) -> np.ndarray:
     table = np.zeros(len(counts))
-    places = np.flatnonzero(counts)
+    places = _filled(counts)
     rank = np.cumsum(counts[places][::-1])[::-1]
     table[places] = places / PER_UNIT + np.log10(rank) - math.log10(max(total, 1.0))
     # A test is at least as significant as any with a larger p.

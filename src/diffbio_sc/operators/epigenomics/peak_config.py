@@ -94,4 +94,5 @@ class PeakCallerConfig(OperatorConfig):
         self.require_one_of("mode", _MODES)
         self.require_positive("fold")
         self.require("fold", self.fold > 1, "a number above 1")
+        self.require_numbers("label_noise")
         self.require("label_noise", 0 <= self.label_noise < 0.5, "a number from 0 to below 0.5")

@@ -128,6 +128,7 @@ class HiCContactAnalysisConfig(OperatorConfig):
         self.require("windows", not short, f"widths of at least two bins of {self.resolution} bp")
         self.require_fractions("gamma")
         self.require_one_of("boundary_form", ("maximum", "gradient"))
+        self.require_numbers("boundary_threshold", "loop_threshold")
         self.require_positive("temperature", "boundary_temperature", "loop_temperature", "learning_rate")
 
     @property

@@ -88,14 +88,14 @@ class MultiOmicsVAEConfig(OperatorConfig):
         self.require_integers("n_sampled", minimum=0)
         self.require("modality_weight_mode", self.modality_weight_mode in WEIGHT_MODES, f"one of {WEIGHT_MODES}")
         self.require("fusion", self.fusion in FUSIONS, f"one of {FUSIONS}")
-        self.require("use_gradnorm", isinstance(self.use_gradnorm, bool), "True or False")
+        self.require_booleans("use_gradnorm")
         self.require_positive("gradnorm_alpha", "kl_weight", "slope_precision", zero_allowed=True)
         self.require_fractions("dropout_rate", "subset_rate", one_allowed=False)
         if self.likelihoods is not None:
-            known = all(name in likelihoods.LIKELIHOODS for name in self.likelihoods)
+            several = isinstance(self.likelihoods, tuple) and len(self.likelihoods) == len(dims)
             self.require(
                 "likelihoods",
-                isinstance(self.likelihoods, tuple) and len(self.likelihoods) == len(dims) and known,
+                several and all(name in likelihoods.LIKELIHOODS for name in self.likelihoods),
                 f"one of {likelihoods.LIKELIHOODS} for each of the {len(dims)} modalities",
             )
 
