@@ -38,26 +38,24 @@ def test_vectors_and_trees_are_the_same():
         jax.tree.map(np.testing.assert_array_equal, layout.split(vectors), tree)
 
 
-def test_pieces_of_a_compiled_vector_are_not_read_beyond_their_ends():
+@pytest.mark.parametrize("number", [3, 8, 9, 20])
+def test_pieces_of_a_compiled_vector_are_not_read_beyond_their_ends(number):
     """As part of a loop over the vector a concatenation reads all pieces everywhere, and may take 20 times as long."""
-    tree = {"kernel": jnp.ones((96, 64)), "bias": jnp.ones(96), "head": jnp.ones((64, 6))}
+    tree = {f"{k}": jnp.ones((32 + k, 64)) if k % 2 else jnp.ones(96 + k) for k in range(number)}
     layout = Layout.of(tree)
     vectors = layout.join(tree, library=np)
 
     @jax.jit
     def step(vectors, inputs):
         parts = layout.split(vectors)
-        gradient = {
-            "kernel": inputs.T @ (inputs @ parts["kernel"]),
-            "bias": jnp.sin(parts["bias"]),
-            "head": parts["head"],
-        }
+        gradient = jax.tree.map(lambda part: jnp.sin(part) if part.ndim == 1 else part @ inputs, parts)
         joined = layout.join(gradient, library=jnp)
         return {name: vectors[name] - part for name, part in joined.items()}, jnp.isfinite(joined["float32"]).all()
 
-    code = step.lower(vectors, jnp.ones((32, 96))).compile().as_text()
-    assert "dynamic-update-slice" in code
-    assert "concatenate(" not in code
+    code = step.lower(vectors, jnp.ones((64, 64))).compile().as_text()
+    loops = [part for part in code.split("\n\n") if part.startswith("%fused_computation")]
+    assert loops
+    assert not any(" concatenate(" in loop for loop in loops)
 
 
 def test_piecewise_vectors():

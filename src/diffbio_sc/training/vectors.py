@@ -10,6 +10,7 @@ import numpy as np
 from jax.tree_util import PyTreeDef
 from jaxtyping import Array
 
+_FEW_PIECES = 8  # up to which XLA makes a concatenation a part of other loops; of more it copies piece by piece
 #: One vector for each type of number.
 Vectors = dict[str, Array]
 
@@ -60,13 +61,13 @@ class Layout(NamedTuple):
 
 
 def _written(pieces: Sequence[Array]) -> Array:
-    """One piece behind the other; on CPUs each is written into a vector of zeros.
+    """One piece behind the other; on CPUs a few are each written into a vector of zeros.
 
-    A concatenation of up to eight pieces becomes one loop there, which reads all pieces at every position and masks
-    what lies beyond their ends. Where no page of memory lies beyond, the processor takes hundreds of cycles for each
-    such reading: the same epoch took ten times as long, or not, as the memory happened to lie.
+    A concatenation of a few pieces becomes a part of other loops there, which read all pieces at every position and
+    mask what lies beyond their ends. Where no page of memory lies beyond, the processor takes hundreds of cycles for
+    each such reading: the same epoch took ten times as long, or not, as the memory happened to lie.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or len(pieces) > _FEW_PIECES:
         return jax.numpy.concatenate(pieces)
     vector, end = jax.numpy.zeros(sum(len(piece) for piece in pieces), pieces[0].dtype), 0
     for piece in pieces:
