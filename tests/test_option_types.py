@@ -391,6 +391,17 @@ def test_values_of_a_right_type_are_taken_whatever_holds_them(options):
         ({"kind": "onne"}, ValueError, "kind must be 'one' or 'two', found 'onne'. Did you mean 'one'?"),
         ({"name": 3}, TypeError, "name must be a text or None, found 3."),
         ({"names": ["a", "b", "a"]}, ValueError, "names must be unique, found 1 duplicated: ['a']. Name each once."),
+        ({"names": iter("ab")}, TypeError, "names must be a list of names or None, found <str_"),
+        (
+            {"names": np.array([["a"]])},
+            TypeError,
+            "names must be a list of names or None, found an object of type ndarray.",
+        ),
+        (
+            {"sizes": np.ones((2, 2))},
+            ValueError,
+            "sizes must be a list of whole numbers above 0, found an object of type",
+        ),
         ({"names": [None]}, TypeError, "names must be a list of names, found None among them."),
         ({"sizes": []}, ValueError, "sizes is empty: give at least one number."),
         ({"sizes": [0]}, ValueError, "each of sizes must be a whole number above 0, found 0."),

@@ -216,7 +216,7 @@ class _Allowed:
         if isinstance(value, Mapping):
             if not (self.mapping or self.objects):
                 self._refuse(name, value, interval)
-        elif self.numbers and np.iterable(value):
+        elif self.numbers and _is_list(value):
             for each in value:
                 whole = self.numbers == "int"
                 check_interval(f"each of {name}", each, interval or "(-inf, inf)", whole=whole)
@@ -227,7 +227,7 @@ class _Allowed:
         elif (self.sequence or self.pair) and np.iterable(value):
             if not may_be_empty and hasattr(value, "__len__") and not len(value):
                 raise ValueError(f"{name} is empty: give at least one{_or_leave_out(self.none)}.")
-        elif self.names and np.iterable(value) and not isinstance(value, bytes):
+        elif self.names and _is_list(value):
             _check_names(name, value, may_be_empty, self.none)
         else:
             self._refuse(name, value, interval)
@@ -252,13 +252,10 @@ class _Allowed:
         phrases = [_number(limits, not self.number)] if self.number or self.whole else []
         phrases += ["True", "False"] if self.flag else []
         phrases += [repr(choice) for choice in self.choices]
-        phrases += (
-            [f"the path of a {'folder' if name == 'folder' else 'file'}"]
-            if self.path
-            else ["a text"]
-            if self.text
-            else []
-        )
+        if self.path:
+            phrases.append(f"the path of a {'folder' if name == 'folder' else 'file'}")
+        elif self.text:
+            phrases.append("a text")
         phrases += ["a list of names"] if self.names else []
         phrases += [f"a list of {_number(limits, self.numbers == 'int', several=True)}"] if self.numbers else []
         phrases += ["a mapping"] if self.mapping else []
@@ -268,10 +265,15 @@ class _Allowed:
         return phrases + (["None"] if self.none else [])
 
 
+def _is_list(value: Any) -> bool:
+    """Whether a value holds others in a row, and still does when they have been looked at once."""
+    return np.iterable(value) and iter(value) is not value and len(getattr(value, "shape", (0,))) == 1
+
+
 def _check_names(name: str, value: Any, may_be_empty: bool, none: bool) -> None:
     names = list(value)
     wrong = next((each for each in names if isinstance(each, bool) or not isinstance(each, str | int | np.integer)), "")
-    if wrong != "" or len(getattr(value, "shape", ())) > 1:
+    if wrong != "":
         raise TypeError(f"{name} must be a list of names, found {wrong!r} among them.")
     if not names and not may_be_empty:
         raise ValueError(f"{name} is empty: give at least one name{_or_leave_out(none)}.")

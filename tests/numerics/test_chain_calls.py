@@ -267,14 +267,17 @@ def test_passing_over_changes_no_bit(controlled, shallow):
         np.testing.assert_array_equal(counted[0] + counted[2], counted[1])
 
 
-def test_every_bin_where_a_window_changes_is_worked_on():
+def test_every_bin_where_a_window_changes_is_worked_on(monkeypatch):
+    monkeypatch.setattr(chain_calls, "_bin_of", chain_calls._bin_of.py_func)
     rng = np.random.default_rng(0)
     bins, block, half, origin = 8000, chain_calls._BLOCK, np.array([200, 37]), 25 * chain_calls._BLOCK
     for _ in range(20):
         positions = np.sort(rng.integers(25 * 300, 25 * (bins - 300), 9)).astype(np.int32)
         busy = np.zeros((bins + origin) // block + 1, np.uint8)
-        chain_calls._mark_sites.py_func(positions, 0, len(positions), 0, 25 * bins, 25.0, half, busy, origin)
-        sites = np.bincount(positions // 25, minlength=bins)
+        sites = np.zeros(bins, np.int32)
+        row = (positions, 0, len(positions), 0, 25 * bins, 25.0, sites, 1, True, half, busy, origin)
+        chain_calls._add_sites.py_func(*row)
+        np.testing.assert_array_equal(sites, np.bincount(positions // 25, minlength=bins))
         changes = [1 + np.flatnonzero(np.diff(np.convolve(sites, kernel_of(reach), "same"))) for reach in half]
         changed = np.unique(np.concatenate(changes)) + origin
         assert len(changed) >= 4 * len(positions)

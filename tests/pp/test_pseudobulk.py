@@ -137,8 +137,8 @@ def test_fragments_split_by_label():
     frame = fragments.to_frame().astype({"barcode": str, "chrom": str})
     for name, group in groups.items():
         cells = [f"c{number}" for number, label in enumerate(LABELS) if label == name]
-        expected = frame[frame["barcode"].isin(cells)][["chrom", "start", "end"]]
-        found = group.to_frame().astype({"chrom": str})
+        expected = frame[frame["barcode"].isin(cells)]
+        found = group.to_frame().astype({"barcode": str, "chrom": str})
         pd.testing.assert_frame_equal(found.reset_index(drop=True), expected.reset_index(drop=True))
         assert group.sizes == fragments.sizes
         assert name in group.name

@@ -137,6 +137,24 @@ def test_groups_of_barcodes(rows):
         dbio.tl.call_peaks(intervals, groupby=labels[:80])
 
 
+@pytest.mark.parametrize("duplicates", ["auto", 1, None])
+def test_equal_fragments_of_different_cells_count_in_a_group_too(rows, duplicates):
+    cells = [f"cell{number}" for number in range(60)]
+    # Of every fragment two in one cell and two in others.
+    every = pd.concat([rows] * 4, ignore_index=True)
+    code = np.random.default_rng(0).integers(0, 60, len(rows))
+    intervals = as_intervals(
+        every, cell_code=np.concatenate([code, code, (code + 1) % 60, (code + 2) % 60]), barcodes=cells
+    )
+    group = dbio.tl.call_peaks(intervals, groupby=dict.fromkeys(cells, "all"), duplicates=duplicates)["all"]
+    alone = dbio.tl.call_peaks(intervals, duplicates=duplicates)
+    pd.testing.assert_frame_equal(group.drop(columns="name"), alone.drop(columns="name"))
+    of_pseudobulk = dbio.tl.call_peaks(
+        dbio.pp.pseudobulk(intervals, groupby=dict.fromkeys(cells, "all"))["all"], duplicates=duplicates
+    )
+    pd.testing.assert_frame_equal(of_pseudobulk.drop(columns="name"), alone.drop(columns="name"))
+
+
 def test_blacklist_cuts_but_does_not_delete_the_neighbourhood(rows):
     plain = dbio.tl.call_peaks(as_intervals(rows))
     second = plain[(plain["chrom"] == "chr1") & (plain["start"] > 110_000)].iloc[0]

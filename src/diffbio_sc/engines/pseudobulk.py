@@ -80,7 +80,8 @@ def split_rounds(
     write_rows(group_of, 0, codes)
     parts = intervals.parts() if parts is None else parts
     starts = row_starts(map(len, parts))
-    keys = [key for key in intervals.columns if key != "cell_code"]
+    # The cells stay: equal fragments of different cells are different molecules, in a group too.
+    keys = list(intervals.columns)
     columns = ColumnTuple(new_column(starts[-1], intervals.columns[key].dtype) for key in keys)
     items = [
         _Split(part, ColumnTuple((group_of,)), len(names), tuple(keys), columns, first)
@@ -91,7 +92,7 @@ def split_rounds(
     result = {}
     for name, rows in zip(names, bounds, strict=True):
         first, last = int(rows.min(initial=starts[-1])), int(rows.max(initial=0))
-        result[name] = Intervals(
+        group = result[name] = Intervals(
             {key: values[first:last] for key, values in zip(keys, columns, strict=True)},
             rows - first,
             intervals.chromosomes,
@@ -100,6 +101,7 @@ def split_rounds(
             name=f"{intervals.name} ({name})",
             in_order=True,
         )
+        group.barcodes = intervals.barcodes  # one list for all
     return result
 
 

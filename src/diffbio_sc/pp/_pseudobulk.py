@@ -74,7 +74,7 @@ def pseudobulk(
     - ``.var``: the table of the bins; ``.obs["n_cells"]``: number of cells of each label
     - ``.uns["pseudobulk"]``: parameters and versions
 
-    For fragments: the fragments of each label, by label (for :func:`coverage` and peak calling).
+    For fragments: the fragments of each label with their barcodes, by label (for :func:`coverage` and peak calling).
 
     For contact maps: an AnnData of bins for each label, by label, with the summed counts in ``.obsp["contacts"]`` and
     the number of cells in ``.uns["pseudobulk"]["n_cells"]``.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from diffbio_sc.numerics.genome.chain_background import bins_between, first_sums, level_line, next_sums, raise_to_limit
+from diffbio_sc.numerics.genome.chain_background import first_sums, level_line, next_sums, raise_to_limit
 from diffbio_sc.numerics.genome.chain_path import ChainPath, advance, last_peak, pass_over
 from diffbio_sc.numerics.genome.false_discovery import PER_UNIT, PValueHistogram
 from diffbio_sc.numerics.genome.poisson_tail import log_survival, log_survival_scalar
@@ -104,7 +104,7 @@ def _longest(start, end, first, last):
     return longest
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inner_loop
 def _bin_of(position, width):
     # Quotients of whole numbers below 2**31 are exact in float64, and faster than whole-number division.
     return int(position / width)
@@ -135,49 +135,34 @@ def _add_coverage(start, end, first, last, begin, stop, width, covered, whole, m
 def _sum_coverage(covered, whole, first, stop, width):
     """Base pairs of intervals in each bin of [first, stop); no interval reaches into these bins from before."""
     depth = 0
-    for b in bins_between(first, stop):
+    for b in range(np.uint64(first), np.uint64(stop)):
         depth += whole[b]
         covered[b] += depth * width
 
 
 @inner_loop
-def _bin_sites(intervals, rows, both, begin, n, width, sites, change):
+def _bin_sites(intervals, rows, both, begin, n, width, sites, change, mark, half, busy, origin):
     """Add ``change`` to ``sites`` for each cut site in ``n`` bins from ``begin`` (may be negative) on."""
     stop = begin + n * width
     first, last = _overlapping(intervals, rows, begin, stop)
-    _add_sites(intervals.start, first, last, begin, stop, float(width), sites, change)
-    if both:
-        _add_sites(intervals.end, first, last, begin, stop, float(width), sites, change)
-    return last - first
+    for end in range(1 + both):
+        positions = intervals.end if end else intervals.start
+        _add_sites(positions, first, last, begin, stop, float(width), sites, change, mark, half, busy, origin)
 
 
 @inner_loop
-def _add_sites(positions, first, last, begin, stop, width, sites, change):
+def _add_sites(positions, first, last, begin, stop, width, sites, change, mark, half, busy, origin):
+    """The same, and mark the blocks where a window takes a site in or lets it go; ``origin`` is that of ``sites``."""
     for i in range(first, last):
         if begin <= positions[i] < stop:
-            sites[_bin_of(positions[i] - begin, width)] += change
-
-
-@inner_loop
-def _mark_windows(intervals, rows, both, begin, n, width, half, work, halo):
-    """Mark the blocks where a cut site enters or leaves a window."""
-    stop = begin + n * width
-    first, last = _overlapping(intervals, rows, begin, stop)
-    _mark_sites(intervals.start, first, last, begin, stop, float(width), half, work.busy, work.origin - halo)
-    if both:
-        _mark_sites(intervals.end, first, last, begin, stop, float(width), half, work.busy, work.origin - halo)
-
-
-@inner_loop
-def _mark_sites(positions, first, last, begin, stop, width, half, busy, origin):
-    for i in range(first, last):
-        if begin <= positions[i] < stop:
-            place = _bin_of(positions[i] - begin, width) + origin
-            for k in range(len(half)):
-                # Outermost bins of a window count half: its sum changes in two steps. One bin after a block is worked
-                # on too, so that the second step needs no mark of its own.
-                busy[(place - half[k]) >> _SHIFT] = 1
-                busy[(place + half[k]) >> _SHIFT] = 1
+            place = _bin_of(positions[i] - begin, width)
+            sites[place] += change
+            if mark:
+                for k in range(len(half)):
+                    # Outermost bins of a window count half: its sum changes in two steps. One bin after a block is
+                    # worked on too, so that the second step needs no mark of its own.
+                    busy[(place + origin - half[k]) >> _SHIFT] = 1
+                    busy[(place + origin + half[k]) >> _SHIFT] = 1
 
 
 @inner_loop
@@ -185,7 +170,7 @@ def _count_p_values(covered, level, first, stop, width, floor, table, histogram)
     """Add the bins whose height is at least one standard deviation above the background."""
     divisor = np.float32(width)
     per_floor = np.float32(1.0) / floor
-    for b in bins_between(first, stop):
+    for b in range(np.uint64(first), np.uint64(stop)):
         if covered[b] == 0:
             continue
         mean = covered[b] / divisor
@@ -280,66 +265,20 @@ def _overlapping(intervals, rows, begin, stop):
     )
 
 
-class _Work(NamedTuple):
-    """Bins of a piece: base pairs covered, steps of the number of intervals over whole bins, cut sites, background.
-
-    Attributes
-    ----------
-    sums
-        Of the windows about the next bin.
-    busy
-        Blocks that are not passed over; that of bin 0 is number ``origin >> _SHIFT``.
-    """
-
-    covered: np.ndarray
-    whole: np.ndarray
-    sites: np.ndarray
-    own: np.ndarray
-    level: np.ndarray
-    sums: np.ndarray
-    busy: np.ndarray
-    origin: int
-
-
 @inner_loop
-def _new_work(bins, windows, piled):
-    """Workspace of a piece; without ``piled`` for its background alone."""
-    halo = windows.halo
-    origin = (2 * halo + 1 + _BLOCK) >> _SHIFT << _SHIFT
-    return _Work(
-        np.zeros(piled * (bins + 1), np.int32),
-        np.zeros(piled * (bins + 1), np.int32),
-        np.zeros(bins + 2 * halo, np.int32),
-        np.zeros(bins + 2 * halo, np.int32),
-        np.empty(bins, np.float32),
-        np.empty((3, len(windows.half)), np.int64),
-        np.zeros(piled * (((bins + 2 * halo + origin) >> _SHIFT) + 1), np.uint8),
-        origin,
-    )
-
-
-@inner_loop
-def _put_sites(sources, windows, width, first_bin, n, work, change):
-    """Add cut sites of a piece of ``n`` bins and the halo about it, or take them away; number of the intervals."""
-    begin, count = (first_bin - windows.halo) * width, n + 2 * windows.halo
-    number = _bin_sites(
-        sources.control, sources.control_rows, windows.both_ends, begin, count, width, work.sites, change
-    )
-    if windows.excess > 0:
-        number += _bin_sites(
-            sources.treatment, sources.rows, windows.own_both_ends, begin, count, width, work.own, change
-        )
-    return number
-
-
-@inner_loop
-def _mark_piece(sources, windows, width, first_bin, n, work):
-    """Mark the blocks of a piece where the background may change."""
-    begin, count = (first_bin - windows.halo) * width, n + 2 * windows.halo
+def _put_sites(sources, windows, width, first_bin, n, sites, own, change, mark, busy, origin):
+    """Add cut sites of a piece of ``n`` bins and the halo about it, or take them away; mark where they matter."""
     half, halo = windows.half, windows.halo
-    _mark_windows(sources.control, sources.control_rows, windows.both_ends, begin, count, width, half, work, halo)
+    begin, count = (first_bin - halo) * width, n + 2 * halo
+    _bin_sites(
+        sources.control, sources.control_rows, windows.both_ends, begin, count, width,
+        sites, change, mark, half, busy, origin - halo,
+    )  # fmt: skip
     if windows.excess > 0:
-        _mark_windows(sources.treatment, sources.rows, windows.own_both_ends, begin, count, width, half, work, halo)
+        _bin_sites(
+            sources.treatment, sources.rows, windows.own_both_ends, begin, count, width,
+            own, change, mark, half, busy, origin - halo,
+        )  # fmt: skip
 
 
 @inner_loop
@@ -363,9 +302,13 @@ def _call_sequences(
     windows = _Windows(half, scales, floor, both_ends, halo, own_scales, own_both_ends, excess, per_fragment)
     settings = _Settings(width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds)
     piece = min(_PIECE, most_bins)
-    work = _new_work(piece, windows, 1)
-    # In loops no named tuples of arrays either: each use counts references to all of them.
-    covered, whole, sites, own, level, sums, busy, origin = work
+    # In loops no named tuples of arrays either: each use counts references to all of them. Between pieces all are 0.
+    covered, whole = np.zeros(piece, np.int32), np.zeros(piece, np.int32)
+    sites, own = np.zeros(piece + 2 * halo, np.int32), np.zeros(piece + 2 * halo, np.int32)
+    level, sums = np.empty(piece, np.float32), np.empty((3, len(half)), np.int64)
+    # Blocks that are not passed over, with those that windows reach before the first bin, number origin, and after.
+    origin = (2 * halo + 1 + _BLOCK) >> _SHIFT << _SHIFT
+    busy = np.zeros(((piece + 2 * halo + origin) >> _SHIFT) + 1, np.uint8)
     shift = origin >> _SHIFT
     per_base = settings.log_fold / settings.fragment_length
     per_level = (settings.fold - 1.0) * width / settings.fragment_length
@@ -384,17 +327,16 @@ def _call_sequences(
             begin, stop = first_bin * width, min(length, (first_bin + piece) * width)
             n = (stop - begin + width - 1) // width
             i0, i1 = _overlapping(treatment, rows, begin, stop)
-            number = i1 - i0 + len(half) * _put_sites(sources, windows, width, first_bin, n, work, 1)
-            crowded = number * _CROWDED > n
+            c0, c1 = _overlapping(control, sources.control_rows, begin, stop)
+            crowded = (i1 - i0 + len(half) * (c1 - c0)) * _CROWDED > n
+            _put_sites(sources, windows, width, first_bin, n, sites, own, 1, not crowded, busy, origin)
             _add_coverage(start, end, i0, i1, begin, stop, width, covered, whole, not crowded, busy, origin)
             first_sums(sites, own, half, excess, halo, sums)
             blocks = shift + ((n - 1) >> _SHIFT) + 1
             if crowded:
                 for block in range(shift, blocks):
                     busy[block] = 1
-            else:
-                _mark_piece(sources, windows, width, first_bin, n, work)
-                busy[shift] = 1
+            busy[shift] = 1
             first, block = 0, shift
             while first < n:
                 block = _end_of(busy, block, blocks, 1)
@@ -408,7 +350,7 @@ def _call_sequences(
                     )
                 _count_p_values(covered, level, first, last, width, floor, table, histogram)
                 path = advance(path, covered, level, first, last, first_bin, per_base, per_level, penalty, runs)
-                for b in bins_between(first, last):
+                for b in range(np.uint64(first), np.uint64(last)):
                     covered[b] = 0
                     whole[b] = 0
                 first = last
@@ -425,7 +367,7 @@ def _call_sequences(
                     sites[b] = 0
                     own[b] = 0
             else:
-                _put_sites(sources, windows, width, first_bin, n, work, -1)
+                _put_sites(sources, windows, width, first_bin, n, sites, own, -1, False, busy, origin)
             if first_bin + piece >= bins:
                 path = last_peak(path, bins, runs)
             for run in range(path.found):
@@ -457,9 +399,11 @@ def _describe(sources, windows, settings, left, right, length, row):
     height = _pile_up(sources.treatment, sources.rows, begin, stop)
     first_bin = begin // width
     bins = (stop + width - 1) // width - first_bin
-    work = _new_work(bins, windows, 0)
-    _put_sites(sources, windows, width, first_bin, bins, work, 1)
-    _, _, sites, own, level, sums, _, _ = work
+    halo = windows.halo
+    sites, own = np.zeros(bins + 2 * halo, np.int32), np.zeros(bins + 2 * halo, np.int32)
+    level, sums = np.empty(bins, np.float32), np.empty((3, len(windows.half)), np.int64)
+    busy = np.empty(0, np.uint8)
+    _put_sites(sources, windows, width, first_bin, bins, sites, own, 1, False, busy, 0)
     first_sums(sites, own, windows.half, windows.excess, windows.halo, sums)
     level_line(sites, windows.half, windows.scales, windows.floor, windows.halo, 0, bins, sums, level)
     if windows.excess > 0:
