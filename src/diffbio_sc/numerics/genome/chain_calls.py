@@ -28,7 +28,10 @@ __all__ = ["ChainModel", "ChainPeaks", "call_chain_peaks"]
 _PIECE = 1 << 16  # bins
 _SHIFT = 4
 _BLOCK = 1 << _SHIFT  # bins that are passed over or worked on together
+_COLUMNS = 10  # of the table of peaks
 _CROWDED = 64  # bins an interval, below which none are passed over
+# With numpy's numbers for written ones a function is compiled once, not once for each number that it is given.
+_NONE, _ONE, _NO = np.int64(0), np.int64(1), np.bool_(False)
 # Reach of the running means that smooth a pile-up before its summit is sought; three of 2 * 20 + 1 base pairs have a
 # standard deviation of 20. Of 15 variants it came nearest to CTCF's motifs (benchmarks/peaks.py ctcf, column summit).
 _SMOOTH = 20
@@ -308,12 +311,12 @@ def _call_sequences(
     level, sums = np.empty(piece, np.float32), np.empty((3, len(half)), np.int64)
     # Blocks that are not passed over, with those that windows reach before the first bin, number origin, and after.
     origin = (2 * halo + 1 + _BLOCK) >> _SHIFT << _SHIFT
-    busy = np.zeros(((piece + 2 * halo + origin) >> _SHIFT) + 1, np.uint8)
+    busy = np.zeros(((piece + 2 * halo + origin) >> _SHIFT) + 1, np.int32)
     shift = origin >> _SHIFT
     per_base = settings.log_fold / settings.fragment_length
     per_level = (settings.fold - 1.0) * width / settings.fragment_length
     runs = np.empty((piece // 2 + 2, 2), np.int64)  # bins of peaks; one has a bin, and there is one before it
-    peaks = np.empty((1024, 10), np.float64)
+    peaks = np.empty(1024 * _COLUMNS, np.float64)  # row after row
     found = 0
     for q in range(len(lengths)):
         length = lengths[q]
@@ -329,7 +332,7 @@ def _call_sequences(
             i0, i1 = _overlapping(treatment, rows, begin, stop)
             c0, c1 = _overlapping(control, sources.control_rows, begin, stop)
             crowded = (i1 - i0 + len(half) * (c1 - c0)) * _CROWDED > n
-            _put_sites(sources, windows, width, first_bin, n, sites, own, 1, not crowded, busy, origin)
+            _put_sites(sources, windows, width, first_bin, n, sites, own, _ONE, not crowded, busy, origin)
             _add_coverage(start, end, i0, i1, begin, stop, width, covered, whole, not crowded, busy, origin)
             first_sums(sites, own, half, excess, halo, sums)
             blocks = shift + ((n - 1) >> _SHIFT) + 1
@@ -337,9 +340,9 @@ def _call_sequences(
                 for block in range(shift, blocks):
                     busy[block] = 1
             busy[shift] = 1
-            first, block = 0, shift
+            first, block = _NONE, shift
             while first < n:
-                block = _end_of(busy, block, blocks, 1)
+                block = _end_of(busy, block, blocks, _ONE)
                 # With the first of the bins that are passed over, which are like it.
                 last = min(((block - shift) << _SHIFT) + 1, n)
                 _sum_coverage(covered, whole, first, last, width)
@@ -355,7 +358,7 @@ def _call_sequences(
                     whole[b] = 0
                 first = last
                 if first < n:
-                    block = _end_of(busy, block, blocks, 0)
+                    block = _end_of(busy, block, blocks, _NONE)
                     first = min((block - shift) << _SHIFT, n)
                     step = 0 * per_base - level[last - 1] * per_level
                     path = pass_over(path, step, first_bin + last, first_bin + first, penalty, runs)
@@ -367,15 +370,16 @@ def _call_sequences(
                     sites[b] = 0
                     own[b] = 0
             else:
-                _put_sites(sources, windows, width, first_bin, n, sites, own, -1, False, busy, origin)
+                _put_sites(sources, windows, width, first_bin, n, sites, own, -_ONE, _NO, busy, origin)
             if first_bin + piece >= bins:
                 path = last_peak(path, bins, runs)
             for run in range(path.found):
                 left, right = runs[run, 0] * width, min(runs[run, 1] * width, length)
-                if found == peaks.shape[0]:
+                place = found * _COLUMNS
+                if place == len(peaks):
                     peaks = _grown(peaks)
-                if _describe(sources, windows, settings, left, right, length, peaks[found]):
-                    peaks[found, 0] = q
+                if _describe(sources, windows, settings, left, right, length, busy, peaks, place):
+                    peaks[place] = q
                     found += 1
             path = ChainPath(path.margin, path.entry, path.leave, 0)
     return peaks, found
@@ -383,16 +387,15 @@ def _call_sequences(
 
 @inner_loop
 def _grown(array):
-    result = np.empty((2 * array.shape[0], array.shape[1]), np.float64)
-    for row in range(array.shape[0]):
-        for column in range(array.shape[1]):
-            result[row, column] = array[row, column]
+    result = np.empty(2 * len(array), np.float64)
+    for place in range(len(array)):
+        result[place] = array[place]
     return result
 
 
 @inner_loop
-def _describe(sources, windows, settings, left, right, length, row):
-    """Refine the peak [left, right) to base pairs and fill its row; False if it is no peak after all."""
+def _describe(sources, windows, settings, left, right, length, busy, rows, place):
+    """Refine the peak [left, right) to base pairs and fill its row, from ``place`` on; False if it is no peak."""
     width = settings.width
     pad = max(3 * _SMOOTH + 1, width)
     begin, stop = max(left - pad, 0), min(right + pad, length)
@@ -402,14 +405,13 @@ def _describe(sources, windows, settings, left, right, length, row):
     halo = windows.halo
     sites, own = np.zeros(bins + 2 * halo, np.int32), np.zeros(bins + 2 * halo, np.int32)
     level, sums = np.empty(bins, np.float32), np.empty((3, len(windows.half)), np.int64)
-    busy = np.empty(0, np.uint8)
-    _put_sites(sources, windows, width, first_bin, bins, sites, own, 1, False, busy, 0)
+    _put_sites(sources, windows, width, first_bin, bins, sites, own, _ONE, _NO, busy, _NONE)
     first_sums(sites, own, windows.half, windows.excess, windows.halo, sums)
-    level_line(sites, windows.half, windows.scales, windows.floor, windows.halo, 0, bins, sums, level)
+    level_line(sites, windows.half, windows.scales, windows.floor, windows.halo, _NONE, bins, sums, level)
     if windows.excess > 0:
         raise_to_limit(
             sites, own, windows.half, windows.scales, windows.own_scales, windows.excess, windows.per_fragment,
-            windows.halo, 0, bins, sums, level,
+            windows.halo, _NONE, bins, sums, level,
         )  # fmt: skip
     new_left, new_right = _borders(height, level, settings, left, right, begin, stop)
     if new_right <= new_left:
@@ -425,10 +427,11 @@ def _describe(sources, windows, settings, left, right, length, row):
     log_odds = (count * settings.log_fold - (settings.fold - 1.0) * expected) / settings.fragment_length
     if not (log10_p >= settings.least_log10_p and log_odds >= settings.least_log_odds):
         return False
-    row[1], row[2], row[3] = new_left, new_right, summit
-    row[4], row[5], row[6] = height[summit - begin], here, log10_p
-    row[7] = log_odds
-    row[8], row[9] = count / settings.fragment_length, expected / settings.fragment_length
+    rows[place + 1], rows[place + 2], rows[place + 3] = new_left, new_right, summit
+    rows[place + 4], rows[place + 5], rows[place + 6] = height[summit - begin], here, log10_p
+    rows[place + 7] = log_odds
+    rows[place + 8] = count / settings.fragment_length
+    rows[place + 9] = expected / settings.fragment_length
     return True
 
 
@@ -545,6 +548,6 @@ def call_chain_peaks(
         -(-int(lengths.max(initial=0)) // width),
         histogram.counts,
     )  # fmt: skip
-    rows = rows[:found]
+    rows = rows[: found * _COLUMNS].reshape(found, _COLUMNS)
     whole = rows[:, :4].astype(np.int64)
     return ChainPeaks(*whole.T, *(np.ascontiguousarray(column) for column in rows[:, 4:].T))
