@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -75,6 +76,13 @@ def test_where_the_disk_is_full_nothing_is_kept(tmp_path, monkeypatch):
     kept.keep(counts(), tmp_path / "kept")
     assert list(tmp_path.iterdir()) == []
     assert kept.file_at(tmp_path / "kept") is None
+
+
+@pytest.mark.parametrize(("free", "number"), [(2**30 + 89 * 17, 0), (2**30 + 90 * 17, 1)])
+def test_a_gigabyte_of_the_disk_stays_free(tmp_path, monkeypatch, free, number):
+    monkeypatch.setattr(kept.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    kept.keep(counts(), tmp_path / "kept")  # a byte each
+    assert len(list(tmp_path.iterdir())) == number
 
 
 class Counted:

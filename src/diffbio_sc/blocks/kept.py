@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ import scipy.sparse as sp
 from diffbio_sc.blocks.cluster import shared_folder
 from diffbio_sc.blocks.plan import Plan, Task
 from diffbio_sc.blocks.row_store import smallest_type
+
+_SPARE = 2**30  # bytes of the disk that stay free
 
 
 class KeptReads:
@@ -65,16 +68,23 @@ def file_at(path: Path | None) -> Path | None:
 
 
 def keep(block: Any, path: Path | None) -> None:
-    """Write a block in the working type, dense or CSR, in the smallest types that hold it; not if the disk is full."""
+    """Write a block in the working type, dense or CSR, in the smallest types that hold it.
+
+    Not if less of the disk than a gigabyte would be free then: the next pass reads the matrix itself.
+    """
     if path is None:
+        return
+    packed = _packed(block)
+    size = sum(part.nbytes for part in packed if isinstance(part, np.ndarray))
+    if shutil.disk_usage(path.parent).free < size + _SPARE:
         return
     # Tasks may run twice, on two workers: each writes a file of its own, and the last one stays.
     handle, part = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            pickle.dump(_packed(block), file, protocol=pickle.HIGHEST_PROTOCOL)
+            pickle.dump(packed, file, protocol=pickle.HIGHEST_PROTOCOL)
         os.replace(part, path)
-    except OSError:  # the next pass reads the matrix itself
+    except OSError:  # a quota, or others fill the disk
         os.remove(part)
 
 
