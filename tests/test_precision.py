@@ -21,7 +21,7 @@ _compiled._products_are_rounded = lambda: True
 CALLS = {
     "deconvolve": """
 spots, reference = dbio.datasets.pbmc_tissue()
-dbio.tl.deconvolve(spots, reference, cell_type_key="cell_type", unexplained=True, smoothing=True)
+dbio.tl.deconvolve(spots, reference, cell_type_key="cell_type", unexplained=True, smoothing=1.0)
 """,
     "spatial_genes": """
 adata = dbio.datasets.simulate_spatial_genes()

@@ -115,7 +115,7 @@ def check_options(
         _check_free(given["key_added"], argument, given[argument])
     if isinstance(given[argument], OptionsOnly):
         raise OptionsChecked
-    if "copy" in given and getattr(given[argument], "isbacked", False):  # results will be written to it
+    if "copy" in given and getattr(given[argument], "isbacked", False) is True:  # results will be written to it
         remedy = f"call {argument}.to_memory() first"
         if not hasattr(given[argument], "to_memory"):
             remedy = f"{argument} is backed, read the file without backed="
