@@ -317,3 +317,24 @@ def test_many_steps_at_once_are_bit_by_bit_those_one_by_one(monkeypatch):
             assert found[0].tolist() == [7, leave[-1]]
         leaps += len(decisions)
     assert leaps > 100_000
+
+
+def test_the_first_bin_is_worked_on_too():
+    start, end = np.zeros(16, np.int32), np.full(16, 100, np.int32)
+    peaks, histogram, _ = call(start, end, lengths=(50_000, 50_000), bounds=np.array([[0, 8], [8, 16]]))
+    assert peaks.start.tolist() == [0, 0]
+    assert peaks.end.tolist() == [100, 100]
+    assert histogram.counts.sum() == 2 * 4
+
+
+def test_what_the_path_loses_over_many_bins_decides():
+    """Two groups of fragments are one peak as long as the bins between them cost less than to leave and to return."""
+    background = Background(windows=(), scales=(), floor=1e-3)
+    step = 4.0 * 25 * np.float64(np.float32(1e-3)) / 200  # of folds of 5 and fragments of 200 base pairs
+    most = int(2 * 3.0 / step)  # bins, for a penalty of 3
+    assert most > 10_000
+    for bins, number in ((most - 1, 1), (most + 1, 2)):
+        second = 2000 + 200 + 25 * bins
+        start = np.repeat(np.array([2000, second], np.int32), 20)
+        peaks, _, _ = call(start, start + np.int32(200), lengths=(second + 5000,), background=background)
+        assert len(peaks.start) == number
