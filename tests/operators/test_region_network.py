@@ -11,7 +11,12 @@ from diffbio_sc.genome.sequences import one_hot, reverse_complement
 from diffbio_sc.numerics.linear.design import Design
 from diffbio_sc.numerics.sequence import kmers
 from diffbio_sc.numerics.sequence.motifs import best_scores
-from diffbio_sc.operators.epigenomics.region_network import RegionNetwork, compute_region_loss, training_loss
+from diffbio_sc.operators.epigenomics.region_network import (
+    RegionNetwork,
+    compute_region_loss,
+    training_loss,
+    within_loss,
+)
 from diffbio_sc.operators.epigenomics.sequence_ridge import SequenceRidge
 
 PATTERNS = (kmers.contiguous(3), kmers.mirrored(1, 2))
@@ -164,6 +169,9 @@ def test_the_loss_is_that_of_a_loop(batch):
     assert float(found["cross_entropy"]) == pytest.approx(entropy / known, rel=1e-5)
     assert float(found["within"]) == pytest.approx(within / compared, rel=1e-5)
     assert float(found["total"]) == pytest.approx(entropy / known + 0.3 * within / compared, rel=1e-5)
+    alike = loss(logits, labels, main, np.ones(6, np.float32))
+    assert within_loss(logits, labels, main) == pytest.approx(0.3 * float(alike["within"]), rel=1e-6)
+    assert within_loss(logits, np.zeros_like(labels), main) == 0
     slope = jax.jit(jax.grad(lambda logits: loss(logits, labels, main, weight)["total"]))(jnp.asarray(logits))
     assert np.isfinite(slope).all()
     assert (np.asarray(slope)[~np.isfinite(labels)] == 0).all()

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from diffbio_sc._checks import counted, whole_number, whole_numbers
@@ -48,6 +47,7 @@ from diffbio_sc.numerics.linear.design import Design
 from diffbio_sc.numerics.linear.logistic import LogisticFit, choose_logistic, cross_entropy, fit_logistic
 from diffbio_sc.numerics.linear.ridge import fit_ridge
 from diffbio_sc.numerics.padding import round_up, zero_padded
+from diffbio_sc.numerics.random_keys import streams
 from diffbio_sc.numerics.ranking import ranking_measures
 from diffbio_sc.numerics.sequence import kmers
 from diffbio_sc.numerics.sequence.motif_discovery import distinct_words, grow_motifs
@@ -536,7 +536,7 @@ def _fit_networks(
                 further_scale=np.ones_like(further_mean),
                 codes=codes,
                 main=problem.main,
-                rngs=nnx.Rngs(int(generator.integers(2**31))),
+                rngs=streams(int(generator.integers(2**31))),
             )
             fit = train(
                 network,

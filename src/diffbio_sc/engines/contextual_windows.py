@@ -263,8 +263,8 @@ def fit_windows(
     The model; its report tells the losses of all epochs and whether the start was kept.
     """
     import optax
-    from flax import nnx
 
+    from diffbio_sc.numerics.random_keys import streams
     from diffbio_sc.operators.epigenomics import ContextualEpigenomicsOperator
     from diffbio_sc.training import Adam, train
 
@@ -275,7 +275,7 @@ def fit_windows(
     if context_map is not None:
         contexts = data["tf_context"][0]
         config = dataclasses.replace(config, num_tf_features=contexts.shape[1])
-    operator = ContextualEpigenomicsOperator(config, rngs=nnx.Rngs(rng))
+    operator = ContextualEpigenomicsOperator(config, rngs=streams(rng))
     _set_base_rate(operator, data)
     held_out = _held_out(validation, len(tokens), rng)
     learned = np.setdiff1d(np.arange(len(tokens)), held_out)

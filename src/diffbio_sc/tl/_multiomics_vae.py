@@ -152,8 +152,7 @@ def multiomics_vae(
         if number < cells:
             logger.info(f"{name}: in {int(number)} of {cells} cells.")
 
-    from flax import nnx
-
+    from diffbio_sc.numerics.random_keys import streams
     from diffbio_sc.operators.multiomics import DifferentiableMultiOmicsVAE, MultiOmicsVAEConfig
     from diffbio_sc.training.report import FitReport
 
@@ -168,7 +167,7 @@ def multiomics_vae(
         subset_rate=0.0 if complete else _SUBSET_RATE,
         n_sampled=_SAMPLED if max(len(names) for names in read.features) > _MANY_FEATURES else 0,
     )
-    operator = DifferentiableMultiOmicsVAE(config, rngs=nnx.Rngs(seed))
+    operator = DifferentiableMultiOmicsVAE(config, rngs=streams(seed))
     if max_epochs == 0:
         started = time.perf_counter()
         operator.initialize(read.matrices, present=read.present, batch=batch, rng=seed)

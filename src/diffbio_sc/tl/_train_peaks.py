@@ -83,12 +83,11 @@ def train_peaks(
     >>> caller = dbio.tl.train_peaks(bins, labels, steps=3)
     >>> dbio.tl.peaks(bins, operator=caller)
     """
-    from flax import nnx
-
     from diffbio_sc._anndata.bins import read_bins
     from diffbio_sc._anndata.genome_axis import read_genome_axis
     from diffbio_sc._random import as_generator
     from diffbio_sc.engines.peak_training import train_caller
+    from diffbio_sc.numerics.random_keys import streams
     from diffbio_sc.operators.epigenomics import DifferentiablePeakCaller, PeakCallerConfig
 
     check_options(
@@ -125,7 +124,7 @@ def train_peaks(
         for track in _tracks(genome.tracks(adata, layer, allow_fractional=allow_fractional), genome.track_names(adata),
                              one, table, control)
     ]  # fmt: skip
-    caller = DifferentiablePeakCaller(config, rngs=nnx.Rngs(seed))
+    caller = DifferentiablePeakCaller(config, rngs=streams(seed))
     choice = train_caller(caller, tracks, steps=steps, learning_rate=learning_rate, network=network, rng=seed)
     before, after = choice.held_out
     if choice.kept:

@@ -259,10 +259,9 @@ def _evaluate(
     return {name: total / size for name, total in totals.items()}
 
 
-@jax.jit
 def copied(tree: Any) -> Any:
-    """Copies of arrays. They also have strong types: an epoch returns those, and would be compiled again for others."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=leaf.dtype), tree)
+    """Copies of arrays, without a compiled program."""
+    return jax.device_put(tree, may_alias=False)
 
 
 def _order(plan: Plan, key: Array, size: Any, bucket: int, batch_size: int) -> Int[Array, " bucket"]:
@@ -280,7 +279,8 @@ def _take_step(
     """Variables after a step; as before it unless it ``applies``."""
 
     def chosen(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(applies, new, old), new, old)
+        # What the loss has left alone is the same array, and needs no choice.
+        return jax.tree.map(lambda new, old: old if new is old else jnp.where(applies, new, old), new, old)
 
     other = chosen(other, variables.other)
     if isinstance(plan.optimizer, AdamPlan):

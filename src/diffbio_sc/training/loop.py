@@ -21,6 +21,7 @@ from diffbio_sc._checks import whole_number
 from diffbio_sc._compiled import one_thread_at_a_time, release_memory
 from diffbio_sc._progress import progress
 from diffbio_sc._random import as_generator
+from diffbio_sc.numerics.random_keys import divided_keys
 from diffbio_sc.training import batches
 from diffbio_sc.training import validation as validating
 from diffbio_sc.training.checkpoint import (
@@ -203,8 +204,7 @@ def train(
     batch_size = None if batch_size is None else whole_number(batch_size, "batch_size")
     patience = None if patience is None else whole_number(patience, "patience")
     weighted = (loss is None and operator.loss_takes_weights) if weighted is None else weighted
-    seed_key = _as_key(rng)
-    split_key, order_key, loss_key = jax.random.split(seed_key, 3)
+    seed_key, (split_key, order_key, loss_key) = divided_keys(_as_seed(rng), 3)
     if isinstance(data, BatchSource):
         size = data.size
         parts = validating.only_own(validation)
@@ -442,7 +442,7 @@ def _prepared(
     operator.train()
     training, *states = nnx.split(operator, wrt, ...)
     operator.eval()
-    trained, other = jax.tree.map(jnp.asarray, states)
+    trained, other = jax.tree.map(_strongly_typed, states)
     if not jax.tree.leaves(trained):
         raise ValueError(f"{type(operator).__name__} has no variables that wrt={wrt!r} selects: nothing to train.")
     layout = Layout.of(trained)
@@ -467,14 +467,20 @@ def _operator_loss(operator: Trainable, batch: dict[str, Array], key: Array) -> 
     return operator.loss(batch)
 
 
-def _as_key(rng: int | np.random.Generator | np.random.RandomState | Array | None) -> Array:
+def _strongly_typed(leaf: Any) -> Array:
+    """The array with a type of its own: an epoch returns such, and would be compiled again for others."""
+    array = jnp.asarray(leaf)
+    return jnp.asarray(array, dtype=array.dtype)
+
+
+def _as_seed(rng: int | np.random.Generator | np.random.RandomState | Array | None) -> int | Array:
     if isinstance(rng, jax.Array):
         if not jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) or rng.shape != ():
             raise TypeError(f"rng must be a seed, a numpy Generator or one jax.random.key, found {rng!r}.")
         return rng
     if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
-        return jax.random.key(int(rng))
-    return jax.random.key(int(as_generator(rng).integers(2**31)))
+        return int(rng)
+    return int(as_generator(rng).integers(2**31))
 
 
 def _nonfinite_message(steps: int, epoch: int, loss: float) -> str:

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int
-from scipy.cluster.vq import kmeans2
 
 from diffbio_sc._compiled import one_blas_thread
 from diffbio_sc.numerics.latent.scaled_rows import ScaledRows
@@ -416,6 +415,8 @@ class _Model:
 def _clustered_prior(latent: np.ndarray, clusters: int, rng: np.random.Generator) -> _Prior:
     if clusters == 1:
         return _Prior(np.ones(1), np.zeros((1, latent.shape[1])), np.eye(latent.shape[1])[None])
+    from scipy.cluster.vq import kmeans2  # a tenth of a second, which users without batches would wait
+
     centres, label = kmeans2(latent, clusters, minit="++", seed=rng)
     weight = (np.bincount(label, minlength=clusters) + 1.0) / (len(latent) + clusters)
     return _Prior(weight, centres, np.repeat(0.5 * np.eye(latent.shape[1])[None], clusters, axis=0))

@@ -16,7 +16,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.numerics.placing import device_copy
 from diffbio_sc.operators.contract import FittedStatistic
 
@@ -69,9 +68,13 @@ class RegionNetwork(nnx.Module):
             setattr(self, name, FittedStatistic(device_copy(value, np.float32)))
         self.main = FittedStatistic(device_copy(main, bool))
         width = len(column_mean) + len(further_mean)
-        self.first = nnx.Param(_normal(rngs.params(), (width, hidden[0]), 1.0, np.sqrt(width)))
+        stream, factors, divisors = rngs.params, (1.0, np.sqrt(2 / hidden[0])), (np.sqrt(width), 1.0)
+        (first, second), stream.count[...] = _normals(
+            stream.key[...], stream.count[...], ((width, hidden[0]), hidden), factors, divisors
+        )
+        self.first = nnx.Param(first)
         self.first_bias = nnx.Param(_zeros(hidden[0]))
-        self.second = nnx.Param(_normal(rngs.params(), hidden, np.sqrt(2 / hidden[0]), 1.0))
+        self.second = nnx.Param(second)
         self.second_bias = nnx.Param(_zeros(hidden[1]))
         self.head = nnx.Param(_zeros(hidden[1], codes.shape[1]))
         self.head_bias = nnx.Param(_zeros(codes.shape[0]))
@@ -209,21 +212,32 @@ def compute_region_loss(
 def within_loss(
     logits: Float[np.ndarray, "rows cells"], labels: Float[np.ndarray, "rows cells"], main: Bool[np.ndarray, " cells"]
 ) -> float:
-    """Return the weighted likelihood within regions as a number: what the total has beside the cross-entropy."""
-    # Rows of weight 0 fill up the shape that is compiled; as one program, not as forty elementary ones.
-    rows = 1 << max(len(labels) - 1, 63).bit_length()
-    padded = (zero_padded(np.asarray(values, np.float32), (rows, labels.shape[1])) for values in (logits, labels))
-    weight = zero_padded(np.ones(len(labels), np.float32), (rows,))
-    return _WITHIN * float(_compiled_loss(*padded, np.asarray(main), weight)["within"])
+    """Return the weighted likelihood within regions, what the total of :func:`compute_region_loss` adds; by numpy."""
+    compared = np.isfinite(labels) & main
+    active = np.where(compared, labels, 0.0)
+    number = active.sum(1)
+    varies = (number > 0) & (number < compared.sum(1))
+    if not varies.any():
+        return 0.0
+    logits, compared, active = logits[varies].astype(np.float64), compared[varies], active[varies]
+    log_total = np.logaddexp.reduce(np.where(compared, logits, -np.inf), axis=1, keepdims=True)
+    return -_WITHIN * float((((logits - log_total) * active).sum(1) / number[varies]).mean())
 
 
-_compiled_loss = jax.jit(compute_region_loss)
-
-
-@functools.partial(jax.jit, static_argnames=("shape",))
-def _normal(key: Array, shape: tuple[int, ...], factor: float, divisor: float) -> Array:
-    """Random normal values, scaled."""
-    return jax.random.normal(key, shape) * factor / divisor
+@functools.partial(jax.jit, static_argnames="shapes")
+def _normals(
+    key: Array,
+    count: Array,
+    shapes: tuple[tuple[int, ...], ...],
+    factors: tuple[float, ...],
+    divisors: tuple[float, ...],
+) -> tuple[list[Array], Array]:
+    """Random normal values, scaled, by the next keys of a stream; and how many keys it has given then."""
+    drawn = []
+    for shape, factor, divisor in zip(shapes, factors, divisors, strict=True):
+        drawn.append(jax.random.normal(jax.random.fold_in(key, count), shape) * factor / divisor)
+        count = count + 1
+    return drawn, count
 
 
 def _zeros(*shape: int) -> Array:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from diffbio_sc.numerics.placing import device_copy
+from diffbio_sc.numerics.random_keys import draw_key
 from diffbio_sc.operators.contract import FittedStatistic
 from diffbio_sc.operators.multiomics.multiomics_vae.config import MultiOmicsVAEConfig
 
@@ -172,5 +173,5 @@ def filled(shape: int | tuple[int, ...], value: float) -> Array:
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int = 1, *, scale: float = 1.0) -> Array:
     """Normal draws of variance scale^2 / fan_in; by numpy, because JAX would compile for each shape."""
-    words = np.asarray(jax.random.key_data(rngs.params()))
+    words = np.asarray(jax.random.key_data(draw_key(rngs.params)))
     return device_copy(scale * np.random.default_rng(words).normal(size=shape) / fan_in**0.5, np.float32)
