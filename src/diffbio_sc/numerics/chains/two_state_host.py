@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from diffbio_sc.numerics.lines import as_line, sigmoid
+from diffbio_sc.numerics.lines import as_line, compiled_sigmoid
 
 __all__ = ["ChainPosterior", "chain_margins", "chain_posterior"]
 
@@ -96,7 +96,7 @@ def _posterior(log_odds, enter, leave, initial, temperature):
     for t in range(length - 1, -1, -1):
         logit = forward[t] + backward
         logits[t] = logit
-        probability = sigmoid(logit)
+        probability = compiled_sigmoid(logit)
         inside[t] = probability
         if t == length - 1:
             end[t] = probability

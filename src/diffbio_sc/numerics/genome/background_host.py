@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from diffbio_sc.numerics.genome.marks import LIMIT
-from diffbio_sc.numerics.lines import as_line, sigmoid
+from diffbio_sc.numerics.lines import as_line, compiled_sigmoid, sigmoid
 
 __all__ = [
     "BREADTH_BETWEEN",
@@ -193,38 +193,48 @@ def broad_weight(breadth: float, contrast: float) -> float:
 @numba.njit(cache=True, nogil=True)
 def _raise_to_mean(rate, values, width, scale):
     """Raise ``rate`` to ``scale`` times the window's mean of ``values`` where that is larger."""
+    # Without min and max, which are functions to compile by themselves.
     length = len(values)
     before = width // 2
     after = width - 1 - before
-    total = 0.0
-    for index in range(min(after, length)):
-        total += values[index]
+    total, size = 0.0, 0
+    while size < after and size < length:
+        total += values[size]
+        size += 1
     for t in range(length):
         # A running sum of counts is exact in float64; of fractions it errs by less than 1e-9 over a genome.
         if t + after < length:
             total += values[t + after]
+            size += 1
         if t - before - 1 >= 0:
             total -= values[t - before - 1]
-        size = min(t + after, length - 1) - max(t - before, 0) + 1
-        rate[t] = max(rate[t], scale * total / size)
+            size -= 1
+        mean = scale * total / size
+        if mean > rate[t]:
+            rate[t] = mean
 
 
-@numba.njit(cache=True, nogil=True)
-def _mixture_means(windows, typical):
+def _mixture_means(windows: np.ndarray, typical: float) -> tuple[float, float]:
     low, high, share = 0.5 * typical, 2.0 * typical, 0.5
     for step in range(MIXTURE_STEPS + 1):
         log_share = math.log(share) - math.log1p(-share)
-        slope, offset = math.log(high / low), high - low
-        upper = upper_sum = lower = lower_sum = 0.0
-        for value in windows:
-            weight = sigmoid(log_share + value * slope - offset)
-            upper += weight
-            upper_sum += weight * value
-            lower += 1.0 - weight
-            lower_sum += (1.0 - weight) * value
+        upper, upper_sum, lower, lower_sum = _mixture_sums(windows, log_share, math.log(high / low), high - low)
         if step == MIXTURE_STEPS:
             return lower_sum / max(lower, 1e-6), upper_sum / max(upper, 1e-6)
         share = min(max(upper / max(float(len(windows)), 1e-6), 0.01), 0.99)
         low = max(lower_sum / max(lower, 1e-6), 1e-3)
         high = max(upper_sum / max(upper, 1e-6), 1.01 * low)
     return low, high
+
+
+@numba.njit(cache=True, nogil=True)
+def _mixture_sums(windows, log_share, slope, offset):
+    """Weight of the upper level over all windows and its sum of counts, then those of the lower level."""
+    upper = upper_sum = lower = lower_sum = 0.0
+    for value in windows:
+        weight = compiled_sigmoid(log_share + value * slope - offset)
+        upper += weight
+        upper_sum += weight * value
+        lower += 1.0 - weight
+        lower_sum += (1.0 - weight) * value
+    return upper, upper_sum, lower, lower_sum

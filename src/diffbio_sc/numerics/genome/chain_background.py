@@ -61,7 +61,7 @@ def level_line(sites, half, scales, floor, halo, first, stop, sums, level):
         scale = np.float32(0.5 * scales[k])
         low, high = np.uint64(halo - half[k]), np.uint64(halo + half[k])
         for b in range(np.uint64(first), np.uint64(stop)):
-            level[b] = max(level[b], twice * scale)
+            level[b] = max(level[b], np.float32(twice * scale))
             twice = _next_sum(sites, b + low, b + high, twice)
         sums[0, k] = twice
 

@@ -25,13 +25,14 @@ from diffbio_sc.numerics.lines import inner_loop
 
 __all__ = ["ChainModel", "ChainPeaks", "call_chain_peaks"]
 
-_PIECE = 1 << 16  # bins
+_PIECE = 1 << 16  # bins, or rows of intervals
 _SHIFT = 4
 _BLOCK = 1 << _SHIFT  # bins that are passed over or worked on together
 _COLUMNS = 10  # of the table of peaks
 _CROWDED = 64  # bins an interval, below which none are passed over
 # With numpy's numbers for written ones a function is compiled once, not once for each number that it is given.
 _NONE, _ONE, _NO = np.int64(0), np.int64(1), np.bool_(False)
+_ENDS, _SUMS = np.int64(2), np.int64(3)  # columns of the table of runs, rows of that of sums
 # Reach of the running means that smooth a pile-up before its summit is sought; three of 2 * 20 + 1 base pairs have a
 # standard deviation of 20. Of 15 variants it came nearest to CTCF's motifs (benchmarks/peaks.py ctcf, column summit).
 _SMOOTH = 20
@@ -99,18 +100,37 @@ class ChainPeaks(NamedTuple):
     expected: np.ndarray
 
 
+# Arrays are made here alone: numpy's functions are compiled anew for each kind of function that calls them.
+
+
 @inner_loop
-def _longest(start, end, first, last):
-    longest = 0
-    for i in range(first, last):
-        longest = max(longest, end[i] - start[i])
-    return longest
+def _zeros(size):
+    array = np.empty(size, np.int32)
+    for place in range(size):
+        array[place] = 0
+    return array
+
+
+@inner_loop
+def _line(size):
+    return np.empty(size, np.float64)
+
+
+@inner_loop
+def _table(rows, columns):
+    return np.empty((rows, columns), np.int64)
+
+
+@inner_loop
+def _background_arrays(bins, halo, windows):
+    """Sites of the control and of the treatment with the halo about the bins, background, sums of windows."""
+    return _zeros(bins + 2 * halo), _zeros(bins + 2 * halo), np.empty(bins, np.float32), _table(_SUMS, windows)
 
 
 @inner_loop
 def _bin_of(position, width):
     # Quotients of whole numbers below 2**31 are exact in float64, and faster than whole-number division.
-    return int(position / width)
+    return np.int64(position / width)  # not int, which is a function to compile by itself
 
 
 @inner_loop
@@ -118,7 +138,7 @@ def _add_coverage(start, end, first, last, begin, stop, width, covered, whole, m
     """Add base pairs of intervals to their outer bins of [begin, stop), and the steps of the number of whole ones."""
     divisor = float(width)
     for i in range(first, last):
-        s, e = max(start[i], begin) - begin, min(end[i], stop) - begin
+        s, e = max(start[i] - begin, 0), min(end[i] - begin, stop - begin)
         if e <= s:
             continue
         left, right = _bin_of(s, divisor), _bin_of(e - 1, divisor)
@@ -178,17 +198,17 @@ def _count_p_values(covered, level, first, stop, width, floor, table, histogram)
             continue
         mean = covered[b] / divisor
         excess = mean - level[b]
-        if excess * abs(excess) < level[b]:
+        if excess < 0 or excess * excess < level[b]:
             continue
-        height = int(mean)
+        height = np.int64(mean)
         place = (level[b] * per_floor - np.float32(1.0)) * np.float32(_PER_LEVEL)
         if height < _HEIGHTS and place < _LEVELS:
-            cell = int(place)
+            cell = np.int64(place)
             part = place - cell
             log10_p = table[height, cell] * (np.float32(1.0) - part) + table[height, cell + 1] * part
         else:
             log10_p = np.float32(-log_survival_scalar(float(height), np.float64(level[b])) / math.log(10.0))
-        histogram[min(int(log10_p * PER_UNIT), len(histogram) - 1)] += 1
+        histogram[min(np.int64(log10_p * PER_UNIT), len(histogram) - 1)] += 1
 
 
 @inner_loop
@@ -203,7 +223,7 @@ def _running_mean(values, n, half, result):
 
 
 class _Intervals(NamedTuple):
-    """Intervals of sequences, sorted by start within each; first and last row of each sequence."""
+    """Intervals of sequences, sorted by start within each; ``bounds`` has the numbers of :class:`_Rows` of each."""
 
     start: np.ndarray
     end: np.ndarray
@@ -255,8 +275,7 @@ class _Sources(NamedTuple):
 
 @inner_loop
 def _rows_of(intervals, sequence):
-    first, last = intervals.bounds[sequence, 0], intervals.bounds[sequence, 1]
-    return _Rows(first, last, _longest(intervals.start, intervals.end, first, last))
+    return _Rows(intervals.bounds[sequence, 0], intervals.bounds[sequence, 1], intervals.bounds[sequence, 2])
 
 
 @inner_loop
@@ -306,17 +325,16 @@ def _call_sequences(
     settings = _Settings(width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds)
     piece = min(_PIECE, most_bins)
     # In loops no named tuples of arrays either: each use counts references to all of them. Between pieces all are 0.
-    covered, whole = np.zeros(piece, np.int32), np.zeros(piece, np.int32)
-    sites, own = np.zeros(piece + 2 * halo, np.int32), np.zeros(piece + 2 * halo, np.int32)
-    level, sums = np.empty(piece, np.float32), np.empty((3, len(half)), np.int64)
+    covered, whole = _zeros(piece), _zeros(piece)
+    sites, own, level, sums = _background_arrays(piece, halo, len(half))
     # Blocks that are not passed over, with those that windows reach before the first bin, number origin, and after.
     origin = (2 * halo + 1 + _BLOCK) >> _SHIFT << _SHIFT
-    busy = np.zeros(((piece + 2 * halo + origin) >> _SHIFT) + 1, np.int32)
+    busy = _zeros(((piece + 2 * halo + origin) >> _SHIFT) + 1)
     shift = origin >> _SHIFT
-    per_base = settings.log_fold / settings.fragment_length
-    per_level = (settings.fold - 1.0) * width / settings.fragment_length
-    runs = np.empty((piece // 2 + 2, 2), np.int64)  # bins of peaks; one has a bin, and there is one before it
-    peaks = np.empty(1024 * _COLUMNS, np.float64)  # row after row
+    per_base = log_fold / fragment_length
+    per_level = (fold - 1.0) * width / fragment_length
+    runs = _table(piece // 2 + 2, _ENDS)  # bins of peaks; one has a bin, and there is one before it
+    peaks = _line(1024 * _COLUMNS)  # row after row
     found = 0
     for q in range(len(lengths)):
         length = lengths[q]
@@ -325,7 +343,7 @@ def _call_sequences(
         if rows.last <= rows.first:
             continue
         sources = _Sources(treatment, rows, control, _rows_of(control, q))
-        path = ChainPath(-settings.penalty, 0, 0, 0)
+        path = ChainPath(-penalty, 0, 0, 0)
         for first_bin in range(0, bins, piece):
             begin, stop = first_bin * width, min(length, (first_bin + piece) * width)
             n = (stop - begin + width - 1) // width
@@ -387,7 +405,7 @@ def _call_sequences(
 
 @inner_loop
 def _grown(array):
-    result = np.empty(2 * len(array), np.float64)
+    result = _line(2 * len(array))
     for place in range(len(array)):
         result[place] = array[place]
     return result
@@ -402,16 +420,15 @@ def _describe(sources, windows, settings, left, right, length, busy, rows, place
     height = _pile_up(sources.treatment, sources.rows, begin, stop)
     first_bin = begin // width
     bins = (stop + width - 1) // width - first_bin
-    halo = windows.halo
-    sites, own = np.zeros(bins + 2 * halo, np.int32), np.zeros(bins + 2 * halo, np.int32)
-    level, sums = np.empty(bins, np.float32), np.empty((3, len(windows.half)), np.int64)
+    half, halo, excess = windows.half, windows.halo, windows.excess
+    sites, own, level, sums = _background_arrays(bins, halo, len(half))
     _put_sites(sources, windows, width, first_bin, bins, sites, own, _ONE, _NO, busy, _NONE)
-    first_sums(sites, own, windows.half, windows.excess, windows.halo, sums)
-    level_line(sites, windows.half, windows.scales, windows.floor, windows.halo, _NONE, bins, sums, level)
-    if windows.excess > 0:
+    first_sums(sites, own, half, excess, halo, sums)
+    level_line(sites, half, windows.scales, windows.floor, halo, _NONE, bins, sums, level)
+    if excess > 0:
         raise_to_limit(
-            sites, own, windows.half, windows.scales, windows.own_scales, windows.excess, windows.per_fragment,
-            windows.halo, _NONE, bins, sums, level,
+            sites, own, half, windows.scales, windows.own_scales, excess, windows.per_fragment,
+            halo, _NONE, bins, sums, level,
         )  # fmt: skip
     new_left, new_right = _borders(height, level, settings, left, right, begin, stop)
     if new_right <= new_left:
@@ -439,12 +456,12 @@ def _describe(sources, windows, settings, left, right, length, busy, rows, place
 def _pile_up(treatment, rows, begin, stop):
     """Number of intervals over each base pair of [begin, stop); there is one element more."""
     n = stop - begin
-    height = np.empty(n + 1, np.float64)
+    height = _line(n + 1)
     for x in range(n + 1):
         height[x] = 0.0
     i0, i1 = _overlapping(treatment, rows, begin, stop)
     for i in range(i0, i1):
-        s, e = max(treatment.start[i], begin) - begin, min(treatment.end[i], stop) - begin
+        s, e = max(treatment.start[i] - begin, 0), min(treatment.end[i] - begin, n)
         if e > s:
             height[s] += 1
             height[e] -= 1
@@ -475,8 +492,7 @@ def _borders(height, level, settings, left, right, begin, stop):
 def _summit(height, first, last):
     """Middle of the plateau of the smoothed pile-up within [first, last)."""
     n = len(height) - 1
-    smooth = np.empty(n, np.float64)
-    other = np.empty(n, np.float64)
+    smooth, other = _line(n), _line(n)
     # Three running means are close to a Gaussian of the standard deviation of _SMOOTH.
     _running_mean(height, n, _SMOOTH, smooth)
     _running_mean(smooth, n, _SMOOTH, other)
@@ -537,8 +553,8 @@ def call_chain_peaks(
     levels = np.float64(floor) * (1.0 + np.arange(_LEVELS + 1) / _PER_LEVEL)
     table = -log_survival(np.arange(_HEIGHTS)[:, None], levels) / math.log(10.0)
     rows, found = _call_sequences(
-        treatment[0], treatment[1], np.asarray(treatment[2], np.int64),
-        control[0], control[1], np.asarray(control[2], np.int64),
+        treatment[0], treatment[1], _with_longest(*treatment),
+        control[0], control[1], _with_longest(*control),
         lengths,
         half, scales, floor, bool(control_fragments), int(half.max(initial=0)) + 1,
         own_scales, bool(treatment_fragments), float(background.excess), int(background.per_fragment),
@@ -551,3 +567,14 @@ def call_chain_peaks(
     rows = rows[: found * _COLUMNS].reshape(found, _COLUMNS)
     whole = rows[:, :4].astype(np.int64)
     return ChainPeaks(*whole.T, *(np.ascontiguousarray(column) for column in rows[:, 4:].T))
+
+
+def _with_longest(start: np.ndarray, end: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """First and last row of each sequence, and the length of its longest interval."""
+    table = np.zeros((len(bounds), 3), np.int64)
+    table[:, :2] = bounds
+    for row in table:
+        for first in range(row[0], row[1], _PIECE):
+            piece = slice(first, min(first + _PIECE, row[1]))
+            row[2] = max(row[2], (end[piece] - start[piece]).max())
+    return table

@@ -94,7 +94,7 @@ def pass_over(path, step, first, stop, penalty, runs):
             change = margin - before
             after = margin + step
             if after > lowest and after - margin == change and change < 0.0:
-                many = min(int((margin - lowest) / -change) - 1, stop - b)
+                many = min(np.int64((margin - lowest) / -change) - 1, stop - b)
                 if many > 0:
                     margin += many * change
                     b += many

@@ -65,8 +65,9 @@ def log_survival(counts: Any, rate: Any) -> np.ndarray:
     an input is NaN or the rate is negative.
     """
     counts, rate = np.broadcast_arrays(np.asarray(counts, np.float64), np.asarray(rate, np.float64))
-    flat = _log_survival_array(np.ascontiguousarray(counts).ravel(), np.ascontiguousarray(rate).ravel())
-    return flat.reshape(counts.shape)
+    result = np.empty(counts.shape)
+    _log_survival_array(np.ascontiguousarray(counts).ravel(), np.ascontiguousarray(rate).ravel(), result.ravel())
+    return result
 
 
 @inner_loop
@@ -99,7 +100,7 @@ def _half_eta_squared(mu, ratio):
     return r * (mu - 2.0 * square * total)
 
 
-@numba.njit(cache=True, nogil=True)
+@inner_loop
 def log_survival_scalar(count, rate):
     """One value of :func:`log_survival`, to be called from compiled code."""
     if not (rate >= 0.0) or math.isnan(count):
@@ -162,8 +163,6 @@ def log_survival_scalar(count, rate):
 
 
 @numba.njit(cache=True, nogil=True)
-def _log_survival_array(counts, rates):
-    result = np.empty(len(counts))
+def _log_survival_array(counts, rates, result):
     for index in range(len(counts)):
         result[index] = log_survival_scalar(counts[index], rates[index])
-    return result
