@@ -164,18 +164,11 @@ def _sum_coverage(covered, whole, first, stop, width):
 
 
 @inner_loop
-def _bin_sites(intervals, rows, both, begin, n, width, sites, change, mark, half, busy, origin):
-    """Add ``change`` to ``sites`` for each cut site in ``n`` bins from ``begin`` (may be negative) on."""
-    stop = begin + n * width
-    first, last = _overlapping(intervals, rows, begin, stop)
-    for end in range(1 + both):
-        positions = intervals.end if end else intervals.start
-        _add_sites(positions, first, last, begin, stop, float(width), sites, change, mark, half, busy, origin)
-
-
-@inner_loop
 def _add_sites(positions, first, last, begin, stop, width, sites, change, mark, half, busy, origin):
-    """The same, and mark the blocks where a window takes a site in or lets it go; ``origin`` is that of ``sites``."""
+    """Add ``change`` to ``sites`` for each cut site in the bins of [``begin``, ``stop``); ``begin`` may be negative.
+
+    Mark the blocks where a window takes a site in or lets it go; ``origin`` is that of ``sites``.
+    """
     for i in range(first, last):
         if begin <= positions[i] < stop:
             place = _bin_of(positions[i] - begin, width)
@@ -223,11 +216,10 @@ def _running_mean(values, n, half, result):
 
 
 class _Intervals(NamedTuple):
-    """Intervals of sequences, sorted by start within each; ``bounds`` has the numbers of :class:`_Rows` of each."""
+    """Intervals of sequences, sorted by start within each."""
 
     start: np.ndarray
     end: np.ndarray
-    bounds: np.ndarray
 
 
 class _Windows(NamedTuple):
@@ -274,11 +266,6 @@ class _Sources(NamedTuple):
 
 
 @inner_loop
-def _rows_of(intervals, sequence):
-    return _Rows(intervals.bounds[sequence, 0], intervals.bounds[sequence, 1], intervals.bounds[sequence, 2])
-
-
-@inner_loop
 def _overlapping(intervals, rows, begin, stop):
     """First and last row that may reach into [begin, stop)."""
     return (
@@ -291,16 +278,17 @@ def _overlapping(intervals, rows, begin, stop):
 def _put_sites(sources, windows, width, first_bin, n, sites, own, change, mark, busy, origin):
     """Add cut sites of a piece of ``n`` bins and the halo about it, or take them away; mark where they matter."""
     half, halo = windows.half, windows.halo
-    begin, count = (first_bin - halo) * width, n + 2 * halo
-    _bin_sites(
-        sources.control, sources.control_rows, windows.both_ends, begin, count, width,
-        sites, change, mark, half, busy, origin - halo,
-    )  # fmt: skip
+    begin, stop = (first_bin - halo) * width, (first_bin + n + halo) * width
+    divisor, origin = float(width), origin - halo
+    first, last = _overlapping(sources.control, sources.control_rows, begin, stop)
+    for end in range(1 + windows.both_ends):
+        positions = sources.control.end if end else sources.control.start
+        _add_sites(positions, first, last, begin, stop, divisor, sites, change, mark, half, busy, origin)
     if windows.excess > 0:
-        _bin_sites(
-            sources.treatment, sources.rows, windows.own_both_ends, begin, count, width,
-            own, change, mark, half, busy, origin - halo,
-        )  # fmt: skip
+        first, last = _overlapping(sources.treatment, sources.rows, begin, stop)
+        for end in range(1 + windows.own_both_ends):
+            positions = sources.treatment.end if end else sources.treatment.start
+            _add_sites(positions, first, last, begin, stop, divisor, own, change, mark, half, busy, origin)
 
 
 @inner_loop
@@ -313,14 +301,14 @@ def _end_of(busy, block, last, value):
 
 @njit(cache=True, nogil=True)
 def _call_sequences(
-    start, end, bounds, control_start, control_end, control_bounds, lengths,
+    start, end, rows_of, control_start, control_end, control_rows_of, lengths,
     half, scales, floor, both_ends, halo, own_scales, own_both_ends, excess, per_fragment,
     width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds,
     table, most_bins, histogram,
 ):  # fmt: skip
     """Peaks of sequences; see :func:`call_chain_peaks`."""
     # No named tuples from outside: to take them apart is much to compile.
-    treatment, control = _Intervals(start, end, bounds), _Intervals(control_start, control_end, control_bounds)
+    treatment, control = _Intervals(start, end), _Intervals(control_start, control_end)
     windows = _Windows(half, scales, floor, both_ends, halo, own_scales, own_both_ends, excess, per_fragment)
     settings = _Settings(width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds)
     piece = min(_PIECE, most_bins)
@@ -339,16 +327,17 @@ def _call_sequences(
     for q in range(len(lengths)):
         length = lengths[q]
         bins = (length + width - 1) // width
-        rows = _rows_of(treatment, q)
+        rows = _Rows(rows_of[q, 0], rows_of[q, 1], rows_of[q, 2])
         if rows.last <= rows.first:
             continue
-        sources = _Sources(treatment, rows, control, _rows_of(control, q))
+        control_rows = _Rows(control_rows_of[q, 0], control_rows_of[q, 1], control_rows_of[q, 2])
+        sources = _Sources(treatment, rows, control, control_rows)
         path = ChainPath(-penalty, 0, 0, 0)
         for first_bin in range(0, bins, piece):
             begin, stop = first_bin * width, min(length, (first_bin + piece) * width)
             n = (stop - begin + width - 1) // width
             i0, i1 = _overlapping(treatment, rows, begin, stop)
-            c0, c1 = _overlapping(control, sources.control_rows, begin, stop)
+            c0, c1 = _overlapping(control, control_rows, begin, stop)
             crowded = (i1 - i0 + len(half) * (c1 - c0)) * _CROWDED > n
             _put_sites(sources, windows, width, first_bin, n, sites, own, _ONE, not crowded, busy, origin)
             _add_coverage(start, end, i0, i1, begin, stop, width, covered, whole, not crowded, busy, origin)
@@ -553,8 +542,8 @@ def call_chain_peaks(
     levels = np.float64(floor) * (1.0 + np.arange(_LEVELS + 1) / _PER_LEVEL)
     table = -log_survival(np.arange(_HEIGHTS)[:, None], levels) / math.log(10.0)
     rows, found = _call_sequences(
-        treatment[0], treatment[1], _with_longest(*treatment),
-        control[0], control[1], _with_longest(*control),
+        treatment[0], treatment[1], _rows_of(*treatment),
+        control[0], control[1], _rows_of(*control),
         lengths,
         half, scales, floor, bool(control_fragments), int(half.max(initial=0)) + 1,
         own_scales, bool(treatment_fragments), float(background.excess), int(background.per_fragment),
@@ -569,8 +558,8 @@ def call_chain_peaks(
     return ChainPeaks(*whole.T, *(np.ascontiguousarray(column) for column in rows[:, 4:].T))
 
 
-def _with_longest(start: np.ndarray, end: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """First and last row of each sequence, and the length of its longest interval."""
+def _rows_of(start: np.ndarray, end: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """The numbers of :class:`_Rows` of each sequence."""
     table = np.zeros((len(bounds), 3), np.int64)
     table[:, :2] = bounds
     for row in table:
