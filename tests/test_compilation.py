@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import warnings
 
 import anndata as ad
@@ -101,6 +105,43 @@ def test_a_first_call_compiles_these_programs(name):
         with compiled_programs() as programs:
             call(data)
     assert [program.split()[1].removeprefix("jit(").removesuffix(")") for program in programs] == FIRST_PROGRAMS[name]
+
+
+COMPILED_FOR_PEAKS = """
+import json
+import numba.core.event as event
+import diffbio_sc as dbio
+
+class Compiled(event.Listener):
+    functions = []
+
+    def on_start(self, event):
+        function = event.data["dispatcher"].py_func
+        self.functions.append([function.__module__, function.__qualname__, str(event.data["args"])])
+
+    def on_end(self, event):
+        pass
+
+fragments, _, _ = dbio.datasets.simulate_fragments(n_cells=20)
+event.register("numba:compile", Compiled())
+dbio.tl.call_peaks(fragments)
+print(json.dumps(Compiled.functions))
+"""
+
+
+@pytest.mark.slow
+def test_a_first_call_of_peaks_compiles_nothing_twice(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED_FOR_PEAKS], capture_output=True, text=True, check=True, env=environment
+    )
+    functions = [tuple(function) for function in json.loads(done.stdout.splitlines()[-1])]
+    # Numba's own min serves the function that Python calls, and again those within.
+    functions = [function for function in functions if function[0] != "numba.cpython.builtins"]
+    assert len(set(functions)) == len(functions)
+    own = [name for module, name, _ in functions if module.startswith("diffbio_sc.")]
+    # Each for one set of types; a further one costs the first call a fiftieth of a second or more.
+    assert len(set(own)) == len(own) <= 38
 
 
 @pytest.mark.parametrize("name", CASES)
