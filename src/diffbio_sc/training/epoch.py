@@ -260,8 +260,9 @@ def _evaluate(
 
 
 def copied(tree: Any) -> Any:
-    """Copies of arrays, without a compiled program."""
-    return jax.device_put(tree, may_alias=False)
+    """Copies of arrays where they are, without a compiled program."""
+    # Said where: random keys would else forget that somebody put them there.
+    return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding, tree), may_alias=False)
 
 
 def _order(plan: Plan, key: Array, size: Any, bucket: int, batch_size: int) -> Int[Array, " bucket"]:
