@@ -260,9 +260,16 @@ def _evaluate(
 
 
 def copied(tree: Any) -> Any:
-    """Copies of arrays where they are, without a compiled program."""
+    """Copies of arrays where they are, without a compiled program if they are all of this process."""
+    if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(tree)):
+        return _copied(tree)
     # Said where: random keys would else forget that somebody put them there.
     return jax.device_put(tree, jax.tree.map(lambda leaf: leaf.sharding, tree), may_alias=False)
+
+
+@jax.jit
+def _copied(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
 def _order(plan: Plan, key: Array, size: Any, bucket: int, batch_size: int) -> Int[Array, " bucket"]:
