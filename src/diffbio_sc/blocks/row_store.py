@@ -232,6 +232,11 @@ def entries_of_rows(matrix: Any) -> np.ndarray:
     return matrix.lengths if isinstance(matrix, RowStore) else np.diff(matrix.indptr)
 
 
+def type_of_values(matrix: Any) -> Any:
+    """Smallest type that holds the values, of a CSR matrix in memory or in files."""
+    return matrix._type.type if isinstance(matrix, RowStore) else smallest_type(matrix.data)
+
+
 def canonical(block: Any) -> sp.csr_array:
     """Return float32 CSR, canonical and without stored zeros, of a dense or sparse block, which stays as it is."""
     matrix = sp.csr_array(block, dtype=np.float32)
