@@ -37,6 +37,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Small programs too: loading one takes a third of the time of compiling it, and there are thousands.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# Workers of dask stop for good where their process takes four fifths of what is theirs: the memory of the machine over
+# its cores. Those of the tests live beside many others, some in the process of the tests, and hold little themselves.
+for _what in ("TARGET", "SPILL", "PAUSE", "TERMINATE"):
+    os.environ.setdefault(f"DASK_DISTRIBUTED__WORKER__MEMORY__{_what}", "False")
+
 _MOST_MAPS = 20_000
 # Long files, and folders of such: a worker that gets one of them last keeps all others waiting.
 _LONG = ("tl/test_beyond_memory.py", "tl/test_deconvolve.py", "operators", "tl", "numerics", "test_cli.py")
