@@ -91,6 +91,35 @@ def test_the_shared_folder_is_seen_by_all_and_removed(workers):
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_items_are_worked_on_where_blocks_are(workers, tmp_path, monkeypatch, shared):
+    array, items = values(), list(range(1, 9))
+    if not shared:
+        monkeypatch.setattr(engine, "_sees", lambda folder, token: False)
+    lazy = as_count_matrix(lazy_blocks.lazy(array, tmp_path / "log"))
+    function = lazy_blocks.Scaled(array, tmp_path / "dead", fatal=5)
+
+    def run(matrix, function, items):
+        found = matrix.map_items(function, items, description="Items of work")
+        for item, (_, product) in zip(items, found, strict=True):
+            np.testing.assert_array_equal(product, array * item)
+        return {process for process, _ in found}
+
+    there = set(workers.run(os.getpid).values())
+    with workers.as_current():
+        assert run(as_count_matrix(array), lazy_blocks.Scaled(array), items) == {os.getpid()}
+        processes = run(lazy, lazy_blocks.Scaled(array), items)
+        assert processes
+        assert processes <= there
+        assert os.getpid() not in run(lazy, function, items)  # a worker is lost on the way
+        assert (tmp_path / "dead").exists()
+        assert lazy.map_items(function, [], description="Nothing") == []
+        with pytest.raises(ZeroDivisionError, match="an item of nothing"):
+            lazy.map_items(function, [1, 0, 2], description="Items of work")
+    assert run(lazy, lazy_blocks.Scaled(array), items) == {os.getpid()}
+    assert not list((tmp_path / "log").iterdir())
+
+
 @pytest.mark.parametrize("stage", ["map", "sums", "cut", "columns"])
 def test_a_lost_worker_changes_nothing(workers, tmp_path, stage):
     array = values(13_200)

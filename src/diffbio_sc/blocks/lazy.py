@@ -7,7 +7,7 @@ import pickle
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from diffbio_sc.blocks.steps import Step, combine_in_order
 
 __all__ = ["ChunkError", "Dask"]
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 _LIGHT = 100_000  # bytes of what chunks share (a store, a path) that each task may carry along
 
@@ -338,6 +339,26 @@ class Dask(CountMatrix):
                 ]
                 return list(in_order(client, tasks, description))
 
+    def map_items(self, function: Callable[[Item], Result], items: Sequence[Item], *, description: str) -> list[Result]:
+        """Apply ``function`` to items that need no rows, in order, one task of a cluster each."""
+        client = self._client()
+        if client is None:
+            return super().map_items(function, items, description=description)
+        import dask
+
+        run, token = dask.delayed(_on_item, pure=False), uuid.uuid4().hex[:8]
+        label = description.lower().replace(" ", "-")
+
+        def results(shared: Any) -> list[Result]:
+            tasks = [run(shared, item, dask_key_name=f"{label}-{k}-{token}") for k, item in enumerate(items)]
+            return list(in_order(client, tasks, description))
+
+        with shared_folder(client) as folder:
+            if folder is None:
+                return results(dask.delayed(function, pure=False, traverse=False))
+            with stored_for_workers(client, function, folder / "function") as stored:
+                return results(stored)
+
     def take(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
         """Dense float32 rows at increasing indices; only the chunks that hold them are computed."""
         rows = np.asarray(rows)
@@ -455,3 +476,8 @@ def _on_columns(
         return function(assemble(pieces, 0, len(block)), block)
     function = load_stored(function)
     return function(assemble([FilePiece(path) for path in pieces], *stretch), block)
+
+
+def _on_item(function: Any, item: Any) -> Any:
+    """Run in a worker: apply the function, or the one at a path."""
+    return (load_stored(function) if isinstance(function, Path) else function)(item)
