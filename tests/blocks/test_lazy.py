@@ -215,6 +215,27 @@ def test_workers_read_a_chunk_once_where_they_share_a_folder(workers, tmp_path, 
     assert set(lazy_blocks.reads(tmp_path / "log").tolist()) == {2 if shared else 4}
 
 
+def test_light_work_takes_several_kept_files_a_task(workers, tmp_path, monkeypatch):
+    array = np.random.default_rng(4).lognormal(size=(240, 23)).astype(np.float32)
+    matrix = as_count_matrix(lazy_blocks.lazy(array, tmp_path / "log", 5)).keep()
+    here = as_count_matrix(lazy_blocks.lazy(array, tmp_path / "here", 5))
+    expected, of_blocks = here.reduce(lazy_blocks.Rounded(), RowSums(), size=5), here.map(lazy_blocks.block_sum, 5)
+    sizes, in_order = [], lazy_module.in_order
+
+    def count(client, tasks, *rest):
+        sizes.append(len(tasks))
+        return in_order(client, tasks, *rest)
+
+    monkeypatch.setattr(lazy_module, "in_order", count)
+    with workers.as_current():
+        for _ in range(2):  # from the source, then from the files
+            for one, other in zip(matrix.reduce(lazy_blocks.Rounded(), RowSums(), size=5), expected, strict=True):
+                np.testing.assert_array_equal(one, other)
+        assert matrix.map(lazy_blocks.block_sum, 5) == of_blocks
+    assert sizes == [48, 16, 48]  # eight tasks a worker of what is light; a task each of what is not
+    assert set(lazy_blocks.reads(tmp_path / "log", 5).tolist()) == {1}
+
+
 def test_what_workers_hold_already_is_not_kept_in_files(workers, tmp_path):
     array = values()
     with workers.as_current():

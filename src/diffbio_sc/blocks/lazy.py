@@ -34,6 +34,8 @@ __all__ = ["ChunkError", "Dask"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_TASKS_A_THREAD = 8  # of light work on kept files: fewer would be uneven, more cost more than their work does
+_MOST_TOGETHER = 8  # kept files of a task, whose results it holds
 _LIGHT = 100_000  # bytes of what chunks share (a store, a path) that each task may carry along
 
 
@@ -231,9 +233,7 @@ class Dask(CountMatrix):
         """Delayed ``function`` of each read, with an argument of its own; each returns its bytes and a result."""
         import dask
 
-        kept = self._kept_reads(client)
-        paths = [None if kept is None else kept.path(*read) for read in reads]
-        files = [file_at(path) for path in paths]
+        paths, files = self._kept_files(client, reads)
         sources = self._sources([read for read, file in zip(reads, files, strict=True) if file is None])
 
         # A node of the graph of its own: what the function holds travels to each worker once, not with every task, and
@@ -245,6 +245,12 @@ class Dask(CountMatrix):
             for (start, stop), file, argument, path in zip(reads, files, arguments, paths, strict=True)
         ]
 
+    def _kept_files(self, client: Any, reads: list[tuple[int, int]]) -> tuple[list[Path | None], list[Path | None]]:
+        """Where each read is kept, if it is to be, and the files that are there."""
+        kept = self._kept_reads(client)
+        paths = [None if kept is None else kept.path(*read) for read in reads]
+        return paths, [file_at(path) for path in paths]
+
     def _results(
         self,
         client: Any,
@@ -253,8 +259,17 @@ class Dask(CountMatrix):
         arguments: Iterable,
         name: str,
         description: str | None = None,
+        *,
+        light: bool = True,
     ) -> Iterator[Any]:
-        """Bytes and result of ``function`` of each read, in order."""
+        """Bytes and result of ``function`` of each read, in order.
+
+        If it is ``light``, a task takes several reads that are all kept: a task costs more than the work on one.
+        """
+        files = [file for file in self._kept_files(client, reads)[1] if file is not None]
+        if light and reads and len(files) == len(reads):
+            yield from _results_of_files(client, function, files, list(arguments), name, description)
+            return
         tasks = self._submit(client, function, reads, arguments, name)
         yield from in_order(client, tasks, description, lambda number, error: self._explained(error, reads[number]))
 
@@ -281,7 +296,7 @@ class Dask(CountMatrix):
             yield from super().stream(function, size, description=description)
             return
         plan, name, total = self.plan(size), description or "Blocks", 0
-        found = self._results(client, _Mapped(function), _spans(plan), plan.tasks, name, description)
+        found = self._results(client, _Mapped(function), _spans(plan), plan.tasks, name, description, light=False)
         for number, results in found:
             total += number
             yield from results
@@ -404,6 +419,34 @@ def _on_source(function: Callable[[Any, Any], Result], source: Any, argument: An
     whole = source.read() if isinstance(source, Chunks) else _from_parts(*source)
     keep(whole, path)
     return function(whole, argument)
+
+
+def _results_of_files(
+    client: Any, function: Any, files: list[Path], arguments: list[Any], name: str, description: str | None
+) -> Iterator[Any]:
+    """Bytes and result of ``function`` of each kept file, in order, several files a task."""
+    import dask
+
+    threads = max(sum(client.nthreads().values()), 1)
+    each = min(max(len(files) // (_TASKS_A_THREAD * threads), 1), _MOST_TOGETHER)
+    shared, run = dask.delayed(function, pure=False, traverse=False), dask.delayed(_on_files, pure=False)
+    label, token = name.lower().replace(" ", "-"), uuid.uuid4().hex[:8]
+    tasks = [
+        run(
+            shared,
+            files[first : first + each],
+            arguments[first : first + each],
+            dask_key_name=f"{label}-kept-{first}-{token}",
+        )
+        for first in range(0, len(files), each)
+    ]
+    for results in in_order(client, tasks, description):
+        yield from results
+
+
+def _on_files(function: Callable[[Any, Any], Result], files: list[Path], arguments: list[Any]) -> list[Result]:
+    """Run in a worker: apply the function to what was kept, file by file."""
+    return [function(load_kept(file), argument) for file, argument in zip(files, arguments, strict=True)]
 
 
 def _in_our_task(error: BaseException) -> bool:

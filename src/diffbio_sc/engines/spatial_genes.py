@@ -250,30 +250,30 @@ def _prepare(
     codes = np.unique(classes[classes >= 0]).tolist()
     scales = [] if sample is None else sample.lengthscales.tolist()
     decompose = None if sample is None else KernelDecomposition(sample.coordinates, sample.design, sample.slides)
-    items: list[tuple[int | None, float]] = [(code, 0.0) for code in codes] + [(None, scale) for scale in scales]
-    made = counts.map_items(_Preparation(test, decompose), items, description="Null laws and kernels")
-    test.know(dict(zip(codes, made, strict=False)))
+    prepare = _Preparation(test, decompose)
+    made = counts.map_items(prepare, [*codes, *scales], description="Null laws and kernels")
+    test.know(dict(zip(codes, [one for one in made if not isinstance(one, Spectrum)], strict=True)))
     if sample is None:
         return None
+    spectra = [one for one in made if isinstance(one, Spectrum)]
     components = VarianceComponents(
-        sample.coordinates, sample.lengthscales, sample.design, sample.slides, spectra=made[len(codes) :]
+        sample.coordinates, sample.lengthscales, sample.design, sample.slides, spectra=spectra
     )
     return _Variance(sample.spots, sample.depth, components)
 
 
 class _Preparation:
-    """The law of a class of genes, or the kernel of a lengthscale taken apart; picklable for dask workers."""
+    """The law of a class of genes, a whole number, or the kernel of a lengthscale taken apart; for dask workers too."""
 
     def __init__(self, test: SpatialScoreTest, decompose: KernelDecomposition | None):
         self.test, self.decompose = test, decompose
 
     @one_blas_thread()
-    def __call__(self, item: tuple[int | None, float]) -> Law | Spectrum:
-        code, lengthscale = item
-        if code is not None:
-            return self.test.law(code)
+    def __call__(self, item: int | float) -> Law | Spectrum:
+        if isinstance(item, int):
+            return self.test.law(item)
         assert self.decompose is not None
-        return self.decompose(lengthscale)
+        return self.decompose(item)
 
 
 class _TestBlock:
