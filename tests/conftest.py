@@ -95,6 +95,20 @@ def memory_store():
     return pytest.importorskip("zarr").storage.MemoryStore
 
 
+@pytest.fixture(scope="module")
+def workers():
+    """Client of a cluster of two workers of one thread each, in processes of their own, which tests may kill."""
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    with (
+        # So long after a worker was lost dask looks whether there is one of its name, and closes the place if not: the
+        # next test may have killed it again just then.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread_of_blas():
     """On small matrices, with tests side by side, threads of BLAS wait for each other.

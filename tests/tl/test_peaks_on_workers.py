@@ -57,15 +57,6 @@ def files(tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="module")
-def workers():
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
 @pytest.fixture
 def small_parts(monkeypatch):
     """Every chromosome a task of its own, ranges of an index too."""

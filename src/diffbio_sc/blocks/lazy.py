@@ -416,7 +416,12 @@ def _on_source(function: Callable[[Any, Any], Result], source: Any, argument: An
     """Run in a worker: read the chunks, and keep them if there is a path, or what was kept; then apply the function."""
     if isinstance(source, Path):
         return function(load_kept(source), argument)
-    whole = source.read() if isinstance(source, Chunks) else _from_parts(*source)
+    if isinstance(source, Chunks):
+        if (kept := file_at(path)) is not None:  # by this task before, of which the result was lost with its worker
+            return function(load_kept(kept), argument)
+        whole = source.read()
+    else:
+        whole = _from_parts(*source)
     keep(whole, path)
     return function(whole, argument)
 
