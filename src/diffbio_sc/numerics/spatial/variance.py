@@ -11,6 +11,7 @@ Genes share K, therefore one eigendecomposition serves all of them (Svensson, Te
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -97,9 +98,13 @@ class KernelDecomposition:
         self.nuisance = left[:, :rank]
         self.freedom = spots - rank
 
+    @cached_property
+    def _distances(self) -> np.ndarray:
+        return cdist(self.coordinates, self.coordinates, "sqeuclidean")
+
     def __call__(self, lengthscale: float) -> Spectrum:
         """Decompose the kernel of one lengthscale."""
-        kernel = rbf(cdist(self.coordinates, self.coordinates, "sqeuclidean"), lengthscale)
+        kernel = rbf(self._distances, lengthscale)
         if self.groups is not None:
             kernel *= same_slide(self.groups, len(kernel))
         nuisance = self.nuisance
