@@ -52,6 +52,16 @@ def test_settings_load_no_heavy_package():
     assert loaded.strip() == "[]"
 
 
+def test_first_calls_do_not_load_the_distributions_of_scipy():
+    """They take a third of a CPU second, which none of these needs."""
+    modules = [
+        "diffbio_sc.engines.spatial_genes",
+        "diffbio_sc.engines.contacts_compartments",
+        "diffbio_sc.pp._binarize",
+    ]
+    assert _run(f"import sys, {', '.join(modules)}; print('scipy.stats' in sys.modules)").split() == ["False"]
+
+
 def test_lower_floor_imports_with_upper_floor_blocked():
     code = f"""
 import importlib, pkgutil, sys

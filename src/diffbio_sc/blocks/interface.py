@@ -126,7 +126,7 @@ class CountMatrix(abc.ABC):
         """
         if not blocks:
             return []
-        with ColumnSpool(blocks) as spool:
+        with ColumnSpool(blocks, rows=self.shape[0]) as spool:
             for _, whole in self._pass(self.plan(), f"{description}: reading"):
                 spool.deal(whole)
             numbers = progress(range(len(blocks)), description)
