@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "notebooks"
 PAGES = ROOT / "docs" / "notebooks"
 
-SECONDS_OF_A_CELL = 600
+SECONDS_OF_A_CELL = 1800  # after which it is taken to have stopped; the longest take a minute
+SECONDS_OF_A_START = 300
 # Bars are for a person who waits. What other packages say of themselves is left out: of their imports, their updates
 # and their next defaults.
 QUIET = (
@@ -42,7 +43,12 @@ def run(source: Path) -> list[str]:
     os.environ.pop("MPLBACKEND", None)  # figures belong on the page
     begin = time.monotonic()
     notebook = nbformat.read(source, as_version=4)
-    client = NotebookClient(notebook, timeout=SECONDS_OF_A_CELL, resources={"metadata": {"path": str(source.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS_OF_A_CELL,
+        startup_timeout=SECONDS_OF_A_START,
+        resources={"metadata": {"path": str(source.parent)}},
+    )
     try:
         client.execute()
     except CellExecutionError as error:

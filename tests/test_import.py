@@ -18,7 +18,7 @@ UPPER_FLOOR = ["anndata", "mudata", "scanpy", "squidpy", "muon", "pandas", "matp
 
 
 def _run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=900).stdout
 
 
 def test_import_loads_no_heavy_package():

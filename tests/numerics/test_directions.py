@@ -138,7 +138,7 @@ def test_what_directions_need():
     assert np.isfinite(result.log_p).all()
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning")
 @pytest.mark.parametrize("options", [{}, {"covariates": np.arange(600.0)[:, None] % 7}])
 def test_spots_on_a_line_have_one_direction(options):
     rng = np.random.default_rng(5)
