@@ -173,7 +173,7 @@ def test_more_held_out_samples_than_a_part_take_no_room_from_the_parts(make_line
 
 
 @pytest.mark.parametrize("stratified", [False, True])
-def test_room_is_reserved_for_the_largest_of_drawn_parts_and_three_deviations(stratified):
+def test_room_is_reserved_for_the_largest_of_drawn_parts_and_a_deviation(stratified):
     """Against the definition: batches of the parts, by hand."""
     rng = np.random.default_rng(0)
     parts = [rng.poisson(rng.gamma(2.0, 50.0), 96) for _ in range(20)]
@@ -181,7 +181,7 @@ def test_room_is_reserved_for_the_largest_of_drawn_parts_and_three_deviations(st
     rooms.reserve(({"X": lengths} for lengths in parts), {"X": np.uint16})
     strata = [np.sort(lengths).reshape(16, 6).max(1) if stratified else np.sort(lengths)[-16:] for lengths in parts]
     expected = [np.array([stratum.sum() for stratum in strata]), np.array([lengths.sum() for lengths in parts])]
-    expected = [bucket_size(int(values.max() + 3 * values.std())) for values in expected]
+    expected = [bucket_size(int(values.max() + values.std())) for values in expected]
     small = sp.csr_array(np.ones((96, 5), np.float32))
     found = rooms.arranged({"X": small})["X"]
     assert (found.capacity, found.room, found.dtype) == (*expected, np.uint16)

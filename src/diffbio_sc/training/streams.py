@@ -23,7 +23,10 @@ from diffbio_sc.training.batches import Samples
 
 Item = TypeVar("Item")
 _MARGIN = 1.05  # room beyond what is needed at first: parts differ a little, and another shape is compiled anew
-_DEVIATIONS = 3.0  # room beyond the largest of some parts that are drawn beforehand
+# Room beyond the largest of some parts that are drawn beforehand. With it none of 1,320 parts of 200,000 cells needed
+# more, whether depths were gamma, lognormal, alike within samples, sorted, or of a few cells fifty times the others';
+# two deviations more would make batches up to a quarter longer.
+_DEVIATIONS = 1.0
 _DTYPES = (np.uint8, np.uint16, np.float32)
 
 
@@ -203,7 +206,7 @@ class Rooms:
         ----------
         drawn
             Entries of each row of the sparse arrays, by name, of some parts drawn as those to come are. There is room
-            for the largest of them and three standard deviations more.
+            for the largest of them and a standard deviation more.
         dtypes
             Type of the values of each sparse array.
         """
