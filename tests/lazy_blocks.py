@@ -68,6 +68,21 @@ def total(piece, indices):
     return float(piece.sum()), piece.shape, indices.tolist()
 
 
+class Scaled:
+    """Where items are worked on, and the product of each with a constant; the item ``fatal`` kills its worker, once."""
+
+    def __init__(self, constant, mark=None, fatal=None):
+        self.constant, self.mark, self.fatal = constant, mark, fatal
+
+    def __call__(self, item):
+        if item == self.fatal and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == 0:
+            raise ZeroDivisionError("an item of nothing")
+        return os.getpid(), self.constant * item
+
+
 class Dies:
     """Kills its worker at one block, once."""
 

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 import diffbio_sc as dbio
 from diffbio_sc.blocks import interface, kept
+from diffbio_sc.numerics.spatial import score_test, variance
 
 da = pytest.importorskip("dask.array")
 distributed = pytest.importorskip("distributed")
@@ -197,6 +198,29 @@ def test_workers_give_the_same(tissue, expected, patterns, tmp_path, workers):
     agree(tested, patterns, FIELDS)
     assert lazy_blocks.reads(tmp_path / "log", CHUNK).tolist() == [2] * 5
     assert lazy_blocks.reads(tmp_path / "again", CHUNK).tolist() == [1] * 5
+
+
+@pytest.mark.slow
+def test_what_genes_share_is_prepared_by_the_workers_alone(tissue, tmp_path, monkeypatch):
+    """Null laws and kernels of the sample: the session does not compute while workers stand still."""
+    spots, _ = tissue
+    here = spots.copy()
+    dbio.tl.spatial_genes(here, library_key="slide")
+
+    def refuse(*_, **__):
+        raise AssertionError("the session does what its workers could share.")
+
+    monkeypatch.setattr(variance, "eigh", refuse)
+    monkeypatch.setattr(score_test.SpatialScoreTest, "_cumulants", refuse)
+    lazy = lazily(spots, tmp_path / "log")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+    ):
+        dbio.tl.spatial_genes(lazy, library_key="slide")
+    pd.testing.assert_frame_equal(lazy.var, here.var)
+    with pytest.raises(AssertionError, match="workers could share"):  # without workers the session does
+        dbio.tl.spatial_genes(lazy, library_key="slide")
 
 
 # Check, depth and sample, regression, smoothing; sums, shuffle: by which read of a chunk, or of what was kept of it.

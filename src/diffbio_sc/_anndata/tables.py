@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,20 @@ def read_table(table: Any, columns: Sequence[str] | None = None) -> pd.DataFrame
     if columns is not None:
         table = table[list(columns)]
     return table if isinstance(table, pd.DataFrame) else table.to_memory()
+
+
+def in_memory(value: Any) -> Any:
+    """A table, an array or a record of them in memory, where an object of ``read_lazy`` has left them in its file."""
+    if hasattr(value, "to_memory"):
+        return value.to_memory()
+    if isinstance(value, Mapping):
+        read = {name: in_memory(entry) for name, entry in value.items()}
+        return read if any(read[name] is not entry for name, entry in value.items()) else value
+    if not hasattr(value, "__dask_graph__"):
+        return value
+    array = value.compute()
+    array = array.astype(object) if getattr(array.dtype, "kind", "") == "T" else array
+    return array if array.shape else array[()]
 
 
 def numbers_or_nan(table: Any, key: str) -> np.ndarray:
@@ -105,7 +119,7 @@ def read_coordinates(adata: AnnData, key: str) -> np.ndarray:
     if key not in adata.obsm:
         raise KeyError(f"adata.obsm has no {key!r}; keys: {list(adata.obsm.keys())}.")
     try:
-        values = np.asarray(adata.obsm[key], dtype=np.float64)
+        values = np.asarray(in_memory(adata.obsm[key]), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"adata.obsm[{key!r}] must hold numbers, found {_first_text(adata.obsm[key])}.") from error
     if values.ndim != 2 or values.shape[1] not in (2, 3):
@@ -151,8 +165,7 @@ def read_covariates(adata: AnnData, covariates: Any) -> np.ndarray:
         table = pd.concat([read_column(adata.obs, name) for name in names], axis=1)
     else:
         table = covariates
-    if hasattr(table, "to_memory"):
-        table = table.to_memory()
+    table = in_memory(table)
     if isinstance(table, pd.DataFrame):
         if not table.index.equals(adata.obs_names):
             raise ValueError("covariates must be a table indexed by adata.obs_names, in the same order.")

@@ -22,6 +22,7 @@ from diffbio_sc._anndata import (
     survey_counts,
     write_results,
 )
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.blocks.steps import ColumnSums
@@ -359,7 +360,7 @@ def _known_composition(adata: AnnData, key: str, table: Reference, fraction_of: 
         raise KeyError(
             f"cell_sizes: adata.obsm has no table {key!r} of known compositions; it holds {list(adata.obsm)}."
         )
-    given = adata.obsm[key]
+    given = in_memory(adata.obsm[key])
     if not isinstance(given, pd.DataFrame):
         raise ValueError(f"adata.obsm[{key!r}] must be a DataFrame with a column for each cell type.")
     missing = [name for name in table.types if not {name, name.replace("/", "|")} & set(given.columns)]
