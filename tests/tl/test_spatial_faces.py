@@ -201,3 +201,17 @@ def test_one_name_may_be_given_without_a_list():
     adata, _ = tissue()
     dbio.tl.spatial_genes(adata, genes="g3")
     assert adata.var["spatial_pvalue"].notna().sum() == 1
+
+
+def test_a_second_call_leaves_nothing_of_the_first():
+    adata, reference = tissue()
+    dbio.tl.spatial_genes(adata, smooth=True)
+    dbio.tl.deconvolve(adata, reference, unexplained=True, reconstruct=True)
+    dbio.tl.spatial_genes(adata, variance=False)
+    dbio.tl.deconvolve(adata, reference)
+    once, _ = tissue()
+    dbio.tl.spatial_genes(once, variance=False)
+    dbio.tl.deconvolve(once, reference)
+    for field in ("obs", "var", "obsm", "layers"):
+        assert set(getattr(adata, field)) == set(getattr(once, field))
+    assert dbio.get.spatial_genes(adata)["fsv"].isna().all()

@@ -289,7 +289,7 @@ def read_track(adata: AnnData, contacts: Contacts, track: Any) -> tuple[np.ndarr
     other = axis.track_names(adata)
     if isinstance(track, str):
         if track in table:
-            values = pd.to_numeric(table[track], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+            values = numbers_or_nan(table, track)
         elif track in other:
             row = axis.signal(adata).take(np.flatnonzero(other == track)[:1])
             values = np.asarray(row, np.float64).ravel()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.tables import read_column
+from diffbio_sc._anndata.tables import in_memory, read_column, read_uns
 from diffbio_sc._checks import name_heads, whole_numbers
 from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
 from diffbio_sc.genome.interval_kernels import group_rows
@@ -41,7 +41,7 @@ def fragments_of(adata: Any) -> Intervals:
     ValueError
         If the matrix does not fit them, or a length is not a positive whole number that stays on its chromosome.
     """
-    reference = adata.uns.get(_REFERENCE)
+    reference = read_uns(adata, _REFERENCE)
     if reference is None or _NAME not in reference or _LENGTH not in reference:
         raise KeyError(
             f"adata.obsm[{_KEY!r}] needs adata.uns[{_REFERENCE!r}] with {_NAME!r} and {_LENGTH!r}; .uns holds "
@@ -49,7 +49,7 @@ def fragments_of(adata: Any) -> Intervals:
         )
     names = [str(name) for name in reference[_NAME]]
     lengths = np.asarray(reference[_LENGTH], np.int64)
-    matrix = adata.obsm[_KEY].tocsr()
+    matrix = in_memory(adata.obsm[_KEY]).tocsr()
     if matrix.shape[1] != lengths.sum():
         raise ValueError(
             f"adata.obsm[{_KEY!r}] must have a column for each of the {lengths.sum():,} base pairs of the "

@@ -16,6 +16,7 @@ from diffbio_sc._anndata.modalities import (
     read_known_modalities,
     require_object,
 )
+from diffbio_sc._anndata.tables import in_memory, read_uns
 from diffbio_sc._logging import logger
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ def read_multiomics_model(
                 f"{owner} has no {key!r}: fit a model with dbio.tl.multiomics_vae, or pass one, fitted=...; keys: "
                 f"{[str(name) for name in fitted.uns]}."
             )
-        record, where = fitted.uns[key], f"{owner}[{key!r}]['model']"
+        record, where = read_uns(fitted, key), f"{owner}[{key!r}]['model']"
     elif isinstance(fitted, Mapping):
-        record, where = fitted, "fitted['model']"
+        record, where = in_memory(fitted), "fitted['model']"
     else:
         require_object(fitted, "fitted")
         raise TypeError(f"fitted must be a MuData, an AnnData or a record of .uns, found {type(fitted).__name__}.")

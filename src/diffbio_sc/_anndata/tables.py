@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,21 @@ def read_table(table: Any, columns: Sequence[str] | None = None) -> pd.DataFrame
     if columns is not None:
         table = table[list(columns)]
     return table if isinstance(table, pd.DataFrame) else table.to_memory()
+
+
+def in_memory(value: Any) -> Any:
+    """Value of an object's field; of a lazy object, which leaves tables and arrays in its file, also within a dict."""
+    if isinstance(value, pd.DataFrame):
+        return value
+    for method in ("to_memory", "compute"):  # of tables, which are mappings too, and of arrays of dask
+        if hasattr(value, method):
+            return getattr(value, method)()
+    return {key: in_memory(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+
+
+def read_uns(data: Any, key: str) -> Any:
+    """Entry of ``.uns`` in memory; None if there is none."""
+    return in_memory(data.uns.get(key))
 
 
 def numbers_or_nan(table: Any, key: str) -> np.ndarray:

@@ -77,7 +77,8 @@ def pool_rounds(parts: Sequence[Intervals], name: str = "the pooled replicates")
         match_chromosomes(part.chromosomes, parts[0].chromosomes, left_name=part.name, right_name=parts[0].name)
     if len({part.paired for part in parts}) > 1:
         raise ValueError("replicates must be all of fragments or all of single reads, found both.")
-    keys = [key for key in ("start", "end", "cell_code", "count", "strand") if all(key in part.columns for part in parts)]
+    known = ("start", "end", "cell_code", "count", "strand")
+    keys = [key for key in known if all(key in part.columns for part in parts)]
     number = np.zeros(len(chromosomes), np.int64)
     place = {chromosome: index for index, chromosome in enumerate(chromosomes)}
     for part in parts:

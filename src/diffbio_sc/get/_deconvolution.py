@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._anndata.tables import read_table, read_uns
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -44,14 +45,15 @@ def deconvolution(adata: AnnData, *, key: str = "deconvolution") -> pd.DataFrame
     require_anndata(adata)
     if key not in adata.obsm or key not in adata.uns:
         raise KeyError(f"adata has no deconvolution {key!r}: run diffbio_sc.tl.deconvolve; obsm: {list(adata.obsm)}.")
-    types = [str(name) for name in adata.uns[key]["cell_types"]]
-    spots, n_types = adata.obsm[key].shape
+    types = [str(name) for name in read_uns(adata, key)["cell_types"]]
+    found = {suffix: read_table(adata.obsm[f"{key}{suffix}"]) for suffix in ("", "_std", "_abundance")}
+    spots, n_types = found[""].shape
     return pd.DataFrame(
         {
             "spot": np.repeat(adata.obs_names.to_numpy(), n_types),
             "cell_type": pd.Categorical(np.tile(types, spots), categories=types),
-            "proportion": adata.obsm[key].to_numpy().ravel(),
-            "std": adata.obsm[f"{key}_std"].to_numpy().ravel(),
-            "abundance": adata.obsm[f"{key}_abundance"].to_numpy().ravel(),
+            "proportion": found[""].to_numpy().ravel(),
+            "std": found["_std"].to_numpy().ravel(),
+            "abundance": found["_abundance"].to_numpy().ravel(),
         }
     )

@@ -7,6 +7,7 @@ import pandas as pd
 from diffbio_sc._anndata.genome_axis import read_genome_axis
 from diffbio_sc._anndata.records import bin_columns, read_record
 from diffbio_sc._anndata.results import prefix_of
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -64,6 +65,6 @@ def insulation(
     matrix = f"{prefix}insulation"
     if matrix not in field:
         raise KeyError(f"adata has no matrix {matrix!r}: run dbio.tl.insulation(adata) again.")
-    windows = field[matrix].add_prefix("insulation_")
+    windows = in_memory(field[matrix]).add_prefix("insulation_")
     table = pd.concat([table[["chrom", "start", "end"]], windows, table.iloc[:, 3:]], axis=1)
     return table.iloc[genome.order][lambda frame: frame["is_boundary"]] if boundaries else table

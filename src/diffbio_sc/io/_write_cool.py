@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_contacts
+from diffbio_sc._anndata.tables import numbers_or_nan
 from diffbio_sc._files import replacing
 from diffbio_sc._options import check_options
 from diffbio_sc.io._cooler_files import has_group, import_cooler
@@ -83,7 +84,7 @@ def write_cool(
     table = getattr(adata, contacts.axis.axis)
     for column in columns:
         if column in table:
-            values = pd.to_numeric(table[column], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+            values = numbers_or_nan(table, column)
             bins["weight" if column == "contact_weight" else column] = contacts.to_map(values)
         elif column != "contact_weight":
             raise KeyError(f"adata.{contacts.axis.axis} has no column {column!r}; columns: {list(table.columns)}.")

@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from diffbio_sc._anndata import read_labels
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._checks import found_object
 from diffbio_sc._options import check_options
 
@@ -212,7 +213,7 @@ def _kind(data: AnnData | MuData) -> str:
 def _read_embedding(data: AnnData | MuData, key: str, name: str) -> np.ndarray:
     if key not in data.obsm:
         raise KeyError(f"{name}.obsm has no {key!r}; keys: {list(data.obsm.keys())}.")
-    stored = data.obsm[key]
+    stored = in_memory(data.obsm[key])
     values = np.asarray(stored.toarray() if sp.issparse(stored) else stored, dtype=np.float32)
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(

@@ -9,6 +9,7 @@ import pandas as pd
 
 from diffbio_sc._anndata import read_labels
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._anndata.tables import read_table
 from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, distinct_colors, finish
 from diffbio_sc.pl._spatial_maps import draw_maps
@@ -97,7 +98,7 @@ def deconvolution(
     require_anndata(adata)
     if key not in adata.obsm:
         raise KeyError(f"adata.obsm has no {key!r}: run diffbio_sc.tl.deconvolve; keys: {list(adata.obsm)}.")
-    table = adata.obsm[key]
+    table = read_table(adata.obsm[key])
     chosen = _by_abundance(table) if cell_types is None else _as_list(cell_types)
     missing = [name for name in chosen if name not in table.columns]
     if missing:

@@ -215,15 +215,16 @@ def _slides(adata: AnnData, library_key: str | None) -> tuple[np.ndarray | None,
 
 
 def _patterns(adata, patterns_key, spatial_key, library_key, n_columns, size, color_map) -> list[Axes]:
+    from diffbio_sc._anndata.tables import read_table, read_uns
     from diffbio_sc.pl._spatial_maps import draw_maps
 
     if patterns_key not in adata.obsm:
         raise KeyError(
             f"adata.obsm has no {patterns_key!r}: run diffbio_sc.tl.spatial_patterns first; keys: {list(adata.obsm)}."
         )
-    table = adata.obsm[patterns_key]
+    table = read_table(adata.obsm[patterns_key])
     slides, names = _slides(adata, library_key)
-    sizes = adata.uns.get(patterns_key, {}).get("n_genes")
+    sizes = (read_uns(adata, patterns_key) or {}).get("n_genes")
     titles = [f"pattern {name}" for name in table.columns]
     if sizes is not None:
         titles = [f"{title} ({size} genes)" for title, size in zip(titles, sizes, strict=True)]

@@ -8,6 +8,7 @@ import pandas as pd
 from diffbio_sc._anndata.contacts import read_contacts
 from diffbio_sc._anndata.contacts_object import same_bins
 from diffbio_sc._anndata.results import make_record
+from diffbio_sc._anndata.tables import numbers_or_nan
 from diffbio_sc._options import check_options
 from diffbio_sc.io import ContactCells
 from diffbio_sc.numerics.genome.contact_cells import cell_profile, distance_edges
@@ -89,7 +90,7 @@ def contact_profiles(
                 f"reference.{found.axis.axis} has no column {compartment_key!r}: run dbio.tl.compartments(reference) "
                 f"first; columns: {list(map(str, table.columns))}."
             )
-        values = pd.to_numeric(table[compartment_key], errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        values = numbers_or_nan(table, compartment_key)
         label = np.sign(np.nan_to_num(found.to_map(values))).astype(np.int64)
         reference_map = found.map
     rows, names = [], []

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffbio_sc._anndata.region_axis import read_region_axis, warn_of_names, warn_of_repeats
 from diffbio_sc._anndata.results import make_record
 from diffbio_sc._anndata.sequences import read_genome_sequences, read_sequence_column, turn_reverse
+from diffbio_sc._anndata.tables import read_column
 from diffbio_sc._checks import counted, whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._options import check_options
@@ -88,7 +89,7 @@ def sequences(
         raise KeyError(f"{side} has no column {strand!r}; columns: {list(map(str, table.columns))}.")
     column = "sequence" if genome is None else genome
     if isinstance(column, str) and column in table:
-        read = read_sequence_column(table[column], width, f"{side}[{column!r}]")
+        read = read_sequence_column(read_column(table, column), width, f"{side}[{column!r}]")
     elif genome is None:
         raise KeyError(
             f"{side} has no column 'sequence': pass genome=..., the path of a FASTA file, a dict from chromosome to "
@@ -101,7 +102,9 @@ def sequences(
             raise FileNotFoundError(
                 f"genome={genome!r} is neither a file nor a column of {side}; columns: {list(map(str, table.columns))}."
             ) from error
-    tokens = read.tokens if strand is None else turn_reverse(read.tokens, table[strand], f"{side}[{strand!r}]")
+    tokens = read.tokens
+    if strand is not None:
+        tokens = turn_reverse(tokens, read_column(table, strand), f"{side}[{strand!r}]")
     warn_of_names(regions)
     warn_of_repeats(regions)
     report = read.report

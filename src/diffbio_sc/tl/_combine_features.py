@@ -10,7 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata import check_key, make_record, storable_names, write_results
 from diffbio_sc._anndata.modalities import is_mudata, object_name, require_object
 from diffbio_sc._anndata.modality_results import write_modality_results
-from diffbio_sc._anndata.tables import read_column
+from diffbio_sc._anndata.tables import in_memory, read_column, read_uns
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _read(data: Any, name: str, key: Any, axis: str) -> _Block:
         values = np.where((rows >= 0)[:, None], block.values[rows], np.nan)
         return block._replace(values=values, source=f"mdata[{modality!r}]{block.source.removeprefix('adata')}")
     if key in matrices and not (is_mudata(data) and key in data.mod):  # a MuData keeps masks of modalities there
-        return _block(matrices[key], name, f"{where}.{axis}m[{key!r}]", _provenance(data, key))
+        return _block(in_memory(matrices[key]), name, f"{where}.{axis}m[{key!r}]", _provenance(data, key))
     table = getattr(data, axis)
     if key in table:
         return _block(read_column(table, key), name, f"{where}.{axis}[{key!r}]", _provenance(data, key))
@@ -244,7 +244,7 @@ def _centre_and_spread(values: np.ndarray, scale: str) -> tuple[np.ndarray, np.n
 def _provenance(data: Any, key: str) -> dict[str, Any]:
     """What ``.uns`` says of a result: the version that made it, and the record of an imported embedding."""
     found: dict[str, Any] = {}
-    record = data.uns.get(key)
+    record = read_uns(data, key)
     if isinstance(record, Mapping):
         found |= {name: record[name] for name in ("version", "artifact") if name in record}
     for other, entry in data.uns.items():

@@ -22,6 +22,7 @@ from diffbio_sc._anndata import (
     survey_counts,
     write_results,
 )
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
 from diffbio_sc.blocks.steps import ColumnSums
@@ -291,9 +292,7 @@ def deconvolve(
         adata = adata.copy()
     names = storable_names(table.types)
     tables = {"": found.proportions, "_std": found.deviation, "_abundance": found.abundance}
-    layers = {}
-    if reconstruct:
-        layers[f"{key_added}_reconstructed"] = engine.expected_counts(spots, sample, fit, weights)
+    expected = engine.expected_counts(spots, sample, fit, weights) if reconstruct else None
     log_platform = np.full(adata.n_vars, np.nan, np.float32)
     log_platform[columns] = fit.log_platform
     record = make_record(
@@ -319,11 +318,15 @@ def deconvolve(
             for suffix, values in tables.items()
         },
         obs={
-            f"{key_added}_{name}": np.where(sample.filled, values, np.nan).astype(np.float32)
-            for name, values in obs.items()
+            # What an earlier call was asked for, and this one not, is removed.
+            f"{key_added}_unexplained": None,
+            **{
+                f"{key_added}_{name}": np.where(sample.filled, values, np.nan).astype(np.float32)
+                for name, values in obs.items()
+            },
         },
         var={f"{key_added}_log_platform_effect": log_platform},
-        layers=layers,
+        layers={f"{key_added}_reconstructed": expected},
         uns={key_added: record},
     )
     return adata if copy else None
@@ -359,7 +362,7 @@ def _known_composition(adata: AnnData, key: str, table: Reference, fraction_of: 
         raise KeyError(
             f"cell_sizes: adata.obsm has no table {key!r} of known compositions; it holds {list(adata.obsm)}."
         )
-    given = adata.obsm[key]
+    given = in_memory(adata.obsm[key])
     if not isinstance(given, pd.DataFrame):
         raise ValueError(f"adata.obsm[{key!r}] must be a DataFrame with a column for each cell type.")
     missing = [name for name in table.types if not {name, name.replace("/", "|")} & set(given.columns)]
