@@ -215,3 +215,17 @@ def test_a_second_call_leaves_nothing_of_the_first():
     for field in ("obs", "var", "obsm", "layers"):
         assert set(getattr(adata, field)) == set(getattr(once, field))
     assert dbio.get.spatial_genes(adata)["fsv"].isna().all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_axis_along_which_no_slide_extends_changes_nothing(axis):
+    adata, _ = tissue()
+    adata.obs["slide"] = np.repeat(["a", "b"], 60)
+    height = np.where(adata.obs["slide"] == "a", 3.0, 50.0)
+    section = adata.copy()
+    section.obsm["spatial"] = np.insert(section.obsm["spatial"], axis, height, axis=1)
+    for one in (adata, section):
+        dbio.tl.spatial_genes(one, library_key="slide")
+        dbio.tl.spatial_patterns(one, n_patterns=2)
+    pd.testing.assert_frame_equal(section.var, adata.var)
+    pd.testing.assert_frame_equal(section.obsm["spatial_patterns"], adata.obsm["spatial_patterns"])

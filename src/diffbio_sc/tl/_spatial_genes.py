@@ -160,6 +160,7 @@ def spatial_genes(
     """
     from diffbio_sc.engines import spatial_genes as engine
     from diffbio_sc.numerics.spatial import smooth_covariates as numerics
+    from diffbio_sc.numerics.spatial.slides import without_flat_axis
 
     check_options(spatial_genes, locals(), lengthscales="(0, inf)", alpha="(0, 1)")
     started = time.perf_counter()
@@ -168,8 +169,8 @@ def spatial_genes(
     _check_arguments(adata, variance, smooth)
     params["smooth_covariates"] = _estimated(adata, covariates, smooth_covariates)
     generator = as_generator(rng)
-    coordinates = read_coordinates(adata, spatial_key)
     slides = read_slides(adata, library_key)
+    coordinates = without_flat_axis(read_coordinates(adata, spatial_key), slides)
     nuisance = None if covariates is None else read_covariates(adata, covariates)
     chosen = _read_genes(adata, genes)
     depth = None if total_counts_key is None else _read_depth(adata, total_counts_key)

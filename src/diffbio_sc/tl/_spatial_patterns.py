@@ -130,6 +130,7 @@ def spatial_patterns(
     """
     from diffbio_sc.engines import spatial_patterns as engine
     from diffbio_sc.numerics.spatial.slide_basis import slide_bases
+    from diffbio_sc.numerics.spatial.slides import without_flat_axis
     from diffbio_sc.numerics.spatial.smooth_covariates import smooth_covariates
 
     check_options(
@@ -158,8 +159,8 @@ def spatial_patterns(
         "library_key": library_key, "max_genes": max_genes, "key_added": key_added, "rng": rng,
         "covariates": covariates_given(covariates_of_test(tested, covariates)),
     }  # fmt: skip
-    coordinates = read_coordinates(adata, spatial_key)
     slides = read_slides(adata, library_key)
+    coordinates = without_flat_axis(read_coordinates(adata, spatial_key), slides)
     nuisance = read_test_covariates(adata, tested, covariates)
     if nuisance is not None and tested.get("smooth_covariates"):
         nuisance = smooth_covariates(nuisance, coordinates, slides)
