@@ -169,7 +169,10 @@ def spatial_patterns(
     if depth_key is not None:
         totals = read_numbers(adata.obs, str(depth_key), name="adata.obs")
 
-    bases = slide_bases(coordinates, slides, lengthscale)
+    used = totals > 0
+    if nuisance is not None:
+        used &= np.isfinite(nuisance).all(1)
+    bases = slide_bases(coordinates, slides, lengthscale, used)
     coarsest = max(basis.lengthscale for basis in bases)
     if coarsest > lengthscale:
         logger.info(
