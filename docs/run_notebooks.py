@@ -22,14 +22,17 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "notebooks"
 PAGES = ROOT / "docs" / "notebooks"
 
-SECONDS_OF_A_CELL = 600
+SECONDS_OF_A_CELL = 1800  # after which it is taken to have stopped; the longest take a minute
+SECONDS_OF_A_START = 300
 # Bars are for a person who waits. What other packages say of themselves is left out: of their imports, their updates
-# and their next defaults.
+# and their next defaults; and of programs that another notebook is just writing into the store that they share.
 QUIET = (
     "ignore::SyntaxWarning:docrep.decorators",
     "ignore::FutureWarning:muon._core.preproc",
     "ignore::FutureWarning:mudata._core.mudata",
     "ignore:Writing zarr v2 data will no longer be the default:UserWarning",
+    "ignore:Error reading persistent compilation cache entry:UserWarning",
+    "ignore:Error writing persistent compilation cache entry:UserWarning",
 )
 ENVIRONMENT = {"DIFFBIO_SC_PROGRESS": "0", "PYTHONWARNINGS": ",".join(QUIET)}
 # Long ones first, so that none is left alone at the end.
@@ -42,7 +45,12 @@ def run(source: Path) -> list[str]:
     os.environ.pop("MPLBACKEND", None)  # figures belong on the page
     begin = time.monotonic()
     notebook = nbformat.read(source, as_version=4)
-    client = NotebookClient(notebook, timeout=SECONDS_OF_A_CELL, resources={"metadata": {"path": str(source.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS_OF_A_CELL,
+        startup_timeout=SECONDS_OF_A_START,
+        resources={"metadata": {"path": str(source.parent)}},
+    )
     try:
         client.execute()
     except CellExecutionError as error:

@@ -37,7 +37,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Small programs too: loading one takes a third of the time of compiling it, and there are thousands.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-_MOST_MAPS = 20_000
+# Workers of dask stop for good where their process takes four fifths of what is theirs: the memory of the machine over
+# its cores. Those of the tests live beside many others, some in the process of the tests, and hold little themselves.
+for _what in ("TARGET", "SPILL", "PAUSE", "TERMINATE"):
+    os.environ.setdefault(f"DASK_DISTRIBUTED__WORKER__MEMORY__{_what}", "False")
+
+_MOST_MAPS, _MOST_BYTES = 20_000, 1_500_000_000
 # Long files, and folders of such: a worker that gets one of them last keeps all others waiting.
 _LONG = ("tl/test_beyond_memory.py", "tl/test_deconvolve.py", "operators", "tl", "numerics", "test_cli.py")
 
@@ -95,6 +100,20 @@ def memory_store():
     return pytest.importorskip("zarr").storage.MemoryStore
 
 
+@pytest.fixture(scope="module")
+def workers():
+    """Client of a cluster of two workers of one thread each, in processes of their own, which tests may kill."""
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    with (
+        # So long after a worker was lost dask looks whether there is one of its name, and closes the place if not: the
+        # next test may have killed it again just then.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread_of_blas():
     """On small matrices, with tests side by side, threads of BLAS wait for each other.
@@ -108,15 +127,29 @@ def _one_thread_of_blas():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _few_memory_maps():
-    """Drop compiled programs before there are too many: each holds memory maps, and a process may have some 65,000."""
+def _few_compiled_programs():
+    """Drop compiled programs before there are too many.
+
+    Each holds memory maps, of which a process may have some 65,000, and those of a file of operators take 600 MB: with
+    one process for each core, all of them together took 5 GB a process.
+    """
     yield
-    maps = Path("/proc/self/maps")
-    if "jax" in sys.modules and maps.exists():
-        with maps.open("rb") as lines:
-            number = sum(1 for _ in lines)
-        if number > _MOST_MAPS:
-            sys.modules["jax"].clear_caches()
+    if "jax" in sys.modules and _holds_much():
+        from diffbio_sc._compiled import release_memory
+
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        release_memory()
+
+
+def _holds_much() -> bool:
+    own = Path("/proc/self")
+    if not (own / "statm").exists():
+        return False
+    with (own / "maps").open("rb") as lines:
+        number = sum(1 for _ in lines)
+    held = int((own / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return number > _MOST_MAPS or held > _MOST_BYTES
 
 
 @pytest.fixture(autouse=True)

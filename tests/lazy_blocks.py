@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import dask
@@ -17,8 +16,8 @@ import scipy.sparse as sp
 from diffbio_sc.blocks.steps import ColumnSums, Step
 
 
-def load(array, log, start, stop, trouble=None, fatal=None, pause=0.0):
-    """A chunk; every time that it is made is a file in ``log``.
+def load(source, log, start, stop, trouble=None, fatal=None):
+    """A chunk of an array, or of a file that holds one; every time that it is made is a file in ``log``.
 
     ``trouble`` is the first row of a chunk that cannot be read; ``fatal`` that of one that kills its worker when it is
     made for the so-manieth time, once.
@@ -27,19 +26,24 @@ def load(array, log, start, stop, trouble=None, fatal=None, pause=0.0):
     (log / f"{start}-{os.getpid()}-{threading.get_ident()}-{os.urandom(4).hex()}").touch()
     if trouble == start:
         raise OSError("checksum does not match")
-    time.sleep(pause)
     if fatal is not None and fatal[0] == start and len(list(log.glob(f"{start}-*"))) == fatal[1]:
         (log / "dead").touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    array = source if isinstance(source, np.ndarray) else np.load(source, mmap_mode="r")
     return sp.csr_matrix(array[start:stop])
 
 
-def lazy(array, log, size=20, trouble=None, fatal=None, pause=0.0):
+def lazy(array, log, size=20, trouble=None, fatal=None, stored=True):
+    """A dask array whose chunks come from a file, as they do in earnest, or from one array that they share."""
     log.mkdir(exist_ok=True)
+    source = array
+    if stored:
+        source = str(log.with_suffix(".npy"))
+        np.save(source, array)
     node = dask.delayed(load, pure=False)
     parts = [
         da.from_delayed(
-            node(array, str(log), start, start + size, trouble, fatal, pause),
+            node(source, str(log), start, start + size, trouble, fatal),
             (min(size, len(array) - start), array.shape[1]),
             meta=sp.csr_matrix((0, 0), dtype=array.dtype),
         )
@@ -62,6 +66,21 @@ class Rounded(Step):
 
 def total(piece, indices):
     return float(piece.sum()), piece.shape, indices.tolist()
+
+
+class Scaled:
+    """Where items are worked on, and the product of each with a constant; the item ``fatal`` kills its worker, once."""
+
+    def __init__(self, constant, mark=None, fatal=None):
+        self.constant, self.mark, self.fatal = constant, mark, fatal
+
+    def __call__(self, item):
+        if item == self.fatal and not Path(self.mark).exists():
+            Path(self.mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if item == 0:
+            raise ZeroDivisionError("an item of nothing")
+        return os.getpid(), self.constant * item
 
 
 class Dies:

@@ -18,7 +18,7 @@ UPPER_FLOOR = ["anndata", "mudata", "scanpy", "squidpy", "muon", "pandas", "matp
 
 
 def _run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=900).stdout
 
 
 def test_import_loads_no_heavy_package():
@@ -50,6 +50,16 @@ def test_settings_load_no_heavy_package():
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     assert loaded.strip() == "[]"
+
+
+def test_first_calls_do_not_load_the_distributions_of_scipy():
+    """They take a third of a CPU second, which none of these needs."""
+    modules = [
+        "diffbio_sc.engines.spatial_genes",
+        "diffbio_sc.engines.contacts_compartments",
+        "diffbio_sc.pp._binarize",
+    ]
+    assert _run(f"import sys, {', '.join(modules)}; print('scipy.stats' in sys.modules)").split() == ["False"]
 
 
 def test_lower_floor_imports_with_upper_floor_blocked():

@@ -42,7 +42,9 @@ def test_workers_keep_what_they_free_where_dask_tells_malloc_not_to(monkeypatch)
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("another C library")
     monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    code = "import lazy_blocks; print(lazy_blocks.pages_taken_anew())"
+    # Without huge pages, of which a system may give one for each array: 41 is PR_SET_THP_DISABLE.
+    prctl = "import ctypes; getattr(ctypes.CDLL(None), 'prctl', lambda *_: None)(41, 1, 0, 0, 0); "
+    code = prctl + "import lazy_blocks; print(lazy_blocks.pages_taken_anew())"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     taken = [
         int(subprocess.run([sys.executable, "-c", code], env=chosen, capture_output=True, check=True).stdout.split()[k])
@@ -50,6 +52,10 @@ def test_workers_keep_what_they_free_where_dask_tells_malloc_not_to(monkeypatch)
         for k in (0, 1)
     ]
     as_usual, untouched, as_dask, kept = taken
+    if as_dask < 100:
+        pytest.skip(
+            f"this system counts no page faults: {as_dask} of 100 arrays of 2 MB that are handed back each time"
+        )
     assert untouched <= 2 * as_usual + 100  # without dask's variable nothing is set
     assert kept < 0.2 * as_dask
 
@@ -70,7 +76,7 @@ def test_workers_are_ready_also_when_they_join_later(tmp_path, monkeypatch):
             folder = str(tmp_path / "compiled")
             assert list(client.run(lazy_blocks.compiled_store).values()) == [(folder, "1", True)]
             cluster.scale(2)
-            client.wait_for_workers(2, timeout=120)
+            client.wait_for_workers(2, timeout=300)
             assert set(client.run(lazy_blocks.compiled_store).values()) == {(folder, "1", True)}
             assert lazy_blocks.compiled_store()[0] == folder
             assert "NPROC" not in os.environ

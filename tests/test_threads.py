@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-LIMIT = 240  # seconds; the cases take a few, and tens on a busy machine
+LIMIT = 900  # seconds after which a case is taken to have stopped; they take a few, and minutes on a busy machine
 
 TISSUE = """
 import warnings; warnings.simplefilter("ignore")
@@ -129,6 +129,8 @@ together(lambda: operator.apply(data)[0])
 
 
 def _run(code: str) -> None:
+    # Just before the limit it tells where its threads are.
+    code = f"import faulthandler; faulthandler.dump_traceback_later({LIMIT - 20}, exit=True)\n{code}"
     done = subprocess.run([sys.executable, "-c", code], timeout=LIMIT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
 

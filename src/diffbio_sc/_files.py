@@ -1,11 +1,46 @@
-"""Writing files so that a failed writer leaves the old file, or none, but never half of one."""
+"""Writing files: a failed writer leaves the old file, or none, but never half of one; a full disk is told."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+# What a full disk, a quota or a limit of the session raises; numpy's writers give no number.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+#: What helps where temporary files of this process find no room, and those that workers share.
+MORE_ROOM = "Set TMPDIR to a folder with more room before Python starts."
+MORE_SHARED_ROOM = (
+    "Set dask's 'temporary-directory', or else TMPDIR or settings.cache_dir, to a folder with more room that all "
+    "workers see."
+)
+
+
+@contextmanager
+def room_for(size: int, folder: str | os.PathLike[str], remedy: str = MORE_ROOM) -> Iterator[None]:
+    """Write temporary files of ``size`` bytes in a folder inside the block, if they fit.
+
+    Raises
+    ------
+    OSError
+        If there is no room for them, before the block or within it; the message says so, and ``remedy``.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(
+            error.errno or errno.ENOSPC,
+            f"{os.fspath(folder)!r} has no room for temporary files of {size / 1e6:,.1f} MB: {free / 1e6:,.1f} MB were "
+            f"free, of which a quota may allow less. {remedy}",
+        ) from error
 
 
 @contextmanager

@@ -370,7 +370,7 @@ def _add(one: _Allowed, annotation: Any, scope: Mapping[str, Any]) -> None:
         else:
             _add_generic(one, name, ast.unparse(entry).strip("()"))
         return
-    if isinstance(annotation, ast.Name) and isinstance(scope.get(annotation.id), type) is False:
+    if isinstance(annotation, ast.Name) and not isinstance(scope.get(annotation.id), type):
         annotation = scope.get(annotation.id, annotation.id)  # another name of a type, or one that only checkers load
         if isinstance(annotation, str) and " " in annotation:
             _add(one, ast.parse(annotation, mode="eval").body, scope)

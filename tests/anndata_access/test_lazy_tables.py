@@ -26,13 +26,20 @@ def lazily(adata, tmp_path):
     return lazy
 
 
+def twice(adata, tmp_path):
+    """The object from its file, lazily and in memory."""
+    return lazily(adata, tmp_path), ad.read_zarr(tmp_path / "object.zarr")
+
+
 def same(found, expected):
     if isinstance(found, dict):
         assert found.keys() == expected.keys()
         for name in found:
             same(found[name], expected[name])
-    else:
+    elif isinstance(found, pd.DataFrame):
         pd.testing.assert_frame_equal(found, expected)
+    else:
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_contact_maps(tmp_path):
@@ -200,6 +207,124 @@ def test_sums_of_cells_can_be_written(tmp_path):
     same(found.var, expected.var)
     found.write_h5ad(tmp_path / "sums.h5ad")
     same(fragments.cell_labels(lazy, "cell_type").to_frame(), fragments.cell_labels(plain, "cell_type").to_frame())
+
+
+# --- results that lie in a file, read from it lazily
+
+
+def test_contacts_of_a_file(tmp_path):
+    adata = dbio.datasets.simulate_contacts(200, contacts_per_bin=200)
+    adata.obs["signal"] = adata.obs["true_compartment"].astype(float)
+    dbio.tl.contacts(adata, ignore_diags=2, phasing_track="signal")
+    lazy, plain = twice(adata, tmp_path)
+    for one in (
+        dbio.get.contacts,
+        dbio.get.expected,
+        dbio.get.insulation,
+        dbio.get.compartments,
+        dbio.get.loops,
+        dbio.get.tads,
+    ):
+        same(one(lazy), one(plain))
+    dbio.pl.contacts(lazy, show=False)
+    cells = dbio.io.ContactCells(
+        {f"cell_{seed}": dbio.datasets.simulate_contacts(200, contacts_per_bin=20, rng=seed) for seed in range(2)}
+    )
+    found, expected = (
+        dbio.pp.contact_profiles(cells, reference=adata, compartment_distance=200_000) for adata in (lazy, plain)
+    )
+    same(found.obs, expected.obs)
+    assert found.obs["compartment_strength"].notna().all()
+    for adata in (lazy, plain):
+        dbio.tl.pileup(adata, "loops", flank=50_000)
+        dbio.tl.compartments(adata, phasing_track="signal")
+    same(lazy.uns["pileup"]["mean"], plain.uns["pileup"]["mean"])
+    same(dbio.get.compartments(lazy), dbio.get.compartments(plain))
+
+
+def test_a_balanced_map_of_a_file_can_be_exported(tmp_path):
+    cooler = pytest.importorskip("cooler")
+    adata = dbio.datasets.simulate_contacts(200, contacts_per_bin=200)
+    dbio.tl.balance(adata)
+    for name, one in zip(("lazy", "plain"), twice(adata, tmp_path), strict=True):
+        dbio.io.write_cool(one, tmp_path / f"{name}.cool", columns=["true_bias", "contact_weight"])
+    found, expected = (cooler.Cooler(str(tmp_path / f"{name}.cool")).bins()[:] for name in ("lazy", "plain"))
+    assert found["weight"].notna().any()
+    same(found, expected)
+
+
+def test_compositions_of_a_file(tmp_path):
+    spots, cells = dbio.datasets.pbmc_tissue(n_spots=40)
+    dbio.tl.deconvolve(spots, cells, cell_type_key="cell_type")
+    lazy, plain = twice(spots, tmp_path)
+    same(dbio.get.deconvolution(lazy), dbio.get.deconvolution(plain))
+    for kind in ("maps", "stacked", "fit"):
+        dbio.pl.deconvolution(lazy, kind=kind, show=False)
+    for adata in (lazy, plain):
+        dbio.tl.combine_features(adata, ["truth", "deconvolution", "spatial"], scale="block")
+    same(dbio.get.combine_features(lazy), dbio.get.combine_features(plain))
+    same(lazy.obsm["X_combined"], plain.obsm["X_combined"])
+
+
+def test_patterns_of_a_file(tmp_path):
+    spots, _ = dbio.datasets.pbmc_tissue(n_spots=120)
+    dbio.tl.spatial_genes(spots)
+    dbio.tl.spatial_patterns(spots, n_patterns=2)
+    lazy, plain = twice(spots, tmp_path)
+    same(dbio.get.spatial_genes(lazy), dbio.get.spatial_genes(plain))
+    titles = [
+        [axis.get_title() for axis in dbio.pl.spatial_genes(adata, kind="patterns", show=False)]
+        for adata in (lazy, plain)
+    ]
+    assert titles[0] == titles[1]
+    assert titles[0][0].endswith(" genes)")
+
+
+def test_chromatin_states_of_a_file(tmp_path):
+    adata = dbio.datasets.simulate_chromatin_states(n_bins=600, rng=0)
+    dbio.pp.binarize(adata)
+    dbio.tl.chromatin_states(adata, n_states=3, effort="fast", max_steps=3)
+    regions = adata.obs[adata.obs["truth"] == "Transcribed"][["chrom", "start", "end"]]
+    dbio.tl.state_enrichment(adata, {"genes": regions})
+    lazy, plain = twice(adata, tmp_path)
+    found, expected = (dbio.get.chromatin_state_model(one) for one in (lazy, plain))
+    assert found.marks == expected.marks
+    same(found.emission, expected.emission)
+    same(dbio.get.state_enrichment(lazy), dbio.get.state_enrichment(plain))
+    dbio.pl.state_enrichment(lazy, show=False)
+    dbio.pl.chromatin_states(lazy, show=False)
+
+
+def test_reproducibility_of_a_file(tmp_path):
+    adata = dbio.datasets.simulate_chromatin_states(n_bins=600, n_replicates=2, rng=0)
+    adata.obs["chromatin_state"] = adata.obs["truth"]
+    dbio.tl.state_reproducibility(adata, replicate_key="replicate")
+    lazy, plain = twice(adata, tmp_path)
+    same(dbio.get.state_reproducibility(lazy), dbio.get.state_reproducibility(plain))
+    dbio.pl.state_reproducibility(lazy, show=False)
+
+
+def test_a_fitted_model_of_a_file(tmp_path):
+    mdata = dbio.datasets.simulate_multiomics(n_cells=60, rng=0)
+    adata = ad.concat(list(mdata.mod.values()), axis=1)
+    adata.var["feature_types"] = np.repeat(list(mdata.mod), [part.n_vars for part in mdata.mod.values()])
+    dbio.tl.multiomics_vae(adata, max_epochs=1)
+    lazy, plain = twice(adata, tmp_path)
+    for kind in ("weights", "history"):
+        same(dbio.get.multiomics_vae(lazy, kind), dbio.get.multiomics_vae(plain, kind))
+    found, expected = (dbio.tl.multiomics_score(plain, fitted=fitted) for fitted in (lazy, plain))
+    same(found, expected)
+
+
+def test_sequences_of_a_file(tmp_path):
+    adata = dbio.datasets.simulate_regulatory_regions(n_regions=60)
+    side = "var" if "sequence" in adata.var else "obs"
+    getattr(adata, side)["strand"] = np.where(np.arange(60) % 2, "+", "-")
+    lazy, plain = twice(adata, tmp_path)
+    found, expected = (dbio.pp.sequences(one, strand="strand", copy=True) for one in (lazy, plain))
+    matrix = getattr(expected, f"{side}m")["dna"]
+    same(np.asarray(getattr(found, f"{side}m")["dna"]), matrix)
+    assert (matrix != getattr(dbio.pp.sequences(plain, copy=True), f"{side}m")["dna"]).any()
 
 
 def test_names_that_would_match_are_found_in_a_lazy_table(tmp_path):

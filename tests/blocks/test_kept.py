@@ -68,11 +68,12 @@ def test_counts_take_three_bytes_an_entry(tmp_path):
     assert 3 * block.nnz < size < 3 * block.nnz + 4 * 2001 + 1000 < bytes_of(block) / 2
 
 
-def test_where_the_disk_is_full_nothing_is_kept(tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["pickle.dump", "os.replace", "tempfile.mkstemp"])  # the last: no more files
+def test_where_the_disk_is_full_nothing_is_kept(tmp_path, monkeypatch, place):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept.pickle, "dump", full)
+    monkeypatch.setattr(place, full)
     kept.keep(counts(), tmp_path / "kept")
     assert list(tmp_path.iterdir()) == []
     assert kept.file_at(tmp_path / "kept") is None

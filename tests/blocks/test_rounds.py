@@ -73,7 +73,7 @@ def test_flows_on_workers(monkeypatch, caplog):
         with task_runner(spread=False) as here:
             assert isinstance(here, Here)
         # A task of the cluster that calls the same stays in its process, and waits for no others.
-        assert client.submit(nested, pure=False).result(timeout=60) == [8, 16]
+        assert client.submit(nested, pure=False).result(timeout=300) == [8, 16]
         monkeypatch.setattr(engine, "_sees", lambda folder, token: False)
         with task_runner() as here:
             assert isinstance(here, Here)

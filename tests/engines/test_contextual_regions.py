@@ -1,12 +1,11 @@
 """The model of regions on planted motifs: what it learns, what it keeps, what it refuses."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from no_warnings import no_warnings
 
 from diffbio_sc.engines.contextual import RegionModel, RegionSet, _falling_rate, calibrate, fit_regions
 from diffbio_sc.engines.contextual_cells import choose_copies, context_codes, random_codes
@@ -381,8 +380,7 @@ def test_a_neighbourhood_is_a_mode_of_its_own():
     split = np.where(chromosome < 8, 0, 1)
     alone = quick(tokens, labels, chromosome, split=split)
     options = {"split": split, "neighbourhood": regions, "n_networks": 1, "max_epochs": 3}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         fitted = fit_regions(tokens, labels, chromosome=chromosome, **options)
         logits = fitted.predict(tokens, neighbourhood=regions)
     assert fitted.report["mode"] == "neighbourhood"

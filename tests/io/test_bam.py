@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import warnings
 
 import numpy as np
 import pytest
+from no_warnings import no_warnings
 
 import diffbio_sc as dbio
 from diffbio_sc.io import read_bam
@@ -127,8 +127,7 @@ def _pair(start, length=150, *, template=True, proper=True):
 
 
 def _quiet(path, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         return read_bam(path, **options)
 
 

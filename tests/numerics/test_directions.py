@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from no_warnings import SHARED_STORE
 
 from diffbio_sc.numerics.spatial.layout import SpotLayout
 from diffbio_sc.numerics.spatial.score_test import SpatialScoreTest
@@ -138,7 +139,7 @@ def test_what_directions_need():
     assert np.isfinite(result.log_p).all()
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning", "error::UserWarning", f"ignore:{SHARED_STORE}")
 @pytest.mark.parametrize("options", [{}, {"covariates": np.arange(600.0)[:, None] % 7}])
 def test_spots_on_a_line_have_one_direction(options):
     rng = np.random.default_rng(5)

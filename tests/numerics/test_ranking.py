@@ -1,10 +1,11 @@
-"""Ranking measures against scikit-learn and against loops over pairs."""
+"""Ranks against scipy, ranking measures against scikit-learn and against loops over pairs."""
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from diffbio_sc.numerics.ranking import auroc, average_precision, ranking_measures, within_rows
+from diffbio_sc.numerics.ranking import auroc, average_precision, average_ranks, ranking_measures, within_rows
 
 
 @pytest.fixture
@@ -13,6 +14,12 @@ def scored():
     labels = (rng.random((300, 5)) < [0.2, 0.5, 0.5, 0.8, 0.4]).astype(float)
     scores = np.round(labels + rng.normal(size=labels.shape), 1)  # with ties
     return labels, scores
+
+
+@pytest.mark.parametrize("number", [0, 1, 400])
+def test_ranks_are_those_of_scipy(number):
+    values = np.round(np.random.default_rng(0).normal(size=number), 1)  # with ties
+    np.testing.assert_array_equal(average_ranks(values), rankdata(values))
 
 
 def test_areas_are_those_of_scikit_learn(scored):

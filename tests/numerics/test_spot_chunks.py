@@ -198,7 +198,7 @@ def test_variation_is_that_of_all_rows(case):
 
 def test_counting_noise_of_a_gene_is_no_signature():
     """One gene far in excess, and ten that go together in the spots: the signature starts from the ten."""
-    from diffbio_sc.numerics.counts.unknown_signature import unknown_rounds
+    from diffbio_sc.numerics.counts.unknown_signature import first_unknown
 
     rng = np.random.default_rng(2)
     mean = np.full((256, 40), 50.0)
@@ -207,9 +207,48 @@ def test_counting_noise_of_a_gene_is_no_signature():
     excess = np.zeros(40, np.float32)
     excess[:10], excess[20] = 1.0, 5.0
     base = np.full((2, 40), 1 / 40, np.float32)
-    nothing, ones = np.zeros(40, np.float32), np.ones(40, np.float32)
     weights = np.full((256, 2), 0.5, np.float32)
-    signature, _ = unknown_rounds(
-        counts, counts.sum(1), np.int32(256), weights, base, nothing, excess, 0.3, 0.01, ones, 1.0, 0.1, 0, True
-    )
+    signature, _ = first_unknown(counts, weights, base, np.zeros(40, np.float32), excess, 0.01, free=True)
     assert signature[:10].min() > 1.2 * signature[20]
+
+
+@pytest.mark.parametrize("free", [True, False])
+def test_unknown_signature_starts_from_the_leading_component(case, free):
+    """As by a decomposition of the residuals' covariance, all spots at once; empty spots say nothing."""
+    from diffbio_sc.numerics.counts.unknown_signature import first_unknown
+
+    _, base = case
+    rng = np.random.default_rng(3)
+    own = np.arange(GENES) < 12
+    weights = rng.dirichlet(np.ones(TYPES), SPOTS).astype(np.float32)
+    factor, excess = rng.normal(0, 0.2, GENES), own * rng.uniform(0.5, 3.0, GENES)
+    missing = 20.0 * own * (rng.random((SPOTS, 1)) < 0.4)
+    counts = rng.poisson(1000 * (weights @ (base * np.exp(factor))) + missing).astype(np.float32)
+    empty = np.zeros((300, GENES), np.float32)
+    found, found_factor = first_unknown(
+        np.concatenate([counts, empty]),
+        np.concatenate([weights, np.full((300, TYPES), 1 / TYPES, np.float32)]),
+        base,
+        factor,
+        excess,
+        DISPERSION,
+        free=free,
+    )
+
+    mean = counts.sum(1, keepdims=True) * (weights.astype(np.float64) @ (base * np.exp(factor)))
+    residual = (counts - mean) / np.sqrt(np.maximum(mean, 1e-2) * (1 + DISPERSION * mean))
+    residual = np.clip(residual, -5.0, 10.0)
+    covariance = np.cov(residual.T, bias=True) * np.outer(excess, excess)
+    covariance -= np.diag(np.minimum(residual.var(0), 1.0) * excess**2)
+    loading = np.linalg.eigh(covariance[np.ix_(own, own)])[1][:, -1]
+    loading *= np.sign(loading.sum())
+    assert loading.min() > 0  # so that the constraint does not bind
+    loading *= excess[own]
+    relative = loading * np.sqrt((1 + DISPERSION * mean.mean(0)[own]) / mean.mean(0)[own])
+    taken = np.full(GENES, 1 / (TYPES + 1))
+    typical = loading**2 @ relative / (loading @ loading)
+    taken[own] += (1 - 2 / (TYPES + 1)) * np.minimum(relative / typical, 1.0)
+    start = taken * mean.mean(0)
+    np.testing.assert_allclose(found, start / start.sum(), rtol=2e-4)
+    adapted = factor + np.log(1 - taken)
+    np.testing.assert_allclose(found_factor, adapted - np.median(adapted) if free else factor, atol=2e-4)

@@ -203,8 +203,8 @@ def test_E4_one_sequence_is_a_batch_of_one(variant):
     data = {**data, "sequence_mask": mask}
     whole, one = outputs(operator, data), outputs(operator, {key: value[1] for key, value in data.items()})
     assert set(whole) == set(one)
-    for key in set(whole) - {"chromatin_guidance_loss"}:
-        np.testing.assert_allclose(one[key], whole[key][1], rtol=1e-6, atol=2e-6, err_msg=key)
+    for key in set(whole) - {"chromatin_guidance_loss"}:  # products of other sizes are summed in another order
+        np.testing.assert_allclose(one[key], whole[key][1], rtol=1e-5, atol=1e-5, err_msg=key)
     single = loss_of(operator, {key: value[1] for key, value in data.items()})
     assert float(single) == pytest.approx(
         float(loss_of(operator, {key: value[1:2] for key, value in data.items()})), rel=1e-5
@@ -275,7 +275,7 @@ def test_prediction_is_the_mean_over_strands():
     nnx.update(one, nnx.state(operator))
     other = {**data, "sequence": data["sequence"][:, ::-1, ::-1]}
     expected = (outputs(one, data)["logits"] + outputs(one, other)["logits"][:, ::-1]) / 2
-    np.testing.assert_allclose(outputs(operator, data)["logits"], expected, atol=1e-6)
+    np.testing.assert_allclose(outputs(operator, data)["logits"], expected, atol=1e-5)
 
 
 def test_E6_outputs_have_the_shapes_of_the_page():

@@ -20,7 +20,7 @@ from flax import nnx
 from diffbio_sc import _compiled
 from diffbio_sc.operators import NotFittedWarning, Operator
 
-SECONDS = 120  # after which threads that wait for each other are taken to have stopped; nothing is measured
+SECONDS = 600  # after which threads that wait for each other are taken to have stopped; nothing is measured
 
 
 def counts(rows, columns, rate=3.0, seed=0):

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from flax import nnx
+from no_warnings import no_warnings
 
 from diffbio_sc.operators import FitReport, NotFittedWarning, Operator, OperatorConfig
 from diffbio_sc.operators.contract import FittedStatistic, as_float_array, check_axis_size
@@ -238,21 +238,18 @@ def test_a_network_warns_until_it_is_fitted_or_marked():
     with pytest.warns(NotFittedWarning, match="Mixed is a network that was not fitted"):
         network.apply(features, {}, None)
     network.mark_fitted()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         network.apply(features, {}, None)
 
 
 def test_a_network_in_a_users_training_loop_does_not_warn():
     network = Mixed(AffineConfig(), rngs=nnx.Rngs(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         nnx.grad(lambda operator: operator.apply({"features": np.ones((2, 3))}, {}, None)[0]["hidden"].sum())(network)
 
 
 def test_operators_that_are_no_network_never_warn(affine, regression):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         affine.apply(regression, {}, None)
 
 

@@ -13,7 +13,7 @@ from scipy.stats import poisson
 
 import diffbio_sc as dbio
 from diffbio_sc.genome.intervals import Intervals
-from diffbio_sc.numerics.genome.binarization import presence_thresholds, smoothed_control
+from diffbio_sc.numerics.genome.binarization import poisson_isf, presence_thresholds, smoothed_control
 
 
 def threshold_by_loop(mean, tail, strict=False):
@@ -31,6 +31,12 @@ def test_thresholds_against_the_sum_of_terms(tail, strict):
     means = np.array([0.003, 0.08, 0.3, 1.0, 2.7, 14.0, 60.0])
     expected = [threshold_by_loop(mean, tail, strict) for mean in means]
     assert presence_thresholds(means, tail=tail, strict=strict).tolist() == expected
+
+
+@pytest.mark.parametrize("tail", [1e-15, 1e-4, 0.05, 0.5, 0.999])
+def test_quantiles_are_those_of_scipy(tail):
+    mean = np.concatenate([[0.0, 1e-300], np.geomspace(1e-5, 1e6, 3000), np.arange(1.0, 300.0)])
+    np.testing.assert_array_equal(poisson_isf(tail, mean), poisson.isf(tail, mean))
 
 
 def test_the_tail_that_a_threshold_leaves():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+from no_warnings import no_warnings
 
 import diffbio_sc as dbio
 from diffbio_sc._anndata.genome_axis import read_genome_axis
@@ -213,8 +213,7 @@ def test_few_of_the_labelled_barcodes():
     other = Intervals.from_arrays(
         ["chr1"] * 12, start, start + 5, cell_code=np.arange(12) % 6, barcodes=[f"d{number}" for number in range(6)]
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         dbio.pp.coverage({"a": fragments, "b": other}, groupby=labels)
     labels |= {f"e{number}": "A" for number in range(20)}
     with pytest.warns(UserWarning, match="source has 12 of the 32 barcodes"):

@@ -67,7 +67,7 @@ def test_gradients_agree_with_substitutions(adata, asked):
 
 
 def test_integrated_gradients_sum_to_the_difference(adata):
-    options = {"regions": [3, 5], "method": "integrated_gradients", "steps": 10, "n_references": 2, "copy": True}
+    options = {"regions": [3, 5], "method": "integrated_gradients", "steps": 80, "n_references": 2, "copy": True}
     result = dbio.tl.attributions(adata, **options)
     arrays = [dbio.get.attribution_arrays(result, cell_type=cell) for cell in adata.obs_names]
     total = np.stack([one.contributions.sum((1, 2)) for one in arrays], axis=1)
@@ -77,7 +77,7 @@ def test_integrated_gradients_sum_to_the_difference(adata):
     references = shuffle_dinucleotides(tokens, 2, np.random.default_rng(0))
     compared = np.mean([logits_of(adata, references[:, number]) for number in range(2)], axis=0)
     difference = (logits_of(adata, tokens) - compared).T
-    np.testing.assert_allclose(total, difference, atol=0.1)
+    np.testing.assert_allclose(total, difference, atol=0.05)  # .005 found; .075 with ten points
     assert np.abs(difference).max() > 0.5
 
 

@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 import diffbio_sc as dbio
 from diffbio_sc.blocks import interface, kept
+from diffbio_sc.numerics.spatial import score_test, variance
 
 da = pytest.importorskip("dask.array")
 distributed = pytest.importorskip("distributed")
@@ -199,13 +200,40 @@ def test_workers_give_the_same(tissue, expected, patterns, tmp_path, workers):
     assert lazy_blocks.reads(tmp_path / "again", CHUNK).tolist() == [1] * 5
 
 
+@pytest.mark.slow
+def test_what_genes_share_is_prepared_by_the_workers_alone(tissue, tmp_path, monkeypatch):
+    """Null laws and kernels of the sample: the session does not compute while workers stand still."""
+    spots, _ = tissue
+    here = spots.copy()
+    dbio.tl.spatial_genes(here, library_key="slide")
+
+    def refuse(*_, **__):
+        raise AssertionError("the session does what its workers could share.")
+
+    monkeypatch.setattr(variance, "eigh", refuse)
+    monkeypatch.setattr(score_test.SpatialScoreTest, "_cumulants", refuse)
+    lazy = lazily(spots, tmp_path / "log")
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+    ):
+        dbio.tl.spatial_genes(lazy, library_key="slide")
+    pd.testing.assert_frame_equal(lazy.var, here.var)
+    with pytest.raises(AssertionError, match="workers could share"):  # without workers the session does
+        dbio.tl.spatial_genes(lazy, library_key="slide")
+
+
 # Check, depth and sample, regression, smoothing; sums, shuffle: by which read of a chunk, or of what was kept of it.
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["read 1", "kept 1", "kept 2", "kept 3", "read 2", "kept 4"])
-def test_a_lost_worker_changes_nothing_at_any_stage(tissue, expected, tmp_path, stage):
+@pytest.mark.parametrize(
+    ("stage", "stored"),
+    [("read 1", True), ("read 1", False), *((f"kept {number}", True) for number in (1, 2, 3)), ("read 2", True)]
+    + [("read 2", False), ("kept 4", True)],
+)
+def test_a_lost_worker_changes_nothing_at_any_stage(tissue, expected, tmp_path, stage, stored):
     spots, cells = tissue
     log, (what, number) = tmp_path / "log", stage.split()
-    lazy = lazily(spots, log, fatal=(3 * CHUNK, int(number)) if what == "read" else None)
+    lazy = lazily(spots, log, fatal=(3 * CHUNK, int(number)) if what == "read" else None, stored=stored)
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
@@ -215,4 +243,9 @@ def test_a_lost_worker_changes_nothing_at_any_stage(tissue, expected, tmp_path, 
         found = run(lazy, cells, variance=False)
     agree(found, expected, ("deconvolution", "spatial_genes"))
     assert (log / "dead").exists()
-    assert lazy_blocks.reads(log, CHUNK).sum() <= 10 + 2  # the chunk in work, and what was not yet fetched
+    again = lazy_blocks.reads(log, CHUNK) - 2  # once a function
+    if stored:  # the chunk in work; of the others the worker has kept what it read
+        assert again.tolist() == [0, 0, 0, int(what == "read"), 0]
+    else:  # dask makes chunks of a shared array anew if what was made of them had not been fetched
+        assert again.min() >= 0
+        assert again.max() == again[3] == 1

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from no_warnings import no_warnings
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
@@ -471,8 +470,7 @@ def test_neighbourhood_is_a_mode_of_its_own(data):
 
 
 def test_nothing_is_warned_of_good_data(data):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         fit(data.copy())
 
 

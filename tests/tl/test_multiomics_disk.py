@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from compiled_programs import compiled_programs
 from flax import nnx
 from scipy.spatial import cKDTree
 
@@ -205,6 +206,26 @@ def test_runs_are_cut_anew_in_each_epoch_and_hold_every_cell_once():
         assert len(lengths) > 0.8 * len(cells) / streaming._RUN
         starts.append(set((place[breaks] % streaming._RUN).tolist()))
     assert starts[0] != starts[1]
+
+
+def uneven_cells(cells):
+    """Cells whose depth rises through the file, a few of them with large counts."""
+    rng = np.random.default_rng(5)
+    depth = np.linspace(0.1, 2.0, cells)[:, None]
+    values = rng.poisson(depth * rng.gamma(0.5, 1.0, 40), (cells, 40)).astype(np.float32)
+    values[rng.choice(cells, 3, replace=False), 0] = 700
+    return sp.csr_array(values)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_parts_of_all_seeds_share_one_program(small_parts, seed):
+    matrix = RowStore.of([uneven_cells(CELLS)], 40)
+    config = MultiOmicsVAEConfig(modality_dims=(40,), latent_dim=2, likelihoods=("negative_binomial",))
+    vae = DifferentiableMultiOmicsVAE(config, rngs=nnx.Rngs(0))
+    with compiled_programs() as programs:
+        vae.fit_matrices([matrix], max_epochs=6, patience=7, rng=seed)
+    epochs = [program for program in programs if "run_epoch" in program]
+    assert len(epochs) == (1 if seed == 0 else 0), epochs
 
 
 def test_no_more_cells_are_held_out_on_disk_than_are_kept():

@@ -57,15 +57,6 @@ def files(tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="module")
-def workers():
-    with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
 @pytest.fixture
 def small_parts(monkeypatch):
     """Every chromosome a task of its own, ranges of an index too."""
@@ -133,13 +124,13 @@ def test_a_lost_worker_changes_nothing(files, workers, small_parts, tmp_path, mo
     with workers.as_current():
         same(call(), here)
     assert (tmp_path / "dead").exists()
-    workers.wait_for_workers(2, timeout=120)
+    workers.wait_for_workers(2, timeout=300)
 
 
 def test_threads_of_one_process(files, small_parts):
     here = [one() for one in calls(files, "auto")[-3:]]
     with (
-        distributed.LocalCluster(processes=False, threads_per_worker=4, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=4, processes=False, dashboard_address=None) as cluster,
         distributed.Client(cluster),
     ):
         for one, expected in zip(calls(files, "auto")[-3:], here, strict=True):

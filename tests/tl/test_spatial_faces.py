@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from no_warnings import no_warnings
 
 import diffbio_sc as dbio
 
@@ -153,8 +152,7 @@ def test_few_shared_names_are_warned_of_with_numbers():
     with pytest.warns(UserWarning, match=r"share 12 names of 40 and 40, which is few.*40 would match in another case"):
         dbio.tl.deconvolve(adata, reference)
     adata, reference = tissue()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         dbio.tl.deconvolve(adata[:, :15].copy(), reference)  # a small panel that the reference covers
 
 

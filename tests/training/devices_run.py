@@ -1,9 +1,12 @@
-"""A process of ``test_devices.py``: ``devices_run.py result.npz batch_size [port number]``."""
+"""A process of ``test_devices.py``: ``devices_run.py result.npz batch_size [file_of_the_port number]``."""
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 import tempfile
+import time
 
 import anndata as ad
 import jax
@@ -123,12 +126,32 @@ def sizes(batch_size):
     return {"sample_bytes": sum(held.values()), "largest_part": max(held.values())}
 
 
+def agreed_port(path, number):
+    """A port that is free: the first process writes it down just before it takes it, and the other one waits for that.
+
+    While libraries are loaded, others on the machine may take one.
+    """
+    if number == 0:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        with open(f"{path}.part", "w") as file:
+            file.write(str(port))
+        os.replace(f"{path}.part", path)
+        return port
+    while not os.path.exists(path):  # the test ends processes that wait for long
+        time.sleep(0.05)
+    with open(path) as file:
+        return int(file.read())
+
+
 def main():
     """Write the results of this process."""
     path, batch_size, *host = sys.argv[1:]
     if host:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"localhost:{host[0]}", num_processes=2, process_id=int(host[1]))
+        number = int(host[1])
+        jax.distributed.initialize(f"localhost:{agreed_port(host[0], number)}", num_processes=2, process_id=number)
     dbio.settings.verbosity = "info"
     size = int(batch_size)
     np.savez(path, devices=jax.device_count(), **line(size), **parts(size), **vae(size), **stored(), **sizes(size))

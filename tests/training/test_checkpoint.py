@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import warnings
-
 import jax
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from no_warnings import no_warnings
 
 from diffbio_sc.training import Adam, Checkpoint, storage, train
 
@@ -112,6 +111,5 @@ def test_an_operators_file_is_no_checkpoint(make_linear, make_data, tmp_path):
 
 
 def test_training_gives_no_warning_of_its_own(make_linear, make_data, tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         train(make_linear(dropout=0.1), make_data(), max_epochs=2, checkpoint=tmp_path / "run.npz", **OPTIONS)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pytest
 
 HERE = Path(__file__).parent
 RUN = HERE / "devices_run.py"
+SECONDS = 900  # after which a process is taken to have stopped; nothing is measured
 
 
 def run(path, *, devices=1, batch_size=16, host=None):
@@ -27,10 +28,21 @@ def run(path, *, devices=1, batch_size=16, host=None):
 
 def finished(*processes):
     """Output of each, after all have ended well."""
-    outputs = [process.communicate(timeout=300) for process in processes]
+    # Each is listened to by a thread of its own: one whose pipe is full would stop, and the others wait for it.
+    with ThreadPoolExecutor(len(processes)) as threads:
+        outputs = list(threads.map(_listened, processes))
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors
     return ["".join(output) for output in outputs]
+
+
+def _listened(process):
+    try:
+        return process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        return output, f"{errors}\nnot done after {SECONDS} s"
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +88,8 @@ def test_a_batch_that_the_devices_do_not_divide_is_told(tmp_path, one_device):
 @pytest.mark.slow
 def test_two_hosts_give_the_result_of_one_device(tmp_path, one_device):
     """Two processes of two devices each, joined by ``jax.distributed``."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
     paths = [tmp_path / f"{number}.npz" for number in range(2)]
-    finished(*(run(path, devices=2, host=(port, number)) for number, path in enumerate(paths)))
+    finished(*(run(path, devices=2, host=(tmp_path / "port", number)) for number, path in enumerate(paths)))
     for path in paths:
         found = dict(np.load(path))
         assert int(found["devices"]) == 4

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from flax import nnx
+from no_warnings import no_warnings
 
 from diffbio_sc.operators import NotFittedWarning
 from diffbio_sc.training import Adam, Checkpoint, batches, loop, train
@@ -209,8 +208,7 @@ def test_training_marks_a_network_as_fitted(make_linear, make_data):
     with pytest.warns(NotFittedWarning):
         operator.apply(make_data(), {}, None)
     train(operator, make_data(), max_epochs=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with no_warnings():
         operator.apply(make_data(), {}, None)
 
 

@@ -10,7 +10,8 @@ import pytest
 import scipy.sparse as sp
 
 from diffbio_sc.numerics.counts.sparse_rows import scatter_dense
-from diffbio_sc.training import Adam, BatchSource, Checkpoint, IteratorSource, batches, train
+from diffbio_sc.numerics.padding import bucket_size
+from diffbio_sc.training import Adam, BatchSource, Checkpoint, IteratorSource, batches, streams, train
 
 SGD = optax.sgd(0.02)
 
@@ -20,7 +21,7 @@ class InPieces(BatchSource):
 
     def __init__(self, data, part_rows, *, reads_ahead=False):
         self.data, self.part_rows, self.reads_ahead = data, part_rows, reads_ahead
-        self.size = len(next(iter(data.values())))
+        self.size = next(iter(data.values())).shape[0]
 
     def parts(self, epoch):
         for start in range(0, self.size, self.part_rows):
@@ -146,6 +147,44 @@ def test_parts_with_more_entries_than_those_before_have_room(make_linear):
     options = {"loss": loss, "weighted": True, "batch_size": 8, "max_epochs": 2}
     report = train(make_linear(), IteratorSource(loader, 80, part_rows=40), **options)
     np.testing.assert_allclose(report.history["loss"], counts.sum(1).mean(), rtol=1e-6)
+
+
+def test_more_held_out_samples_than_a_part_take_no_room_from_the_parts(make_linear, monkeypatch):
+    rng = np.random.default_rng(0)
+    counts = sp.csr_array(rng.poisson(1.0, (420, 20)).astype(np.float32))
+    placed, place = [], batches.place_samples
+
+    def watched(*arguments, **options):
+        result = place(*arguments, **options)
+        placed.append(len(result[0]["X"].rows.data))
+        return result
+
+    def loss(operator, batch, key):
+        total = (scatter_dense(batch["X"]).sum(1) * batch["sample_weight"]).sum()
+        return total / batch["sample_weight"].sum() + 0.0 * operator.weights[...].sum()
+
+    monkeypatch.setattr(batches, "place_samples", watched)
+    held_out = {"X": counts[64:]}
+    options = {"loss": loss, "weighted": True, "batch_size": 8, "max_epochs": 1}
+    report = train(make_linear(), InPieces({"X": counts[:64]}, 32), validation=held_out, **options)
+    np.testing.assert_allclose(report.history["validation_loss"], held_out["X"].sum(1).mean(), rtol=1e-6)
+    assert placed[0] >= held_out["X"].nnz
+    assert max(placed[1:]) < 1.3 * counts[:64].nnz / 2
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_room_is_reserved_for_the_largest_of_drawn_parts_and_a_deviation(stratified):
+    """Against the definition: batches of the parts, by hand."""
+    rng = np.random.default_rng(0)
+    parts = [rng.poisson(rng.gamma(2.0, 50.0), 96) for _ in range(20)]
+    rooms = streams.Rooms(96, 16, stratified=stratified)
+    rooms.reserve(({"X": lengths} for lengths in parts), {"X": np.uint16})
+    strata = [np.sort(lengths).reshape(16, 6).max(1) if stratified else np.sort(lengths)[-16:] for lengths in parts]
+    expected = [np.array([stratum.sum() for stratum in strata]), np.array([lengths.sum() for lengths in parts])]
+    expected = [bucket_size(int(values.max() + values.std())) for values in expected]
+    small = sp.csr_array(np.ones((96, 5), np.float32))
+    found = rooms.arranged({"X": small})["X"]
+    assert (found.capacity, found.room, found.dtype) == (*expected, np.uint16)
 
 
 def test_what_does_not_fit_is_told(make_linear, make_data):

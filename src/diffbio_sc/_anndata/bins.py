@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffbio_sc._anndata.genome_axis import GenomeAxis
-from diffbio_sc._anndata.tables import read_uns
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc.engines.bin_peaks import Bins
 from diffbio_sc.numerics.genome.marks import WIDEST_WINDOW
 
@@ -104,6 +104,6 @@ def _width(genome: GenomeAxis) -> float:
 
 def _counted(adata: Any) -> str | None:
     """What of each fragment was counted, where it is recorded."""
-    record = read_uns(adata, "coverage")
+    record = in_memory(adata.uns.get("coverage"))
     params = record.get("params", {}) if isinstance(record, Mapping) else {}
     return params.get("ends") if isinstance(params, Mapping) else None

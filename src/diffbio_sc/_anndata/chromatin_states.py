@@ -12,7 +12,7 @@ import pandas as pd
 from diffbio_sc._anndata.cell_types import CellTypeBins, read_cell_type_bins
 from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.results import prefix_of
-from diffbio_sc._anndata.tables import read_column, read_uns
+from diffbio_sc._anndata.tables import in_memory, read_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,7 +81,7 @@ def read_states(
         If no bin has a state.
     """
     require_anndata(adata, name)
-    record = read_uns(adata, key)
+    record = in_memory(adata.uns.get(key, {}))
     record = record if isinstance(record, Mapping) else {}
     params = record.get("params", {})
     cell_type_key = cell_type_key or params.get("cell_type_key")
@@ -156,7 +156,7 @@ def read_posterior(adata: AnnData, key: str, axis: Literal["var", "obs"], n_stat
 def read_model_record(adata: AnnData, key: str) -> Mapping[str, Any]:
     """Entry of ``.uns`` that holds a model, checked to be one."""
     require_anndata(adata)
-    record = read_uns(adata, key)
+    record = in_memory(adata.uns.get(key))
     if not isinstance(record, Mapping) or any(name not in record for name in _MODEL):
         raise KeyError(
             f"adata.uns has no model of chromatin states {key!r}: run diffbio_sc.tl.chromatin_states first, or pass "

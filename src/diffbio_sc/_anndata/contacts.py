@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from diffbio_sc._anndata.genome_axis import GenomeAxis, read_genome_axis
 from diffbio_sc._anndata.matrix import require_anndata
-from diffbio_sc._anndata.tables import numbers_or_nan
+from diffbio_sc._anndata.tables import in_memory, numbers_or_nan
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
 from diffbio_sc.genome.contact_map import ContactMap
 from diffbio_sc.numerics.genome.pixels import cis_rows, storage_of, upper_triangle
@@ -112,7 +112,7 @@ def read_contacts(
             f"{name} must be symmetric or hold one triangle only: {error}. "
             "If it counts ordered pairs, pass matrix + matrix.T (and halve its diagonal)."
         ) from None
-    stated = adata.uns.get(f"{key}_storage")
+    stated = in_memory(adata.uns.get(f"{key}_storage"))
     stated = stated.get("storage") if isinstance(stated, dict) else None
     if stated is not None and stated not in _STORAGES:
         raise ValueError(f"adata.uns['{key}_storage']['storage'] must be one of {list(_STORAGES)}, found {stated!r}.")

@@ -12,7 +12,7 @@ import pandas as pd
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._anndata.names import require_unique
 from diffbio_sc._anndata.sequences import read_genome_sequences, read_tokens
-from diffbio_sc._anndata.tables import in_memory, read_column, read_uns
+from diffbio_sc._anndata.tables import in_memory, read_column
 from diffbio_sc._anndata.tf_context import case_hint
 from diffbio_sc._checks import counted, name_heads
 
@@ -140,7 +140,7 @@ def read_context(
         values = table.to_numpy(np.float64, na_value=np.nan)
     else:
         values = np.asarray(table, np.float64)
-        names = read_uns(adata, "tf_names")
+        names = in_memory(adata.uns.get("tf_names"))
         if names is None or len(names) != values.shape[1]:
             found = "none" if names is None else f"{len(names)}"
             raise ValueError(

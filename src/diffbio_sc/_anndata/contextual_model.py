@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from diffbio_sc._anndata.contextual_data import Context
-from diffbio_sc._anndata.tables import in_memory, read_uns
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._checks import is_path
 from diffbio_sc._files import replacing
 
@@ -99,7 +99,7 @@ def read_contextual_model(model: Any, *, key: str = DEFAULT_KEY) -> ContextualMo
     if is_path(model):
         return _rebuild(_read_file(model), repr(os.fspath(model)))
     if hasattr(model, "uns"):
-        record = read_uns(model, key)
+        record = in_memory(model.uns.get(key))
         if not isinstance(record, Mapping) or "model" not in record:
             raise KeyError(
                 f"adata.uns has no model under {key!r}: run dbio.tl.contextual(adata) first, or pass model=..., an "

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.tables import in_memory, read_column, read_uns
+from diffbio_sc._anndata.tables import in_memory, read_column
 from diffbio_sc._checks import name_heads, whole_numbers
 from diffbio_sc.genome.barcodes import found_barcodes, group_codes, report_barcodes
 from diffbio_sc.genome.interval_kernels import group_rows
@@ -41,7 +41,7 @@ def fragments_of(adata: Any) -> Intervals:
     ValueError
         If the matrix does not fit them, or a length is not a positive whole number that stays on its chromosome.
     """
-    reference = read_uns(adata, _REFERENCE)
+    reference = in_memory(adata.uns.get(_REFERENCE))
     if reference is None or _NAME not in reference or _LENGTH not in reference:
         raise KeyError(
             f"adata.obsm[{_KEY!r}] needs adata.uns[{_REFERENCE!r}] with {_NAME!r} and {_LENGTH!r}; .uns holds "

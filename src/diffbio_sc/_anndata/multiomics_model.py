@@ -16,7 +16,7 @@ from diffbio_sc._anndata.modalities import (
     read_known_modalities,
     require_object,
 )
-from diffbio_sc._anndata.tables import in_memory, read_uns
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._logging import logger
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def read_multiomics_model(
                 f"{owner} has no {key!r}: fit a model with dbio.tl.multiomics_vae, or pass one, fitted=...; keys: "
                 f"{[str(name) for name in fitted.uns]}."
             )
-        record, where = read_uns(fitted, key), f"{owner}[{key!r}]['model']"
+        record, where = in_memory(fitted.uns[key]), f"{owner}[{key!r}]['model']"
     elif isinstance(fitted, Mapping):
         record, where = in_memory(fitted), "fitted['model']"
     else:

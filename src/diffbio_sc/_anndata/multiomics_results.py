@@ -11,7 +11,7 @@ from diffbio_sc._anndata.modalities import is_mudata, object_name, require_objec
 from diffbio_sc._anndata.modality_results import write_modality_results
 from diffbio_sc._anndata.multiomics_model import texts
 from diffbio_sc._anndata.results import check_key, storable, storable_names
-from diffbio_sc._anndata.tables import read_uns
+from diffbio_sc._anndata.tables import in_memory
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,7 +68,7 @@ def write_embedding(
 
 def _earlier_modalities(data, prefix: str, key_added: str) -> tuple[dict, dict, dict]:
     """Fields of an earlier result under the same key, to be removed unless they are written anew."""
-    record = read_uns(data, prefix)
+    record = in_memory(data.uns.get(prefix))
     params = record.get("params", {}) if isinstance(record, Mapping) else {}
     names = texts(params["modalities"]) if "modalities" in params else []
     labels = [name.replace("/", "|") for name in names]
@@ -89,7 +89,7 @@ def read_record(data: MuData | AnnData, key: str) -> Mapping[str, Any]:
         If it is no object.
     """
     require_object(data)
-    record = read_uns(data, key)
+    record = in_memory(data.uns.get(key))
     if record is None or "modalities" not in record.get("params", {}):
         raise KeyError(
             f"{object_name(data)}.uns has no result {key!r}: run diffbio_sc.tl.multiomics_vae first, or pass its "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from diffbio_sc._anndata.matrix import require_anndata
-from diffbio_sc._anndata.tables import read_uns
+from diffbio_sc._anndata.tables import in_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ def read_peak_tables(adata: Any, key: str) -> dict[str, pd.DataFrame]:
         If there are no peaks of that key.
     """
     require_anndata(adata)
-    record = read_uns(adata, key)
+    record = in_memory(adata.uns.get(key))
     if record is None or "tables" not in record:
         keys = [str(name) for name in adata.uns]
         raise KeyError(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.matrix import require_anndata
 from diffbio_sc._anndata.modalities import object_name
-from diffbio_sc._anndata.tables import read_table, read_uns
+from diffbio_sc._anndata.tables import in_memory, read_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,7 +33,7 @@ def read_record(adata: AnnData, key: str, entry: str, maker: str) -> dict[str, A
 
 def find_record(data: AnnData | MuData, key: str, entry: str, maker: str) -> dict[str, Any]:
     """:func:`read_record` of an object that may be a MuData."""
-    record = read_uns(data, key)
+    record = in_memory(data.uns.get(key))
     if not hasattr(record, "keys") or entry not in record:
         where = object_name(data)
         raise KeyError(

@@ -32,18 +32,17 @@ def read_table(table: Any, columns: Sequence[str] | None = None) -> pd.DataFrame
 
 
 def in_memory(value: Any) -> Any:
-    """Value of an object's field; of a lazy object, which leaves tables and arrays in its file, also within a dict."""
-    if isinstance(value, pd.DataFrame):
+    """A table, an array or a record of them in memory, where an object of ``read_lazy`` has left them in its file."""
+    if hasattr(value, "to_memory"):
+        return value.to_memory()
+    if isinstance(value, Mapping):
+        read = {name: in_memory(entry) for name, entry in value.items()}
+        return read if any(read[name] is not entry for name, entry in value.items()) else value
+    if not hasattr(value, "__dask_graph__"):
         return value
-    for method in ("to_memory", "compute"):  # of tables, which are mappings too, and of arrays of dask
-        if hasattr(value, method):
-            return getattr(value, method)()
-    return {key: in_memory(item) for key, item in value.items()} if isinstance(value, Mapping) else value
-
-
-def read_uns(data: Any, key: str) -> Any:
-    """Entry of ``.uns`` in memory; None if there is none."""
-    return in_memory(data.uns.get(key))
+    array = value.compute()
+    array = array.astype(object) if getattr(array.dtype, "kind", "") == "T" else array
+    return array if array.shape else array[()]
 
 
 def numbers_or_nan(table: Any, key: str) -> np.ndarray:
@@ -120,7 +119,7 @@ def read_coordinates(adata: AnnData, key: str) -> np.ndarray:
     if key not in adata.obsm:
         raise KeyError(f"adata.obsm has no {key!r}; keys: {list(adata.obsm.keys())}.")
     try:
-        values = np.asarray(adata.obsm[key], dtype=np.float64)
+        values = np.asarray(in_memory(adata.obsm[key]), dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"adata.obsm[{key!r}] must hold numbers, found {_first_text(adata.obsm[key])}.") from error
     if values.ndim != 2 or values.shape[1] not in (2, 3):
@@ -166,8 +165,7 @@ def read_covariates(adata: AnnData, covariates: Any) -> np.ndarray:
         table = pd.concat([read_column(adata.obs, name) for name in names], axis=1)
     else:
         table = covariates
-    if hasattr(table, "to_memory"):
-        table = table.to_memory()
+    table = in_memory(table)
     if isinstance(table, pd.DataFrame):
         if not table.index.equals(adata.obs_names):
             raise ValueError("covariates must be a table indexed by adata.obs_names, in the same order.")

@@ -11,7 +11,7 @@ import pandas as pd
 from diffbio_sc._anndata.matrix import read_counts
 from diffbio_sc._anndata.modalities import is_mudata
 from diffbio_sc._anndata.names import require_unique
-from diffbio_sc._anndata.tables import read_labels
+from diffbio_sc._anndata.tables import read_column, read_labels
 from diffbio_sc._checks import name_heads
 from diffbio_sc.blocks.matrix import as_count_matrix
 
@@ -134,7 +134,7 @@ def _labels_of(mdata: Any, modality: str, groupby: str) -> pd.DataFrame:
     found = next((name for name in (f"{modality}:{groupby}", groupby) if name in mdata.obs), None)
     if groupby in part.obs or found is None:
         return part.obs
-    return pd.DataFrame({groupby: mdata.obs[found].reindex(part.obs_names)})
+    return pd.DataFrame({groupby: read_column(mdata.obs, found).reindex(part.obs_names)})
 
 
 def _of_table(table: pd.DataFrame, tfs: Sequence[str] | None) -> Expression:

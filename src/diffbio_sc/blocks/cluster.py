@@ -11,9 +11,11 @@ import pickle
 import sys
 import tempfile
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,10 @@ from diffbio_sc._warnings import unheard
 
 __all__ = [
     "active_client",
+    "arriving",
     "cancel",
     "cancelled",
+    "closing_told",
     "in_order",
     "load_stored",
     "on_worker",
@@ -39,6 +43,7 @@ __all__ = [
 
 Explanation = Callable[[int, BaseException], BaseException]
 _TOKEN = "token"
+_LOOK_AGAIN = 0.005  # seconds between two looks at what the workers have done
 _LOADED: dict[Path, Any] = {}  # what this process has loaded from shared folders
 _LOADING = threading.Lock()
 _ASKED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # workers that have this package
@@ -86,11 +91,7 @@ def require_package(client: Any, version: str | None = None) -> None:
     """
     if version is None:
         from diffbio_sc import __version__ as version
-    workers = set(client.nthreads())
-    if not workers:
-        logger.warning("The cluster has no workers now: waiting for the first one.")
-        client.submit(int, pure=False).result()  # a cluster that adapts starts workers for tasks
-        workers = set(client.nthreads())
+    workers = _present(client)
     new = workers - _ASKED.get(client, set())
     if not new:
         return
@@ -100,7 +101,9 @@ def require_package(client: Any, version: str | None = None) -> None:
 
         return diffbio_sc.__version__
 
-    found = client.run(loaded, workers=list(new), on_error="return")
+    with closing_told(client):
+        answers = client.run(loaded, workers=list(new), on_error="return")
+    found = {address: answer for address, answer in answers.items() if not _has_left(client, address, answer)}
     lacking = {address: error for address, error in found.items() if isinstance(error, BaseException)}
     if lacking:
         address, error = next(iter(lacking.items()))
@@ -118,12 +121,31 @@ def require_package(client: Any, version: str | None = None) -> None:
             UserWarning,
             stacklevel=2,
         )
-    _ASKED[client] = workers
+    _ASKED[client] = workers - (new - set(found))
+
+
+def _present(client: Any) -> set[str]:
+    """Addresses of the workers; where there are none the first one is waited for."""
+    with closing_told(client):
+        workers = set(client.nthreads())
+        if not workers:
+            logger.warning("The cluster has no workers now: waiting for the first one.")
+            client.submit(int, pure=False).result()  # a cluster that adapts starts workers for tasks
+            workers = set(client.nthreads())
+        return workers
+
+
+def _has_left(client: Any, address: str, answer: Any) -> bool:
+    """Whether a worker was lost, or taken away by a cluster that adapts, while it was asked: the next has its turn."""
+    from distributed.comm import CommClosedError
+
+    return isinstance(answer, CommClosedError) or (isinstance(answer, OSError) and address not in client.nthreads())
 
 
 def workers_of(client: Any) -> int:
     """Number of workers that the cluster has now."""
-    return len(client.nthreads())
+    with closing_told(client):
+        return len(client.nthreads())
 
 
 def in_order(
@@ -148,12 +170,15 @@ def in_order(
     from distributed import as_completed
 
     # What a step holds is one node of the graph, sent once: no data that might have been loaded by the workers.
-    with unheard("Sending large graph"):
+    with closing_told(client), unheard("Sending large graph"):
         futures = client.compute(tasks)
     pending = {future.key: (number, future) for number, future in enumerate(futures)}
     del futures
-    finished: Any = as_completed(
-        [future for _, future in pending.values()], loop=client.loop, with_results=True, raise_errors=False
+    finished: Any = arriving(
+        client,
+        as_completed(
+            [future for _, future in pending.values()], loop=client.loop, with_results=True, raise_errors=False
+        ),
     )
     if description is not None:
         finished = progress(finished, description, total=len(pending))
@@ -175,6 +200,31 @@ def in_order(
                 following += 1
     finally:
         cancel(client, [future for _, future in pending.values()])
+
+
+def arriving(client: Any, finished: Any) -> Iterator[Any]:
+    """What ``as_completed`` gives, for as long as the client is open.
+
+    A result that was on its way when the client was closed never arrives, and dask would wait for it for ever.
+    """
+    while not finished.is_empty():
+        if finished.has_ready():
+            yield next(finished)
+        elif client.status != "running":
+            raise cancelled()
+        else:
+            time.sleep(_LOOK_AGAIN)
+
+
+@contextmanager
+def closing_told(client: Any) -> Iterator[None]:
+    """Turn what a client raises that was closed meanwhile, of whatever kind, into an error that tells of just that."""
+    try:
+        yield
+    except Exception as error:
+        if client.status == "running" and not isinstance(error, CancelledError):
+            raise
+        raise cancelled() from None
 
 
 def cancelled() -> RuntimeError:
@@ -211,7 +261,11 @@ def shared_folder(client: Any) -> Iterator[Path | None]:
         with tempfile.TemporaryDirectory(prefix="diffbio-sc-", dir=place, ignore_cleanup_errors=True) as name:
             folder, token = Path(name), uuid.uuid4().hex
             (folder / _TOKEN).write_text(token)
-            seen = client.run(_sees, folder, token, on_error="ignore")
+            with closing_told(client):
+                # Where the last worker leaves just now, nobody answers.
+                seen = client.run(_sees, folder, token, on_error="ignore") or (
+                    _present(client) and client.run(_sees, folder, token, on_error="ignore")
+                )
             if seen and all(seen.values()):
                 yield folder
                 return
@@ -239,7 +293,9 @@ def stored_for_workers(client: Any, value: Any, path: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        client.run(_forget, path, on_error="ignore")
+        if client.status == "running":
+            with suppress(Exception):  # the error that ended the work is the one to tell
+                client.run(_forget, path, on_error="ignore")
 
 
 def load_stored(path: Path) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from diffbio_sc.blocks.plan import Plan, Task, block_rows, plan_rows
 from diffbio_sc.blocks.shuffle import ColumnSpool
 from diffbio_sc.blocks.steps import ColumnSums, GroupSums, RowSums, Step, Together, combine_in_order
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -125,11 +126,19 @@ class CountMatrix(abc.ABC):
         """
         if not blocks:
             return []
-        with ColumnSpool(blocks) as spool:
+        with ColumnSpool(blocks, rows=self.shape[0]) as spool:
             for _, whole in self._pass(self.plan(), f"{description}: reading"):
                 spool.deal(whole)
             numbers = progress(range(len(blocks)), description)
             return [function(spool.collect(number), blocks[number]) for number in numbers]
+
+    def map_items(self, function: Callable[[Item], Result], items: Sequence[Item], *, description: str) -> list[Result]:
+        """Apply ``function`` to items that need no rows, in order, where the blocks of the matrix are worked on.
+
+        For work before a pass that is shared out: on a lazy matrix every item is a task of the cluster, if a client is
+        active. The function, which may hold large constants, must be picklable then.
+        """
+        return [function(item) for item in progress(items, description)]
 
     def columns(self, indices: np.ndarray) -> sp.csc_array:
         """Sparse columns at ``indices``."""

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,16 @@ def keep(block: Any, path: Path | None) -> None:
     size = sum(part.nbytes for part in packed if isinstance(part, np.ndarray))
     if shutil.disk_usage(path.parent).free < size + _SPARE:
         return
-    # Tasks may run twice, on two workers: each writes a file of its own, and the last one stays.
-    handle, part = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            pickle.dump(packed, file, protocol=pickle.HIGHEST_PROTOCOL)
-        os.replace(part, path)
-    except OSError:  # a quota, or others fill the disk
-        os.remove(part)
+    with suppress(OSError):  # a quota, of files too, or others fill the disk
+        # Tasks may run twice, on two workers: each writes a file of its own, and the last one stays.
+        handle, part = tempfile.mkstemp(dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                pickle.dump(packed, file, protocol=pickle.HIGHEST_PROTOCOL)
+            os.replace(part, path)
+        except BaseException:
+            os.remove(part)
+            raise
 
 
 def load_kept(path: Path) -> Any:

@@ -7,7 +7,7 @@ import pickle
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,10 @@ from diffbio_sc.blocks.steps import Step, combine_in_order
 
 __all__ = ["ChunkError", "Dask"]
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+_TASKS_A_THREAD = 8  # of light work on kept files: fewer would be uneven, more cost more than their work does
+_MOST_TOGETHER = 8  # kept files of a task, whose results it holds
 _LIGHT = 100_000  # bytes of what chunks share (a store, a path) that each task may carry along
 
 
@@ -230,9 +233,7 @@ class Dask(CountMatrix):
         """Delayed ``function`` of each read, with an argument of its own; each returns its bytes and a result."""
         import dask
 
-        kept = self._kept_reads(client)
-        paths = [None if kept is None else kept.path(*read) for read in reads]
-        files = [file_at(path) for path in paths]
+        paths, files = self._kept_files(client, reads)
         sources = self._sources([read for read, file in zip(reads, files, strict=True) if file is None])
 
         # A node of the graph of its own: what the function holds travels to each worker once, not with every task, and
@@ -244,6 +245,12 @@ class Dask(CountMatrix):
             for (start, stop), file, argument, path in zip(reads, files, arguments, paths, strict=True)
         ]
 
+    def _kept_files(self, client: Any, reads: list[tuple[int, int]]) -> tuple[list[Path | None], list[Path | None]]:
+        """Where each read is kept, if it is to be, and the files that are there."""
+        kept = self._kept_reads(client)
+        paths = [None if kept is None else kept.path(*read) for read in reads]
+        return paths, [file_at(path) for path in paths]
+
     def _results(
         self,
         client: Any,
@@ -252,8 +259,17 @@ class Dask(CountMatrix):
         arguments: Iterable,
         name: str,
         description: str | None = None,
+        *,
+        light: bool = True,
     ) -> Iterator[Any]:
-        """Bytes and result of ``function`` of each read, in order."""
+        """Bytes and result of ``function`` of each read, in order.
+
+        If it is ``light``, a task takes several reads that are all kept: a task costs more than the work on one.
+        """
+        files = [file for file in self._kept_files(client, reads)[1] if file is not None]
+        if light and reads and len(files) == len(reads):
+            yield from _results_of_files(client, function, files, list(arguments), name, description)
+            return
         tasks = self._submit(client, function, reads, arguments, name)
         yield from in_order(client, tasks, description, lambda number, error: self._explained(error, reads[number]))
 
@@ -280,7 +296,7 @@ class Dask(CountMatrix):
             yield from super().stream(function, size, description=description)
             return
         plan, name, total = self.plan(size), description or "Blocks", 0
-        found = self._results(client, _Mapped(function), _spans(plan), plan.tasks, name, description)
+        found = self._results(client, _Mapped(function), _spans(plan), plan.tasks, name, description, light=False)
         for number, results in found:
             total += number
             yield from results
@@ -338,6 +354,26 @@ class Dask(CountMatrix):
                 ]
                 return list(in_order(client, tasks, description))
 
+    def map_items(self, function: Callable[[Item], Result], items: Sequence[Item], *, description: str) -> list[Result]:
+        """Apply ``function`` to items that need no rows, in order, one task of a cluster each."""
+        client = self._client()
+        if client is None:
+            return super().map_items(function, items, description=description)
+        import dask
+
+        run, token = dask.delayed(_on_item, pure=False), uuid.uuid4().hex[:8]
+        label = description.lower().replace(" ", "-")
+
+        def results(shared: Any) -> list[Result]:
+            tasks = [run(shared, item, dask_key_name=f"{label}-{k}-{token}") for k, item in enumerate(items)]
+            return list(in_order(client, tasks, description))
+
+        with shared_folder(client) as folder:
+            if folder is None:
+                return results(dask.delayed(function, pure=False, traverse=False))
+            with stored_for_workers(client, function, folder / "function") as stored:
+                return results(stored)
+
     def take(self, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
         """Dense float32 rows at increasing indices; only the chunks that hold them are computed."""
         rows = np.asarray(rows)
@@ -380,9 +416,42 @@ def _on_source(function: Callable[[Any, Any], Result], source: Any, argument: An
     """Run in a worker: read the chunks, and keep them if there is a path, or what was kept; then apply the function."""
     if isinstance(source, Path):
         return function(load_kept(source), argument)
-    whole = source.read() if isinstance(source, Chunks) else _from_parts(*source)
+    if isinstance(source, Chunks):
+        if (kept := file_at(path)) is not None:  # by this task before, of which the result was lost with its worker
+            return function(load_kept(kept), argument)
+        whole = source.read()
+    else:
+        whole = _from_parts(*source)
     keep(whole, path)
     return function(whole, argument)
+
+
+def _results_of_files(
+    client: Any, function: Any, files: list[Path], arguments: list[Any], name: str, description: str | None
+) -> Iterator[Any]:
+    """Bytes and result of ``function`` of each kept file, in order, several files a task."""
+    import dask
+
+    threads = max(sum(client.nthreads().values()), 1)
+    each = min(max(len(files) // (_TASKS_A_THREAD * threads), 1), _MOST_TOGETHER)
+    shared, run = dask.delayed(function, pure=False, traverse=False), dask.delayed(_on_files, pure=False)
+    label, token = name.lower().replace(" ", "-"), uuid.uuid4().hex[:8]
+    tasks = [
+        run(
+            shared,
+            files[first : first + each],
+            arguments[first : first + each],
+            dask_key_name=f"{label}-kept-{first}-{token}",
+        )
+        for first in range(0, len(files), each)
+    ]
+    for results in in_order(client, tasks, description):
+        yield from results
+
+
+def _on_files(function: Callable[[Any, Any], Result], files: list[Path], arguments: list[Any]) -> list[Result]:
+    """Run in a worker: apply the function to what was kept, file by file."""
+    return [function(load_kept(file), argument) for file, argument in zip(files, arguments, strict=True)]
 
 
 def _in_our_task(error: BaseException) -> bool:
@@ -455,3 +524,8 @@ def _on_columns(
         return function(assemble(pieces, 0, len(block)), block)
     function = load_stored(function)
     return function(assemble([FilePiece(path) for path in pieces], *stretch), block)
+
+
+def _on_item(function: Any, item: Any) -> Any:
+    """Run in a worker: apply the function, or the one at a path."""
+    return (load_stored(function) if isinstance(function, Path) else function)(item)

@@ -132,7 +132,8 @@ class BackedColumns(CountMatrix):
     def _wholes(self, plan: Plan) -> Iterator[tuple[Task, Any]]:
         if not plan.tasks:
             return
-        with ColumnSpool([np.arange(task[0][0], task[-1][1]) for task in plan.tasks]) as spool:
+        parts = [np.arange(task[0][0], task[-1][1]) for task in plan.tasks]
+        with ColumnSpool(parts, rows=self.shape[1]) as spool:
             for slab in self._slabs():
                 spool.deal(slab)
             for number, task in enumerate(plan.tasks):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
-from diffbio_sc.blocks.cluster import active_client, cancel, cancelled, shared_folder
+from diffbio_sc.blocks.cluster import active_client, arriving, cancel, cancelled, closing_told, shared_folder
 
 __all__ = ["Flow", "Here", "Processes", "Round", "Runner", "Workers", "run_here", "task_runner"]
 
@@ -90,6 +90,10 @@ class _Spread(abc.ABC):
     def _next(self) -> Any:
         """Wait for a task that is done."""
 
+    def _result(self, future: Any) -> Any:
+        """Result of a task that is done."""
+        return future.result()
+
     @abc.abstractmethod
     def _forget(self, futures: list[Any]) -> None:
         """Leave out tasks that are not done, and what was done since."""
@@ -134,7 +138,7 @@ class _Spread(abc.ABC):
                     return
                 future = self._next()
                 number, place = places.pop(future)
-                rounds[number][place] = future.result()
+                rounds[number][place] = self._result(future)
                 del future  # a traceback may keep this frame for long, and the worker its result
                 missing[number] -= 1
                 if not missing[number]:
@@ -165,19 +169,27 @@ class Workers(_Spread):
         self._completed: Any = as_completed(loop=client.loop)
 
     def _threads(self) -> int:
-        return sum(self.client.nthreads().values())
+        with closing_told(self.client):
+            return sum(self.client.nthreads().values())
 
     def _submit(self, task: _Task, name: str) -> Any:
         key = f"{name.lower().replace(' ', '-')}-{uuid.uuid4().hex}"
-        future = self.client.submit(_run, task, key=key, pure=False)
-        self._completed.add(future)
+        with closing_told(self.client):
+            future = self.client.submit(_run, task, key=key, pure=False)
+            self._completed.add(future)
         return future
 
     def _next(self) -> Any:
-        future = next(self._completed)
+        future = next(arriving(self.client, self._completed))
         if future.cancelled():
             raise cancelled()
         return future
+
+    def _result(self, future: Any) -> Any:
+        if future.status == "error":
+            return future.result()
+        with closing_told(self.client):
+            return future.result()
 
     def _forget(self, futures: list[Any]) -> None:
         self._completed.clear()

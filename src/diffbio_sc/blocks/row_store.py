@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc._files import room_for
+
 _GAP = 32  # rows that are not asked for, up to which reading on is quicker than beginning anew
 _MOST_READ = 1 << 22  # entries that are read at once to find some rows among them
 _COPY = 1 << 22  # values that are written anew at a time
@@ -58,9 +60,14 @@ class RowStore:
         block = canonical(block)
         if block.shape[1] != self.n_columns:
             raise ValueError(f"a block of rows has {block.shape[1]} columns, {self.n_columns} were announced.")
-        with open(self._columns, "ab") as file:
-            block.indices.astype(self._column_type).tofile(file)
-        self._append(block.data)
+        needed = smallest_type(block.data)
+        if _TYPES.index(needed) > _TYPES.index(self._type.type):
+            self._widen(np.dtype(needed))
+        parts = ((self._columns, block.indices, self._column_type), (self._values, block.data, self._type))
+        with room_for(sum(block.nnz * np.dtype(kind).itemsize for *_, kind in parts), self._folder.name):
+            for path, values, kind in parts:
+                with open(path, "ab") as file:
+                    values.astype(kind).tofile(file)
         self._written.append((np.diff(block.indptr), np.asarray(block.sum(1), np.float64).ravel()))
 
     def finish(self) -> RowStore:
@@ -71,22 +78,16 @@ class RowStore:
         self._written = []
         return self
 
-    def _append(self, values: np.ndarray) -> None:
-        needed = smallest_type(values)
-        if _TYPES.index(needed) > _TYPES.index(self._type.type):
-            self._widen(needed)
-        with open(self._values, "ab") as file:
-            values.astype(self._type).tofile(file)
-
-    def _widen(self, dtype: Any) -> None:
+    def _widen(self, dtype: np.dtype) -> None:
         """Write the values so far in a larger type."""
         wider = self._values.with_suffix(".wider")
-        with open(wider, "wb") as target:
-            with open(self._values, "rb") as source:
+        number = self._values.stat().st_size // self._type.itemsize
+        with room_for(number * dtype.itemsize, self._folder.name):
+            with open(wider, "wb") as target, open(self._values, "rb") as source:
                 while len(part := np.fromfile(source, self._type, _COPY)):
                     part.astype(dtype).tofile(target)
         wider.replace(self._values)
-        self._type = np.dtype(dtype)
+        self._type = dtype
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -196,7 +197,8 @@ class ArrayStore:
         with open(self._path, "wb") as file:
             for block in blocks:
                 self._shape, self.dtype = block.shape[1:], block.dtype
-                block.tofile(file)
+                with room_for(block.nbytes, self._folder.name):
+                    block.tofile(file)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Return rows at ascending indices."""
@@ -230,6 +232,11 @@ def smallest_type(values: np.ndarray) -> Any:
 def entries_of_rows(matrix: Any) -> np.ndarray:
     """Number of entries of each row, of a CSR matrix in memory or in files."""
     return matrix.lengths if isinstance(matrix, RowStore) else np.diff(matrix.indptr)
+
+
+def type_of_values(matrix: Any) -> Any:
+    """Smallest type that holds the values, of a CSR matrix in memory or in files."""
+    return matrix._type.type if isinstance(matrix, RowStore) else smallest_type(matrix.data)
 
 
 def canonical(block: Any) -> sp.csr_array:

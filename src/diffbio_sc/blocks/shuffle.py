@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 import scipy.sparse as sp
 
+from diffbio_sc._files import MORE_ROOM, MORE_SHARED_ROOM, room_for
 from diffbio_sc._settings import settings
 
 _HEADER = 4  # numbers before the arrays of a file: rows, columns, entries, bytes of a value
@@ -77,15 +79,27 @@ class HeldPiece(NamedTuple):
         """Rows and values of some entries."""
         return self.indices[start:stop], self.data[start:stop]
 
-    def save(self, path: Path) -> FilePiece:
-        """Write the piece into a file, which is there as a whole or not at all."""
+    def save(self, path: Path, remedy: str = MORE_SHARED_ROOM) -> FilePiece:
+        """Write the piece into a file, which is there as a whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If there is no room for it; the message says ``remedy``.
+        """
         header = np.array([self.rows, len(self.indptr) - 1, len(self.data), self.data.itemsize], np.int64)
-        # Tasks may run twice, on two workers: each writes a file of its own, and the last one stays.
-        handle, part = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            for values in (header, self.indptr, self.indices, self.data):
-                values.tofile(file)
-        os.replace(part, path)
+        with room_for(header.nbytes + self.nbytes, path.parent, remedy):
+            # Tasks may run twice, on two workers: each writes a file of its own, and the last one stays.
+            handle, part = tempfile.mkstemp(dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    for values in (header, self.indptr, self.indices, self.data):
+                        values.tofile(file)
+                os.replace(part, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.remove(part)
+                raise
         return FilePiece(path)
 
 
@@ -162,10 +176,13 @@ class ColumnSpool:
         Indices of the columns of each block.
     in_memory
         Bytes that may wait in memory, by default a quarter of a block; the rest waits in temporary files.
+    rows
+        Number of rows that will be dealt out, if it is known: where the disk has no room, the error then says how much
+        all of them take.
     """
 
-    def __init__(self, blocks: Sequence[np.ndarray], in_memory: int | None = None):
-        self._blocks = ColumnBlocks(blocks)
+    def __init__(self, blocks: Sequence[np.ndarray], in_memory: int | None = None, rows: int | None = None):
+        self._blocks, self._rows = ColumnBlocks(blocks), rows
         self._free = settings.block_bytes // 4 if in_memory is None else in_memory
         self._pieces: list[Piece] = []
         self._folder: tempfile.TemporaryDirectory | None = None
@@ -189,7 +206,15 @@ class ColumnSpool:
             return
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="diffbio-sc-")
-        self._pieces.append(piece.save(Path(self._folder.name) / str(len(self._pieces))))
+        self._pieces.append(piece.save(Path(self._folder.name) / str(len(self._pieces)), self._remedy(piece)))
+
+    def _remedy(self, piece: HeldPiece) -> str:
+        """What to do if there is no room for a piece."""
+        whole = ""
+        if self._rows:
+            size = piece.nbytes / max(piece.rows, 1) * self._rows
+            whole = f"All {self._rows:,} rows take about {size / 1e6:,.1f} MB. "
+        return f"{whole}{MORE_ROOM} A quarter of settings.block_bytes, {settings.block_bytes:,}, waits in memory."
 
     def collect(self, number: int) -> sp.csc_array:
         """Return all rows of one block of columns."""

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-from scipy.stats import rankdata
 
 from diffbio_sc.engines.contacts_expected import RegionDecay
 from diffbio_sc.genome.contact_map import ContactMap
@@ -19,6 +18,7 @@ from diffbio_sc.numerics.genome.compartments import (
 )
 from diffbio_sc.numerics.genome.pixels import cis_rows, pixel_rows
 from diffbio_sc.numerics.genome.plain_eigenvectors import plain_eigenvectors
+from diffbio_sc.numerics.ranking import average_ranks
 
 CONFIDENT = 3.0
 """Correlation with the track, in standard errors at the effective number of bins, from which a sign is trusted."""
@@ -162,7 +162,7 @@ def phase(name: str, pairs: EigenPairs, track: np.ndarray | None, choose: bool =
 
 
 def _spearman(left: np.ndarray, right: np.ndarray) -> float:
-    left, right = rankdata(left), rankdata(right)
+    left, right = average_ranks(left), average_ranks(right)
     return float(np.corrcoef(left, right)[0, 1]) if np.ptp(left) > 0 and np.ptp(right) > 0 else 0.0
 
 
@@ -170,7 +170,7 @@ def _effective_size(left: np.ndarray, right: np.ndarray) -> float:
     """Number of independent pairs of values in two series whose neighbours agree (Bartlett's formula, first order)."""
     agreement = 1.0
     for values in (left, right):
-        ranks = rankdata(values)
+        ranks = average_ranks(values)
         ranks = ranks - ranks.mean()
         agreement *= float((ranks[1:] * ranks[:-1]).sum() / max((ranks * ranks).sum(), 1e-300))
     return len(left) * (1.0 - agreement) / (1.0 + agreement)

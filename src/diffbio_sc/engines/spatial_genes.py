@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.stats import false_discovery_control
 
 from diffbio_sc._compiled import one_blas_thread
 from diffbio_sc._settings import settings
 from diffbio_sc.blocks.matrix import CountMatrix
 from diffbio_sc.blocks.plan import column_blocks
 from diffbio_sc.blocks.steps import Step
+from diffbio_sc.numerics.adjusted_pvalues import adjusted_pvalues
 from diffbio_sc.numerics.local_false_discovery import local_false_discovery
 from diffbio_sc.numerics.spatial.depth_pattern import DepthPattern
 from diffbio_sc.numerics.spatial.gene_moments import GeneSums, nuisance_columns, pearson_residuals, sum_genes
 from diffbio_sc.numerics.spatial.kriging import smooth
 from diffbio_sc.numerics.spatial.representatives import representative_spots
-from diffbio_sc.numerics.spatial.score_test import SpatialScoreTest
-from diffbio_sc.numerics.spatial.variance import VarianceComponents
+from diffbio_sc.numerics.spatial.score_test import Law, SpatialScoreTest
+from diffbio_sc.numerics.spatial.variance import KernelDecomposition, Spectrum, VarianceComponents
 
 _FEWEST_SPOTS = 3  # with reads, for a slope on depth
 _FEWEST_ON_A_SLIDE = 3  # a slide of one or two spots has neither neighbours nor a depth effect
@@ -177,9 +177,9 @@ def find_spatial_genes(
     width = spots.counts.shape[1]
     classes = np.full(width, -1)
     classes[genes] = test.classes(type(moments)(*(part[genes] for part in moments)))
-    test.prepare(classes)
     kept = _of_used(spots, used)
-    variance = None if generator is None else _variance_components(test, kept, generator)
+    sample = None if generator is None else _draw_sample(test, kept, generator)
+    variance = _prepare(spots.counts, test, classes, sample)
     pattern = DepthPattern(kept.coordinates, kept.slides, kept.depth)
     del kept
     function = _TestBlock(test, used, moments.mean, moments.dispersion, classes, variance, pattern)
@@ -207,6 +207,17 @@ def _without_small_slides(spots: Spots, sums: GeneSums, used: np.ndarray) -> Gen
     return sums
 
 
+class _Sample(NamedTuple):
+    """Spots (among the used) on which variance is estimated, with their depth, and the lengthscales to try."""
+
+    spots: np.ndarray
+    depth: np.ndarray
+    coordinates: np.ndarray
+    slides: np.ndarray
+    design: np.ndarray
+    lengthscales: np.ndarray
+
+
 class _Variance(NamedTuple):
     """What the variance of a block of genes is estimated with: spots (among the used), depth and components."""
 
@@ -215,9 +226,9 @@ class _Variance(NamedTuple):
     components: VarianceComponents
 
 
-def _variance_components(test: SpatialScoreTest, spots: Spots, generator: np.random.Generator) -> _Variance:
+def _draw_sample(test: SpatialScoreTest, spots: Spots, generator: np.random.Generator) -> _Sample:
     chosen = representative_spots(spots.coordinates, spots.slides, size=_VARIANCE_SPOTS, generator=generator)
-    coordinates, slides = spots.coordinates[chosen], spots.slides[chosen]
+    slides = spots.slides[chosen]
     depth = spots.depth[chosen] / spots.depth.mean()
     covariates = None if spots.covariates is None else spots.covariates[chosen]
     columns = 0 if covariates is None else covariates.shape[1] * len(np.unique(slides))
@@ -226,7 +237,43 @@ def _variance_components(test: SpatialScoreTest, spots: Spots, generator: np.ran
     longest = test.lengthscales.max()
     shortest = min(_SHORTEST_FITTED * test.layout.spacing, longest / 2)
     scales = np.geomspace(shortest, longest, max(3, int(np.ceil(np.log(longest / shortest) / np.log(1.5))) + 1))
-    return _Variance(chosen, depth, VarianceComponents(coordinates, scales, design, slides))
+    return _Sample(chosen, depth, spots.coordinates[chosen], slides, design, scales)
+
+
+def _prepare(
+    counts: CountMatrix, test: SpatialScoreTest, classes: np.ndarray, sample: _Sample | None
+) -> _Variance | None:
+    """Null laws of the genes' classes, for the test, and the kernels of the sample taken apart.
+
+    None of them waits for another: on a cluster the workers share them, as nothing else goes on meanwhile.
+    """
+    codes = np.unique(classes[classes >= 0]).tolist()
+    scales = [] if sample is None else sample.lengthscales.tolist()
+    decompose = None if sample is None else KernelDecomposition(sample.coordinates, sample.design, sample.slides)
+    prepare = _Preparation(test, decompose)
+    made = counts.map_items(prepare, [*codes, *scales], description="Null laws and kernels")
+    test.know(dict(zip(codes, [one for one in made if not isinstance(one, Spectrum)], strict=True)))
+    if sample is None:
+        return None
+    spectra = [one for one in made if isinstance(one, Spectrum)]
+    components = VarianceComponents(
+        sample.coordinates, sample.lengthscales, sample.design, sample.slides, spectra=spectra
+    )
+    return _Variance(sample.spots, sample.depth, components)
+
+
+class _Preparation:
+    """The law of a class of genes, a whole number, or the kernel of a lengthscale taken apart; for dask workers too."""
+
+    def __init__(self, test: SpatialScoreTest, decompose: KernelDecomposition | None):
+        self.test, self.decompose = test, decompose
+
+    @one_blas_thread()
+    def __call__(self, item: int | float) -> Law | Spectrum:
+        if isinstance(item, int):
+            return self.test.law(item)
+        assert self.decompose is not None
+        return self.decompose(item)
 
 
 class _TestBlock:
@@ -274,7 +321,7 @@ def call_significant(log_p: np.ndarray, mean: np.ndarray, alpha: float, fdr: str
     # Of the strongest genes p underflows, but it is never 0; their scores still tell them apart.
     pvalue, adjusted = np.maximum(np.exp(log_p), _SMALLEST_P), np.full(len(log_p), np.nan)
     if tested.any():
-        adjusted[tested] = false_discovery_control(pvalue[tested], method=fdr)
+        adjusted[tested] = adjusted_pvalues(pvalue[tested], fdr)
     local = local_false_discovery(log_p, np.log(np.maximum(mean, 1e-12)))
     return Significance(pvalue, adjusted, local, np.nan_to_num(adjusted, nan=1.0) < alpha)
 

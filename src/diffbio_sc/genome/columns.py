@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from diffbio_sc._files import MORE_SHARED_ROOM, room_for
 
 _SMALL = 1 << 16  # rows that are held in memory anyway
 _ROWS_AT_ONCE = 1 << 20
@@ -37,14 +41,32 @@ def columns_on_disk(folder: Path | None = None) -> Iterator[None]:
 
 def new_column(rows: int, dtype: Any) -> np.ndarray:
     """Return an array of so many rows, to be filled."""
-    place = _PLACE.get()
+    place, size = _PLACE.get(), rows * np.dtype(dtype).itemsize
     if isinstance(place, Path) and rows:
-        return np.memmap(place / f"column-{uuid.uuid4().hex}", dtype, "w+", shape=(rows,))
+        path = place / f"column-{uuid.uuid4().hex}"
+        with room_for(size, place, MORE_SHARED_ROOM), open(path, "wb") as file:
+            _reserve(file, size)
+        return np.memmap(path, dtype, "r+", shape=(rows,))
     if rows <= _SMALL or not place:
         return np.empty(rows, dtype)
     with tempfile.TemporaryFile(prefix="diffbio-sc-") as file:
-        file.truncate(rows * np.dtype(dtype).itemsize)
+        with room_for(size, tempfile.gettempdir()):
+            _reserve(file, size)
         return np.memmap(file, dtype, "r+", shape=(rows,))  # the mapping keeps the file until it ends
+
+
+def _reserve(file: Any, size: int) -> None:
+    """Make a file of a size, and take the room on the disk now.
+
+    A write to a mapped file for which the disk has no room is no error that Python sees: it ends the process.
+    """
+    file.truncate(size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # not in this file system
+                raise
 
 
 class StoredColumn(NamedTuple):

@@ -7,7 +7,7 @@ import pandas as pd
 
 from diffbio_sc._anndata.attributions import DEFAULT_ATTRIBUTIONS, Attributions, read_attributions
 from diffbio_sc._anndata.matrix import require_anndata
-from diffbio_sc._anndata.tables import read_uns
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 from diffbio_sc.engines.sequence_attributions import importance
 
@@ -67,7 +67,7 @@ def attributions(
     """
     check_options(attributions, locals())
     require_anndata(adata)
-    record = read_uns(adata, key) or {}
+    record = in_memory(adata.uns.get(key, {}))
     if kind is None:
         kind = "factors" if "factor_scores" in record else "bases"
     found = read_attributions(adata, key, "factor_scores" if kind == "factors" else "scores")

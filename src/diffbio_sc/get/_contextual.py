@@ -11,7 +11,7 @@ from diffbio_sc._anndata.contextual_results import read_predictions
 from diffbio_sc._anndata.genome_axis import GenomeAxis
 from diffbio_sc._anndata.records import read_record
 from diffbio_sc._anndata.region_axis import read_region_axis
-from diffbio_sc._anndata.tables import read_column, read_uns
+from diffbio_sc._anndata.tables import in_memory, read_column
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def contextual(
 
 
 def _labels(adata: AnnData, regions: GenomeAxis, layer: str | None, key: str) -> np.ndarray | None:
-    record = read_uns(adata, key)
+    record = in_memory(adata.uns.get(key))
     params = record.get("params", {}) if hasattr(record, "get") else {}
     track = params.get("track")
     if layer is None and track is not None and str(track) in getattr(adata, f"{regions.axis}m"):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.matrix import require_anndata
-from diffbio_sc._anndata.tables import read_table, read_uns
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -45,15 +45,14 @@ def deconvolution(adata: AnnData, *, key: str = "deconvolution") -> pd.DataFrame
     require_anndata(adata)
     if key not in adata.obsm or key not in adata.uns:
         raise KeyError(f"adata has no deconvolution {key!r}: run diffbio_sc.tl.deconvolve; obsm: {list(adata.obsm)}.")
-    types = [str(name) for name in read_uns(adata, key)["cell_types"]]
-    found = {suffix: read_table(adata.obsm[f"{key}{suffix}"]) for suffix in ("", "_std", "_abundance")}
-    spots, n_types = found[""].shape
+    types = [str(name) for name in in_memory(adata.uns[key])["cell_types"]]
+    spots, n_types = adata.obsm[key].shape
     return pd.DataFrame(
         {
             "spot": np.repeat(adata.obs_names.to_numpy(), n_types),
             "cell_type": pd.Categorical(np.tile(types, spots), categories=types),
-            "proportion": found[""].to_numpy().ravel(),
-            "std": found["_std"].to_numpy().ravel(),
-            "abundance": found["_abundance"].to_numpy().ravel(),
+            "proportion": in_memory(adata.obsm[key]).to_numpy().ravel(),
+            "std": in_memory(adata.obsm[f"{key}_std"]).to_numpy().ravel(),
+            "abundance": in_memory(adata.obsm[f"{key}_abundance"]).to_numpy().ravel(),
         }
     )

@@ -7,6 +7,7 @@ import pandas as pd
 
 from diffbio_sc._anndata import read_column, result_column
 from diffbio_sc._anndata.matrix import require_anndata
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def spatial_genes(
     for name, column in stored.items():
         table[name] = read_column(adata.var, column).to_numpy() if column in adata.var else np.nan
     # Patterns of another test are no part of this result.
-    clustered = adata.uns.get("spatial_patterns", {}).get("params", {}).get("key", key)
+    clustered = in_memory(adata.uns.get("spatial_patterns", {})).get("params", {}).get("key", key)
     if "spatial_pattern" in adata.var and clustered == key:
         table["spatial_pattern"] = read_column(adata.var, "spatial_pattern").array
     if significant:

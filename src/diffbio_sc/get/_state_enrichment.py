@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from diffbio_sc._anndata.matrix import require_anndata
-from diffbio_sc._anndata.tables import read_uns
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def state_enrichment(
     if kind is not None and kind not in kinds:
         raise ValueError(f"kind must be one of {kinds} or None, found {kind!r}.")
     require_anndata(adata)
-    record = read_uns(adata, key) or {}
+    record = in_memory(adata.uns.get(key, {}))
     there = [name for name in kinds if hasattr(record, "get") and name in record]
     if not there:
         raise KeyError(

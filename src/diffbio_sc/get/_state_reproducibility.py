@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from diffbio_sc._anndata.matrix import require_anndata
-from diffbio_sc._anndata.tables import read_uns
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def state_reproducibility(
     if kind not in kinds:
         raise ValueError(f"kind must be one of {kinds}, found {kind!r}.")
     require_anndata(adata)
-    record = read_uns(adata, key) or {}
+    record = in_memory(adata.uns.get(key, {}))
     if not hasattr(record, "get") or kind not in record:
         raise KeyError(
             f"adata.uns has no reproducibility {key!r}: run diffbio_sc.tl.state_reproducibility first, or pass its "

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.contacts import read_contacts
-from diffbio_sc._anndata.tables import numbers_or_nan
+from diffbio_sc._anndata.tables import in_memory, numbers_or_nan
 from diffbio_sc._files import replacing
 from diffbio_sc._options import check_options
 from diffbio_sc.io._cooler_files import has_group, import_cooler
@@ -84,8 +84,8 @@ def write_cool(
     table = getattr(adata, contacts.axis.axis)
     for column in columns:
         if column in table:
-            values = numbers_or_nan(table, column)
-            bins["weight" if column == "contact_weight" else column] = contacts.to_map(values)
+            values = contacts.to_map(numbers_or_nan(table, column))
+            bins["weight" if column == "contact_weight" else column] = values
         elif column != "contact_weight":
             raise KeyError(f"adata.{contacts.axis.axis} has no column {column!r}; columns: {list(table.columns)}.")
     counts = found.counts
@@ -102,7 +102,7 @@ def write_cool(
             dtypes={"count": counts.data.dtype},
             ordered=True,
             mode="a" if appended else "w",
-            assembly=assembly or str(adata.uns.get("genome_assembly", "unknown")),
+            assembly=assembly or str(in_memory(adata.uns.get("genome_assembly", "unknown"))),
         )
         if group and file.endswith(".mcool"):
             import h5py

@@ -1,11 +1,20 @@
-"""How well scores rank positives over negatives, by output and within a row."""
+"""Ranks, and how well scores rank positives over negatives, by output and within a row."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-__all__ = ["average_precision", "auroc", "ranking_measures", "within_rows"]
+__all__ = ["auroc", "average_precision", "average_ranks", "ranking_measures", "within_rows"]
+
+
+def average_ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Return ranks from 1 on, of ties their mean, of values without NaN.
+
+    As ``scipy.stats.rankdata``, whose module takes a third of a second to load.
+    """
+    _, place, number = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(number) - 0.5 * (number - 1))[place]
 
 
 def auroc(labels: Float[np.ndarray, " rows"], scores: Float[np.ndarray, " rows"]) -> float:
@@ -18,7 +27,6 @@ def auroc(labels: Float[np.ndarray, " rows"], scores: Float[np.ndarray, " rows"]
     number = int(positive.sum())
     if number in (0, len(positive)) or np.isnan(scores).any():
         return float("nan")
-    # Not by ``scipy.stats.rankdata``: the module takes a quarter of a second to load.
     negatives, found = np.sort(scores[~positive]), scores[positive]
     twice = np.searchsorted(negatives, found, "left").sum() + np.searchsorted(negatives, found, "right").sum()
     return float(0.5 * twice / (number * len(negatives)))

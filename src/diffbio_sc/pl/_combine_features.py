@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.tables import read_column, read_table
+from diffbio_sc._anndata.tables import in_memory, read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.get import combine_features as feature_table
 from diffbio_sc.pl._figure import check_save, finish
@@ -81,8 +81,8 @@ def combine_features(
     check_options(combine_features, locals())
     check_save(save)
     features = _chosen(feature_table(data, key=key), blocks)
-    axis = str(data.uns[key]["params"]["axis"])
-    values = read_table(getattr(data, f"{axis}m")[key])[list(features.index)]
+    axis = str(in_memory(data.uns[key])["params"]["axis"])
+    values = in_memory(getattr(data, f"{axis}m")[key])[list(features.index)]
     several = features["block"].nunique() > 1
     # Within blocks the names of the features alone: a line under them names the block.
     columns = list(features["feature"].astype(str)) if len(features) <= _MOST_NAMES else [""] * len(features)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from diffbio_sc._anndata.tables import numbers_or_nan, read_column, read_table, read_uns
+from diffbio_sc._anndata.tables import in_memory, numbers_or_nan, read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.pl._contact_panels import (
     LINE,
@@ -189,7 +189,7 @@ def _track_values(adata: AnnData, found, bins: slice, tracks: Sequence[str] | No
     rows: list[tuple[str, Any]] = []
     for name in [tracks] if isinstance(tracks, str) else tracks:
         if name == "insulation" and name in field:
-            windows = read_table(field[name])
+            windows = in_memory(field[name])
             columns = {
                 str(window): found.to_map(windows[window].to_numpy(np.float64))[bins] for window in windows.columns
             }
@@ -220,7 +220,7 @@ def _mark_tables(adata: AnnData, marks: Sequence[str] | None) -> dict[str, Any]:
     tables = {}
     for name in wanted:
         key, entry = where[name]
-        record = read_uns(adata, key)
+        record = in_memory(adata.uns.get(key))
         if hasattr(record, "keys") and entry in record:
             tables[name] = record[entry]
         elif marks is not None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from diffbio_sc._anndata.tables import read_uns
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 from diffbio_sc.get import contextual as contextual_table
 from diffbio_sc.pl._figure import check_save, distinct_colors, finish
@@ -190,7 +190,7 @@ def _reliability(adata: AnnData, split: str | None, options: dict[str, Any], ax:
 
 
 def _history(adata: AnnData, key: str, ax: Axes | None) -> Axes:
-    record = read_uns(adata, key)
+    record = in_memory(adata.uns.get(key))
     report = record.get("report", {}) if hasattr(record, "get") else {}
     history = report.get("history", {})
     # One network, or several by their number.

@@ -9,7 +9,7 @@ import pandas as pd
 
 from diffbio_sc._anndata import read_labels
 from diffbio_sc._anndata.matrix import require_anndata
-from diffbio_sc._anndata.tables import read_table
+from diffbio_sc._anndata.tables import in_memory, read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, distinct_colors, finish
 from diffbio_sc.pl._spatial_maps import draw_maps
@@ -98,7 +98,7 @@ def deconvolution(
     require_anndata(adata)
     if key not in adata.obsm:
         raise KeyError(f"adata.obsm has no {key!r}: run diffbio_sc.tl.deconvolve; keys: {list(adata.obsm)}.")
-    table = read_table(adata.obsm[key])
+    table = in_memory(adata.obsm[key])
     chosen = _by_abundance(table) if cell_types is None else _as_list(cell_types)
     missing = [name for name in chosen if name not in table.columns]
     if missing:
@@ -129,7 +129,7 @@ def _as_list(cell_types: Sequence[str]) -> list[str]:
 
 def _slides(adata: AnnData, key: str) -> tuple[np.ndarray | None, list[str] | None]:
     """Codes and names of the slides that were deconvolved."""
-    library_key = adata.uns.get(key, {}).get("params", {}).get("library_key")
+    library_key = in_memory(adata.uns.get(key, {})).get("params", {}).get("library_key")
     if library_key is None or str(library_key) not in adata.obs:
         return None, None
     codes, names = read_labels(adata.obs, str(library_key), name="adata.obs")
@@ -166,11 +166,11 @@ def _fit(adata: AnnData, key: str) -> list[Axes]:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    fit = adata.obs[f"{key}_fit"].to_numpy()
-    effect = adata.var[f"{key}_log_platform_effect"].dropna().to_numpy()
+    fit = read_column(adata.obs, f"{key}_fit").to_numpy()
+    effect = read_column(adata.var, f"{key}_log_platform_effect").dropna().to_numpy()
     found = np.isfinite(fit)
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    abundance = adata.obsm[f"{key}_abundance"].sum(axis=1).to_numpy()
+    abundance = in_memory(adata.obsm[f"{key}_abundance"]).sum(axis=1).to_numpy()
     axes[0].scatter(np.maximum(abundance, 1e-3)[found], fit[found], s=8, color="0.3", linewidth=0)
     axes[0].set(xscale="log", xlabel="total abundance (cells)", ylabel="goodness of fit", title="spots")
     low, high = axes[0].get_xlim()

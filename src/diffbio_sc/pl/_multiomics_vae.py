@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata.multiomics_results import read_embedding, weight_columns
-from diffbio_sc._anndata.tables import read_column
+from diffbio_sc._anndata.tables import in_memory, read_column
 from diffbio_sc._logging import logger
 from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
@@ -184,7 +184,7 @@ def _shown(mdata: MuData | AnnData, colors: list[str]) -> AnnData:
         if isinstance(table[name].dtype, pd.CategoricalDtype):
             categories = table[name].cat.categories
             used = np.isin(np.arange(len(categories)), table[name].cat.codes)
-            palette = mdata.uns.get(f"{name}_colors", ())
+            palette = in_memory(mdata.uns.get(f"{name}_colors", ()))
             if len(palette) >= len(categories):
                 shown.uns[f"{name}_colors"] = [str(palette[i]) for i in np.flatnonzero(used)]
             # Types that no cell has would fill the legend.

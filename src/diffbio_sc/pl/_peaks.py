@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.tables import read_column
+from diffbio_sc._anndata.tables import in_memory, read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
@@ -99,7 +99,7 @@ def peaks(
     from diffbio_sc._anndata.peak_tables import read_peak_tables
 
     tables = read_peak_tables(adata, key)
-    params = adata.uns[key]["params"]
+    params = in_memory(adata.uns[key])["params"]
     groupby = params.get("groupby")
     prefix = prefix_of(key, "peaks")
     genome = read_genome_axis(adata, axis=axis)  # type: ignore[arg-type]

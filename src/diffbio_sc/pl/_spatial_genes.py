@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from diffbio_sc._anndata import require_anndata
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 from diffbio_sc.pl._figure import check_save, finish
 
@@ -116,7 +117,7 @@ def spatial_genes(
         raise ValueError(f"ax= is for kind 'volcano' and 'qq'; kind {kind!r} draws several axes.")
     check_save(save)
     require_anndata(adata)
-    record = adata.uns.get(patterns_key if kind == "patterns" else key, {}).get("params", {})
+    record = in_memory(adata.uns.get(patterns_key if kind == "patterns" else key, {})).get("params", {})
     spatial_key = spatial_key or str(record.get("spatial_key", "spatial"))
     layer = layer or record.get("layer")
     library_key = record.get("library_key")
@@ -222,9 +223,9 @@ def _patterns(adata, patterns_key, spatial_key, library_key, n_columns, size, co
         raise KeyError(
             f"adata.obsm has no {patterns_key!r}: run diffbio_sc.tl.spatial_patterns first; keys: {list(adata.obsm)}."
         )
-    table = read_table(adata.obsm[patterns_key])
+    table = in_memory(adata.obsm[patterns_key])
     slides, names = _slides(adata, library_key)
-    sizes = (read_uns(adata, patterns_key) or {}).get("n_genes")
+    sizes = in_memory(adata.uns.get(patterns_key, {})).get("n_genes")
     titles = [f"pattern {name}" for name in table.columns]
     if sizes is not None:
         titles = [f"{title} ({size} genes)" for title, size in zip(titles, sizes, strict=True)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from diffbio_sc._anndata.tables import read_uns
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._options import check_options
 from diffbio_sc.get import state_enrichment as enrichment_table
 from diffbio_sc.pl._figure import check_save, finish
@@ -79,7 +79,7 @@ def state_enrichment(
     if not overlap:
         table = _chosen(table, "anchors", anchors)
     labels = list(table["state"].cat.categories)
-    colors = list(map(str, read_uns(adata, key)["report"].get("colors", [])))
+    colors = list(map(str, in_memory(adata.uns[key])["report"].get("colors", [])))
     column = "annotation" if overlap else "distance"
     fold = table.pivot(index="state", columns=column, values="fold").reindex(labels)
     fold = fold[list(dict.fromkeys(table[column]))]

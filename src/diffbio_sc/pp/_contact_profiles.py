@@ -90,8 +90,7 @@ def contact_profiles(
                 f"reference.{found.axis.axis} has no column {compartment_key!r}: run dbio.tl.compartments(reference) "
                 f"first; columns: {list(map(str, table.columns))}."
             )
-        values = numbers_or_nan(table, compartment_key)
-        label = np.sign(np.nan_to_num(found.to_map(values))).astype(np.int64)
+        label = np.sign(np.nan_to_num(found.to_map(numbers_or_nan(table, compartment_key)))).astype(np.int64)
         reference_map = found.map
     rows, names = [], []
     edges: np.ndarray | None = None

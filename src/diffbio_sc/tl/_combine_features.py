@@ -10,7 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata import check_key, make_record, storable_names, write_results
 from diffbio_sc._anndata.modalities import is_mudata, object_name, require_object
 from diffbio_sc._anndata.modality_results import write_modality_results
-from diffbio_sc._anndata.tables import in_memory, read_column, read_uns
+from diffbio_sc._anndata.tables import in_memory, read_column
 from diffbio_sc._options import check_options
 
 if TYPE_CHECKING:
@@ -244,12 +244,12 @@ def _centre_and_spread(values: np.ndarray, scale: str) -> tuple[np.ndarray, np.n
 def _provenance(data: Any, key: str) -> dict[str, Any]:
     """What ``.uns`` says of a result: the version that made it, and the record of an imported embedding."""
     found: dict[str, Any] = {}
-    record = read_uns(data, key)
+    record = in_memory(data.uns.get(key))
     if isinstance(record, Mapping):
         found |= {name: record[name] for name in ("version", "artifact") if name in record}
     for other, entry in data.uns.items():
         if isinstance(entry, Mapping) and isinstance(entry.get("artifacts"), Mapping):
             for modality, one in entry["artifacts"].items():
                 if key == f"{other}_{modality}":
-                    found |= {name: one[name] for name in ("version", "artifact") if name in one}
+                    found |= {name: in_memory(one[name]) for name in ("version", "artifact") if name in one}
     return found

@@ -12,7 +12,7 @@ from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.contacts import Contacts, read_contacts
 from diffbio_sc._anndata.features import PAIR_COLUMNS, read_pairs
 from diffbio_sc._anndata.results import make_record, prefix_of
-from diffbio_sc._anndata.tables import numbers_or_nan, read_uns
+from diffbio_sc._anndata.tables import in_memory, numbers_or_nan
 from diffbio_sc._logging import logger
 from diffbio_sc._options import check_options
 from diffbio_sc.engines.contact_differences import (
@@ -272,7 +272,7 @@ def _features(features: Any) -> tuple[str, ...]:
 def _loops(adata: AnnData, loops: Any, contacts: Contacts) -> tuple[tuple[np.ndarray, np.ndarray], pd.DataFrame]:
     """Bins of both anchors, and the table of the loops that lie in the map."""
     if isinstance(loops, str):
-        record = read_uns(adata, loops)
+        record = in_memory(adata.uns.get(loops))
         if record is None or "table" not in record:
             raise KeyError(
                 f"adata.uns has no loops {loops!r}: run dbio.tl.loops on the pooled map first, pass loops= as a table, "
@@ -367,13 +367,13 @@ def _loop_order(loop_table: pd.DataFrame, result: Comparison | None, contacts: C
 
 
 def _decay_table(decay: dict[str, np.ndarray], names: list[str], group: np.ndarray, resolution: int) -> pd.DataFrame:
-    from scipy.stats import false_discovery_control
+    from diffbio_sc.numerics.adjusted_pvalues import adjusted_pvalues
 
     pvalue = decay["pvalue"]
     qvalue = np.full_like(pvalue, np.nan)
     known = np.isfinite(pvalue)
     if known.any():
-        qvalue[known] = false_discovery_control(pvalue[known])
+        qvalue[known] = adjusted_pvalues(pvalue[known])
     return pd.DataFrame(
         {
             "start": decay["start"] * resolution,

@@ -10,7 +10,7 @@ import pandas as pd
 from diffbio_sc._anndata.contacts import Contacts
 from diffbio_sc._anndata.features import bins_at, read_pairs
 from diffbio_sc._anndata.results import make_record, write_results
-from diffbio_sc._anndata.tables import read_column, read_uns
+from diffbio_sc._anndata.tables import in_memory, read_column
 from diffbio_sc._options import check_options
 from diffbio_sc.numerics.genome.contact_averages import window_means
 from diffbio_sc.tl._contacts_input import Axis, Breaks, in_bins, read_balanced
@@ -139,7 +139,7 @@ def _points(adata: AnnData, features: Any, contacts: Contacts) -> tuple[np.ndarr
     """Bins of both regions of each feature, and whether these are on the diagonal."""
     if isinstance(features, str):
         table = getattr(adata, contacts.axis.axis)
-        record = read_uns(adata, features)
+        record = in_memory(adata.uns.get(features))
         column = read_column(table, features) if features in table else None
         if column is not None and column.dtype.kind == "b":
             place = np.flatnonzero(contacts.to_map(column.to_numpy(bool), False))

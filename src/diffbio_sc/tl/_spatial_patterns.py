@@ -23,6 +23,7 @@ from diffbio_sc._anndata import (
     survey_counts,
     write_results,
 )
+from diffbio_sc._anndata.tables import in_memory
 from diffbio_sc._logging import logger
 from diffbio_sc._options import check_options
 from diffbio_sc._random import as_generator
@@ -148,7 +149,7 @@ def spatial_patterns(
     check_key(key_added)
     generator = as_generator(rng)
     genes = _significant_genes(adata, key)
-    tested = adata.uns[key]["params"] if key in adata.uns else {}
+    tested = in_memory(adata.uns[key])["params"] if key in adata.uns else {}
     spatial_key = spatial_key or str(tested.get("spatial_key", "spatial"))
     layer = layer or tested.get("layer")
     library_key = library_key or tested.get("library_key")

@@ -12,7 +12,7 @@ import pandas as pd
 from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.chromatin_states import DEFAULT_KEY, read_model_record, read_posterior, read_states
 from diffbio_sc._anndata.results import make_record, write_results
-from diffbio_sc._anndata.tables import read_labels, read_table, read_uns
+from diffbio_sc._anndata.tables import in_memory, read_labels, read_table
 from diffbio_sc._logging import logger
 from diffbio_sc._options import check_options
 from diffbio_sc.engines.chromatin_state_names import match_emissions
@@ -281,7 +281,7 @@ def _bare(adata: AnnData, rows: np.ndarray, side: str, key: str) -> AnnData:
     field = adata.obsm if side == "obs" else adata.varm
     kept = {name: np.asarray(field[name])[rows] for name in field if "chromatin_state" in name}
     table = read_table(getattr(adata, side)).iloc[rows]
-    uns = {key: read_uns(adata, key)} if key in adata.uns else {}
+    uns = {key: in_memory(adata.uns[key])} if key in adata.uns else {}
     return anndata.AnnData(**{side: table, f"{side}m": kept}, uns=uns)
 
 

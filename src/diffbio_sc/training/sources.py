@@ -11,7 +11,7 @@ from diffbio_sc.numerics.padding import bucket_size
 from diffbio_sc.training import batches
 from diffbio_sc.training.devices import Placement
 from diffbio_sc.training.epoch import number_of_steps
-from diffbio_sc.training.streams import BatchSource, ahead
+from diffbio_sc.training.streams import BatchSource, Rooms, ahead
 
 
 class EpochSource(Protocol):
@@ -113,7 +113,11 @@ class Streamed:
 
     def held_out(self, data: Mapping[str, Any]) -> batches.SampleSet:
         """Put validation samples on the devices, in the shapes of the parts if they are no more than a part."""
-        return self._placed(self.source.rooms.arranged(data), "validation data")
+        size, rooms = max((value.shape[0] for value in data.values()), default=0), self.source.rooms
+        if size > self.source.part_rows:
+            # The parts would be given room for as many.
+            rooms = Rooms(size, rooms.batch_size, stratified=rooms.stratified)
+        return self._placed(rooms.arranged(data), "validation data")
 
     def steps(self, batch_size: int, *, weighted: bool) -> int:
         """Steps of an epoch: all parts but the last are whole batches."""

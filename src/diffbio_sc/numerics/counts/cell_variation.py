@@ -61,8 +61,8 @@ def fit_excess(counts: np.ndarray, mean: np.ndarray, shape: np.ndarray, dispersi
     from scipy.optimize import minimize_scalar
 
     rows = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), _MOST_SPOTS)).astype(int))
-    mean = np.maximum(np.asarray(mean, np.float64)[rows], _SMALLEST_MEAN)
-    squared = (np.asarray(counts, np.float64)[rows] - mean) ** 2
+    mean = np.maximum(np.asarray(mean[rows], np.float64), _SMALLEST_MEAN)
+    squared = (np.asarray(counts[rows], np.float64) - mean) ** 2
     freedom = max(1.0 - parameters / counts.shape[1], 0.05)
 
     def loss(log_factor: float) -> float:

@@ -312,35 +312,42 @@ def matmul(entries: RowEntries, dense: Float[Array, "columns k"]) -> Float[Array
 
 
 def batch_capacity(row_lengths: np.ndarray, batch_size: int) -> int:
-    """Entries that a batch of ``batch_size`` rows can have at most, rounded up to a bucket.
-
-    The rows are different, or each comes as often as the others, or once more, in a batch larger than the data.
+    """Entries that a batch of ``batch_size`` rows can have at most (:func:`batch_entries`), rounded up to a bucket.
 
     This is the sum of the longest rows, often two to three times the entries of an average batch. Batches that follow
     :func:`stratified_order` need hardly more than the average: see :func:`stratified_capacity`.
+    """
+    return capacity_of(batch_entries(row_lengths, batch_size))
+
+
+def batch_entries(row_lengths: np.ndarray, batch_size: int) -> int:
+    """Entries that a batch of ``batch_size`` rows can have at most.
+
+    The rows are different, or each comes as often as the others, or once more, in a batch larger than the data.
     """
     lengths = np.asarray(row_lengths, np.int64)
     # A batch longer than the data goes through all rows again. The bound is exact: a looser one, such as the longest
     # row in place of each that comes again, hangs on single rows, and other held-out ones would compile code anew.
     times, rest = divmod(batch_size, max(len(lengths), 1))
     longest = np.partition(lengths, len(lengths) - rest)[len(lengths) - rest :] if rest else lengths[:0]
-    return _checked_capacity(times * int(lengths.sum()) + int(longest.sum()))
+    return times * int(lengths.sum()) + int(longest.sum())
 
 
-def _checked_capacity(total: int) -> int:
+def capacity_of(total: int) -> int:
+    """Room for the entries of a batch: as many, rounded up to a bucket."""
     if total > _MOST_ENTRIES:
         raise ValueError(f"a batch can have {total} entries, more than {_MOST_ENTRIES}: choose a smaller batch_size.")
     return bucket_size(max(total, 1))
 
 
 def stratified_capacity(row_lengths: np.ndarray, batch_size: int) -> int:
-    """Entries that a batch of :func:`stratified_order` can have at most, rounded up to a bucket.
+    """Entries that a batch of :func:`stratified_order` can have at most (:func:`stratified_entries`), in a bucket.
 
     ``row_lengths`` are in the order of the samples. The bound is the sum of the longest row of each stratum: for
     samples sorted by these lengths at most the average batch plus one longest row, if the strata are of equal size.
     It holds in any order; several matrices of the same samples are best sorted by the sum of their lengths.
     """
-    return _checked_capacity(_stratified_entries(np.asarray(row_lengths, np.int64), batch_size))
+    return capacity_of(stratified_entries(row_lengths, batch_size))
 
 
 def drawn_capacity(row_lengths: np.ndarray, batch_size: int, drawn: int) -> int:
@@ -354,12 +361,14 @@ def drawn_capacity(row_lengths: np.ndarray, batch_size: int, drawn: int) -> int:
     for number in range(needed.shape[1]):
         out = np.zeros(len(lengths), bool)
         out[rng.choice(len(lengths), drawn, replace=False)] = True
-        needed[:, number] = [_stratified_entries(lengths[rows], batch_size) for rows in (~out, out)]
+        needed[:, number] = [stratified_entries(lengths[rows], batch_size) for rows in (~out, out)]
     usual = needed.mean(1) + _DEVIATIONS * needed.std(1, ddof=1)
-    return _checked_capacity(int(min(usual.max(), batch_size * lengths.max(initial=0))))
+    return capacity_of(int(min(usual.max(), batch_size * lengths.max(initial=0))))
 
 
-def _stratified_entries(lengths: np.ndarray, batch_size: int) -> int:
+def stratified_entries(row_lengths: np.ndarray, batch_size: int) -> int:
+    """Entries that a batch of :func:`stratified_order` can have at most, of rows in the order of the samples."""
+    lengths = np.asarray(row_lengths, np.int64)
     if len(lengths) < batch_size:
         # One batch, in the order of the rows, which begins anew from the first.
         times, rest = divmod(batch_size, max(len(lengths), 1))

@@ -20,6 +20,7 @@ from diffbio_sc.numerics.counts.spot_chunks import over_chunks
 
 _MEDIAN_CHI_SQUARE = 0.4549  # of one degree of freedom
 _POWER_STEPS, _POWER_ACCURACY = 200, 1e-5
+_ROWS_AT_ONCE = 256  # of spots: what a step makes of them stays in the processor's caches
 _DAMPING = 0.5  # of the steps of the factors, as in refinement
 
 
@@ -40,6 +41,89 @@ def standard_excess(log_ratio: np.ndarray, sampling_variance: np.ndarray) -> np.
     return np.maximum((log_ratio - np.median(log_ratio)) / deviation, 0.0)
 
 
+def first_unknown(
+    counts: np.ndarray,
+    weights: np.ndarray,
+    base: np.ndarray,
+    log_platform: np.ndarray,
+    excess: np.ndarray,
+    dispersion: float,
+    *,
+    free: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Signature of sum 1 and log factors of the genes that :func:`unknown_rounds` starts with.
+
+    Residuals are weighted by ``excess``. Their leading component among those that are nowhere negative gives the share
+    of each gene's counts that the signature starts with, from a floor (one type among all) for genes that say nothing.
+    On the host: compiled for CPUs, products of a matrix and a vector take many times as long as those of BLAS.
+
+    Parameters
+    ----------
+    counts
+        Spots by genes; empty spots say nothing.
+    weights
+        Share of each spot's RNA from each type (spots, types).
+    base, log_platform
+        The types' profiles of sum 1, and the log factors of the genes.
+    excess
+        What :func:`standard_excess` found.
+    dispersion
+        Overdispersion of the counts.
+    free
+        Whether the factors may change.
+    """
+    depth = counts.sum(1)
+    filled = (depth > 0).astype(np.float32)
+    number = max(float(filled.sum()), 1.0)
+    mu = (base * np.exp(log_platform)).astype(np.float32)
+    seen = np.flatnonzero(excess > 0)
+    residual, average = np.empty((len(counts), len(seen)), np.float32), np.zeros(counts.shape[1])
+    for first in range(0, len(counts), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        mean = regression.expected_counts(weights[rows], depth[rows], mu)
+        average += mean.sum(0, dtype=np.float64)
+        mean = mean[:, seen]
+        part = (counts[rows][:, seen] - mean) / np.sqrt(np.maximum(mean, 1e-2) * (1.0 + dispersion * mean))
+        residual[rows] = np.clip(part, -5.0, 10.0) * filled[rows, None]
+    average = np.maximum(average / number, 1e-12)
+    loading = np.zeros(len(average))
+    loading[seen] = _common_part(residual, filled, excess[seen].astype(np.float32)) * excess[seen]
+    relative = loading * np.sqrt((1.0 + dispersion * average) / average)
+    typical = (loading**2 @ relative) / max(loading @ loading, 1e-12)
+    relative = np.minimum(relative / max(typical, 1e-12), 1.0)
+    floor = 1.0 / (len(base) + 1.0)
+    taken = floor + (1.0 - 2.0 * floor) * relative
+    start = taken * average
+    log_factor = np.asarray(log_platform, np.float64)
+    if free:
+        log_factor = log_factor + np.log1p(-taken)
+        log_factor -= np.median(log_factor)
+    return start / start.sum(), log_factor
+
+
+def _common_part(residual: np.ndarray, filled: np.ndarray, excess: np.ndarray) -> np.ndarray:
+    """Leading component, nowhere negative, of the covariance of weighted residuals, which are written anew.
+
+    A gene's own noise is no covariance.
+    """
+    number = max(float(filled.sum()), 1.0)
+    centre = residual.sum(0, dtype=np.float64) / number
+    squares = np.einsum("sg,sg->g", residual, residual, dtype=np.float64) / number
+    noise = (np.minimum(squares - centre**2, 1.0) * excess**2).astype(np.float32)
+    residual -= centre.astype(np.float32)
+    residual *= filled[:, None]
+    residual *= excess
+    vector = excess / max(float(np.linalg.norm(excess)), 1e-12)
+    for _ in range(_POWER_STEPS):
+        new = np.maximum((residual @ vector) @ residual / number - noise * vector, 0.0)
+        new /= max(float(np.linalg.norm(new)), 1e-12)
+        change = np.abs(new - vector).max(initial=0.0)
+        vector = new
+        if change <= _POWER_ACCURACY:
+            break
+    return vector
+
+
 @jit_quickly(static_argnums=(12,))
 def unknown_rounds(
     counts,
@@ -47,8 +131,8 @@ def unknown_rounds(
     spots,
     weights,
     base,
-    log_platform,
-    excess,
+    signature,
+    log_factor,
     spread,
     dispersion,
     used,
@@ -57,55 +141,14 @@ def unknown_rounds(
     rounds,
     free,
 ):
-    """Signature of sum 1 outside ``base``, and the log factors of the genes next to it.
+    """Signature of sum 1 outside ``base``, and the log factors of the genes next to it, from those of the start.
 
-    Residuals are weighted by ``excess``. Their leading component among those that are nowhere negative gives the share
-    of each gene's counts that the signature starts with, from a floor (one type among all) for genes that say nothing.
-    It then follows the spots by expectation maximisation under a Gamma prior, like the deviations of the other types,
-    and the factors follow as in refinement (if they are ``free``). The first ``spots`` rows of ``counts`` are worked on
-    chunk by chunk, see :mod:`~diffbio_sc.numerics.counts.spot_chunks`; ``depth`` are their sums.
+    The signature follows the spots by expectation maximisation under a Gamma prior at its start, like the deviations of
+    the other types, and the factors follow as in refinement (if they are ``free``). The first ``spots`` rows of
+    ``counts`` are worked on chunk by chunk, see :mod:`~diffbio_sc.numerics.counts.spot_chunks`; ``depth`` are their
+    sums.
     """
-    filled = (depth > 0).astype(counts.dtype)
-    number, types = filled.sum(), weights.shape[1]
-    mu = base * jnp.exp(log_platform)
-    no_gene = jnp.zeros_like(used)
-
-    def explain(sums, take, put):
-        residual, average, total, squares = sums
-        mean = regression.expected_counts(take(weights), take(depth), mu)
-        part = (take(counts) - mean) / jnp.sqrt(jnp.maximum(mean, 1e-2) * (1.0 + dispersion * mean))
-        part = jnp.clip(part, -5.0, 10.0) * used * take(filled)[:, None]
-        return put(residual, part), average + mean.sum(0), total + part.sum(0), squares + (part**2).sum(0)
-
-    sums = (jnp.zeros_like(counts), no_gene, no_gene, no_gene)
-    residual, average, centre, squares = over_chunks(spots, explain, sums)
-    average, centre, squares = jnp.maximum(average / number, 1e-12), centre / number, squares / number
-    # A gene's own noise is no covariance.
-    noise = jnp.minimum(squares - centre**2, 1.0) * excess**2
-
-    def power(now):
-        step, vector, _ = now
-
-        def multiply(total, take, _):
-            part = (take(residual) - centre) * take(filled)[:, None] * excess
-            return total + part.T @ (part @ vector)
-
-        new = jnp.maximum(over_chunks(spots, multiply, no_gene) / number - noise * vector, 0.0)
-        new = new / jnp.maximum(jnp.linalg.norm(new), 1e-12)
-        return step + 1, new, jnp.abs(new - vector).max()
-
-    def unfinished(now):
-        return (now[0] < _POWER_STEPS) & (now[2] > _POWER_ACCURACY)
-
-    start = excess / jnp.maximum(jnp.linalg.norm(excess), 1e-12)
-    loading = jax.lax.while_loop(unfinished, power, (jnp.int32(0), start, jnp.float32(1.0)))[1] * excess
-    relative = loading * jnp.sqrt((1.0 + dispersion * average) / average)
-    typical = (loading**2 * relative).sum() / jnp.maximum((loading**2).sum(), 1e-12)
-    relative = jnp.minimum(relative / jnp.maximum(typical, 1e-12), 1.0)
-    floor = 1.0 / (types + 1.0)
-    taken = floor + (1.0 - 2.0 * floor) * relative
-    start = taken * average * used
-    start = start / start.sum()
+    start, no_gene = signature, jnp.zeros_like(used)
 
     def centred(log_factor):
         return (log_factor - masked_median(log_factor, used)) * used
@@ -141,7 +184,6 @@ def unknown_rounds(
         log_factor = jnp.where(free, centred(log_factor + _DAMPING * (target - log_factor)), log_factor)
         return weights, signature / signature.sum(), log_factor
 
-    first = jnp.where(free, centred(log_platform + jnp.log1p(-taken)), log_platform)
     weights = jnp.concatenate([0.9 * weights, jnp.full((len(depth), 1), 0.1, weights.dtype)], axis=1)
-    _, signature, log_factor = jax.lax.fori_loop(0, rounds, one_round, (weights, start, first))
+    _, signature, log_factor = jax.lax.fori_loop(0, rounds, one_round, (weights, start, log_factor))
     return signature, log_factor

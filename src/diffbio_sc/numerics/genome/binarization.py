@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import poisson
+from scipy import special
 
 
 def presence_thresholds(
@@ -26,10 +26,20 @@ def presence_thresholds(
     ``tail``; with ``strict`` the smallest whose upper tail is below it.
     """
     mean = np.asarray(expected, np.float64)
-    level = poisson.isf(tail, mean) + strict  # isf: the smallest n of P(X > n) <= tail
+    level = poisson_isf(tail, mean) + strict
     return np.maximum.reduce(
         [level, np.ceil(fold * mean), np.full_like(mean, np.ceil(least)), np.ones_like(mean)]
     ).astype(np.int64)
+
+
+def poisson_isf(tail: float, mean: Float[np.ndarray, "*bins"]) -> Float[np.ndarray, "*bins"]:
+    """Smallest n with P(X > n) at most ``tail``, which is above 0 and below 1.
+
+    As ``scipy.stats.poisson.isf``, whose module takes a third of a second to load.
+    """
+    count = np.ceil(special.pdtrik(1.0 - tail, mean))
+    below = np.maximum(count - 1, 0)
+    return np.where(special.pdtr(below, mean) >= 1.0 - tail, below, count)
 
 
 def smoothed_control(

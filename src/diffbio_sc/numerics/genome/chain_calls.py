@@ -305,7 +305,8 @@ def _call_sequences(
     windows = _Windows(half, scales, floor, both_ends, halo, own_scales, own_both_ends, excess, per_fragment)
     settings = _Settings(width, fragment_length, fold, log_fold, penalty, least_log10_p, least_log_odds)
     piece = min(_PIECE, most_bins)
-    # In loops no named tuples of arrays either: each use counts references to all of them. Between pieces all are 0.
+    # In loops no named tuples of arrays either: each use counts references to all of them. Between pieces the four
+    # arrays of whole numbers hold zeros.
     covered, whole = np.zeros(piece, np.int32), np.zeros(piece, np.int32)
     sites, own = np.zeros(piece + 2 * halo, np.int32), np.zeros(piece + 2 * halo, np.int32)
     level, sums = np.empty(piece, np.float32), np.empty((3, len(half)), np.int64)
@@ -360,7 +361,7 @@ def _call_sequences(
                 if first < n:
                     block = _end_of(busy, block, blocks, _NONE)
                     first = min((block - shift) << _SHIFT, n)
-                    step = 0 * per_base - level[last - 1] * per_level
+                    step = -level[last - 1] * per_level
                     path = pass_over(path, step, first_bin + last, first_bin + first, penalty, runs)
                     next_sums(sites, own, half, excess, first - 1 + halo, sums)
             for block in range(len(busy)):

@@ -23,7 +23,7 @@ After the score tests of SPARK (Sun et al. 2020, Nature Methods 17:193) and Spat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -153,6 +153,9 @@ class _Cumulants(NamedTuple):
     bottom: float
 
 
+Law = tuple[list[_Cumulants], list]  # of a class of genes: cumulants and spectra by kernel
+
+
 class SpatialScoreTest:
     """The test for one set of spots, to be applied to genes block by block.
 
@@ -200,7 +203,7 @@ class SpatialScoreTest:
         self._spectra = [self._class_spectra(_Weights(c, self.depth, self.design)) for c in _SPECTRUM_CLASSES]
         kernels = np.ones(len(self.lengthscales)), np.zeros(self.layout.directions)
         self._diagonal = np.concatenate(kernels)[:, None]
-        self._prepared: dict[int, tuple[list[_Cumulants], list]] = {}
+        self._prepared: dict[int, Law] = {}
 
     @property
     def lengthscales(self) -> np.ndarray:
@@ -230,10 +233,13 @@ class SpatialScoreTest:
         nearest = np.abs(np.log((dispersion * mean)[:, None] + 0.05) - np.log(_CLASSES + 0.05)).argmin(1)
         return np.where(tested, nearest, -1)
 
-    def prepare(self, classes: Int[np.ndarray, " genes"]) -> None:
-        """Compute the null laws of all classes of these genes, so that copies of the test need not, and are small."""
-        for code in np.unique(classes[classes >= 0]):
-            self._law_of(int(code), self._weights_of(int(code)))
+    def law(self, code: int) -> Law:
+        """Null law of a class of genes. Classes do not wait for each other."""
+        return self._law_of(code, self._weights_of(code))
+
+    def know(self, laws: Mapping[int, Law]) -> None:
+        """Take the null laws of classes as computed, so that copies of the test need not, and are small."""
+        self._prepared.update(laws)
 
     def test(self, counts: sp.csc_array, mean: np.ndarray, classes: np.ndarray) -> ScoreTest:
         """Test genes.
@@ -321,7 +327,7 @@ class SpatialScoreTest:
         # Not kept: they are made in an instant, and have some sixty bytes for each spot.
         return _Weights(float(_CLASSES[code]), self.depth, self.design)
 
-    def _law_of(self, code: int, weights: _Weights) -> tuple[list[_Cumulants], list]:
+    def _law_of(self, code: int, weights: _Weights) -> Law:
         """Cumulants and spectra of a class; a few numbers for each scale."""
         if code not in self._prepared:
             cumulants = [

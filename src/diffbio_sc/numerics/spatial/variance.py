@@ -11,6 +11,7 @@ Genes share K, therefore one eigendecomposition serves all of them (Svensson, Te
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +55,7 @@ class VarianceFit(NamedTuple):
     noise_ratio: np.ndarray
 
 
-class _Spectrum(NamedTuple):
+class Spectrum(NamedTuple):
     """Eigenvectors and eigenvalues of one kernel beyond the design; ``share`` is the Gower factor.
 
     The vectors, most of what a test holds, are float32: squares of products with them are right to 1e-7.
@@ -73,6 +74,53 @@ class _Profile(NamedTuple):
     log_ratio_variance: np.ndarray
 
 
+class KernelDecomposition:
+    """Takes kernels on some spots, without what the design explains, apart: a function of the lengthscale.
+
+    Lengthscales do not wait for each other. Picklable, for workers elsewhere.
+
+    Parameters
+    ----------
+    coordinates, design, groups
+        As of :class:`VarianceComponents`.
+    """
+
+    def __init__(self, coordinates: np.ndarray, design: np.ndarray, groups: np.ndarray | None = None):
+        self.coordinates, self.groups = np.asarray(coordinates, np.float64), groups
+        design = np.asarray(design, np.float64)
+        spots = len(self.coordinates)
+        if design.ndim != 2 or len(design) != spots:
+            raise ValueError(f"design must have shape ({spots}, p), one row for each spot, found {design.shape}.")
+        left, singular, _ = np.linalg.svd(design, full_matrices=False)
+        rank = int((singular > 1e-10 * max(singular[0], 1e-300)).sum()) if len(singular) else 0
+        if spots - rank < 3:
+            raise ValueError(f"at least {rank + 3} spots are needed with a design of rank {rank}, found {spots}.")
+        self.nuisance = left[:, :rank]
+        self.freedom = spots - rank
+
+    @cached_property
+    def _distances(self) -> np.ndarray:
+        return cdist(self.coordinates, self.coordinates, "sqeuclidean")
+
+    def __call__(self, lengthscale: float) -> Spectrum:
+        """Decompose the kernel of one lengthscale."""
+        kernel = rbf(self._distances, lengthscale)
+        if self.groups is not None:
+            kernel *= same_slide(self.groups, len(kernel))
+        nuisance = self.nuisance
+        inner = kernel @ nuisance
+        half = inner - 0.5 * nuisance @ (nuisance.T @ inner)
+        cross = nuisance @ half.T
+        kernel -= cross
+        kernel -= cross.T
+        del cross
+        share = float(np.trace(kernel)) / self.freedom
+        # Transposed it is in LAPACK's order, and overwritten where it lies.
+        values, vectors = eigh(kernel.T, overwrite_a=True, check_finite=False, driver="evd")
+        first = int(np.searchsorted(values, _NEGLIGIBLE, side="right"))  # they increase
+        return Spectrum(vectors[:, first:].T.astype(np.float32, order="C"), values[first:], share)
+
+
 class VarianceComponents:
     r"""Restricted maximum likelihood of signal variance, noise variance and lengthscale, for many genes at once.
 
@@ -86,6 +134,9 @@ class VarianceComponents:
         Nuisance columns (n, p), the intercepts among them. Columns may be collinear.
     groups
         Slide of each spot as integer codes; the kernel is 0 between slides. Default: one slide.
+    spectra
+        What :class:`KernelDecomposition` of the same arguments gives for each lengthscale, from the shortest; default:
+        it is computed here.
 
     Notes
     -----
@@ -112,42 +163,16 @@ class VarianceComponents:
         lengthscales: np.ndarray,
         design: np.ndarray,
         groups: np.ndarray | None = None,
+        *,
+        spectra: list[Spectrum] | None = None,
     ):
-        coordinates = np.asarray(coordinates, np.float64)
         lengthscales = np.sort(np.asarray(lengthscales, np.float64).ravel())
-        design = np.asarray(design, np.float64)
-        spots = len(coordinates)
         if not len(lengthscales) or not np.all(lengthscales > 0):
             raise ValueError(f"lengthscales must be numbers above 0, at least one, found {lengthscales}.")
-        if design.ndim != 2 or len(design) != spots:
-            raise ValueError(f"design must have shape ({spots}, p), one row for each spot, found {design.shape}.")
-        left, singular, _ = np.linalg.svd(design, full_matrices=False)
-        rank = int((singular > 1e-10 * max(singular[0], 1e-300)).sum()) if len(singular) else 0
-        if spots - rank < 3:
-            raise ValueError(f"at least {rank + 3} spots are needed with a design of rank {rank}, found {spots}.")
+        decompose = KernelDecomposition(coordinates, design, groups)
         self.lengthscales = lengthscales
-        self.nuisance = left[:, :rank]
-        self.freedom = spots - rank
-        distances = cdist(coordinates, coordinates, "sqeuclidean")
-        same = None if groups is None else same_slide(groups, spots)
-        self.spectra = [self._decompose(distances, same, lengthscale) for lengthscale in lengthscales]
-
-    def _decompose(self, distances: np.ndarray, same: np.ndarray | None, lengthscale: float) -> _Spectrum:
-        kernel = rbf(distances, lengthscale)
-        if same is not None:
-            kernel *= same
-        nuisance = self.nuisance
-        inner = kernel @ nuisance
-        half = inner - 0.5 * nuisance @ (nuisance.T @ inner)
-        cross = nuisance @ half.T
-        kernel -= cross
-        kernel -= cross.T
-        del cross
-        share = float(np.trace(kernel)) / self.freedom
-        # Transposed it is in LAPACK's order, and overwritten where it lies.
-        values, vectors = eigh(kernel.T, overwrite_a=True, check_finite=False, driver="evd")
-        first = int(np.searchsorted(values, _NEGLIGIBLE, side="right"))  # they increase
-        return _Spectrum(vectors[:, first:].T.astype(np.float32, order="C"), values[first:], share)
+        self.nuisance, self.freedom = decompose.nuisance, decompose.freedom
+        self.spectra = [decompose(lengthscale) for lengthscale in lengthscales] if spectra is None else spectra
 
     def fit(self, values: np.ndarray) -> VarianceFit:
         """Estimate the variance components of each column of ``values`` (n, genes)."""
@@ -172,7 +197,7 @@ class VarianceComponents:
             *(np.where(constant, np.nan, part) if part.dtype != bool else part & ~constant for part in fit)
         )
 
-    def _profile(self, spectrum: _Spectrum, values: np.ndarray, total: np.ndarray) -> _Profile:
+    def _profile(self, spectrum: Spectrum, values: np.ndarray, total: np.ndarray) -> _Profile:
         ratios = np.exp(_LOG_RATIOS)
         squares = np.square(spectrum.vectors @ values)
         rest = np.maximum(total - squares.sum(0), 0.0)

@@ -50,7 +50,7 @@ from diffbio_sc.numerics.counts.proportions import SIGNATURE_INFLATION, proporti
 from diffbio_sc.numerics.counts.refinement import CONVERGED, refinement_rounds
 from diffbio_sc.numerics.counts.spot_chunks import padded_sample
 from diffbio_sc.numerics.counts.spot_regression import SpotSolution, SpotSolver, diagnose
-from diffbio_sc.numerics.counts.unknown_signature import standard_excess, unknown_rounds
+from diffbio_sc.numerics.counts.unknown_signature import first_unknown, standard_excess, unknown_rounds
 from diffbio_sc.numerics.padding import zero_padded
 from diffbio_sc.operators.contract import FitReport, FittedStatistic, Operator, OperatorConfig, as_float_array
 from diffbio_sc.operators.correction import NetworkMinusStart
@@ -435,21 +435,25 @@ class SpatialDeconvolution(Operator):
         sampling = 1.0 / np.maximum(total, 1.0)
         if signature_error is not None:
             sampling = sampling + exposure**2 @ (signature_error * base.astype(np.float64) ** 2) / mean**2
+        free = bool(log_platform.any())
+        start, factor = first_unknown(
+            counts, weights, base, log_platform, standard_excess(log_ratio, sampling), dispersion, free=free
+        )
         signature, log_factor = unknown_rounds(
             padded,
             depth,
             np.int32(spots),
             zero_padded(weights, (len(padded), types)),
             zero_padded(base.astype(np.float32), (types, width)),
-            zero_padded(log_platform, (width,)),
-            zero_padded(standard_excess(log_ratio, sampling).astype(np.float32), (width,)),
+            zero_padded(start, (width,)),
+            zero_padded(factor, (width,)),
             np.float32(signatures.robust_spread(log_ratio)),
             np.float32(dispersion),
             zero_padded(np.ones(genes, np.float32), (width,)),
             np.float32(self.config.prior_counts),
             np.float32(self._prior_rate(genes)),
             rounds,
-            np.bool_(log_platform.any()),
+            np.bool_(free),
         )
         return UnknownSignature(np.asarray(signature)[:genes], np.asarray(log_factor)[:genes] - log_platform)
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from diffbio_sc._logging import logger
 from diffbio_sc._settings import settings
-from diffbio_sc.blocks.row_store import ArrayStore, RowStore, entries_of_rows
+from diffbio_sc.blocks.row_store import ArrayStore, RowStore, entries_of_rows, type_of_values
 from diffbio_sc.operators.multiomics.multiomics_vae.features import log_sizes, read_features
 from diffbio_sc.operators.multiomics.multiomics_vae.networks import Networks
 from diffbio_sc.training.batches import Samples
@@ -21,6 +21,7 @@ _RUN = 64  # neighbours that are read together; a part has hundreds of such runs
 _MOST_ROWS = 16_384  # of a part: more make no better shuffle
 _FEWEST_ROWS = 2_048
 _FEATURE_ROWS = 8_192  # at a time
+_DRAWN_PARTS = 64  # by which the room that a part needs is known; all parts of an epoch at least
 _COPIES = 6  # of a part's entries, at 8 bytes each, that are in memory while it is read, sorted and put on a device
 
 
@@ -30,15 +31,14 @@ def part_rows(matrices: Sequence[Any]) -> int:
     return int(np.clip(settings.block_bytes // (_COPIES * max(bytes_of_row, 1)), _FEWEST_ROWS, _MOST_ROWS))
 
 
-def _entries(matrix: Any) -> Int[np.ndarray, " cells"]:
-    """Number of entries of each row that takes room: none of those that are given as arrays."""
-    dense = getattr(matrix, "is_dense", not hasattr(matrix, "nnz"))
-    return np.zeros(matrix.shape[0], np.int64) if dense else entries_of_rows(matrix)
+def _is_dense(matrix: Any) -> bool:
+    """Whether rows are given as arrays, which need no room of their own."""
+    return bool(getattr(matrix, "is_dense", not hasattr(matrix, "nnz")))
 
 
 def _row_bytes(matrix: Any) -> int:
     rows, columns = matrix.shape
-    if getattr(matrix, "is_dense", not hasattr(matrix, "nnz")):
+    if _is_dense(matrix):
         return 4 * columns
     return 8 * -(-matrix.nnz // max(rows, 1))
 
@@ -85,7 +85,8 @@ class CellSource(BatchSource):
         self.present, self.batch, self.cells = present, batch.astype(np.int32), cells
         self.size, self.part_rows = len(cells), part_rows(matrices)
         self.seed = int(rng.integers(2**32))
-        self.lengths = sum(_entries(matrix) for matrix in matrices)
+        self.sparse = {f"counts_{m}": matrix for m, matrix in enumerate(matrices) if not _is_dense(matrix)}
+        self.lengths = sum(map(entries_of_rows, self.sparse.values()), np.zeros(len(present), np.int64))
         # What the encoders read stays the same: it is made once.
         blocks = (slice(start, start + _FEATURE_ROWS) for start in range(0, len(present), _FEATURE_ROWS))
         self.features = ArrayStore(self._features(rows) for rows in blocks)
@@ -96,19 +97,31 @@ class CellSource(BatchSource):
         return np.stack([read_features(encoder, name, matrix[rows]) for encoder, name, matrix in parts], axis=1)
 
     def begin(self, batch_size: int, *, stratified: bool) -> None:
-        """Say in the log how the cells will be read."""
+        """Make room for the parts of all epochs, and say in the log how the cells will be read."""
         super().begin(batch_size, stratified=stratified)
+        types = {key: type_of_values(matrix) for key, matrix in self.sparse.items()}
+        self.rooms.reserve(self._drawn_parts(), types)
         logger.info(
             f"{self.size} cells are trained on from disk, in each epoch in {self.n_parts} parts of at most "
             f"{self.part_rows}."
         )
 
+    def _drawn_parts(self) -> Iterator[dict[str, Int[np.ndarray, " part"]]]:
+        """Entries of each cell in parts like those of an epoch.
+
+        They are drawn from all cells, by numbers of their own: the room, and with it compiled code, is the same
+        whatever the seed of the training and the cells that it holds out.
+        """
+        entries = {key: entries_of_rows(matrix) for key, matrix in self.sparse.items()}
+        for number in range(-(-_DRAWN_PARTS // self.n_parts)):
+            order = _runs(np.arange(len(self.present)), np.random.default_rng(number))[: self.size]
+            for start in range(0, self.size, self.part_rows):
+                cells = np.sort(order[start : start + self.part_rows])
+                yield {key: lengths[cells] for key, lengths in entries.items()}
+
     def order(self, epoch: int) -> Int[np.ndarray, " trained"]:
         """Cells of an epoch in the order in which they are read."""
-        rng = np.random.default_rng([self.seed, epoch])
-        bounds = np.arange(int(rng.integers(1, _RUN + 1)), self.size, _RUN)
-        runs = np.split(self.cells, bounds)
-        return np.concatenate([runs[number] for number in rng.permutation(len(runs))])
+        return _runs(self.cells, np.random.default_rng([self.seed, epoch]))
 
     def parts(self, epoch: int) -> Iterator[dict[str, Samples]]:
         """Read one part after the other."""
@@ -135,3 +148,10 @@ class CellSource(BatchSource):
         """Sizes and a checksum of the sums of all cells."""
         sums = [np.asarray(matrix.sum(1), np.float64).ravel() for matrix in self.matrices]
         return [self.size, self.part_rows, self.seed, *(zlib.crc32(np.ascontiguousarray(part)) for part in sums)]
+
+
+def _runs(cells: Int[np.ndarray, " cells"], rng: np.random.Generator) -> Int[np.ndarray, " cells"]:
+    """Cells in runs of neighbours, cut at another place each time, in random order."""
+    bounds = np.arange(int(rng.integers(1, _RUN + 1)), len(cells), _RUN)
+    runs = np.split(cells, bounds)
+    return np.concatenate([runs[number] for number in rng.permutation(len(runs))])
