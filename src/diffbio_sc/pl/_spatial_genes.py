@@ -216,7 +216,6 @@ def _slides(adata: AnnData, library_key: str | None) -> tuple[np.ndarray | None,
 
 
 def _patterns(adata, patterns_key, spatial_key, library_key, n_columns, size, color_map) -> list[Axes]:
-    from diffbio_sc._anndata.tables import read_table, read_uns
     from diffbio_sc.pl._spatial_maps import draw_maps
 
     if patterns_key not in adata.obsm:
