@@ -142,7 +142,7 @@ def test_a_lost_worker_changes_nothing(workers, tmp_path, stage, keeps):
     else:  # and others of which the results were not yet fetched: how many is a matter of time
         assert again.min() >= 0
         assert again.max() == again[9] == 1
-    workers.wait_for_workers(2, timeout=120)
+    workers.wait_for_workers(2, timeout=300)
 
 
 @pytest.mark.parametrize("where", ["here", "workers"])

@@ -38,6 +38,7 @@ __all__ = [
     "require_package",
     "shared_folder",
     "stored_for_workers",
+    "threads_of",
     "workers_of",
 ]
 
@@ -146,6 +147,12 @@ def workers_of(client: Any) -> int:
     """Number of workers that the cluster has now."""
     with closing_told(client):
         return len(client.nthreads())
+
+
+def threads_of(client: Any) -> int:
+    """Number of tasks that the cluster's workers work on at a time now."""
+    with closing_told(client):
+        return sum(client.nthreads().values())
 
 
 def in_order(

@@ -22,6 +22,7 @@ from diffbio_sc.blocks.cluster import (
     on_worker,
     shared_folder,
     stored_for_workers,
+    threads_of,
     workers_of,
 )
 from diffbio_sc.blocks.interface import CountMatrix, as_working, bytes_of, dense_block, no_rows, pieces_of, tell_pass
@@ -432,8 +433,7 @@ def _results_of_files(
     """Bytes and result of ``function`` of each kept file, in order, several files a task."""
     import dask
 
-    threads = max(sum(client.nthreads().values()), 1)
-    each = min(max(len(files) // (_TASKS_A_THREAD * threads), 1), _MOST_TOGETHER)
+    each = min(max(len(files) // (_TASKS_A_THREAD * max(threads_of(client), 1)), 1), _MOST_TOGETHER)
     shared, run = dask.delayed(function, pure=False, traverse=False), dask.delayed(_on_files, pure=False)
     label, token = name.lower().replace(" ", "-"), uuid.uuid4().hex[:8]
     tasks = [

@@ -22,7 +22,15 @@ from typing import Any, NamedTuple, TypeVar
 from diffbio_sc._checks import whole_number
 from diffbio_sc._logging import logger
 from diffbio_sc._progress import progress
-from diffbio_sc.blocks.cluster import active_client, arriving, cancel, cancelled, closing_told, shared_folder
+from diffbio_sc.blocks.cluster import (
+    active_client,
+    arriving,
+    cancel,
+    cancelled,
+    closing_told,
+    shared_folder,
+    threads_of,
+)
 
 __all__ = ["Flow", "Here", "Processes", "Round", "Runner", "Workers", "run_here", "task_runner"]
 
@@ -169,8 +177,7 @@ class Workers(_Spread):
         self._completed: Any = as_completed(loop=client.loop)
 
     def _threads(self) -> int:
-        with closing_told(self.client):
-            return sum(self.client.nthreads().values())
+        return threads_of(self.client)
 
     def _submit(self, task: _Task, name: str) -> Any:
         key = f"{name.lower().replace(' ', '-')}-{uuid.uuid4().hex}"
