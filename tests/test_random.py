@@ -18,6 +18,11 @@ def test_a_generator_is_drawn_from():
     assert as_generator(generator) is generator
 
 
+@pytest.mark.parametrize("kind", [np.random.SeedSequence, np.random.PCG64])
+def test_what_numpy_takes_for_a_seed_gives_the_stream_of_numpy(kind):
+    assert as_generator(kind(5)).integers(2**31) == np.random.default_rng(5).integers(2**31)
+
+
 def test_a_random_state_is_drawn_from():
     state, same = np.random.RandomState(3), np.random.RandomState(3)
     first = as_generator(state).integers(2**31)

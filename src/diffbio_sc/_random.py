@@ -6,15 +6,16 @@ import numpy as np
 
 
 def as_generator(
-    rng: int | np.random.Generator | np.random.RandomState | None, name: str = "rng"
+    rng: int | np.random.SeedSequence | np.random.BitGenerator | np.random.Generator | np.random.RandomState | None,
+    name: str = "rng",
 ) -> np.random.Generator:
     """Return the generator that an ``rng`` argument stands for.
 
     Parameters
     ----------
     rng
-        Seed (a whole number of at least 0), numpy Generator or RandomState; None takes fresh entropy, and the result
-        then differs from run to run. A Generator or RandomState is drawn from, not copied.
+        Seed (a whole number of at least 0, or a SeedSequence), numpy Generator, BitGenerator or RandomState; None takes
+        fresh entropy, and the result then differs from run to run. A generator is drawn from, not copied.
     name
         Name of the argument, for the message.
 
@@ -25,7 +26,7 @@ def as_generator(
     ValueError
         If it is a negative number.
     """
-    if rng is None or isinstance(rng, np.random.Generator):
+    if rng is None or isinstance(rng, np.random.Generator | np.random.SeedSequence | np.random.BitGenerator):
         return np.random.default_rng(rng)
     if isinstance(rng, np.random.RandomState):
         return np.random.Generator(rng._bit_generator)

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 import diffbio_sc as dbio
 from diffbio_sc._anndata import fragments
@@ -91,6 +92,109 @@ def test_modalities_of_one_object(tmp_path):
     np.testing.assert_allclose(found.X, expected.X, rtol=1e-3, atol=1e-4)
     same(found.var, expected.var)
     dbio.pl.multiomics_vae(lazy, color="cell_type", show=False)
+
+
+def test_results_of_spots_that_were_written_before(tmp_path):
+    plain, cells = dbio.datasets.pbmc_tissue(n_spots=60)
+    plain, cells = plain[:, :200].copy(), cells[:, :200].copy()
+    dbio.tl.deconvolve(plain, cells, cell_type_key="cell_type")
+    dbio.tl.spatial_genes(plain)
+    dbio.tl.spatial_patterns(plain, n_patterns=2)
+    dbio.tl.combine_features(plain, ["truth", "deconvolution"])
+    lazy = lazily(plain, tmp_path)
+    for one in (dbio.get.deconvolution, dbio.get.spatial_genes, dbio.get.combine_features):
+        same(one(lazy), one(plain))
+    maps = [dbio.pl.spatial_genes(adata, kind="patterns", show=False)[0] for adata in (plain, lazy)]
+    assert maps[0].get_title() == maps[1].get_title()
+    found, expected = (
+        dbio.pl.deconvolution(adata, show=False)[0].collections[0].get_array() for adata in (lazy, plain)
+    )
+    np.testing.assert_array_equal(found, expected)
+    dbio.pl.combine_features(lazy, show=False)
+    for adata in (plain, lazy):
+        dbio.tl.combine_features(adata, ["truth", "deconvolution"], key_added="again")
+        dbio.tl.deconvolve(adata, cells, cell_type_key="cell_type", cell_sizes="truth", key_added="sized")
+    np.testing.assert_array_equal(lazy.obsm["again"], plain.obsm["again"])
+    np.testing.assert_allclose(lazy.uns["sized"]["cell_sizes"], plain.uns["sized"]["cell_sizes"])
+
+
+def test_peaks_and_fragments_that_were_written_before(tmp_path):
+    intervals, _, cell_types = dbio.datasets.simulate_fragments(n_cells=20, strength=0.3)
+    plain = dbio.pp.coverage(intervals, bin_size=200, groupby=cell_types)
+    dbio.tl.peaks(plain)
+    lazy = lazily(plain, tmp_path)
+    same(dbio.get.peaks(lazy), dbio.get.peaks(plain))
+    dbio.pl.peaks(lazy, show=False)
+    for adata in (plain, lazy):
+        dbio.tl.merge_peaks(adata)
+    same(lazy.uns["peaks_merged"], plain.uns["peaks_merged"])
+
+    length = {"chr1": 1_000, "chr2": 1_000}
+    starts = sp.csr_matrix(([150, 200, 100], ([0, 0, 1], [20, 1_300, 700])), shape=(2, 2_000), dtype=np.int32)
+    cells = ad.AnnData(obs=pd.DataFrame({"kind": ["a", "b"]}, index=["c1", "c2"]), obsm={"fragment_paired": starts})
+    cells.uns["reference_sequences"] = pd.DataFrame(
+        {"reference_seq_name": list(length), "reference_seq_length": list(length.values())}
+    )
+    (tmp_path / "cells").mkdir()
+    found, expected = (
+        dbio.pp.pseudobulk(adata, groupby="kind") for adata in (lazily(cells, tmp_path / "cells"), cells)
+    )
+    same(
+        {name: one.to_frame() for name, one in found.items()}, {name: one.to_frame() for name, one in expected.items()}
+    )
+
+
+def test_contact_maps_and_states_that_were_written_before(tmp_path):
+    plain = dbio.datasets.simulate_contacts(200, contacts_per_bin=200)
+    dbio.tl.contacts(plain)
+    lazy = lazily(plain, tmp_path)
+    for one in (dbio.get.contacts, dbio.get.expected, dbio.get.insulation, dbio.get.loops, dbio.get.tads):
+        same(one(lazy), one(plain))
+    dbio.pl.contacts(lazy, show=False)
+    pytest.importorskip("cooler")
+    for name, adata in (("plain", plain), ("lazy", lazy)):
+        dbio.io.write_cool(adata, tmp_path / f"{name}.cool")
+    same(*(dbio.io.read_cool(tmp_path / f"{name}.cool").obs for name in ("plain", "lazy")))
+
+    plain = dbio.datasets.simulate_chromatin_states(n_bins=600, rng=0)
+    dbio.tl.chromatin_states(plain, n_states=3, effort="fast", max_steps=3)
+    dbio.tl.state_enrichment(plain, {"first": plain.obs[["chrom", "start", "end"]].iloc[:90]})
+    (tmp_path / "states").mkdir()
+    lazy = lazily(plain, tmp_path / "states")
+    for one in (dbio.get.chromatin_states, dbio.get.state_enrichment):
+        same(one(lazy), one(plain))
+    dbio.pl.state_enrichment(lazy, show=False)
+    dbio.tl.chromatin_states(plain, model=lazy, key_added="again")
+    np.testing.assert_array_equal(plain.obs["again_chromatin_state"], plain.obs["chromatin_state"])
+
+
+def test_models_that_were_written_before(tmp_path):
+    plain = dbio.datasets.simulate_regulatory_regions(n_regions=200)
+    dbio.pp.sequences(plain)
+    dbio.tl.contextual(plain, refine=False, average=False)
+    dbio.tl.attributions(plain, regions=plain.var_names[:2], cell_types=["cell1"])
+    lazy = lazily(plain, tmp_path)
+    same(dbio.get.contextual(lazy), dbio.get.contextual(plain))
+    same(dbio.get.attributions(lazy), dbio.get.attributions(plain))
+    new = plain.copy()
+    dbio.tl.contextual_predict(new, model=lazy, key_added="again")
+    np.testing.assert_array_equal(new.layers["again_prob"], plain.layers["contextual_prob"])
+    dbio.pp.sequences(lazy)
+    np.testing.assert_array_equal(lazy.varm["dna"], plain.varm["dna"])
+    dbio.tl.contextual(lazy, refine=False, average=False)
+    np.testing.assert_allclose(lazy.layers["contextual_prob"], plain.layers["contextual_prob"], atol=1e-5)
+
+    mdata = dbio.datasets.simulate_multiomics(n_cells=60, rng=0)
+    plain = ad.concat(list(mdata.mod.values()), axis=1)
+    plain.var["feature_types"] = np.repeat(list(mdata.mod), [part.n_vars for part in mdata.mod.values()])
+    dbio.tl.multiomics_vae(plain)
+    (tmp_path / "cells").mkdir()
+    lazy = lazily(plain, tmp_path / "cells")
+    for what in ("weights", "loadings"):
+        same(dbio.get.multiomics_vae(lazy, what), dbio.get.multiomics_vae(plain, what))
+    new = plain.copy()
+    dbio.tl.multiomics_encode(new, lazy, key_added="X_again")
+    np.testing.assert_allclose(new.obsm["X_again"], plain.obsm["X_multiomics_vae"], atol=1e-5)
 
 
 def test_sums_of_cells_can_be_written(tmp_path):

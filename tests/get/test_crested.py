@@ -32,6 +32,18 @@ def test_regions_along_obs_and_sparse_values_are_turned():
     assert other.X.sum() == adata.X.sum()
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
+def test_values_in_a_file(tmp_path, sparse, turned):
+    adata = dbio.datasets.simulate_regulatory_regions(n_regions=30)
+    adata.X = sp.csr_matrix(adata.X) if sparse else adata.X
+    adata = adata.T.copy() if turned else adata
+    adata.write_h5ad(tmp_path / "regions.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "regions.h5ad", backed="r")
+    found, expected = dbio.get.crested(backed).X, dbio.get.crested(adata).X
+    np.testing.assert_array_equal(*(one.toarray() if sparse else one for one in (found, expected)))
+
+
 def test_what_crested_cannot_hold():
     adata = dbio.datasets.simulate_regulatory_regions(n_regions=30)
     adata.var.iloc[1, :3] = adata.var.iloc[0, :3]

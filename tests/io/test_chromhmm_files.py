@@ -370,6 +370,8 @@ def test_segments_that_cannot_be_written(tmp_path):
     path = tmp_path / "s.bed"
     with pytest.raises(KeyError, match=r"no columns \['state'\]"):
         dbio.io.write_segments(table().drop(columns="state"), path)
+    with pytest.raises(TypeError, match=r"found AnnData; of an AnnData take dbio.get.chromatin_states\(adata\)"):
+        dbio.io.write_segments(dbio.datasets.simulate_chromatin_states(n_bins=20), path)
     with pytest.raises(ValueError, match="at least one row"):
         dbio.io.write_segments(table().iloc[:0], path)
     with pytest.raises(ValueError, match="one cell type, found"):

@@ -121,6 +121,27 @@ def test_replicates_are_pooled_and_their_support_counted():
     assert found(both["r1"], weak) == (3, 0)
 
 
+@pytest.mark.parametrize("duplicates", ["auto", 1])
+def test_pooled_replicates_keep_equal_fragments_of_different_cells(rows, duplicates):
+    generator = np.random.default_rng(0)
+    every = pd.concat([rows, rows], ignore_index=True)  # each fragment in two cells
+    code, replicate = generator.integers(0, 20, len(every)), generator.integers(0, 2, len(every))
+    code[len(rows) :] = (code[: len(rows)] + 1) % 20
+    replicate[len(rows) :] = replicate[: len(rows)]
+    whole = as_intervals(every, cell_code=20 * replicate + code, barcodes=[f"cell{n}" for n in range(40)])
+    parts = {
+        f"r{number}": as_intervals(
+            every[replicate == number], cell_code=code[replicate == number], barcodes=[f"cell{n}" for n in range(20)]
+        )
+        for number in range(2)
+    }
+    expected = dbio.tl.call_peaks(whole, mode="narrow", duplicates=duplicates)
+    pooled = dbio.tl.call_peaks(parts, replicate=True, mode="narrow", duplicates=duplicates)
+    once = dbio.tl.call_peaks(as_intervals(rows), mode="narrow")
+    assert expected["fragments"].sum() > 1.9 * once["fragments"].sum()
+    pd.testing.assert_frame_equal(pooled.drop(columns=["n_replicates", "name"]), expected.drop(columns="name"))
+
+
 def test_groups_of_barcodes(rows):
     other = simulate(7, peaks={"chr1": [70_000]})
     every = pd.concat([rows, other], ignore_index=True)

@@ -138,6 +138,17 @@ def test_groups_are_pooled_and_results_survive_a_file(bins, tmp_path):
     assert len(dbio.get.peaks(stored)) == sum(map(len, tables.values()))
 
 
+def test_groups_after_rows_leave_nothing_of_the_first_call(bins):
+    bins.obs["label"] = "all"
+    for earlier, last in ((None, "label"), ("label", None)):
+        twice, once = bins.copy(), bins.copy()
+        dbio.tl.peaks(twice, groupby=earlier)
+        dbio.tl.peaks(twice, groupby=last)
+        dbio.tl.peaks(once, groupby=last)
+        for field in ("obs", "var", "varm", "layers", "uns"):
+            assert set(getattr(twice, field)) == set(getattr(once, field))
+
+
 def test_no_peaks_is_a_result_that_can_be_stored(bins, tmp_path):
     bins.X[:] = 0
     dbio.tl.peaks(bins)

@@ -199,3 +199,56 @@ def test_one_name_may_be_given_without_a_list():
     adata, _ = tissue()
     dbio.tl.spatial_genes(adata, genes="g3")
     assert adata.var["spatial_pvalue"].notna().sum() == 1
+
+
+def test_a_second_call_leaves_nothing_of_the_first():
+    adata, reference = tissue()
+    dbio.tl.spatial_genes(adata, smooth=True)
+    dbio.tl.deconvolve(adata, reference, unexplained=True, reconstruct=True)
+    dbio.tl.spatial_genes(adata, variance=False)
+    dbio.tl.deconvolve(adata, reference)
+    once, _ = tissue()
+    dbio.tl.spatial_genes(once, variance=False)
+    dbio.tl.deconvolve(once, reference)
+    for field in ("obs", "var", "obsm", "layers"):
+        assert set(getattr(adata, field)) == set(getattr(once, field))
+    assert dbio.get.spatial_genes(adata)["fsv"].isna().all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_axis_along_which_no_slide_extends_changes_nothing(axis):
+    adata, _ = tissue()
+    adata.obs["slide"] = np.repeat(["a", "b"], 60)
+    height = np.where(adata.obs["slide"] == "a", 3.0, 50.0)
+    section = adata.copy()
+    section.obsm["spatial"] = np.insert(section.obsm["spatial"], axis, height, axis=1)
+    for one in (adata, section):
+        dbio.tl.spatial_genes(one, library_key="slide")
+        dbio.tl.spatial_patterns(one, n_patterns=2)
+    pd.testing.assert_frame_equal(section.var, adata.var)
+    pd.testing.assert_frame_equal(section.obsm["spatial_patterns"], adata.obsm["spatial_patterns"])
+
+
+@pytest.mark.parametrize("options", [{}, {"refine": False}, {"cell_sizes": {"A": 1, "B": 2, "C": 4, "D": 3}}])
+def test_the_order_of_cell_types_moves_columns_and_nothing_else(options):
+    adata, profiles = tissue()
+    profiles.loc["D"] = profiles.loc["A"] * np.random.default_rng(1).uniform(
+        0.8, 1.25, profiles.shape[1]
+    )  # much like A
+    rng = np.random.default_rng(0)
+    cells = ad.AnnData(
+        rng.poisson(np.repeat(profiles.to_numpy() / 100, 20, axis=0)).astype(float),
+        obs=pd.DataFrame({"type": np.repeat(list("ABCD"), 20)}, index=[f"c{i}" for i in range(80)]),
+        var=adata.var[[]],
+    )
+    cells.obs.loc["c0", "type"] = np.nan
+    turned = cells.copy()
+    turned.obs["type"] = pd.Categorical(cells.obs["type"], categories=list("DBAC"))
+    for reference, key in ((cells, "x"), (turned, "y")):
+        dbio.tl.deconvolve(adata, reference, cell_type_key="type", reconstruct=True, key_added=key, **options)
+    for suffix in ("", "_std", "_abundance"):
+        assert list(adata.obsm[f"y{suffix}"]) == list("DBAC")
+        pd.testing.assert_frame_equal(adata.obsm[f"x{suffix}"], adata.obsm[f"y{suffix}"][list("ABCD")])
+    np.testing.assert_array_equal(adata.layers["x_reconstructed"], adata.layers["y_reconstructed"])
+    for name in {"presence_probability", "typical_error", "cell_sizes"} & set(adata.uns["x"]):
+        np.testing.assert_array_equal(adata.uns["x"][name], adata.uns["y"][name][[2, 1, 3, 0]])

@@ -134,6 +134,22 @@ def test_given_number_is_kept_and_other_names_are_used(tissue):
     assert "spatial_pattern" not in tissue.var
 
 
+def test_spots_without_counts_change_no_pattern():
+    tissue = planted()
+    spatial_patterns(tissue, n_patterns=3)
+    count = 40
+    empty = ad.AnnData(
+        np.zeros((count, tissue.n_vars)), obs=pd.DataFrame(index=[f"empty{n}" for n in range(count)]), var=tissue.var
+    )
+    empty.obsm["spatial"] = tissue.obsm["spatial"][:count] + 0.01
+    more = ad.concat([tissue[:, :], empty], merge="same", uns_merge="first")
+    spatial_patterns(more, n_patterns=3)
+    assert (more.var["spatial_pattern"] == tissue.var["spatial_pattern"])[tissue.var["spatial_pattern"].notna()].all()
+    np.testing.assert_allclose(
+        more.obsm["spatial_patterns"].iloc[: tissue.n_obs], tissue.obsm["spatial_patterns"], atol=1e-4
+    )
+
+
 def test_map_is_that_of_gaussian_process_regression_on_the_mean_gene():
     # One pattern of equal genes, all with amplitude 1: the posterior mean of the process given their mean.
     rng = np.random.default_rng(0)
@@ -151,6 +167,22 @@ def test_map_is_that_of_gaussian_process_regression_on_the_mean_gene():
     prior = scale * centre @ kernel @ centre
     expected = prior @ np.linalg.solve(prior + 0.49 / 150 * np.eye(81), average)
     np.testing.assert_allclose(found / np.linalg.norm(found), expected / np.linalg.norm(expected), atol=0.01)
+
+
+def test_spots_that_are_not_used_leave_the_basis_as_it_is_and_get_its_extension():
+    rng = np.random.default_rng(0)
+    places, used = rng.uniform(0, 10, (120, 2)), np.arange(120) % 4 > 0
+    (basis,) = slide_bases(places, np.zeros(120, int), 2.0, used)
+    (alone,) = slide_bases(places[used], np.zeros(90, int), 2.0)
+    np.testing.assert_array_equal(basis.vectors[used], alone.vectors)
+    np.testing.assert_array_equal(basis.values, alone.values)
+    kernel = np.exp(-0.5 * ((places[:, None] - places[None, used]) ** 2).sum(-1) / 2.0**2)
+    kernel -= kernel[used].mean(0)
+    first = basis.values > 0.1
+    expected = kernel @ alone.vectors[:, first] / basis.values[first]
+    np.testing.assert_allclose(basis.vectors[:, first], expected, atol=1e-3)
+    _, empty = slide_bases(places, np.repeat([0, 1], 60), 2.0, np.arange(120) < 60)
+    assert empty.vectors.shape == (60, 0)
 
 
 def test_basis_is_the_eigenbasis_of_the_centred_kernel():

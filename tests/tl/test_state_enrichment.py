@@ -234,3 +234,16 @@ def test_promoters_lie_in_cpg_islands_and_at_starts_of_genes(data_folder):
     # The nucleosome after the start, downstream, carries most; far upstream there is little.
     assert promoter.idxmax() in (200, 400, 600)
     assert promoter[200] > 3 * promoter[-2000]
+
+
+def test_places_of_any_kind_of_number_are_taken():
+    adata = dbio.datasets.simulate_chromatin_states(n_bins=400)
+    places = adata.obs[["chrom", "start", "end"]].iloc[:90].reset_index(drop=True)
+    tables = []
+    for kind in (np.int64, np.float64, np.uint32, str):
+        dbio.tl.state_enrichment(adata, {"first": places.astype({"start": kind, "end": kind})}, column="truth")
+        tables.append(dbio.get.state_enrichment(adata))
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0])
+    with pytest.raises(ValueError, match="column 'start' must be whole numbers"):
+        dbio.tl.state_enrichment(adata, {"first": places.assign(start=places["start"] + 0.5)}, column="truth")

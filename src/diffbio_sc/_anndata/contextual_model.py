@@ -107,7 +107,7 @@ def read_contextual_model(model: Any, *, key: str = DEFAULT_KEY) -> ContextualMo
             )
         return _rebuild(record["model"], f"adata.uns[{key!r}]['model']")
     if isinstance(model, Mapping) and "model" in model:
-        return _rebuild(model["model"], "model")
+        return _rebuild(in_memory(model["model"]), "model")
     raise TypeError(
         "model must be an AnnData that dbio.tl.contextual has written to, the path of a file, or None, found "
         f"{type(model).__name__}."

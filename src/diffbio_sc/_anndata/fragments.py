@@ -49,7 +49,7 @@ def fragments_of(adata: Any) -> Intervals:
         )
     names = [str(name) for name in reference[_NAME]]
     lengths = np.asarray(reference[_LENGTH], np.int64)
-    matrix = adata.obsm[_KEY].tocsr()
+    matrix = in_memory(adata.obsm[_KEY]).tocsr()
     if matrix.shape[1] != lengths.sum():
         raise ValueError(
             f"adata.obsm[{_KEY!r}] must have a column for each of the {lengths.sum():,} base pairs of the "

@@ -59,6 +59,18 @@ class Reference(NamedTuple):
     cells: CountMatrix | None = None
     codes: np.ndarray | None = None
 
+    def by_name(self) -> Reference:
+        """With the types in the order of their names."""
+        order = sorted(range(len(self.types)), key=self.types.__getitem__)
+        place = np.append(np.argsort(order), -1)  # code -1 stays
+        return self._replace(
+            types=[self.types[index] for index in order],
+            sums=self.sums[order],
+            counts_per_cell=self.counts_per_cell[order],
+            size_variation=self.size_variation[order],
+            codes=None if self.codes is None else place[self.codes].astype(self.codes.dtype),
+        )
+
 
 def read_reference(
     reference: AnnData | pd.DataFrame,

@@ -65,7 +65,7 @@ def pool_intervals(parts: Sequence[Intervals], name: str = "the pooled replicate
 
 
 def pool_rounds(parts: Sequence[Intervals], name: str = "the pooled replicates") -> Flow[Intervals]:
-    """All intervals of several samples as one sample, some chromosomes a task.
+    """All intervals of several samples as one sample, some chromosomes a task; a barcode is a cell of its own in each.
 
     Raises
     ------
@@ -77,7 +77,8 @@ def pool_rounds(parts: Sequence[Intervals], name: str = "the pooled replicates")
         match_chromosomes(part.chromosomes, parts[0].chromosomes, left_name=part.name, right_name=parts[0].name)
     if len({part.paired for part in parts}) > 1:
         raise ValueError("replicates must be all of fragments or all of single reads, found both.")
-    keys = [key for key in ("start", "end", "strand", "count") if all(key in part.columns for part in parts)]
+    known = ("start", "end", "cell_code", "count", "strand")
+    keys = [key for key in known if all(key in part.columns for part in parts)]
     number = np.zeros(len(chromosomes), np.int64)
     place = {chromosome: index for index, chromosome in enumerate(chromosomes)}
     for part in parts:
@@ -99,17 +100,28 @@ def pool_rounds(parts: Sequence[Intervals], name: str = "the pooled replicates")
         name=name,
         in_order=True,
     )
+    # Equal fragments of different cells are no duplicates: codes of the samples do not meet.
+    first_code = np.cumsum([0, *(_cells(part) for part in parts)])[:-1] if "cell_code" in keys else np.zeros(0, int)
     items = []
     for batch in batches:
         some = chromosomes[batch]
-        items.append(([one.select_chromosomes(some) for one in parts], pooled.select_chromosomes(some)))
+        items.append(([one.select_chromosomes(some) for one in parts], first_code, pooled.select_chromosomes(some)))
     yield Round(_pool, items, "Pooling")
     return pooled
 
 
-def _pool(item: tuple[Sequence[Intervals], Intervals]) -> None:
+def _cells(part: Intervals) -> int:
+    """Number of codes of cells that a sample uses."""
+    codes, highest = part.columns["cell_code"], -1
+    for first, last in part.bounds.tolist():
+        highest = max(highest, int(codes[first:last].max(initial=-1)))
+        release(codes)
+    return highest + 1
+
+
+def _pool(item: tuple[Sequence[Intervals], np.ndarray, Intervals]) -> None:
     """Write the intervals of several samples to the rows of their pool, in the order of starts."""
-    parts, pooled = item
+    parts, first_code, pooled = item
     for chromosome, (first, _) in zip(pooled.chromosomes, pooled.bounds.tolist(), strict=True):
         for rows in _ranges([part[chromosome].start for part in parts]):
             columns = {
@@ -118,6 +130,8 @@ def _pool(item: tuple[Sequence[Intervals], Intervals]) -> None:
                 )
                 for key in pooled.columns
             }
+            if "cell_code" in columns:
+                columns["cell_code"] += np.repeat(first_code, [high - low for low, high in rows])
             # Equal places stand in the order of the samples.
             order = np.argsort(columns["start"], kind="stable")
             for key, target in pooled.columns.items():

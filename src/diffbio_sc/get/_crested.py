@@ -77,6 +77,8 @@ def crested(
         del var[split]
 
     def turned(matrix):
+        if not hasattr(matrix, "copy"):  # it lies in a file
+            matrix = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix[()]
         matrix = matrix.copy() if regions.axis == "var" else matrix.T.copy()
         return sp.csr_matrix(matrix) if sp.issparse(matrix) else matrix
 

@@ -53,6 +53,8 @@ def write_segments(
     ------
     KeyError
         If a column, or the colour of a state, is missing.
+    TypeError
+        If ``segments`` is no table.
     ValueError
         If there are no segments, an end is not after its start, segments of several cell types are mixed, a segment
         lies beyond its chromosome, or a name holds a tab or a line end.
@@ -65,6 +67,11 @@ def write_segments(
     >>> dbio.io.write_segments(dbio.get.chromatin_states(adata), "states_dense.bed", dense=True)
     """
     check_options(write_segments, locals())
+    if not hasattr(segments, "columns"):
+        raise TypeError(
+            f"segments must be a table, found {type(segments).__name__}; of an AnnData take "
+            "dbio.get.chromatin_states(adata)."
+        )
     missing = [key for key in ("chrom", "start", "end", "state") if key not in segments]
     if missing:
         raise KeyError(f"segments have no columns {missing}; columns: {list(map(str, segments.columns))}.")

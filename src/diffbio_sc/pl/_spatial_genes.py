@@ -284,12 +284,13 @@ def _permuted_scores(adata, table: pd.DataFrame, params, spatial_key, layer, cov
     from diffbio_sc._random import as_generator
     from diffbio_sc.blocks.steps import RowSums
     from diffbio_sc.engines import spatial_genes as engine
+    from diffbio_sc.numerics.spatial.slides import without_flat_axis
     from diffbio_sc.numerics.spatial.smooth_covariates import smooth_covariates
 
     generator = as_generator(rng)
-    coordinates = read_coordinates(adata, spatial_key)
     slides, _ = _slides(adata, params.get("library_key"))
     slides = np.zeros(adata.n_obs, np.int64) if slides is None else slides
+    coordinates = without_flat_axis(read_coordinates(adata, spatial_key), slides)
     nuisance = read_test_covariates(adata, params, covariates)
     if nuisance is not None and params.get("smooth_covariates"):
         nuisance = smooth_covariates(nuisance, coordinates, slides)

@@ -201,6 +201,11 @@ def deconvolve(
     coordinates = read_coordinates(adata, spatial_key) if smoothing else None
     cells = None if n_cells_key is None else read_cell_numbers(adata.obs, n_cells_key, name="adata.obs")
     table = read_reference(reference, cell_type_key, batch_key, reference_layer, allow_fractional)
+    types = table.types
+    # Types that resemble each other are estimated in turn, and end a little short of their limit by an amount that
+    # depends on whose turn is first: it goes by their names, whatever the order of categories.
+    table = table.by_name()
+    place = pd.Index(table.types).get_indexer(types)
     shared, in_reference = _shared_genes(adata, table, genes)
     counts, (totals,) = survey_counts(adata, ColumnSums(), layer=layer, allow_fractional=allow_fractional, keep=True)
 
@@ -209,7 +214,9 @@ def deconvolve(
         known = _known_composition(adata, cell_sizes, table, fraction_of)
     elif cell_sizes is not None:
         table = table._replace(counts_per_cell=_known_sizes(table, cell_sizes, fraction_of))
-        params["cell_sizes"] = table.counts_per_cell  # names of types may hold "/", which h5ad cannot store as keys
+        params["cell_sizes"] = table.counts_per_cell[
+            place
+        ]  # names of types may hold "/", which h5ad cannot store as keys
     sums = table.sums[:, in_reference]
     chosen, profiles = engine.choose_genes(
         sums,
@@ -290,41 +297,43 @@ def deconvolve(
 
     if copy:
         adata = adata.copy()
-    names = storable_names(table.types)
+    names = storable_names(types)
     tables = {"": found.proportions, "_std": found.deviation, "_abundance": found.abundance}
-    layers = {}
-    if reconstruct:
-        layers[f"{key_added}_reconstructed"] = engine.expected_counts(spots, sample, fit, weights)
+    expected = engine.expected_counts(spots, sample, fit, weights) if reconstruct else None
     log_platform = np.full(adata.n_vars, np.nan, np.float32)
     log_platform[columns] = fit.log_platform
     record = make_record(
         params,
         fit.report._replace(seconds=time.perf_counter() - started),
-        cell_types=np.array(table.types, dtype=str),
+        cell_types=np.array(types, dtype=str),
         columns=np.array(names, dtype=str),
         genes=np.array(adata.var_names[columns], dtype=str),
-        presence_probability=found.presence_probability,
+        presence_probability=found.presence_probability[place],
         dispersion=fit.dispersion,
         refined=fit.refined,
         corrected=fit.corrected,
-        **({} if calibration is None else {"typical_error": calibration.error}),
+        **({} if calibration is None else {"typical_error": calibration.error[place]}),
         **({} if fit.incomplete is None else {"incomplete": fit.incomplete}),
-        **({} if cell_sizes is None else {"cell_sizes": profiles.sum(1)}),
+        **({} if cell_sizes is None else {"cell_sizes": profiles.sum(1)[place]}),
     )
     write_results(
         adata,
         obsm={
             f"{key_added}{suffix}": pd.DataFrame(
-                values.astype(np.float32, copy=False), index=adata.obs_names, columns=names, copy=False
+                values[:, place].astype(np.float32, copy=False), index=adata.obs_names, columns=names, copy=False
             )
             for suffix, values in tables.items()
         },
         obs={
-            f"{key_added}_{name}": np.where(sample.filled, values, np.nan).astype(np.float32)
-            for name, values in obs.items()
+            # What an earlier call was asked for, and this one not, is removed.
+            f"{key_added}_unexplained": None,
+            **{
+                f"{key_added}_{name}": np.where(sample.filled, values, np.nan).astype(np.float32)
+                for name, values in obs.items()
+            },
         },
         var={f"{key_added}_log_platform_effect": log_platform},
-        layers=layers,
+        layers={f"{key_added}_reconstructed": expected},
         uns={key_added: record},
     )
     return adata if copy else None

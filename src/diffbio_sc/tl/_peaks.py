@@ -202,13 +202,16 @@ def _write(adata: Any, genome: Any, result: Any, grouped: bool, key_added: str, 
     prefix = prefix_of(key_added, "peaks")
     matrices = {f"{prefix}peak_{name}": values for name, values in result.matrices.items()}
     columns = {f"{prefix}n_peaks": result.n_peaks, f"{prefix}peak_background": result.background}
+    # What an earlier call wrote under this key, with groups or without, goes.
+    earlier = dict.fromkeys([*matrices, f"{prefix}peak_background"])
     if not grouped:
-        genome.write(adata, columns=columns, layers=matrices, uns={key_added: record})
+        layers = {**earlier, **matrices}
+        genome.write(adata, columns=columns, layers=layers, matrices=earlier, uns={key_added: record})
         return
     import scipy.sparse as sp
 
     turned = {name: sp.csr_array(value.T) if sp.issparse(value) else value.T for name, value in matrices.items()}
-    genome.write(adata, columns=columns, matrices=turned, uns={key_added: record})
+    genome.write(adata, columns=columns, matrices={**earlier, **turned}, layers=earlier, uns={key_added: record})
 
 
 def _groups(genome: Any, adata: Any, groupby: str | None) -> tuple[np.ndarray, list[str]]:

@@ -160,6 +160,7 @@ def spatial_genes(
     """
     from diffbio_sc.engines import spatial_genes as engine
     from diffbio_sc.numerics.spatial import smooth_covariates as numerics
+    from diffbio_sc.numerics.spatial.slides import without_flat_axis
 
     check_options(spatial_genes, locals(), lengthscales="(0, inf)", alpha="(0, 1)")
     started = time.perf_counter()
@@ -168,8 +169,8 @@ def spatial_genes(
     _check_arguments(adata, variance, smooth)
     params["smooth_covariates"] = _estimated(adata, covariates, smooth_covariates)
     generator = as_generator(rng)
-    coordinates = read_coordinates(adata, spatial_key)
     slides = read_slides(adata, library_key)
+    coordinates = without_flat_axis(read_coordinates(adata, spatial_key), slides)
     nuisance = None if covariates is None else read_covariates(adata, covariates)
     chosen = _read_genes(adata, genes)
     depth = None if total_counts_key is None else _read_depth(adata, total_counts_key)
@@ -189,10 +190,7 @@ def spatial_genes(
     if depth is None:
         _check_totals(slope, found, with_covariates=nuisance is not None)
     called = engine.call_significant(found.log_p, found.mean, alpha, fdr)
-    layers = {}
-    if smooth:
-        significant = np.flatnonzero(called.significant)
-        layers[_smoothed_layer(key_added)] = engine.smooth_expression(spots, significant, found)
+    expression = engine.smooth_expression(spots, np.flatnonzero(called.significant), found) if smooth else None
     n_tested, n_spatial = int(np.isfinite(found.log_p).sum()), int(called.significant.sum())
     logger.info(f"{n_spatial} of {n_tested} tested genes are spatially variable.")
 
@@ -212,7 +210,7 @@ def spatial_genes(
     write_results(
         adata,
         var={result_column(key_added, name): values for name, values in columns.items()},
-        layers=layers,
+        layers={_smoothed_layer(key_added): expression},
         uns={key_added: record},
     )
     return adata if copy else None
@@ -293,8 +291,8 @@ def _smoothed_layer(key_added: str) -> str:
     return "spatial_smoothed" if key_added == "spatial_genes" else f"{key_added}_smoothed"
 
 
-def _columns(found: Genes, called: Significance, *, with_variance: bool) -> dict[str, np.ndarray]:
-    columns = {
+def _columns(found: Genes, called: Significance, *, with_variance: bool) -> dict[str, np.ndarray | None]:
+    columns: dict[str, np.ndarray | None] = {
         "spatial_pvalue": called.pvalue,
         "spatial_padj": called.adjusted,
         "spatial_lfdr": called.local,
@@ -306,4 +304,6 @@ def _columns(found: Genes, called: Significance, *, with_variance: bool) -> dict
         columns["fsv"], columns["fsv_se"] = fsv.astype(np.float32), error.astype(np.float32)
         columns["spatial_lengthscale"] = lengthscale.astype(np.float32)
         columns["spatial_lengthscale_at_bound"] = np.nan_to_num(at_bound).astype(bool)
+    else:  # those of an earlier call are removed
+        columns |= dict.fromkeys(("fsv", "fsv_se", "spatial_lengthscale", "spatial_lengthscale_at_bound"))
     return columns

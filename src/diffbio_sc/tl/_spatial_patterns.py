@@ -131,6 +131,7 @@ def spatial_patterns(
     """
     from diffbio_sc.engines import spatial_patterns as engine
     from diffbio_sc.numerics.spatial.slide_basis import slide_bases
+    from diffbio_sc.numerics.spatial.slides import without_flat_axis
     from diffbio_sc.numerics.spatial.smooth_covariates import smooth_covariates
 
     check_options(
@@ -159,8 +160,8 @@ def spatial_patterns(
         "library_key": library_key, "max_genes": max_genes, "key_added": key_added, "rng": rng,
         "covariates": covariates_given(covariates_of_test(tested, covariates)),
     }  # fmt: skip
-    coordinates = read_coordinates(adata, spatial_key)
     slides = read_slides(adata, library_key)
+    coordinates = without_flat_axis(read_coordinates(adata, spatial_key), slides)
     nuisance = read_test_covariates(adata, tested, covariates)
     if nuisance is not None and tested.get("smooth_covariates"):
         nuisance = smooth_covariates(nuisance, coordinates, slides)
@@ -169,7 +170,10 @@ def spatial_patterns(
     if depth_key is not None:
         totals = read_numbers(adata.obs, str(depth_key), name="adata.obs")
 
-    bases = slide_bases(coordinates, slides, lengthscale)
+    used = totals > 0
+    if nuisance is not None:
+        used &= np.isfinite(nuisance).all(1)
+    bases = slide_bases(coordinates, slides, lengthscale, used)
     coarsest = max(basis.lengthscale for basis in bases)
     if coarsest > lengthscale:
         logger.info(

@@ -14,7 +14,7 @@ from diffbio_sc._anndata import require_anndata
 from diffbio_sc._anndata.cell_types import CellTypeBins
 from diffbio_sc._anndata.chromatin_states import StoredStates, read_states
 from diffbio_sc._anndata.results import make_record, write_results
-from diffbio_sc._checks import name_heads
+from diffbio_sc._checks import name_heads, whole_numbers
 from diffbio_sc._options import check_options
 from diffbio_sc._progress import progress
 from diffbio_sc.genome.chrom_sizes import match_chromosomes
@@ -201,9 +201,8 @@ def _checked(frame: pd.DataFrame, name: str, chromosomes: list[str]) -> pd.DataF
     if not len(frame):
         raise ValueError(f"{name!r} has no regions.")
     try:
-        frame = frame.assign(
-            chrom=frame["chrom"].astype(str), **{key: pd.to_numeric(frame[key]) for key in ("start", "end")}
-        )
+        place = {key: whole_numbers(pd.to_numeric(frame[key]), f"column {key!r}") for key in ("start", "end")}
+        frame = frame.assign(chrom=frame["chrom"].astype(str), **place)
         is_bedframe(frame, raise_errors=True)
         if (frame["start"] < 0).any():
             raise ValueError("negative starts")

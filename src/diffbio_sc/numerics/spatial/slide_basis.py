@@ -22,7 +22,7 @@ class SlideBasis(NamedTuple):
     Attributes
     ----------
     vectors
-        Orthonormal columns, spots of the slide by rank, float32.
+        Columns, spots of the slide by rank, float32; orthonormal over the spots that are used.
     values
         Eigenvalues, largest first.
     lengthscale
@@ -34,18 +34,29 @@ class SlideBasis(NamedTuple):
     lengthscale: float
 
 
-def slide_bases(coordinates: np.ndarray, slides: np.ndarray, lengthscale: float) -> list[SlideBasis]:
-    """Eigenbasis of the kernel on each slide; without slides that have no two places (at least one must have)."""
+def slide_bases(
+    coordinates: np.ndarray, slides: np.ndarray, lengthscale: float, used: np.ndarray | None = None
+) -> list[SlideBasis]:
+    """Eigenbasis of the kernel on each slide; without slides that have no two places (at least one must have).
+
+    With ``used`` the kernel is that of these spots, and its eigenvectors are extended to the others.
+    """
     number = int(slides.max()) + 1
     rank = max(_RANK // number, _LEAST_RANK)
-    bases = [_slide_basis(coordinates[slides == slide], lengthscale, rank) for slide in range(number)]
+    used = np.ones(len(slides), bool) if used is None else used
+    bases = [
+        _slide_basis(coordinates[inside], used[inside], lengthscale, rank)
+        for inside in (slides == slide for slide in range(number))
+    ]
     if not any(len(basis.values) for basis in bases):
         raise ValueError(f"The coordinates of all {len(coordinates)} spots are the same; patterns need places.")
     return bases
 
 
-def _slide_basis(coordinates: np.ndarray, lengthscale: float, rank: int) -> SlideBasis:
-    places, spacing = representative_places(coordinates, _REPRESENTATIVES)
+def _slide_basis(coordinates: np.ndarray, used: np.ndarray, lengthscale: float, rank: int) -> SlideBasis:
+    if not used.any():
+        return SlideBasis(np.zeros((len(used), 0), np.float32), np.zeros(0), float(lengthscale))
+    places, spacing = representative_places(coordinates[used], _REPRESENTATIVES)
     if spacing > lengthscale:
         lengthscale = spacing
     scale = float(lengthscale)
@@ -58,9 +69,9 @@ def _slide_basis(coordinates: np.ndarray, lengthscale: float, rank: int) -> Slid
     for start in range(0, len(coordinates), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         factor[rows] = _kernel(coordinates[rows], places, scale) @ projection
-    factor -= factor.mean(0)
-    values, rotation = np.linalg.eigh(factor.T @ factor)
-    kept = values > max(1e-4 * values[-1], 1e-9 * len(coordinates))
+    factor -= factor[used].mean(0)
+    values, rotation = np.linalg.eigh(factor[used].T @ factor[used])
+    kept = values > max(1e-4 * values[-1], 1e-9 * used.sum())
     values, rotation = values[kept][::-1], rotation[:, kept][:, ::-1]
     return SlideBasis((factor @ (rotation / np.sqrt(values))).astype(np.float32), values, scale)
 

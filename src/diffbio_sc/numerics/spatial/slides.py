@@ -19,3 +19,12 @@ def slide_codes(groups: np.ndarray | None, spots: int) -> np.ndarray:
     if len(codes) != spots:
         raise ValueError(f"groups must have {spots} entries, one for each spot, found {len(codes)}.")
     return codes
+
+
+def without_flat_axis(coordinates: np.ndarray, slides: np.ndarray) -> np.ndarray:
+    """Coordinates in space without an axis along which no slide extends: the neighbours in a section lie in a plane."""
+    if coordinates.shape[1] < 3:
+        return coordinates
+    extent = np.max([np.ptp(coordinates[slides == slide], axis=0) for slide in np.unique(slides)], axis=0)
+    flat = np.flatnonzero(extent == 0)[:1]
+    return np.delete(coordinates, flat, axis=1)
