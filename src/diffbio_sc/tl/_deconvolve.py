@@ -214,9 +214,8 @@ def deconvolve(
         known = _known_composition(adata, cell_sizes, table, fraction_of)
     elif cell_sizes is not None:
         table = table._replace(counts_per_cell=_known_sizes(table, cell_sizes, fraction_of))
-        params["cell_sizes"] = table.counts_per_cell[
-            place
-        ]  # names of types may hold "/", which h5ad cannot store as keys
+        # In an array: names of types may hold "/", which h5ad cannot store as keys.
+        params["cell_sizes"] = table.counts_per_cell[place]
     sums = table.sums[:, in_reference]
     chosen, profiles = engine.choose_genes(
         sums,
