@@ -6,8 +6,10 @@ import errno
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # What a full disk, a quota or a limit of the session raises; numpy's writers give no number.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
@@ -17,6 +19,15 @@ MORE_SHARED_ROOM = (
     "Set dask's 'temporary-directory', or else TMPDIR or settings.cache_dir, to a folder with more room that all "
     "workers see."
 )
+
+
+class TemporaryFolder:
+    """A folder among temporary ones (``TMPDIR``), which goes with the object, without a word."""
+
+    def __init__(self) -> None:
+        folder = tempfile.TemporaryDirectory(prefix="diffbio-sc-", ignore_cleanup_errors=True)
+        weakref.finalize(self, folder.cleanup)
+        self.path = Path(folder.name)
 
 
 @contextmanager

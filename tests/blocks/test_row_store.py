@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -48,7 +49,7 @@ def test_rows_are_those_of_the_matrix(matrix, rows, most, monkeypatch):
 
 def test_sums_and_numbers_of_entries_are_known_without_reading(matrix):
     store = RowStore.of(cut(matrix), 60)
-    store._folder.cleanup()
+    shutil.rmtree(store._folder.path)
     assert store.shape == (500, 60)
     assert store.nnz == matrix.nnz
     assert store.sum() == matrix.sum()
@@ -79,13 +80,16 @@ def test_values_that_no_small_type_holds_are_kept(matrix, value):
 def test_an_entry_takes_three_bytes_and_the_files_go_with_the_object(matrix):
     matrix.data[:] = 1
     store = RowStore.of(cut(matrix), 60)
-    folder = Path(store._folder.name)
+    folder = store._folder.path
     assert sum(file.stat().st_size for file in folder.iterdir()) == 3 * matrix.nnz
     view = store.placed(np.arange(10))
     del store
     assert view.to_memory().shape == (10, 60)
-    del view
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        del view
     assert not folder.exists()
+    assert told == []
 
 
 def test_blocks_of_any_kind_are_written_and_stay_as_they_are(matrix):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from diffbio_sc._files import room_for
+from diffbio_sc._files import TemporaryFolder, room_for
 
 _GAP = 32  # rows that are not asked for, up to which reading on is quicker than beginning anew
 _MOST_READ = 1 << 22  # entries that are read at once to find some rows among them
@@ -33,8 +32,8 @@ class RowStore:
     """
 
     def __init__(self, n_columns: int):
-        self._folder = tempfile.TemporaryDirectory(prefix="diffbio_sc_rows_")
-        self._columns, self._values = (Path(self._folder.name) / name for name in ("columns", "values"))
+        self._folder = TemporaryFolder()
+        self._columns, self._values = (self._folder.path / name for name in ("columns", "values"))
         self._columns.touch()
         self._values.touch()
         self._column_type = np.uint16 if n_columns <= 2**16 else np.int32
@@ -64,7 +63,7 @@ class RowStore:
         if _TYPES.index(needed) > _TYPES.index(self._type.type):
             self._widen(np.dtype(needed))
         parts = ((self._columns, block.indices, self._column_type), (self._values, block.data, self._type))
-        with room_for(sum(block.nnz * np.dtype(kind).itemsize for *_, kind in parts), self._folder.name):
+        with room_for(sum(block.nnz * np.dtype(kind).itemsize for *_, kind in parts), self._folder.path):
             for path, values, kind in parts:
                 with open(path, "ab") as file:
                     values.astype(kind).tofile(file)
@@ -82,7 +81,7 @@ class RowStore:
         """Write the values so far in a larger type."""
         wider = self._values.with_suffix(".wider")
         number = self._values.stat().st_size // self._type.itemsize
-        with room_for(number * dtype.itemsize, self._folder.name):
+        with room_for(number * dtype.itemsize, self._folder.path):
             with open(wider, "wb") as target, open(self._values, "rb") as source:
                 while len(part := np.fromfile(source, self._type, _COPY)):
                     part.astype(dtype).tofile(target)
@@ -192,12 +191,12 @@ class ArrayStore:
     """
 
     def __init__(self, blocks: Iterable[np.ndarray]):
-        self._folder = tempfile.TemporaryDirectory(prefix="diffbio_sc_rows_")
-        self._path = Path(self._folder.name) / "values"
+        self._folder = TemporaryFolder()
+        self._path = self._folder.path / "values"
         with open(self._path, "wb") as file:
             for block in blocks:
                 self._shape, self.dtype = block.shape[1:], block.dtype
-                with room_for(block.nbytes, self._folder.name):
+                with room_for(block.nbytes, self._folder.path):
                     block.tofile(file)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
