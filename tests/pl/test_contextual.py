@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import anndata as ad
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -30,7 +32,7 @@ def adata():
     return adata
 
 
-def test_tables_equal_scikit_learn(adata):
+def test_tables_equal_scikit_learn(tmp_path, adata):
     table = dbio.get.contextual(adata, kind="cell_types").set_index(["split", "cell_type"])
     test = (adata.var["contextual_split"] == "test").to_numpy()
     truth, score = adata.X[2, test], adata.layers["contextual_logit"][2, test]
@@ -50,6 +52,10 @@ def test_tables_equal_scikit_learn(adata):
     metrics = dbio.get.contextual(adata, kind="metrics")
     assert metrics["value"].tolist() == [0.7, 0.71, 0.6]
     assert metrics["split"].tolist() == ["val", "test", "test"]
+    adata.write_h5ad(tmp_path / "predicted.h5ad")
+    pd.testing.assert_frame_equal(
+        dbio.get.contextual(ad.read_h5ad(tmp_path / "predicted.h5ad"), kind="metrics"), metrics
+    )
 
 
 def test_predictions_of_another_object_have_no_labels(adata):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _MAKER = "dbio.tl.contextual"
 _REPORTED = {"validation": "val"}
+_ORDER = {"part": ("start", "refined", "averaged", "floor"), "split": ("train", "val", "test")}
 
 
 def contextual(
@@ -188,4 +189,10 @@ def _metrics(report: Any, key: str) -> pd.DataFrame:
     ]
     if not rows:
         raise KeyError(f"adata.uns[{key!r}]['report'] has no metrics.")
-    return pd.DataFrame(rows)
+    return pd.DataFrame(sorted(rows, key=_place))
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Where a row stands, whatever the order of the report: a file sorts what it stores by name."""
+    named = [(known.index(row[key]) if row[key] in known else len(known), row[key]) for key, known in _ORDER.items()]
+    return *named, row["metric"]
