@@ -1,7 +1,7 @@
 """Accuracy, speed, calibration and memory of ``dbio.tl.deconvolve``.
 
 python benchmarks/deconvolution.py [truth] [panels] [exact] [calibration] [missing] [scale] [wide]
-    [distractor] [constants] [left_out] [odds]
+    [distractor] [constants] [left_out] [odds] [converged]
 """
 
 from __future__ import annotations
@@ -609,11 +609,45 @@ def left_out() -> None:
         print(f"| {name} | " + " | ".join(f"{r:.4f} / {j:.4f}" for r, j, _ in rows) + " |")
 
 
+def converged() -> None:
+    """Proportions after the steps of the regression that are taken, and after five times as many."""
+    from diffbio_sc.engines import deconvolution as engine
+
+    print("\n## converged: what the regression's last steps would change; largest difference of a spot's proportions\n")
+    print("| set | RMSE | RMSE, five times the steps | median of spots | 95 % | largest |\n|---|---|---|---|---|---|")
+    steps = engine._SOLVER_STEPS
+    for case in CASES:
+        spots, reference = load(case)
+        found = []
+        with estimates_alone():
+            for factor in (1, 5):
+                engine._SOLVER_STEPS = factor * steps
+                found.append(quiet(ours, spots, reference))
+        engine._SOLVER_STEPS = steps
+        errors = [score(table, spots.obsm["truth"])["rmse"] for table in found]
+        change = np.abs(found[1] - found[0]).to_numpy().max(1)
+        quantiles = np.quantile(change, [0.5, 0.95, 1.0])
+        print(f"| {case} | {errors[0]:.4f} | {errors[1]:.4f} | " + " | ".join(f"{q:.4f}" for q in quantiles) + " |")
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     parts = {
         f.__name__: f
-        for f in (truth, panels, exact, calibration, missing, scale, wide, distractor, constants, left_out, odds)
+        for f in (
+            truth,
+            panels,
+            exact,
+            calibration,
+            missing,
+            scale,
+            wide,
+            distractor,
+            constants,
+            left_out,
+            odds,
+            converged,
+        )
     }
     for part in sys.argv[1:] or parts:
         parts[part]()

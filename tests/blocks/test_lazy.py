@@ -305,6 +305,7 @@ def test_pieces_in_memory_and_in_files_are_put_together_alike(dtype, tmp_path):
         assert found.has_canonical_format
         np.testing.assert_array_equal(found.toarray(), array.toarray()[:, columns[1:4]])
     np.testing.assert_array_equal(held[0].stretch(1, 3).bounds(0, 2), held[0].indptr[1:4] - held[0].indptr[1])
+    assert assemble([HeldPiece.cut(array[:40].astype(np.float32), columns), *stored[1:]], 1, 4).dtype == dtype
 
 
 def test_the_block_budget_bounds_blocks_and_what_waits_in_memory():

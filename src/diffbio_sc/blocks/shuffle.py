@@ -27,6 +27,11 @@ class Piece(Protocol):
         """Number of rows."""
         ...
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the values, float32 or float64."""
+        ...
+
     def bounds(self, first: int, last: int) -> np.ndarray:
         """Where the entries of the columns from ``first`` to before ``last`` begin, and where the last ones end."""
         ...
@@ -59,6 +64,11 @@ class HeldPiece(NamedTuple):
         if not chosen.has_sorted_indices:
             chosen.sort_indices()
         return cls(block.shape[0], chosen.indptr.astype(np.int64), chosen.indices.astype(np.int32), chosen.data)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the values."""
+        return self.data.dtype
 
     @property
     def nbytes(self) -> int:
@@ -115,6 +125,11 @@ class FilePiece:
         """Number of rows."""
         return self._rows
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the values."""
+        return np.dtype(f"f{self.itemsize}")
+
     def bounds(self, first: int, last: int) -> np.ndarray:
         """Where the entries of some columns begin."""
         return np.fromfile(self.path, np.int64, last + 1 - first, offset=8 * (_HEADER + first))
@@ -124,7 +139,7 @@ class FilePiece:
         begin = 8 * (_HEADER + self.columns + 1)
         indices = np.fromfile(self.path, np.int32, stop - start, offset=begin + 4 * start)
         begin += 4 * self.number + self.itemsize * start
-        return indices, np.fromfile(self.path, f"f{self.itemsize}", stop - start, offset=begin)
+        return indices, np.fromfile(self.path, self.dtype, stop - start, offset=begin)
 
 
 def assemble(pieces: Sequence[Piece], first: int, last: int) -> sp.csc_array:
@@ -136,13 +151,11 @@ def assemble(pieces: Sequence[Piece], first: int, last: int) -> sp.csc_array:
     indptr = np.concatenate([[0], np.cumsum(counts)])
     free = indptr[:-1].copy()
     indices = np.empty(indptr[-1], np.int32 if max(rows, indptr[-1]) < 2**31 else np.int64)
-    data = np.empty(indptr[-1], np.float32)
+    data = np.empty(indptr[-1], np.result_type(np.float32, *(piece.dtype for piece in pieces)))
     offset = 0
     for piece in pieces:
         bound = piece.bounds(first, last)
         here, values = piece.entries(bound[0], bound[-1])
-        if values.dtype != data.dtype:
-            data = data.astype(np.promote_types(data.dtype, values.dtype), copy=False)
         count = np.diff(bound)
         goal = np.arange(len(here)) + np.repeat(free - (bound[:-1] - bound[0]), count)
         indices[goal] = here + offset
