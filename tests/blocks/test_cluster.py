@@ -161,7 +161,7 @@ def test_a_result_that_never_arrives_is_not_waited_for_where_the_client_is_close
     class Waiting:
         """A client that closes, and results of which the last was on its way."""
 
-        status, looked = "running", 0
+        status, looked, thread_condition = "running", 0, threading.Condition()
 
         def is_empty(self):
             return False

@@ -11,7 +11,6 @@ import pickle
 import sys
 import tempfile
 import threading
-import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -44,7 +43,7 @@ __all__ = [
 
 Explanation = Callable[[int, BaseException], BaseException]
 _TOKEN = "token"
-_LOOK_AGAIN = 0.005  # seconds between two looks at what the workers have done
+_LOOK_AGAIN = 0.1  # seconds after which a client that waits is looked at again
 _LOADED: dict[Path, Any] = {}  # what this process has loaded from shared folders
 _LOADING = threading.Lock()
 _ASKED: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()  # workers that have this package
@@ -220,7 +219,8 @@ def arriving(client: Any, finished: Any) -> Iterator[Any]:
         elif client.status != "running":
             raise cancelled()
         else:
-            time.sleep(_LOOK_AGAIN)
+            with finished.thread_condition:  # which tells of the next result
+                finished.thread_condition.wait(_LOOK_AGAIN)
 
 
 @contextmanager
