@@ -558,7 +558,11 @@ def estimates_alone():
     from diffbio_sc.engines import held_out_mixtures
 
     calibrate = held_out_mixtures.calibrate
-    held_out_mixtures.calibrate = lambda *_, **__: held_out_mixtures.Calibration(1.0, np.zeros(1), (2.0, 2.0))
+
+    def none(spots, sample, fit, weights, *_, **__):
+        return held_out_mixtures.Calibration(1.0, np.zeros(weights.shape[1]), (2.0, 2.0))
+
+    held_out_mixtures.calibrate = none
     try:
         yield
     finally:
