@@ -98,7 +98,7 @@ def call_peaks(  # type: ignore[misc]  # options of the overloads are those belo
         Width in base pairs of the bins of the chain.
     duplicates
         Number of equal fragments (or reads) that count, None for all; by default 1, or all where fragments have
-        barcodes or counts.
+        barcodes or counts. Barcodes of different samples are of different cells, also where ``replicate`` pools them.
     n_jobs
         Number of processes that work on files side by side, -1 for one for each core; default this process alone. The
         workers of an active client of ``dask.distributed`` are used instead. A script needs
