@@ -42,6 +42,12 @@ def same(found, expected):
         np.testing.assert_array_equal(found, expected)
 
 
+def same_tables_of_contacts(found, expected):
+    for name in ("contacts", "expected", "insulation", "compartments", "loops", "tads"):
+        table = getattr(dbio.get, name)
+        same(table(found), table(expected))
+
+
 def test_contact_maps(tmp_path):
     plain = dbio.datasets.simulate_contacts(200, contacts_per_bin=200)
     lazy = lazily(plain, tmp_path)
@@ -52,15 +58,7 @@ def test_contact_maps(tmp_path):
         dbio.tl.pileup(adata, "is_boundary", flank=50_000)
         dbio.pl.contacts(adata, show=False)
         dbio.pl.saddle(adata, show=False)
-    for one in (
-        dbio.get.contacts,
-        dbio.get.expected,
-        dbio.get.insulation,
-        dbio.get.compartments,
-        dbio.get.loops,
-        dbio.get.tads,
-    ):
-        same(one(lazy), one(plain))
+    same_tables_of_contacts(lazy, plain)
     np.testing.assert_array_equal(lazy.uns["saddle"]["mean"], plain.uns["saddle"]["mean"])
     np.testing.assert_array_equal(lazy.uns["pileup"]["mean"], plain.uns["pileup"]["mean"])
 
@@ -217,15 +215,7 @@ def test_contacts_of_a_file(tmp_path):
     adata.obs["signal"] = adata.obs["true_compartment"].astype(float)
     dbio.tl.contacts(adata, ignore_diags=2, phasing_track="signal")
     lazy, plain = twice(adata, tmp_path)
-    for one in (
-        dbio.get.contacts,
-        dbio.get.expected,
-        dbio.get.insulation,
-        dbio.get.compartments,
-        dbio.get.loops,
-        dbio.get.tads,
-    ):
-        same(one(lazy), one(plain))
+    same_tables_of_contacts(lazy, plain)
     dbio.pl.contacts(lazy, show=False)
     cells = dbio.io.ContactCells(
         {f"cell_{seed}": dbio.datasets.simulate_contacts(200, contacts_per_bin=20, rng=seed) for seed in range(2)}

@@ -142,6 +142,14 @@ def test_pooled_replicates_keep_equal_fragments_of_different_cells(rows, duplica
     pd.testing.assert_frame_equal(pooled.drop(columns=["n_replicates", "name"]), expected.drop(columns="name"))
 
 
+def test_a_barcode_is_a_cell_of_its_own_in_each_of_pooled_replicates(rows):
+    one = as_intervals(rows, cell_code=np.zeros(len(rows), int), barcodes=["cell"])
+    single = dbio.tl.call_peaks(one, mode="narrow", duplicates=1)
+    pooled = dbio.tl.call_peaks({"r0": one, "r1": one}, replicate=True, mode="narrow", duplicates=1)
+    pooled = pooled[pooled["n_replicates"] == 2]
+    np.testing.assert_allclose(pooled["fragments"].sum(), 2 * single["fragments"].sum(), rtol=0.1)
+
+
 def test_groups_of_barcodes(rows):
     other = simulate(7, peaks={"chr1": [70_000]})
     every = pd.concat([rows, other], ignore_index=True)
