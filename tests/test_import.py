@@ -52,8 +52,8 @@ def test_settings_load_no_heavy_package():
     assert loaded.strip() == "[]"
 
 
-def test_first_calls_do_not_load_the_distributions_of_scipy():
-    """They take a third of a CPU second, which none of these needs."""
+def test_modules_do_not_load_the_distributions_of_scipy():
+    """They take a third of a CPU second, which is left to the functions that need them."""
     modules = [
         "diffbio_sc.engines.spatial_genes",
         "diffbio_sc.engines.contacts_compartments",

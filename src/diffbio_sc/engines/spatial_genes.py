@@ -12,7 +12,6 @@ from diffbio_sc._settings import settings
 from diffbio_sc.blocks.matrix import CountMatrix
 from diffbio_sc.blocks.plan import column_blocks
 from diffbio_sc.blocks.steps import Step
-from diffbio_sc.numerics.adjusted_pvalues import adjusted_pvalues
 from diffbio_sc.numerics.local_false_discovery import local_false_discovery
 from diffbio_sc.numerics.spatial.depth_pattern import DepthPattern
 from diffbio_sc.numerics.spatial.gene_moments import GeneSums, nuisance_columns, pearson_residuals, sum_genes
@@ -317,11 +316,13 @@ def call_significant(log_p: np.ndarray, mean: np.ndarray, alpha: float, fdr: str
 
     Local false discovery rates know how far each gene's test can get by its mean.
     """
+    from scipy.stats import false_discovery_control  # a third of a CPU second to load
+
     tested = np.isfinite(log_p)
     # Of the strongest genes p underflows, but it is never 0; their scores still tell them apart.
     pvalue, adjusted = np.maximum(np.exp(log_p), _SMALLEST_P), np.full(len(log_p), np.nan)
     if tested.any():
-        adjusted[tested] = adjusted_pvalues(pvalue[tested], fdr)
+        adjusted[tested] = false_discovery_control(pvalue[tested], method=fdr)
     local = local_false_discovery(log_p, np.log(np.maximum(mean, 1e-12)))
     return Significance(pvalue, adjusted, local, np.nan_to_num(adjusted, nan=1.0) < alpha)
 

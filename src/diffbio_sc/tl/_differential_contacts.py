@@ -367,13 +367,13 @@ def _loop_order(loop_table: pd.DataFrame, result: Comparison | None, contacts: C
 
 
 def _decay_table(decay: dict[str, np.ndarray], names: list[str], group: np.ndarray, resolution: int) -> pd.DataFrame:
-    from diffbio_sc.numerics.adjusted_pvalues import adjusted_pvalues
+    from scipy.stats import false_discovery_control
 
     pvalue = decay["pvalue"]
     qvalue = np.full_like(pvalue, np.nan)
     known = np.isfinite(pvalue)
     if known.any():
-        qvalue[known] = adjusted_pvalues(pvalue[known])
+        qvalue[known] = false_discovery_control(pvalue[known])
     return pd.DataFrame(
         {
             "start": decay["start"] * resolution,

@@ -310,12 +310,12 @@ def _overlap(
 
 def _adjusted(pvalue: np.ndarray) -> np.ndarray:
     """Benjamini and Hochberg's rates, of the p-values that are there."""
-    from diffbio_sc.numerics.adjusted_pvalues import adjusted_pvalues
+    from scipy.stats import false_discovery_control
 
     rates = np.full(len(pvalue), np.nan)
     known = ~np.isnan(pvalue)
     if known.any():
-        rates[known] = adjusted_pvalues(pvalue[known])
+        rates[known] = false_discovery_control(pvalue[known])
     return rates
 
 
