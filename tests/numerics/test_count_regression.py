@@ -64,6 +64,19 @@ def test_default_steps_have_converged(case):
     np.testing.assert_allclose(few, many, atol=2e-3)
 
 
+def test_order_of_signatures_that_resemble_each_other_hardly_matters():
+    rng = np.random.default_rng(1)
+    signatures = rng.gamma(0.5, 1.0, 300) * rng.lognormal(0.0, 0.5, (8, 300))
+    signatures = (signatures / signatures.sum(1, keepdims=True)).astype(np.float32)
+    depth = rng.uniform(2000, 5000, 40)
+    counts = rng.poisson(depth[:, None] * rng.dirichlet(np.ones(8) * 0.5, 40) @ signatures).astype(np.float32)
+    first, second = (
+        np.asarray(regress(counts, counts.sum(1), ordered, jnp.float32(DISPERSION), steps=6).weights)
+        for ordered in (signatures, signatures[::-1])
+    )
+    np.testing.assert_allclose(first, second[:, ::-1], atol=5e-4)
+
+
 def test_strong_prior_wins(case):
     counts, depth, signatures = case
     prior = jnp.full((len(counts), 4), 0.25)

@@ -202,8 +202,8 @@ def deconvolve(
     cells = None if n_cells_key is None else read_cell_numbers(adata.obs, n_cells_key, name="adata.obs")
     table = read_reference(reference, cell_type_key, batch_key, reference_layer, allow_fractional)
     types = table.types
-    # Types that resemble each other are estimated in turn, and end a little short of their limit by an amount that
-    # depends on whose turn is first: it goes by their names, whatever the order of categories.
+    # Types are estimated in turn, and end a little short of their limit by an amount that depends on whose turn is
+    # first: it goes by their names, whatever the order of categories.
     table = table.by_name()
     place = pd.Index(table.types).get_indexer(types)
     shared, in_reference = _shared_genes(adata, table, genes)

@@ -17,6 +17,8 @@ from diffbio_sc.numerics.counts.nonnegative_quadratic import nonnegative_quadrat
 # Full steps of Fisher scoring end in an alternation between two answers where variance depends strongly on the mean.
 # Two thirds of a step contract fastest when a full one turns an error around or removes it.
 DAMPED_STEP = 2.0 / 3.0
+# Rounds over the types in a step. Where types resemble each other, half of them leave an answer that depends on order.
+_SWEEPS = 16
 # Below this mean a single unexpected count would get a weight of more than a thousand.
 _SMALLEST_WEIGHTED_MEAN = 1e-3
 
@@ -107,7 +109,7 @@ def fisher_step(
     products: Float[Array, "genes pairs"],
     prior_mean: Float[Array, "spots types"] | None = None,
     prior_precision: Float[Array, "..."] | None = None,
-    sweeps: int = 8,
+    sweeps: int = _SWEEPS,
     *,
     excess: Float[Array, "..."] | float = 0.0,
     error: Float[Array, "types genes"] | None = None,
@@ -143,7 +145,7 @@ def regress(
     prior_precision: Float[Array, "..."] | None = None,
     *,
     steps: int = 4,
-    sweeps: int = 8,
+    sweeps: int = _SWEEPS,
     excess: Float[Array, "..."] | float = 0.0,
     error: Float[Array, "types genes"] | None = None,
 ) -> Regression:
@@ -201,7 +203,7 @@ def regression_weights(
     excess: Float[Array, "..."],
     error: Float[Array, "types genes"] | None = None,
     steps: int = 8,
-    sweeps: int = 16,
+    sweeps: int = _SWEEPS,
 ) -> Float[Array, "spots types"]:
     """Weights of the regression, with gradients by implicit differentiation.
 
